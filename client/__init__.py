@@ -1,0 +1,1 @@
+"""The data-holding site: local training under the site's own policy."""

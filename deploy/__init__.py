@@ -1,0 +1,1 @@
+"""Provisioning and supervision; imports neither server, client nor shared."""

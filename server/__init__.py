@@ -1,0 +1,1 @@
+"""The coordinator: rounds, training, evaluation and reports."""

@@ -1,0 +1,1 @@
+"""The diffusion core and formats that server and client have in common."""

@@ -1,0 +1,314 @@
+"""The experiment: one TOML file describing one stage (masked pre-training, DSM, or a federated fine-tuning)."""
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shared.errors import InputError
+
+
+class Section(BaseModel):
+    """Frozen, and an unknown key is an error: a typo must never train the wrong thing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainConfig(Section):
+    """What is minimised, for how long."""
+
+    objective: Literal["msm", "dsm"] = "dsm"
+    """`msm`: masked score matching (Eq. 4), `dsm`: denoising score matching on whole images (Eq. 1)."""
+    steps: int = Field(1000, ge=0)
+    """Optimizer steps of a central training; ignored by `finetune`, whose length is `federation`."""
+    batch: int = Field(32, ge=1)
+    """Images per optimizer step, over all ranks and micro-batches."""
+    accumulation: int = Field(1, ge=1)
+    """Micro-batches per optimizer step and rank; `batch` is split over them."""
+    init: str = ""
+    """Checkpoint whose EMA weights the stage starts from; empty: random initialisation."""
+    seed: int = Field(0, ge=0, lt=2**63)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` is decided once at the start of a run and written back into its `experiment.toml`."""
+    compile: Literal["auto", "never"] = "auto"
+    """`torch.compile` on GPUs (`auto`); never on CPUs, where it gains nothing at mask ratio 0."""
+    checkpoint_every: int = Field(1000, ge=1)
+    """Steps between checkpoints."""
+    sample_every: int = Field(1000, ge=1)
+    """Steps between sample grids."""
+    keep_last: int = Field(3, ge=1)
+    """Newest checkpoints that are kept."""
+    keep_every: int = Field(0, ge=0)
+    """Also keep every checkpoint whose step or round is a multiple of this; 0: none."""
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    backbone: Literal["uvit", "unet"] = "uvit"
+    size: Literal["T", "S", "B", "L"] = "T"
+    image_size: int = Field(32, ge=8)
+    """Height and width of the images in pixels."""
+    patch_size: int = Field(4, ge=1)
+    """Patch side; in pixels, or in coefficients when `data.wavelet` is set."""
+
+
+class MaskConfig(Section):
+    """Which patches the network sees (Eq. 3)."""
+
+    kind: Literal["none", "patch", "block", "crop"] = "none"
+    ratio: float = Field(0.0, ge=0.0, lt=1.0)
+    """Hidden share asked for; blocks floor it, and the realised ratio is reported."""
+    block_size: int = Field(4, ge=1)
+    """Patches per block side, for `block`."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if (self.kind == "none") != (self.ratio == 0.0):
+            raise ValueError(f"mask.kind {self.kind!r} does not go with mask.ratio {self.ratio}: give both or neither")
+        return self
+
+
+class DiffusionConfig(Section):
+    """The forward process and what the network predicts."""
+
+    schedule: Literal["linear", "cosine"] = "cosine"
+    timesteps: int = Field(1000, ge=2)
+    prediction: Literal["eps", "v", "x_0"] = "eps"
+
+
+class DataConfig(Section):
+    """How images become tensors."""
+
+    horizontal_flip: bool = True
+    wavelet: str = ""
+    """One-level orthogonal wavelet of PyWavelets, e.g. `haar`; empty: pixels."""
+
+
+class OptimConfig(Section):
+    """AdamW and the moving average."""
+
+    lr: float = Field(2e-4, gt=0)
+    betas: tuple[float, float] = (0.99, 0.99)
+    weight_decay: float = Field(0.03, ge=0)
+    warmup_steps: int = Field(0, ge=0)
+    grad_clip: float = Field(1.0, ge=0)
+    """Largest gradient norm; 0: no clipping."""
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+
+
+class FederationConfig(Section):
+    """The rounds of `finetune`."""
+
+    rounds: int = Field(4, ge=1)
+    local_steps: int = Field(100, ge=1)
+    """Optimizer steps per site and round."""
+    sites_per_round: int = Field(0, ge=0)
+    """Sites asked in each round, drawn by seed; 0: all registered."""
+    min_available: int = Field(2, ge=1)
+    """Sites that must be online before a round starts."""
+    min_replies: int = Field(2, ge=1)
+    """Good replies below which a round leaves the weights as they are."""
+    available_deadline_seconds: float = Field(300.0, gt=0)
+    round_deadline_seconds: float = Field(3600.0, gt=0)
+    weighting: Literal["equal", "examples"] = "equal"
+    max_examples: int = Field(100_000, ge=1)
+    """A site's claimed number of images is clamped to this."""
+    examples_grid: int = Field(100, ge=1)
+    """... and rounded up to a multiple of this, a public grid."""
+    wire_dtype: Literal["float32", "bfloat16"] = "float32"
+    trainable: tuple[str, ...] = ("*",)
+    """Shell patterns over tensor names, or `attention`; only these tensors are trained and travel."""
+    max_update_norm: float = Field(0.0, ge=0)
+    """Largest L2 norm of one site's update; 0: no bound."""
+    update_norm_action: Literal["clip", "reject"] = "reject"
+    proximal_mu: float = Field(0.0, ge=0)
+    """FedProx: mu / 2 times the squared distance to the round's start is added to the local loss."""
+    server_optimizer: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
+    server_lr: float = Field(1.0, gt=0)
+    server_momentum: float = Field(0.9, ge=0, lt=1)
+    """FedAvgM's momentum and FedAdam's beta_1."""
+    server_beta_2: float = Field(0.99, ge=0, lt=1)
+    server_tau: float = Field(1e-3, gt=0)
+    """FedAdam's adaptivity."""
+
+
+class PrivacyConfig(Section):
+    """DP-SGD at the sites; `none` trains without. Public constants only: nothing may derive from a private count."""
+
+    mechanism: Literal["none", "dp-sgd"] = "none"
+    unit: Literal["image", "person"] = "image"
+    noise_multiplier: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    sample_rate: float = Field(0.01, gt=0, le=1)
+    """Poisson sampling rate q of units per step."""
+    expected_batch: int = Field(64, ge=1)
+    """The normaliser of the gradient sum."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    draws: int = Field(1, ge=1)
+    """K noise draws per unit and step, folded into the token axis."""
+    micro_batch: int = Field(64, ge=1)
+    """Units per physical batch, for memory."""
+    clipping: Literal["fast", "hooks"] = "fast"
+
+
+class EvaluationConfig(Section):
+    """How checkpoints are sampled and measured."""
+
+    num_images: int = Field(1000, ge=2)
+    sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
+    steps: int = Field(250, ge=1)
+    eta: float = Field(1.0, ge=0, le=1)
+    """Stochasticity of DDIM; the authors' evaluation default is 1."""
+    clip_x_0: bool = True
+    extractor: str = "inception-v3-compat"
+    batch: int = Field(64, ge=1)
+    seed: int = Field(0, ge=0, lt=2**63)
+    every_rounds: int = Field(1, ge=0)
+    """Rounds between evaluations of a federated run; 0: only by hand."""
+
+
+class Experiment(Section):
+    """One stage, complete. Cross-section rules are checked here, before anything is written."""
+
+    train: TrainConfig = TrainConfig()
+    model: ModelConfig = ModelConfig()
+    mask: MaskConfig = MaskConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    federation: FederationConfig = FederationConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def grid_size(self) -> int:
+        """Patches per image side."""
+        return self.model.image_size // (2 if self.data.wavelet else 1) // self.model.patch_size
+
+    @property
+    def in_channels(self) -> int:
+        """Channels that enter the network: 3, or 12 wavelet bands."""
+        return 12 if self.data.wavelet else 3
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        side = self.model.image_size // (2 if self.data.wavelet else 1)
+        if self.data.wavelet and self.model.image_size % 2:
+            raise ValueError(f"model.image_size {self.model.image_size} is odd: a wavelet halves it, give an even size")
+        if side % self.model.patch_size:
+            near = max(self.model.patch_size, side // self.model.patch_size * self.model.patch_size)
+            near *= 2 if self.data.wavelet else 1
+            raise ValueError(
+                f"model.image_size {self.model.image_size} is not a multiple of patch_size {self.model.patch_size}"
+                f"{' after the wavelet' if self.data.wavelet else ''}: give {near} for example"
+            )
+        if (self.train.objective == "msm") != (self.mask.kind != "none"):
+            raise ValueError(
+                f"train.objective {self.train.objective!r} does not go with mask.kind {self.mask.kind!r}: "
+                "msm needs a mask, dsm takes none"
+            )
+        if self.mask.kind == "block" and self.grid_size % self.mask.block_size:
+            raise ValueError(
+                f"mask.block_size {self.mask.block_size} does not divide the {self.grid_size} x {self.grid_size} patch "
+                "grid: give one that does"
+            )
+        if self.mask.kind != "none" and self.num_visible in (0, self.grid_size**2):
+            raise ValueError(
+                f"mask.ratio {self.mask.ratio} leaves {self.num_visible} of {self.grid_size**2} patches visible "
+                f"with kind {self.mask.kind!r} and block_size {self.mask.block_size}: "
+                f"{'lower' if self.num_visible == 0 else 'raise'} the ratio or take smaller blocks"
+            )
+        if self.federation.min_replies > (self.federation.sites_per_round or math.inf):
+            raise ValueError(
+                f"federation.min_replies {self.federation.min_replies} is above sites_per_round "
+                f"{self.federation.sites_per_round}: lower it"
+            )
+        if self.evaluation.steps > self.diffusion.timesteps:
+            raise ValueError(
+                f"evaluation.steps {self.evaluation.steps} is above diffusion.timesteps {self.diffusion.timesteps}: "
+                f"at most {self.diffusion.timesteps}"
+            )
+        return self
+
+    @property
+    def num_visible(self) -> int:
+        """Visible patches V per image: fixed, so that shapes are static.
+
+        Blocks use the authors' rounding (hidden blocks = int(ratio N) // b^2); a crop is the largest square that
+        hides at least the ratio.
+        """
+        num_patches = self.grid_size**2
+        match self.mask.kind:
+            case "none":
+                return num_patches
+            case "patch":
+                return num_patches - int(self.mask.ratio * num_patches)
+            case "block":
+                hidden = int(self.mask.ratio * num_patches) // self.mask.block_size**2
+                return num_patches - hidden * self.mask.block_size**2
+            case "crop":
+                return math.isqrt(num_patches - math.ceil(self.mask.ratio * num_patches)) ** 2
+
+    @property
+    def realised_mask_ratio(self) -> float:
+        """Hidden share after rounding, in [0, 1)."""
+        return 1 - self.num_visible / self.grid_size**2
+
+    def to_toml(self) -> str:
+        """Every field, defaults included, so that a stored experiment does not change with the code's defaults."""
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+
+def parse_experiment(text: str, overrides: list[str] | None = None, name: str = "experiment") -> Experiment:
+    """Parse TOML text, apply `section.key=value` overrides and check everything.
+
+    Raises:
+        InputError: bad TOML, unknown key, or a value out of range; the line names the key.
+    """
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{name}: not valid TOML ({error})") from error
+    for override in overrides or []:
+        _apply(tree, override)
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{name}: {explain(error)}") from error
+
+
+def load_experiment(path: Path, overrides: list[str] | None = None) -> Experiment:
+    """Read an experiment file; see `parse_experiment`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"experiment {path}: {error.strerror}; `maskfed-server experiments list` shows names") from error
+    return parse_experiment(text, overrides, path.name)
+
+
+def explain(error: ValidationError) -> str:
+    """One line for the first problem of a validation: key, value, what is allowed."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}: remove it or correct its spelling"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"{key} = {first['input']!r}: {message}" if not isinstance(first["input"], dict) else f"{key}: {message}"
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    section, dot, field = key.strip().partition(".")
+    if not (equals and dot and field):
+        raise InputError(f"--set {override!r}: give it as section.key=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    tree.setdefault(section, {})[field] = parsed
