@@ -286,7 +286,9 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise InputError(f"experiment {path}: {error.strerror}; `maskfed-server experiments list` shows names") from error
+        raise InputError(
+            f"experiment {path}: {error.strerror}; `maskfed-server experiments list` shows names"
+        ) from error
     return parse_experiment(text, overrides, path.name)
 
 
