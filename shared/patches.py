@@ -1,0 +1,38 @@
+"""Images to patch tokens and back.
+
+Shapes: B batch, C channels, H W pixels, N patches, V visible patches, P = patch_size^2 C values per patch.
+"""
+# ruff: noqa: N803 - shape suffixes
+
+from einops import rearrange
+from torch import Tensor
+
+from shared.errors import InputError
+
+
+def patchify(x_BCHW: Tensor, patch_size: int) -> Tensor:
+    """Cut images into patches in row-major order; any dtype, so that uint8 can be gathered before it is cast.
+
+    Returns:
+        (B, N, P); inside a patch rows come first, then columns, then channels.
+
+    Raises:
+        InputError: the patch size does not divide height and width.
+    """
+    height, width = x_BCHW.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise InputError(f"images of {height} x {width} do not divide into patches of {patch_size}: resize them")
+    return rearrange(x_BCHW, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
+
+
+def unpatchify(tokens_BNP: Tensor, patch_size: int, channels: int) -> Tensor:
+    """The inverse of `patchify` for square images: (B, N, P) to (B, C, H, W)."""
+    side = round(tokens_BNP.shape[1] ** 0.5)
+    return rearrange(
+        tokens_BNP, "b (h w) (p q c) -> b c (h p) (w q)", h=side, w=side, p=patch_size, q=patch_size, c=channels
+    )
+
+
+def gather_patches(tokens_BNP: Tensor, ids_BV: Tensor) -> Tensor:
+    """The S of the paper's Eq. 4: keep the patches that `ids_BV` (long, in [0, N)) names; (B, V, P)."""
+    return tokens_BNP.gather(1, ids_BV[..., None].expand(-1, -1, tokens_BNP.shape[-1]))
