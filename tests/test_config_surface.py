@@ -1,0 +1,36 @@
+"""No dead options: every field of an experiment is read by the code, outside the file that declares it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from shared.config import Experiment
+
+ROOT = Path(__file__).parent.parent
+SOURCES = {
+    path: path.read_text(encoding="utf-8")
+    for package in ("server", "client", "shared")
+    for path in (ROOT / package).rglob("*.py")
+}
+FIELDS = [
+    (section, field)
+    for section, description in Experiment.model_fields.items()
+    for field in description.annotation.model_fields
+]
+
+
+def is_read(section: str, field: str) -> bool:
+    """The field is accessed as `.section.field`, or through a variable named like the section or its first letters."""
+    owner = rf"(?:\.{section}|\b{section}(?:_config)?|\bconfig|\bplan)"
+    pattern = re.compile(rf"{owner}\.{field}\b")
+    return any(pattern.search(text) for text in SOURCES.values())
+
+
+@pytest.mark.parametrize(("section", "field"), FIELDS, ids=lambda part: part)
+def test_field_is_read_by_the_code(section: str, field: str):
+    assert is_read(section, field), f"{section}.{field} is declared but nothing reads it: build it or remove it"
+
+
+def test_a_field_that_nothing_reads_would_be_found():
+    assert not is_read("optim", "no_such_field")
