@@ -1,0 +1,204 @@
+"""The site's own files: where they are, and what `site.toml` says. Everything not allowed there is refused."""
+
+import os
+import stat
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tomli_w
+from pydantic import Field, ValidationError
+
+from shared.config import Section, explain
+from shared.errors import InputError
+
+Task = Literal["train", "statistics", "audit"]
+Unit = Literal["image", "person"]
+HOME_VARIABLE = "MASKFED_CLIENT_HOME"
+
+
+class SitePolicy(Section):
+    """What this site agrees to. The defaults deny everything; `maskfed-client join` writes every field out."""
+
+    tasks: tuple[Task, ...] = ()
+    """Kinds of request that are looked at at all."""
+    experiments: Literal["approved", "any"] = "approved"
+    """`approved`: only experiments whose digest the operator has approved; `any`: whatever the rules below allow."""
+    require_dp: bool = True
+    """Refuse training without DP-SGD. Updates without it can be inverted into training images."""
+    non_private_after_dp: bool = False
+    """Allow releases without DP after the first DP round. They void what the DP rounds have protected."""
+    unit: Unit = "image"
+    """What one epsilon protects: one image, or one person with all images."""
+    epsilon_cap: float = Field(0.0, ge=0)
+    """Largest total epsilon of a data set, over all runs and models."""
+    delta: float = Field(1e-5, gt=0, lt=1)
+    """The delta at which every epsilon of this site is computed, whatever a request says."""
+    min_noise_multiplier: float = Field(1.0, gt=0)
+    """Smallest noise multiplier sigma of a DP plan."""
+    max_steps_per_round: int = Field(0, ge=0)
+    max_rounds_per_day: int = Field(0, ge=0)
+    """Rounds that may start within 24 hours, over all runs."""
+    min_images_train: int = Field(1, ge=1)
+    """Fewer training images than this, and training is refused."""
+    min_images_statistics: int = Field(1000, ge=1)
+    """Fewer images than this, and no statistics are released."""
+    image_count: Literal["hidden", "rounded", "exact"] = "hidden"
+    """How the number of training images leaves the site; always hidden under DP."""
+    image_count_grid: int = Field(100, ge=2)
+    """`rounded` counts are rounded up to a multiple of this; the grid is public."""
+    release_scalars: tuple[Literal["loss", "grad_norm", "seconds"], ...] = ()
+    """Numbers beside the update. Under DP only `seconds` is ever sent, in whole minutes."""
+
+
+class SiteConfig(Section):
+    """All of `site.toml`."""
+
+    schema_version: Literal[1] = 1
+    alias: str
+    """Name in the coordinator's registry."""
+    address: str
+    """The coordinator's door, host:port."""
+    data: str
+    """Folder or zip of images, absolute; class folders are persons."""
+    image_size: int = Field(ge=8)
+    """Side of the images in the private cache, in pixels; requests for another size are refused."""
+    held_out_ratio: float = Field(0.1, ge=0, lt=1)
+    """Share of the persons (or images) that is never trained on, for audits."""
+    head_file: str
+    """File, away from the ledger, that keeps its newest sequence number and hash; absolute, one per site."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(0, ge=0)
+    """CPU threads of a round; 0: torch's own choice. Another number gives other last bits."""
+    policy: SitePolicy = SitePolicy()
+
+
+@dataclass(frozen=True)
+class Home:
+    """Paths below a site's home folder (0700)."""
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        """`site.toml`, written by `join`, edited by the operator."""
+        return self.path / "site.toml"
+
+    @property
+    def ledger(self) -> Path:
+        """Hash-chained spending."""
+        return self.path / "ledger.jsonl"
+
+    @property
+    def journal(self) -> Path:
+        """Hash-chained requests, decisions and releases."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def approved(self) -> Path:
+        """Digests of code and experiments that the operator has approved."""
+        return self.path / "approved.txt"
+
+    @property
+    def pending(self) -> Path:
+        """Experiments that were asked for and wait for approval."""
+        return self.path / "pending"
+
+    @property
+    def data_key(self) -> Path:
+        """Secret of this site: fingerprints, held-out split and random streams derive from it."""
+        return self.path / "data.key"
+
+    @property
+    def datasets(self) -> Path:
+        """Private image caches, one folder per data set."""
+        return self.path / "cache"
+
+    @property
+    def base(self) -> Path:
+        """Frozen tensors that were received once."""
+        return self.path / "cache" / "base"
+
+    @property
+    def replies(self) -> Path:
+        """The last reply of each run."""
+        return self.path / "last_reply"
+
+    @property
+    def logs(self) -> Path:
+        """Logs for the operator only."""
+        return self.path / "logs"
+
+
+def find_home(path: Path | None = None) -> Home:
+    """The home given, else the one of MASKFED_CLIENT_HOME, else ./site; absolute."""
+    return Home((path or Path(os.environ.get(HOME_VARIABLE, "site"))).resolve())
+
+
+def check_private(path: Path) -> None:
+    """Refuse a private file that others can read or change.
+
+    Raises:
+        InputError: it is missing, or its mode has any bit for group or others.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; run `maskfed-client join` first") from error
+    if mode & 0o077:
+        raise InputError(f"{path} has mode {mode:04o}, at most 0600 is safe: chmod 600 {path}")
+
+
+def load_settings(home: Home) -> SiteConfig:
+    """Read and check `site.toml`.
+
+    Raises:
+        InputError: missing, readable by others, not TOML, an unknown key or a value out of range.
+    """
+    check_private(home.settings)
+    try:
+        return SiteConfig.model_validate(tomllib.loads(home.settings.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        raise InputError(f"{home.settings}: {explain(error)}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{home.settings}: not valid TOML ({error})") from error
+
+
+def save_settings(home: Home, settings: SiteConfig) -> None:
+    """Write every field of `site.toml`, 0600, replacing it in one step."""
+    write_private(home.settings, tomli_w.dumps(settings.model_dump(mode="json")).encode())
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write `path` (0600) so that a reader, or a crash, sees the old content or all of the new."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make renames in a folder last through a power cut."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_data_key(home: Home) -> bytes:
+    """The site's 32 secret bytes, made at first use."""
+    if not home.data_key.exists():
+        write_private(home.data_key, os.urandom(32))
+    check_private(home.data_key)
+    return home.data_key.read_bytes()
