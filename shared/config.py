@@ -211,6 +211,16 @@ class Experiment(Section):
                 f"train.objective {self.train.objective!r} does not go with mask.kind {self.mask.kind!r}: "
                 "msm needs a mask, dsm takes none"
             )
+        if self.model.backbone == "unet" and self.mask.kind not in ("none", "crop"):
+            raise ValueError(
+                f"mask.kind {self.mask.kind!r} does not go with model.backbone 'unet': a convolution needs one square, "
+                "give 'crop'"
+            )
+        if self.model.backbone == "unet" and self.privacy.mechanism == "dp-sgd" and self.privacy.draws > 1:
+            raise ValueError(
+                f"privacy.draws {self.privacy.draws} does not go with model.backbone 'unet': a convolution cannot keep "
+                "draws of one image apart, give 1"
+            )
         if self.mask.kind == "block" and self.grid_size % self.mask.block_size:
             raise ValueError(
                 f"mask.block_size {self.mask.block_size} does not divide the {self.grid_size} x {self.grid_size} patch "

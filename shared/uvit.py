@@ -197,9 +197,16 @@ SIZES = {"T": uvit_T, "S": uvit_S, "B": uvit_B, "L": uvit_L}
 
 
 def build_model(experiment: Experiment) -> nn.Module:
-    """The network an experiment names; `forward(tokens_BVP, t_B, ids_BV)` whatever the backbone."""
-    return SIZES[experiment.model.size](
-        in_channels=experiment.in_channels,
-        grid_size=experiment.grid_size,
-        patch_size=experiment.model.patch_size,
-    )
+    """The network an experiment names; `forward(tokens_BVP, t_B, ids_BV)` whatever the backbone.
+
+    Raises:
+        InputError: backbone unet without diffusers, or with settings it cannot take.
+    """
+    model, shape = experiment.model, {"in_channels": experiment.in_channels, "grid_size": experiment.grid_size}
+    match model.backbone:
+        case "uvit":
+            return SIZES[model.size](patch_size=model.patch_size, **shape)
+        case "unet":
+            from shared.unet import WIDTHS, CoordinateUNet
+
+            return CoordinateUNet(patch_size=model.patch_size, widths=WIDTHS[model.size], **shape)
