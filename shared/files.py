@@ -1,0 +1,48 @@
+"""Files that readers see whole or not at all, whatever crashes."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+TEMPORARY_PREFIX = ".incomplete-"
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder; under its own name it vanishes at once, never file by file."""
+    if not folder.exists():
+        return
+    doomed = folder.parent / f"{TEMPORARY_PREFIX}removed-{folder.name}-{os.getpid()}"
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def file_digest(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Force a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, data: str | bytes, mode: int = 0o644) -> None:
+    """Write a file under a temporary name, force it to disk and rename it; readers see the old or the new content."""
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_file(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
