@@ -1,4 +1,4 @@
-"""What a site and the coordinator hand each other once: an enrolment request, and a join bundle. Neither holds a secret.
+"""What a site and the coordinator hand each other once: an enrolment request and a join bundle, both without secrets.
 
 The request is one line that survives mail and chat. It is signed with the site's node key over alias, key and time, so
 that nobody can enrol a key he does not have; old requests are refused, known keys are refused by the registry.
@@ -38,7 +38,7 @@ class EnrolmentRequest:
 
 @dataclass(frozen=True)
 class JoinBundle:
-    """What a site needs to find and trust the coordinator. `code_digest` is the client code the coordinator runs with."""
+    """What a site needs to find and trust the coordinator; `code_digest` names the client code it runs with."""
 
     schema: int
     alias: str

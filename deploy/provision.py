@@ -1,7 +1,7 @@
 """Keys, certificates and secrets, each made on the machine that uses it.
 
-Everything is elliptic curve P-384: Flower authenticates nodes with OpenSSH keys on NIST curves. The CA key is written to a
-folder of its own, because it is needed again only to renew the server certificate and belongs offline in between.
+Everything is elliptic curve P-384: Flower authenticates nodes with OpenSSH keys on NIST curves. The CA key goes to a
+folder of its own: it is needed again only to renew the server certificate and belongs offline in between.
 """
 
 import datetime as dt
@@ -72,7 +72,7 @@ def create_secret(path: Path) -> None:
 
 
 def create_node_key(path: Path) -> str:
-    """Write a P-384 key in OpenSSH format to `path` (0600) and its public half to `path`.pub; return the public line."""
+    """Write a P-384 key in OpenSSH format to `path` (0600), its public half to `path`.pub; return the public line."""
     key = ec.generate_private_key(ec.SECP384R1())
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
@@ -95,7 +95,7 @@ def create_authority(ca_key: Path, ca_certificate: Path) -> str:
 
 
 def issue_server_certificate(
-    ca_key: Path, ca_certificate: Path, certificate: Path, key: Path, hosts: Iterable[str], days: int = SERVER_DAYS
+    *, ca_key: Path, ca_certificate: Path, certificate: Path, key: Path, hosts: Iterable[str], days: int = SERVER_DAYS
 ) -> None:
     """Sign a TLS server certificate for `hosts` (names or IP addresses; localhost and 127.0.0.1 are always in it).
 
@@ -121,13 +121,20 @@ def issue_server_certificate(
 
 
 def renew_server_certificate(
-    ca_key: Path, ca_certificate: Path, certificate: Path, key: Path, hosts: Iterable[str], days: int = SERVER_DAYS
+    *, ca_key: Path, ca_certificate: Path, certificate: Path, key: Path, hosts: Iterable[str], days: int = SERVER_DAYS
 ) -> None:
     """Replace certificate and key by fresh ones of the same CA; sites notice nothing, processes need a restart."""
     new_certificate, new_key = (path.with_name(path.name + ".new") for path in (certificate, key))
     for path in (new_certificate, new_key):
         path.unlink(missing_ok=True)
-    issue_server_certificate(ca_key, ca_certificate, new_certificate, new_key, hosts, days)
+    issue_server_certificate(
+        ca_key=ca_key,
+        ca_certificate=ca_certificate,
+        certificate=new_certificate,
+        key=new_key,
+        hosts=hosts,
+        days=days,
+    )
     new_key.replace(key)
     new_certificate.replace(certificate)
 

@@ -1,0 +1,140 @@
+"""The coordinator's folder: what `init` writes into it, and its one settings file `coordinator.toml`."""
+
+import ipaddress
+import shutil
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import tomli_w
+
+from deploy.enrolment import split_address
+from deploy.provision import (
+    ProvisionError,
+    check_certificate,
+    check_private,
+    create_authority,
+    create_file,
+    create_secret,
+    issue_server_certificate,
+)
+
+SETTINGS = "coordinator.toml"
+DEFAULT_PORT = 8443
+
+
+@dataclass(frozen=True)
+class Coordinator:
+    """Settings of a coordinator. Sites connect to `address`; the SuperLink itself listens on loopback only.
+
+    With `edge`, nginx listens on the port of `address` on all interfaces and is the only door. `database` keeps
+    Flower's state on disk, so that a run goes on by itself after a short loss of the server.
+    """
+
+    schema: int
+    address: str
+    host: str
+    port: int
+    health_port: int
+    edge: bool
+    database: bool
+
+
+def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> str:
+    """Write a coordinator's folder: settings, CA (its key in `ca/`), server certificate and secret.
+
+    Args:
+        home: new or empty folder.
+        settings: checked before anything is written.
+        hosts: further names or addresses for the certificate, beside that of `settings.address`.
+
+    Returns:
+        Fingerprint of the CA certificate.
+
+    Raises:
+        ProvisionError: the folder is in use or the settings contradict each other; nothing has been written then.
+    """
+    check_settings(settings)
+    if home.exists() and any(home.iterdir()):
+        raise ProvisionError(f"{home} is not empty: give a new folder, nothing is overwritten")
+    home.mkdir(parents=True, exist_ok=True)
+    home.chmod(0o700)
+    try:
+        digest = create_authority(home / "ca" / "ca.key", home / "pki" / "ca.crt")
+        issue_server_certificate(
+            ca_key=home / "ca" / "ca.key",
+            ca_certificate=home / "pki" / "ca.crt",
+            certificate=home / "pki" / "server.pem",
+            key=home / "pki" / "server.key",
+            hosts=[split_address(settings.address)[0], *hosts],
+        )
+        create_secret(home / "superexec.secret")
+        create_file(home / SETTINGS, tomli_w.dumps(asdict(settings)).encode())
+    except ProvisionError:
+        for folder in ("ca", "pki"):
+            shutil.rmtree(home / folder, ignore_errors=True)
+        (home / "superexec.secret").unlink(missing_ok=True)
+        raise
+    return digest
+
+
+def read_coordinator(home: Path) -> Coordinator:
+    """Read and check the settings and the modes of the private files.
+
+    Raises:
+        ProvisionError: not a coordinator's folder, bad settings, wrong modes, or a certificate that does not fit.
+    """
+    path = home / SETTINGS
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProvisionError(f"{path}: {error.strerror}; run `maskfed-server init` or give --home") from error
+    except ValueError as error:
+        raise ProvisionError(f"{path}: not valid TOML ({error}): correct it") from error
+    types = {name: each.type for name, each in Coordinator.__dataclass_fields__.items()}
+    for name in sorted(set(tree) ^ set(types)):
+        raise ProvisionError(f"{path}: key {name!r} is {'unknown' if name in tree else 'missing'}: correct it")
+    for name, kind in types.items():
+        if type(tree[name]) is not kind:
+            raise ProvisionError(f"{path}: {name} = {tree[name]!r} is not of type {getattr(kind, '__name__', kind)}")
+    settings = Coordinator(**tree)
+    check_settings(settings)
+    for private in (home / "pki" / "server.key", home / "superexec.secret"):
+        check_private(private)
+    check_certificate(home / "pki" / "server.pem", ["127.0.0.1", split_address(settings.address)[0]])
+    return settings
+
+
+def check_settings(settings: Coordinator) -> None:
+    """Refuse settings that would expose Flower's open paths or that nobody could connect to."""
+    if settings.schema != 1:
+        raise ProvisionError(
+            f"{SETTINGS}: schema {settings.schema}, this version knows 1: use the maskfed that wrote it"
+        )
+    host, port = split_address(settings.address)
+    if settings.host != "127.0.0.1":
+        raise ProvisionError(
+            f"host {settings.host!r}: Flower's control and runtime paths are open, so the SuperLink listens on "
+            "127.0.0.1 only: leave it so and use the edge"
+        )
+    for name, value in (("port", settings.port), ("health_port", settings.health_port)):
+        if not 0 < value < 65536:
+            raise ProvisionError(f"{name} {value}: give 1 to 65535")
+    if not settings.edge and not is_loopback(host):
+        raise ProvisionError(
+            f"address {settings.address!r} is public, but there is no edge in front: init with --edge (needs nginx)"
+        )
+    if not settings.edge and port != settings.port:
+        raise ProvisionError(
+            f"address {settings.address!r} and port {settings.port} differ, and there is no edge: give the same port"
+        )
+    if len({settings.port, settings.health_port, port if settings.edge else -1}) < 3:
+        raise ProvisionError(f"port {settings.port} is given twice: edge, SuperLink and health check need one each")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine itself."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
