@@ -5,6 +5,7 @@ Shapes: B batch, C channels, H W pixels of the crop, V = side^2 visible patches,
 # ruff: noqa: N803, N806 - shape suffixes
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class CoordinateUNet(nn.Module):
                 "model.backbone 'unet' needs diffusers, which is not installed: install maskfed[unet]"
             ) from error
         self.in_channels, self.grid_size, self.patch_size = in_channels, grid_size, patch_size
-        self.network: nn.Module = UNet2DModel(  # type: ignore[no-untyped-call]
+        self.network: Any = UNet2DModel(  # type: ignore[no-untyped-call]
             in_channels=in_channels + 2,
             out_channels=in_channels,
             block_out_channels=widths,
