@@ -1,0 +1,277 @@
+"""Messages to sites and back: pushes, a small pool of pullers, deadlines, retries. Knows nothing about models.
+
+A pull returns at once while nothing of a reply has arrived, but blocks while the reply is still uploading, for up to
+three minutes. So replies are fetched by four threads, and a thread that takes longer than `patience_seconds` gives its
+turn away: finished replies are fetched one after the other (memory for one), and a stuck one holds up nobody.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import httpx
+from flwr.app import Message, MessageType, RecordDict
+
+log = logging.getLogger("maskfed.server")
+
+NUM_PULLERS = 4
+LOST_CODES = {3: "reply unavailable", 4: "reply unavailable", 5: "node unavailable", 8: "client process died"}
+"""Flower error codes after which asking again makes sense; all others are the site's own failure."""
+
+T = TypeVar("T")
+
+
+class NodeInfo(Protocol):
+    """What is read of a node that is online."""
+
+    @property
+    def node_id(self) -> int:
+        """Flower's address of a site."""
+
+    @property
+    def last_activated_at(self) -> str:
+        """ISO 8601; changes when the site's node has been restarted or was away."""
+
+
+class Grid(Protocol):
+    """The part of Flower's Grid that is used, so that tests can stand in for it."""
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """Nodes that are online."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send; the ids to pull replies with."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies that are there."""
+
+
+class ExchangeError(RuntimeError):
+    """The SuperLink did not do its part before a deadline."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds between and until things; tests shorten them."""
+
+    poll_seconds: float = 1.0
+    patience_seconds: float = 15.0
+    """A pull that lasts longer gives its turn to the next."""
+    backoff_seconds: float = 0.5
+    max_backoff_seconds: float = 10.0
+    call_deadline_seconds: float = 120.0
+    """For one call to the SuperLink, retries included."""
+    late_seconds: float = 30.0
+    """How long after the round's deadline a reply may still come, to be dropped with a record."""
+    lost_seconds: float = 60.0
+    """How long a lost site may take to come back and be asked again."""
+    absent_grace_seconds: float = 20.0
+    """How long a round waits for registered sites beyond `min_available`, unless they were absent in the last one."""
+    report_seconds: float = 30.0
+    """Between two log lines about the same wait."""
+
+
+@dataclass
+class _Asked:
+    site: str
+    server_round: int
+    asked_at: float
+    expires_at: float
+    due_at: float
+    backoff: float
+    is_busy: bool = False
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A reply, or an error in its place, from a site that was asked in `server_round`."""
+
+    site: str
+    server_round: int
+    message: Message | None
+    problem: str = ""
+    """Why there is no message; empty when there is one."""
+    is_lost: bool = False
+    """The site may answer when asked again."""
+    seconds: float = 0.0
+    """From question to answer."""
+
+
+@dataclass
+class _Turns:
+    """At most one pull at a time, plus one for each that lasts longer than `patience_seconds`, up to four."""
+
+    patience_seconds: float
+    started: dict[int, float] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, who: int) -> bool:
+        with self.lock:
+            if any(time.monotonic() - start < self.patience_seconds for start in self.started.values()):
+                return False
+            self.started[who] = time.monotonic()
+            return True
+
+    def give(self, who: int) -> None:
+        with self.lock:
+            self.started.pop(who, None)
+
+
+class Exchange:
+    """Asks sites and hands every arrival to `on_arrival`, one at a time.
+
+    `on_arrival` runs in a puller's thread under a lock; the arrival's message is dropped when it returns.
+    """
+
+    def __init__(self, grid: Grid, on_arrival: Callable[[Arrival], None], timing: Timing | None = None) -> None:
+        self.grid, self.on_arrival, self.timing = grid, on_arrival, timing or Timing()
+        self._asked: dict[str, _Asked] = {}
+        self._lock, self._deliver = threading.Lock(), threading.Lock()
+        self._closed = threading.Event()
+        self._fatal: BaseException | None = None
+        self._turns = _Turns(self.timing.patience_seconds)
+        for index in range(NUM_PULLERS):
+            threading.Thread(target=self._pull_forever, args=(index,), daemon=True, name=f"puller-{index}").start()
+
+    def close(self) -> None:
+        """Stop pulling; a pull that blocks ends with the process."""
+        self._closed.set()
+
+    def raise_fatal(self) -> None:
+        """Raise in the caller's thread what ended a puller (the run was stopped, for example)."""
+        if self._fatal is not None:
+            raise self._fatal
+
+    def online(self) -> dict[int, str]:
+        """Nodes that are online, with the time of their last activation."""
+        nodes = self._call(lambda: list(self.grid.get_nodes()), "asking who is online")
+        return {node.node_id: node.last_activated_at for node in nodes}
+
+    def push(self, record: RecordDict, nodes: Mapping[str, int], server_round: int, deadline: float) -> None:
+        """Send one shared record to `nodes` (site to node id); `deadline` is on `time.monotonic`'s clock.
+
+        Raises:
+            ExchangeError: the SuperLink did not take the messages in time.
+        """
+        now = time.monotonic()
+        ttl = max(1.0, deadline - now) + self.timing.late_seconds
+        messages = [
+            Message(record, node_id, MessageType.TRAIN, ttl=ttl, group_id=str(server_round))
+            for node_id in nodes.values()
+        ]
+        ids = list(self._call(lambda: self.grid.push_messages(messages), f"sending round {server_round}"))
+        now = time.monotonic()
+        with self._lock:
+            for site, message_id in zip(nodes, ids, strict=True):
+                if message_id is None:
+                    raise ExchangeError(f"round {server_round}: the SuperLink did not take the message to {site}")
+                self._asked[message_id] = _Asked(
+                    site, server_round, now, deadline + self.timing.late_seconds, now, self.timing.backoff_seconds
+                )
+
+    def forget(self, site: str) -> None:
+        """Stop polling for the answers of a site that is about to be asked again."""
+        with self._lock:
+            for message_id in [key for key, asked in self._asked.items() if asked.site == site and not asked.is_busy]:
+                del self._asked[message_id]
+
+    def _call(self, call: Callable[[], T], doing: str) -> T:
+        """Run a grid call with retries and a deadline, also when the call itself would wait for ever."""
+        result: list[T] = []
+        failure: list[BaseException] = []
+
+        def attempt() -> None:
+            wait, end = self.timing.backoff_seconds, time.monotonic() + self.timing.call_deadline_seconds
+            while True:
+                try:
+                    result.append(call())
+                    return
+                except BaseException as error:  # carried over to the caller's thread
+                    if not is_transient(error) or time.monotonic() + wait > end:
+                        failure.append(error)
+                        return
+                    log.warning("%s: %s; again in %.1f s", doing, error, wait)
+                time.sleep(wait)
+                wait = min(2 * wait, self.timing.max_backoff_seconds)
+
+        thread = threading.Thread(target=attempt, daemon=True, name="grid-call")
+        thread.start()
+        thread.join(self.timing.call_deadline_seconds + 1)
+        if result:
+            return result[0]
+        if failure and not is_transient(failure[0]):
+            raise failure[0]
+        reason = f"last error: {failure[0]}" if failure else "no answer"
+        raise ExchangeError(f"{doing}: gave up after {self.timing.call_deadline_seconds:g} s ({reason})")
+
+    def _pull_forever(self, who: int) -> None:
+        while not self._closed.is_set():
+            found = self._next_due()
+            if found is None or not self._turns.take(who):
+                if found is not None:
+                    found[1].is_busy = False
+                self._closed.wait(min(0.1, self.timing.poll_seconds))
+                continue
+            try:
+                self._pull(*found)
+            except BaseException as error:  # carried over to the round loop's thread
+                self._fatal = error
+                return
+            finally:
+                found[1].is_busy = False
+                self._turns.give(who)
+
+    def _next_due(self) -> tuple[str, _Asked] | None:
+        now = time.monotonic()
+        with self._lock:
+            for message_id in [key for key, asked in self._asked.items() if asked.expires_at < now]:
+                if not self._asked[message_id].is_busy:
+                    del self._asked[message_id]
+            due = [item for item in self._asked.items() if item[1].due_at <= now and not item[1].is_busy]
+            if not due:
+                return None
+            found = min(due, key=lambda item: item[1].due_at)
+            found[1].is_busy = True
+            return found
+
+    def _pull(self, message_id: str, asked: _Asked) -> None:
+        try:
+            messages = list(self.grid.pull_messages([message_id]))
+        except Exception as error:
+            if is_transient(error):
+                log.warning("fetching the reply of %s: %s; again in %.1f s", asked.site, error, asked.backoff)
+                asked.due_at = time.monotonic() + asked.backoff
+                asked.backoff = min(2 * asked.backoff, self.timing.max_backoff_seconds)
+                return
+            if isinstance(error, httpx.HTTPError):
+                raise
+            # What a hostile reply makes the decoder raise must cost that reply, not the round.
+            self._arrived(message_id, asked, None, f"unreadable reply ({type(error).__name__})", is_lost=False)
+            return
+        asked.backoff = self.timing.backoff_seconds
+        asked.due_at = time.monotonic() + self.timing.poll_seconds
+        for message in messages:
+            if message.has_error():
+                code = message.error.code
+                problem = f"{LOST_CODES.get(code, 'error')} (code {code}): {message.error.reason}"
+                self._arrived(message_id, asked, None, " ".join(problem.split())[:500], is_lost=code in LOST_CODES)
+            else:
+                self._arrived(message_id, asked, message, "", is_lost=False)
+
+    def _arrived(self, message_id: str, asked: _Asked, message: Message | None, problem: str, is_lost: bool) -> None:
+        with self._lock:
+            if self._asked.pop(message_id, None) is None and message is None:
+                return
+        with self._deliver:
+            seconds = time.monotonic() - asked.asked_at
+            self.on_arrival(Arrival(asked.site, asked.server_round, message, problem, is_lost, seconds))
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again may help: HTTP 5xx (a busy database gives 500) and lost connections."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.status_code >= 500
+    return isinstance(error, httpx.TransportError)

@@ -1,0 +1,80 @@
+"""A stand-in for Flower's Grid: sites are functions, in threads; replies can be late, hostile, or not come at all."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from flwr.app import Error, Message, RecordDict
+
+Answer = RecordDict | Error | None
+"""Content of a reply, an error in its place, or nothing at all."""
+
+
+@dataclass
+class Node:
+    node_id: int
+    last_activated_at: str = "2026-01-01T00:00:00+00:00"
+
+
+@dataclass
+class Site:
+    """A site: `answer(content, how_often_asked)`, after `delay_seconds`."""
+
+    answer: Callable[[RecordDict, int], Answer]
+    delay_seconds: float = 0.0
+    is_online: bool = True
+    asked: int = 0
+
+
+@dataclass
+class FakeGrid:
+    """`push_messages`, `pull_messages`, `get_nodes` over `sites` by node id; `failures` are raised by the next calls."""
+
+    sites: dict[int, Site]
+    failures: list[Exception] = field(default_factory=list)
+    activated: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._replies: dict[str, Message] = {}
+        self._count = itertools.count()
+        self._lock = threading.Lock()
+
+    def get_nodes(self) -> Iterable[Node]:
+        self._fail()
+        return [
+            Node(node_id, self.activated.get(node_id, Node(0).last_activated_at))
+            for node_id, site in self.sites.items()
+            if site.is_online
+        ]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        self._fail()
+        ids = []
+        for message in messages:
+            message_id = f"message-{next(self._count)}"
+            ids.append(message_id)
+            threading.Thread(target=self._work, args=(message_id, message), daemon=True).start()
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        self._fail()
+        with self._lock:
+            return [self._replies.pop(key) for key in message_ids if key in self._replies]
+
+    def _work(self, message_id: str, message: Message) -> None:
+        site = self.sites[message.metadata.dst_node_id]
+        site.asked += 1
+        answer = site.answer(message.content, site.asked)
+        time.sleep(site.delay_seconds)
+        if answer is not None:
+            message.metadata.__dict__["_message_id"] = message_id
+            reply = Message(answer, reply_to=message)
+            with self._lock:
+                self._replies[message_id] = reply
+
+    def _fail(self) -> None:
+        with self._lock:
+            if self.failures:
+                raise self.failures.pop(0)
