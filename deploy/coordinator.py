@@ -3,21 +3,28 @@
 import ipaddress
 import shutil
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tomli_w
 
+from deploy.edge import edge_service
 from deploy.enrolment import split_address
+from deploy.processes import Service, check_port_free
 from deploy.provision import (
     ProvisionError,
+    certificate_hosts,
     check_certificate,
     check_private,
     create_authority,
     create_file,
     create_secret,
     issue_server_certificate,
+    load_certificate,
+    renew_server_certificate,
 )
+from deploy.topology import ServerPlan, server_services
 
 SETTINGS = "coordinator.toml"
 DEFAULT_PORT = 8443
@@ -84,6 +91,15 @@ def read_coordinator(home: Path) -> Coordinator:
     Raises:
         ProvisionError: not a coordinator's folder, bad settings, wrong modes, or a certificate that does not fit.
     """
+    settings = read_settings(home)
+    for private in (home / "pki" / "server.key", home / "superexec.secret"):
+        check_private(private)
+    check_certificate(home / "pki" / "server.pem", ["127.0.0.1", split_address(settings.address)[0]])
+    return settings
+
+
+def read_settings(home: Path) -> Coordinator:
+    """Read and check `coordinator.toml` alone."""
     path = home / SETTINGS
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -99,10 +115,36 @@ def read_coordinator(home: Path) -> Coordinator:
             raise ProvisionError(f"{path}: {name} = {tree[name]!r} is not of type {getattr(kind, '__name__', kind)}")
     settings = Coordinator(**tree)
     check_settings(settings)
-    for private in (home / "pki" / "server.key", home / "superexec.secret"):
-        check_private(private)
-    check_certificate(home / "pki" / "server.pem", ["127.0.0.1", split_address(settings.address)[0]])
     return settings
+
+
+def renew_certificate(home: Path, ca_key: Path, hosts: list[str], days: int) -> list[str]:
+    """Replace the server certificate by one for the old names and `hosts`; returns all its names."""
+    settings = read_settings(home)
+    certificate = home / "pki" / "server.pem"
+    names = [*certificate_hosts(load_certificate(certificate)), split_address(settings.address)[0], *hosts]
+    renew_server_certificate(
+        ca_key=ca_key,
+        ca_certificate=home / "pki" / "ca.crt",
+        certificate=certificate,
+        key=home / "pki" / "server.key",
+        hosts=names,
+        days=days,
+    )
+    return list(dict.fromkeys(names))
+
+
+def start_plan(home: Path, settings: Coordinator, on_superlink_ready: Callable[[], None]) -> list[Service]:
+    """The coordinator's services, ports checked: SuperLink, superexec and, with an edge, nginx."""
+    check_port_free("127.0.0.1", settings.port, "SuperLink")
+    check_port_free("127.0.0.1", settings.health_port, "health check")
+    database = home / "superlink.db" if settings.database else None
+    services = server_services(ServerPlan(home, settings.port, settings.health_port, database), on_superlink_ready)
+    if settings.edge:
+        port = split_address(settings.address)[1]
+        check_port_free("0.0.0.0", port, "edge")
+        services.append(edge_service(home, port, settings.port))
+    return services
 
 
 def check_settings(settings: Coordinator) -> None:

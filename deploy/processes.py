@@ -7,6 +7,7 @@ Flower's SuperNode ends with 0 when its key is refused for a moment.
 
 import contextlib
 import ctypes
+import fcntl
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -249,6 +250,21 @@ def check_port_free(host: str, port: int, name: str) -> None:
             raise ProvisionError(
                 f"port {port} on {host} for the {name} cannot be used ({error.strerror}): free it or give another one"
             ) from error
+
+
+@contextlib.contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Hold a lock file, so that two supervisors never work on one folder.
+
+    Raises:
+        ProvisionError: another process holds it.
+    """
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ProvisionError(f"{lock.parent} is in use by another `start`: stop that one first") from error
+        yield
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,0 +1,198 @@
+"""`maskfed-server`: the coordinator's commands. Each is thin and imports what it needs when it runs."""
+
+import importlib.util
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.provision import ProvisionError
+from shared.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
+sites = typer.Typer(no_args_is_help=True, help="Who may take part.")
+app.add_typer(sites, name="sites")
+if importlib.util.find_spec("server.cli_models"):
+    importlib.import_module("server.cli_models").register(app)
+
+Home = Annotated[
+    Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.", show_default=True)
+]
+DEFAULT_HOME = Path("coordinator")
+
+
+def main() -> None:
+    """Run a command; what the user can cure is one line and exit code 2, any other failure exit code 1."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("httpx", "flwr"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        app()
+    except (InputError, ProvisionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except _operation_errors() as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+@app.command()
+def init(
+    *,
+    home: Home = DEFAULT_HOME,
+    address: Annotated[
+        str | None, typer.Option(help="host:port where sites find you; default: this machine only, without edge.")
+    ] = None,
+    host: Annotated[list[str] | None, typer.Option(help="Further name or address for the certificate.")] = None,
+    port: Annotated[int, typer.Option(help="Loopback port of the SuperLink.")] = 8443,
+    health_port: Annotated[int, typer.Option(help="Loopback port of the gRPC health check.")] = 8190,
+    edge: Annotated[
+        bool | None, typer.Option("--edge/--no-edge", help="nginx as the only door; default: for public addresses.")
+    ] = None,
+    database: Annotated[bool, typer.Option(help="Keep Flower's state on disk: for deployments.")] = False,
+) -> None:
+    """Make a coordinator's folder: CA, server certificate, secret, settings."""
+    from deploy.coordinator import Coordinator, create_coordinator, is_loopback
+    from deploy.enrolment import split_address
+
+    address = address or f"127.0.0.1:{port}"
+    public = not is_loopback(split_address(address)[0])
+    settings = Coordinator(1, address, "127.0.0.1", port, health_port, public if edge is None else edge, database)
+    digest = create_coordinator(home, settings, host or [])
+    print(f"coordinator folder {home}: sites connect to {address}{' through nginx' if settings.edge else ''}")
+    print(f"CA fingerprint, to read out to each site by phone:\n  {digest}")
+    print(f"move {home / 'ca' / 'ca.key'} to a place that is not this machine; `renew` needs it once a year")
+
+
+@app.command()
+def renew(
+    home: Home = DEFAULT_HOME,
+    ca_key: Annotated[Path | None, typer.Option(help="The CA key, where it is kept; default: ca/ca.key.")] = None,
+    host: Annotated[list[str] | None, typer.Option(help="Further name or address for the certificate.")] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long the new certificate is valid.")] = 365,
+) -> None:
+    """Issue a fresh server certificate and key from the same CA; restart `start` afterwards, sites notice nothing."""
+    from deploy.coordinator import renew_certificate
+
+    names = renew_certificate(home, ca_key or home / "ca" / "ca.key", host or [], days)
+    print(f"new server certificate for {', '.join(names)}, valid {days} days; restart `maskfed-server start`")
+
+
+@sites.command("add")
+def sites_add(
+    request: Annotated[str, typer.Argument(help="The enrolment line of the site, or a file that holds it.")],
+    home: Home = DEFAULT_HOME,
+    bundle: Annotated[Path | None, typer.Option(help="Where the join bundle goes; default: <alias>.join.json.")] = None,
+) -> None:
+    """Register a site and write its join bundle, which holds no secret."""
+    from deploy.coordinator import read_coordinator
+    from deploy.enrolment import read_request, write_bundle
+    from deploy.provision import fingerprint
+    from server.registry import Registry
+    from shared.codedigest import installed_digest
+
+    settings = read_coordinator(home)
+    line = Path(request).read_text(encoding="utf-8") if len(request) < 256 and Path(request).is_file() else request
+    enrolment = read_request(line)
+    target = bundle or Path(f"{enrolment.alias}.join.json")
+    if target.exists():
+        raise ProvisionError(f"{target} exists already: move it away first, or give --bundle")
+    Registry(home / "sites.json").add(enrolment.alias, enrolment.public_key)
+    write_bundle(target, enrolment, settings.address, home / "pki" / "ca.crt", installed_digest())
+    _register_sites(home)
+    print(f"site {enrolment.alias} added; send it {target} and compare the CA fingerprint by phone:")
+    print(f"  {fingerprint(home / 'pki' / 'ca.crt')}")
+
+
+@sites.command("list")
+def sites_list(home: Home = DEFAULT_HOME) -> None:
+    """Show every site: alias, whether it is online, when it was added or removed."""
+    from deploy.coordinator import read_coordinator
+    from deploy.topology import is_healthy
+    from server.control import connect
+    from server.registry import Registry
+
+    settings = read_coordinator(home)
+    status: dict[str, str] = {}
+    if is_healthy(f"127.0.0.1:{settings.port}", home / "pki" / "ca.crt"):
+        with connect(home) as control:
+            status = {node.alias: node.status for node in control.nodes()}
+    for site in Registry(home / "sites.json").sites():
+        state = f"removed {site.revoked}" if site.revoked else status.get(site.alias, "unknown (no SuperLink)")
+        print(f"{site.alias:32} {state:32} added {site.added}")
+
+
+@sites.command("remove")
+def sites_remove(alias: str, home: Home = DEFAULT_HOME) -> None:
+    """Revoke a site: its key is refused from now on, also by a running SuperLink, and never accepted again."""
+    from deploy.coordinator import read_coordinator
+    from deploy.topology import is_healthy
+    from server.control import connect, node_key
+    from server.registry import Registry
+
+    settings = read_coordinator(home)
+    registry = Registry(home / "sites.json")
+    key = node_key(registry.get(alias).public_key)
+    registry.revoke(alias)
+    if is_healthy(f"127.0.0.1:{settings.port}", home / "pki" / "ca.crt"):
+        with connect(home) as control:
+            for node in control.nodes():
+                if node.public_key == key and node.status != "unregistered":
+                    control.unregister(node.node_id)
+    print(f"site {alias} removed")
+
+
+@app.command()
+def start(home: Home = DEFAULT_HOME) -> None:
+    """Run the coordinator's processes until Ctrl-C, restarting what exits and resubmitting wanted runs."""
+    from deploy.coordinator import read_coordinator, start_plan
+    from deploy.processes import Supervisor, handle_signals, only_one
+
+    settings = read_coordinator(home)
+    with only_one(home / "start.lock"):
+        supervisor = Supervisor(start_plan(home, settings, lambda: _register_sites(home)))
+        handle_signals(supervisor.request_stop)
+        with supervisor:
+            print(f"ready: sites connect to {settings.address}", flush=True)
+            supervisor.watch()
+
+
+@app.command()
+def demo(
+    *,
+    public: Annotated[
+        Path | None, typer.Option(help="Folder or zip of public images; default: synthetic faces.")
+    ] = None,
+    faces: Annotated[Path | None, typer.Option(help="Folder or zip of private images, a folder per person.")] = None,
+    sites: Annotated[int, typer.Option(min=2, max=16, help="Sites on this machine.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Fine-tuning rounds.")] = 4,
+    budget: Annotated[str, typer.Option(help="Time for everything, for example 90s, 8m or 1h.")] = "7m",
+    out: Annotated[Path, typer.Option(help="New folder for everything the demo makes.")] = Path("demo"),
+    port: Annotated[int, typer.Option(help="First of the ports to use; 0: any free ones.")] = 0,
+) -> None:
+    """Show the whole idea on this machine: pre-training, a federation of sites, fine-tuning rounds, a report."""
+    from server.demo import Demo
+
+    Demo(public=public, faces=faces, num_sites=sites, rounds=rounds, budget=budget, out=out, port=port).run()
+
+
+def _register_sites(home: Path) -> None:
+    """Tell a running SuperLink about every active site; without one, `start` does it later."""
+    from deploy.coordinator import read_coordinator
+    from deploy.topology import is_healthy
+    from server.control import connect, register_all
+    from server.registry import Registry
+
+    if is_healthy(f"127.0.0.1:{read_coordinator(home).port}", home / "pki" / "ca.crt"):
+        with connect(home) as control:
+            register_all(control, Registry(home / "sites.json"))
+
+
+def _operation_errors() -> tuple[type[Exception], ...]:
+    """Failures of running systems that are told in one line, as far as their modules were loaded."""
+    control = sys.modules.get("server.control")
+    return (control.ControlError,) if control else ()
