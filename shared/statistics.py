@@ -6,7 +6,6 @@ so organisations can compute a pooled distance without pooling an image. Shapes:
 
 # ruff: noqa: N803, N806, N815 (shape suffixes are part of the names)
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from shared.errors import InputError
+from shared.files import write_atomically
 
 SCHEMA_VERSION = 1
 Float64 = NDArray[np.float64]
@@ -188,12 +188,7 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
     metadata = {key: json.dumps(value) for key, value in known.items()}
     tensors = {"total": statistics.total_D, "outer": np.ascontiguousarray(statistics.outer_DD)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    with unfinished.open("wb") as file:
-        file.write(save(tensors, metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    write_atomically(path, save(tensors, metadata))
 
 
 def load_statistics(path: Path) -> Statistics:
