@@ -177,14 +177,14 @@ def days_left(certificate: Path | bytes) -> float:
     return left / dt.timedelta(days=1)
 
 
-def check_certificate(certificate: Path, hosts: Iterable[str]) -> None:
+def check_certificate(certificate: Path, hosts: Iterable[str], now: dt.datetime | None = None) -> None:
     """Refuse a certificate that has ended, has not begun, or does not name one of `hosts`.
 
     Raises:
         ProvisionError: with the cause and the command that cures it.
     """
     loaded = load_certificate(certificate)
-    now = dt.datetime.now(dt.UTC)
+    now = now or dt.datetime.now(dt.UTC)
     if now > loaded.not_valid_after_utc:
         raise ProvisionError(
             f"{certificate} expired on {loaded.not_valid_after_utc:%Y-%m-%d}: renew it with `maskfed-server renew`"
