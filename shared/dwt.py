@@ -1,15 +1,17 @@
 # ruff: noqa: N803
 """One level of a two-dimensional orthogonal wavelet transform, in torch on the tensor's device.
 
-Filters come from PyWavelets; the boundary is periodic (its mode `periodization`), so that an even side halves exactly and
-the transform is orthogonal: white noise stays white, and a distance in bands is the distance in pixels times the scale.
+Filters come from PyWavelets; the boundary is periodic (its mode `periodization`), so that an even side halves exactly
+and the transform is orthogonal: white noise stays white, and a distance in bands is the distance in pixels times the
+scale.
 
-Scale. Every band is multiplied by 1 / (sum |h|)^2, h the low-pass filter: then images in [-1, 1] cannot leave [-1, 1] in any
-band, the range that networks train in and samplers clip x_0 to. For `haar` the factor is 1/2: the approximation band is the
-mean of each 2 x 2 square, the three detail bands are half differences of means. One factor for all bands keeps the transform
-orthogonal up to that factor.
+Scale. Every band is multiplied by 1 / (sum |h|)^2, h the low-pass filter: then images in [-1, 1] cannot leave [-1, 1]
+in any band, the range that networks train in and samplers clip x_0 to. For `haar` the factor is 1/2: the approximation
+band is the mean of each 2 x 2 square, the three detail bands are half differences of means. One factor for all bands
+keeps the transform orthogonal up to that factor.
 
-Band order: approximation, horizontal, vertical and diagonal detail (cA, cH, cV, cD of `pywt.dwt2`), each with all C channels.
+Band order: approximation, horizontal, vertical and diagonal detail (cA, cH, cV, cD of `pywt.dwt2`), each with all C
+channels.
 
 Shapes: B images, C channels, H W pixels; bands are (B, 4 C, H / 2, W / 2).
 """

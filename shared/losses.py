@@ -1,8 +1,8 @@
-# ruff: noqa: N803, N806
+# ruff: noqa: N803, N806, N815 - shape suffixes
 """Denoising score matching (Eq. 1) and masked score matching (Eq. 4), per image, as pure functions of their noise.
 
-DSM is MSM with every patch visible, so there is one loss. Hidden patches are dropped before anything is computed on them:
-the visible ones are gathered as bytes, then cast, noised and shown to the network.
+DSM is MSM with every patch visible, so there is one loss. Hidden patches are dropped before anything is computed on
+them: the visible ones are gathered as bytes, then cast, noised and shown to the network.
 
 Shapes: B images (or units of privacy), K noise draws per unit, C channels, H W pixels, N patches, V visible patches,
 P = patch_size^2 * C values per patch.
@@ -57,10 +57,10 @@ def per_image_loss(
     eps_BVP: Tensor,
     ids_BV: Tensor,
 ) -> Tensor:
-    """Mean squared error of the prediction over the visible patches: Eq. 4 of the paper, and Eq. 1 when all are visible.
+    """Mean squared error over the visible patches: Eq. 4 of the paper, and Eq. 1 when all are visible.
 
-    loss = mean || S eps - eps_theta(S x_t, S p, t) ||^2 with the target replaced when `diffusion.prediction` asks for v or
-    x_0. The three last arguments are the fields of a `Draw`: call `per_image_loss(model, schedule, experiment, images, *draw)`.
+    loss = mean || S eps - eps_theta(S x_t, S p, t) ||^2, with another target when `diffusion.prediction` is v or x_0.
+    The last three arguments are the fields of a `Draw`: `per_image_loss(model, schedule, experiment, images, *draw)`.
 
     Args:
         model: tokens (B, K * V, P), t, ids -> (B, K * V, P).

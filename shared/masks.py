@@ -1,9 +1,9 @@
-# ruff: noqa: N806
+# ruff: noqa: N806 - shape suffixes
 """The masks of Eq. 3: which patches of each image the network sees.
 
-A mask is a list of visible patch numbers, not a picture of zeros: hidden patches never enter the network. V, the number of
-visible patches, is the same for all images of an experiment, so shapes are static, and sampling is one batched operation
-on the device that waits for nothing.
+A mask is a list of visible patch numbers, not a picture of zeros: hidden patches never enter the network. V, the
+number of visible patches, is the same for all images of an experiment, so shapes are static, and sampling is one
+batched operation on the device that waits for nothing.
 
 Shapes: B images, N = grid_size^2 patches in row-major order, V visible patches.
 """
@@ -22,8 +22,8 @@ def sample_visible(
 ) -> Tensor:
     """Draw the visible patches of a batch (the rows of S in Eq. 3).
 
-    `patch`: V patches of the grid at random. `block`: random blocks of block_size^2 neighbouring patches on a fixed raster.
-    `crop`: one square at a uniform position. `none`: every patch.
+    `patch`: V patches of the grid at random. `block`: random blocks of block_size^2 neighbouring patches on a fixed
+    raster. `crop`: one square at a uniform position. `none`: every patch.
 
     Args:
         mask: the kind of mask and its block size; its ratio is already in `num_visible`.

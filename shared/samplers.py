@@ -1,9 +1,9 @@
-# ruff: noqa: N803, N806
+# ruff: noqa: N803, N806 - shape suffixes
 """From noise to x_0: DDPM ancestral sampling, DDIM and DPM-Solver++(2M), as pure functions.
 
-A solver is given the network as a function of (x_t, t), the start x_T and an iterator of noise; it keeps its state in the
-dtype of x_T (float32), whatever the network computes in. Sampling uses no mask. Its coefficients are Python floats from the
-schedule's float64 tables.
+A solver is given the network as a function of (x_t, t), the start x_T and an iterator of noise; it keeps its state in
+the dtype of x_T (float32), whatever the network computes in. Sampling uses no mask. Its coefficients are Python floats
+from the schedule's float64 tables.
 
 Time indices are 0..T-1 as in `shared.schedule`; after the last one comes x_0 itself, whose signal is 1 and noise 0.
 
@@ -28,8 +28,8 @@ Denoise = Callable[[Tensor, int], Tensor]
 """(x_t of shape (B, C, H, W), t) to the network's output of the same shape: eps, v or x_0."""
 
 HALF_LOG_SNR_FLOOR = -5.1
-"""Where the log-SNR grid starts at the latest: linear ends at -5.06, but cosine at -9.9, and an unfloored grid would spend
-its first steps there, several of them on one index."""
+"""Where the log-SNR grid starts at the earliest: linear ends at -5.06, but cosine at -9.9, and an unfloored grid would
+spend its first steps there, several of them on one index."""
 
 _NOISE_AHEAD = 8
 
@@ -93,7 +93,7 @@ def draw_start(experiment: Experiment, generators: Sequence[torch.Generator]) ->
 def noise_of_each(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Iterator[Tensor]:
     """Endless (B, *shape) standard normal noise, row k from generator k.
 
-    Several steps are drawn at a time, a fixed number, so that a batch of 512 on a GPU is not bound by 512 launches a step.
+    A fixed number of steps is drawn at a time: one launch per image and step would bind a large batch on a GPU.
     """
     while True:
         yield from _stacked_noise(generators, (_NOISE_AHEAD, *shape)).unbind(1)
@@ -148,9 +148,9 @@ def ddpm(
 ) -> Tensor:
     """Ancestral sampling, Eq. 2 of the paper, written through x_0 so that it can be clipped (DDPM, Eq. 7).
 
-    x_{t-1} = (sqrt(ab') beta x_0 + sqrt(alpha) (1 - ab') x_t) / (1 - ab) + sigma z, with ab and ab' the alpha_bar at t and at
-    the next index of the grid, alpha = ab / ab', beta = 1 - alpha, sigma^2 = beta (1 - ab') / (1 - ab). With num_steps = T and
-    without clipping this is Eq. 2 to rounding.
+    x_{t-1} = (sqrt(ab') beta x_0 + sqrt(alpha) (1 - ab') x_t) / (1 - ab) + sigma z, with ab and ab' the alpha_bar at t
+    and at the next index of the grid, alpha = ab / ab', beta = 1 - alpha, sigma^2 = beta (1 - ab') / (1 - ab). With
+    num_steps = T and without clipping this is Eq. 2 to rounding.
 
     Args:
         denoise: the network.
@@ -188,7 +188,8 @@ def ddim(
 ) -> Tensor:
     """DDIM (arXiv 2010.02502, Eq. 12 and 16): eta = 0 is deterministic, eta = 1 has the variance of DDPM.
 
-    x' = sqrt(ab') x_0 + sqrt(1 - ab' - sigma^2) eps + sigma z, sigma = eta sqrt((1 - ab') / (1 - ab)) sqrt(1 - ab / ab').
+    x' = sqrt(ab') x_0 + sqrt(1 - ab' - sigma^2) eps + sigma z, with ab and ab' as in `ddpm` and
+    sigma = eta sqrt((1 - ab') / (1 - ab)) sqrt(1 - ab / ab').
     eps is derived from the (clipped) x_0, so that x_t, x_0 and eps agree with each other.
 
     Args:

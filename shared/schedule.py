@@ -1,7 +1,8 @@
+# ruff: noqa: N803 - shape suffixes
 """Noise schedules and the forward process: q(x_t | x_0) and the three ways to parameterise what a network predicts.
 
-Time: the paper counts t in 1..T; code counts the index t in 0..T-1, so index t is the paper's t + 1. `alpha_bar[t]` is the
-product of the first t + 1 alphas.
+Time: the paper counts t in 1..T; code counts the index t in 0..T-1, so index t is the paper's t + 1. `alpha_bar[t]` is
+the product of the first t + 1 alphas.
 
 Shapes: B images; trailing dimensions are free, so the same functions serve images (B, C, H, W) and tokens (B, V, P).
 """
@@ -46,7 +47,7 @@ class Schedule:
 
     @property
     def half_log_snr(self) -> Tensor:
-        """lambda_t = log(signal / noise), shape (T,), float64, falling in t (DPM-Solver, arXiv 2206.00927, section 3)."""
+        """lambda_t = log(signal / noise), (T,) float64, falling in t (DPM-Solver, arXiv 2206.00927, section 3)."""
         return self.signal.log() - self.noise.log()
 
     def to(self, device: torch.device | str) -> "Schedule":
@@ -77,7 +78,7 @@ def make_schedule(kind: Literal["linear", "cosine"], timesteps: int) -> Schedule
 
 
 def q_sample(schedule: Schedule, x_0: Tensor, t_B: Tensor, eps: Tensor) -> Tensor:
-    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps (DDPM, Eq. 4; the noising inside the paper's Eq. 1 and 4).
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps: the noising inside the paper's Eq. 1 and 4 (DDPM, Eq. 4).
 
     Args:
         schedule: the forward process.
@@ -92,9 +93,9 @@ def q_sample(schedule: Schedule, x_0: Tensor, t_B: Tensor, eps: Tensor) -> Tenso
 
 
 def training_target(schedule: Schedule, prediction: Prediction, x_0: Tensor, t_B: Tensor, eps: Tensor) -> Tensor:
-    """What the network's output is compared with: eps (Eq. 1), x_0, or v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0.
+    """What the network's output is compared with: eps (Eq. 1), x_0 or v.
 
-    v is that of Salimans and Ho, arXiv 2202.00512, appendix D. Shapes as in `q_sample`.
+    v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (arXiv 2202.00512, appendix D). Shapes as in `q_sample`.
     """
     match prediction:
         case "eps":

@@ -44,7 +44,7 @@ def filters(wavelet: str) -> Filters:
     deviation = _deviation(found)
     if deviation > _TOLERANCE:
         raise InputError(
-            f"data.wavelet {wavelet!r} is not orthogonal (off by {deviation:.1e}, at most {_TOLERANCE:.0e} is allowed): "
+            f"data.wavelet {wavelet!r} is not orthogonal (off by {deviation:.1e}, allowed is {_TOLERANCE:.0e}): "
             "give haar, or one of the db, sym and coif families"
         )
     return found
