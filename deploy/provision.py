@@ -187,7 +187,7 @@ def check_certificate(certificate: Path, hosts: Iterable[str], now: dt.datetime 
     now = now or dt.datetime.now(dt.UTC)
     if now > loaded.not_valid_after_utc:
         raise ProvisionError(
-            f"{certificate} expired on {loaded.not_valid_after_utc:%Y-%m-%d}: renew it with `maskfed-server renew`"
+            f"{certificate} expired on {loaded.not_valid_after_utc:%Y-%m-%d}: renew it, `maskfed-server renew`"
         )
     if now < loaded.not_valid_before_utc:
         raise ProvisionError(
@@ -204,8 +204,11 @@ def check_certificate(certificate: Path, hosts: Iterable[str], now: dt.datetime 
 
 
 def certificate_hosts(certificate: x509.Certificate) -> list[str]:
-    """Names and addresses that a certificate is good for."""
-    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    """Names and addresses that a certificate is good for; none for a CA."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
     return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
 
 

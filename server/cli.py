@@ -162,6 +162,18 @@ def start(home: Home = DEFAULT_HOME) -> None:
 
 
 @app.command()
+def doctor(home: Home = DEFAULT_HOME) -> None:
+    """Check folder, keys, certificates, ports and processes, and say what to do; exit code 1 on a fault."""
+    from deploy.doctor import coordinator_checks
+
+    findings = coordinator_checks(home)
+    for finding in findings:
+        print(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.name}: {finding.text}")
+    if not all(finding.is_ok for finding in findings):
+        sys.exit(1)
+
+
+@app.command()
 def demo(
     *,
     public: Annotated[

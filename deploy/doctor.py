@@ -1,0 +1,196 @@
+"""What can be wrong with a coordinator or a site, checked from where it runs; each finding says what to do about it."""
+
+import datetime as dt
+import email.utils
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import psutil
+
+from deploy.coordinator import Coordinator, is_loopback, read_coordinator
+from deploy.edge import find_nginx
+from deploy.enrolment import split_address
+from deploy.provision import (
+    EXPIRY_WARNING_DAYS,
+    ProvisionError,
+    check_certificate,
+    check_private,
+    client_context,
+    days_left,
+)
+from deploy.site import CA_CERTIFICATE, NODE_KEY, SECRET
+
+LARGEST_SKEW_SECONDS = 120.0
+LEAST_FREE_GIB = 5.0
+
+
+class Finding(NamedTuple):
+    """One check: its name, whether things can work, and what was found or what to do."""
+
+    name: str
+    is_ok: bool
+    text: str
+
+
+def coordinator_checks(home: Path) -> list[Finding]:
+    """Everything about a coordinator's folder and its processes; the CA key beside the server is a warning."""
+    try:
+        settings = read_coordinator(home)
+    except ProvisionError as error:
+        return [Finding("settings", False, str(error))]
+    found = [
+        Finding("settings", True, f"{home}: sites connect to {settings.address}"),
+        _expiry("server certificate", home / "pki" / "server.pem", "`maskfed-server renew`"),
+        _expiry("CA certificate", home / "pki" / "ca.crt", "a new federation"),
+        _authority_key(home),
+        _space(home),
+        _users(),
+    ]
+    if settings.edge:
+        found.append(_nginx())
+    return [*found, *_processes(home, settings)]
+
+
+def site_checks(home: Path, address: str) -> list[Finding]:
+    """Everything about a site's identity files and its way to the coordinator."""
+    found = [_privacy(home / name) for name in (NODE_KEY, SECRET, "tls/srv.key")]
+    if not (home / CA_CERTIFICATE).exists():
+        return [*found, Finding("CA certificate", False, "none: run `maskfed-client join` with the bundle")]
+    found += [
+        _expiry("CA certificate", home / CA_CERTIFICATE, "a new join bundle"),
+        _expiry("loopback certificate", home / "tls" / "srv.pem", "`maskfed-client enroll` in a new folder"),
+        _space(home),
+        _users(),
+    ]
+    return [*found, *door_checks(address, home / CA_CERTIFICATE)]
+
+
+def door_checks(address: str, ca_certificate: Path) -> Iterator[Finding]:
+    """Whether the coordinator's address resolves, speaks TLS that our CA signed for this name, and tells our time."""
+    try:
+        host, port = split_address(address)
+        with (
+            socket.create_connection((host, port), timeout=5) as raw,
+            client_context(ca_certificate).wrap_socket(raw, server_hostname=host),
+        ):
+            pass
+    except ProvisionError as error:
+        yield Finding("address", False, str(error))
+        return
+    except socket.gaierror:
+        yield Finding("address", False, f"{host!r} does not resolve: correct `address`, or the name server")
+        return
+    except ssl.SSLCertVerificationError as error:
+        cure = "renew it there with --host, or correct the address; has it expired, is it another federation's?"
+        yield Finding("TLS", False, f"the certificate at {address} is refused ({error.verify_message}): {cure}")
+        return
+    except (OSError, ssl.SSLError) as error:
+        yield Finding("door", False, f"{address} cannot be reached ({error}): is `maskfed-server start` running?")
+        return
+    yield Finding("TLS", True, f"{address} has a certificate of this federation")
+    yield _clock(address, ca_certificate)
+
+
+def probe(address: str, seconds: float = 3.0) -> str:
+    """Answer of a gRPC health check (`grpc.health.v1`) at host:port: SERVING, NOT_SERVING or why there is none."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(address) as channel:
+        try:
+            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=seconds)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+
+
+def _processes(home: Path, settings: Coordinator) -> Iterator[Finding]:
+    status = probe(f"127.0.0.1:{settings.health_port}")
+    if status != "SERVING":
+        yield Finding("SuperLink", True, f"not running ({status}): `maskfed-server start` runs it")
+        return
+    yield Finding("SuperLink", True, "gRPC health check says SERVING")
+    yield _exposure(settings)
+    host = "127.0.0.1" if settings.edge else split_address(settings.address)[0]
+    yield from door_checks(f"{host}:{split_address(settings.address)[1]}", home / "pki" / "ca.crt")
+
+
+def _exposure(settings: Coordinator) -> Finding:
+    """Flower's own port must be bound to loopback: its control and runtime paths trust whoever reaches them."""
+    try:
+        listening = [each.laddr for each in psutil.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    except psutil.AccessDenied:
+        return Finding("exposure", True, "not checked: needs more rights to list sockets")
+    open_to = sorted({each.ip for each in listening if each.port == settings.port and not is_loopback(each.ip)})
+    if open_to:
+        return Finding("exposure", False, f"port {settings.port} listens on {', '.join(open_to)}: stop it, use `start`")
+    return Finding("exposure", True, f"port {settings.port} listens on loopback only")
+
+
+def _clock(address: str, ca_certificate: Path) -> Finding:
+    try:
+        reply = httpx.get(
+            f"https://{address}/health", verify=client_context(ca_certificate), timeout=5, trust_env=False
+        )
+        theirs = email.utils.parsedate_to_datetime(reply.headers["date"])
+    except (httpx.HTTPError, KeyError, ValueError) as error:
+        return Finding("door", False, f"{address} does not answer GET /health ({error}): see the coordinator's logs")
+    skew = (dt.datetime.now(dt.UTC) - theirs).total_seconds()
+    if abs(skew) > LARGEST_SKEW_SECONDS:
+        return Finding(
+            "clock", False, f"differs by {skew:.0f} s, at most {LARGEST_SKEW_SECONDS:.0f} s work: set both clocks (NTP)"
+        )
+    if reply.status_code != 200:
+        return Finding("door", False, f"GET /health gives {reply.status_code}: see the coordinator's logs")
+    return Finding("clock", True, f"door answers, clocks differ by {abs(skew):.0f} s")
+
+
+def _expiry(name: str, path: Path, cure: str) -> Finding:
+    try:
+        check_certificate(path, [])
+        left = days_left(path)
+    except ProvisionError as error:
+        return Finding(name, False, str(error))
+    warning = f"warning: only {left:.0f} days left: {cure}" if left < EXPIRY_WARNING_DAYS else f"{left:.0f} days left"
+    return Finding(name, True, warning)
+
+
+def _authority_key(home: Path) -> Finding:
+    key = home / "ca" / "ca.key"
+    if not key.exists():
+        return Finding("CA key", True, "not on this machine")
+    return Finding("CA key", True, f"warning: {key} lies beside the server: move it to an offline place")
+
+
+def _space(home: Path) -> Finding:
+    free = psutil.disk_usage(str(home)).free / 2**30
+    is_enough = free >= LEAST_FREE_GIB
+    return Finding("disk", is_enough, f"{free:.1f} GiB free" + ("" if is_enough else f", {LEAST_FREE_GIB} are needed"))
+
+
+def _users() -> Finding:
+    if os.environ.get("INVOCATION_ID"):  # set by systemd
+        return Finding("users", True, "started by systemd")
+    return Finding(
+        "users", True, "warning: one user runs everything; deploy/systemd has units that separate keys from images"
+    )
+
+
+def _privacy(path: Path) -> Finding:
+    try:
+        check_private(path)
+    except ProvisionError as error:
+        return Finding(path.name, False, str(error))
+    return Finding(path.name, True, "readable by its owner only")
+
+
+def _nginx() -> Finding:
+    try:
+        return Finding("nginx", True, find_nginx())
+    except ProvisionError as error:
+        return Finding("nginx", False, str(error))
