@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from client.settings import check_private, sync_folder, write_private
+from client.settings import check_private, write_private
 from shared.errors import InputError
+from shared.files import sync_file
 from shared.messages import canonical_json
 
 SCHEMA_VERSION = 1
@@ -104,7 +105,7 @@ def open_chain(path: Path, *, wait: bool) -> Iterator[Chain]:
         except BlockingIOError as error:
             raise BusyError(f"{path} is in use by another process: wait for its round to end") from error
         check_private(path)
-        sync_folder(path.parent)
+        sync_file(path.parent)
         data = path.read_bytes()
         entries, torn = parse_chain(data, path.name)
         chain = Chain(path, descriptor, entries, len(data) - len(torn))

@@ -46,7 +46,7 @@ def plan_digest(header: RequestHeader) -> str:
 
 
 def review(header: RequestHeader, policy: SitePolicy, facts: Facts) -> Refusal | None:
-    """Decide on a training request; the epsilon cap is checked by `Ledger.reserve`, in the same step that charges it."""
+    """Decide on a training request; the epsilon cap is checked by `Ledger.reserve`, in the step that charges it."""
     experiment = header.experiment
     return (
         _review_task(experiment, policy, facts)
@@ -85,7 +85,7 @@ def charge_for(header: RequestHeader, dataset_id: str, fingerprint: str, request
 
 
 def released_count(num_images: int, experiment: Experiment, policy: SitePolicy) -> int:
-    """The weight a reply carries: 1 under DP and where counts are hidden, else the count, rounded up if policy says so."""
+    """The weight a reply carries: 1 under DP and where counts are hidden, else the count, rounded up if policy says."""
     if experiment.privacy.mechanism != "none" or experiment.federation.weighting == "equal":
         return 1
     match policy.image_count:
@@ -128,11 +128,7 @@ def _review_plan(header: RequestHeader, facts: Facts) -> Refusal | None:
 def _review_privacy(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
     privacy = experiment.privacy
     if privacy.mechanism == "none":
-        if policy.require_dp:
-            return Refusal("dp_required", "this site trains with differential privacy only")
-        if facts.spent_unit is not None and not policy.non_private_after_dp:
-            return Refusal("non_private_forbidden", "this data set has DP rounds, none without DP may follow")
-        return None
+        return _review_non_private(policy, facts)
     if privacy.unit != policy.unit:
         return Refusal("unit_mismatch", f"this site protects the unit {policy.unit!r}, asked is {privacy.unit!r}")
     if facts.spent_unit not in (None, privacy.unit):
@@ -142,6 +138,16 @@ def _review_privacy(experiment: Experiment, policy: SitePolicy, facts: Facts) ->
             "noise_too_small",
             f"noise multiplier {privacy.noise_multiplier:g} is below the site's {policy.min_noise_multiplier:g}",
         )
+    if experiment.model.backbone != "uvit":
+        return Refusal("task_not_allowed", f"DP training knows the backbone 'uvit', not {experiment.model.backbone!r}")
+    return None
+
+
+def _review_non_private(policy: SitePolicy, facts: Facts) -> Refusal | None:
+    if policy.require_dp:
+        return Refusal("dp_required", "this site trains with differential privacy only")
+    if facts.spent_unit is not None and not policy.non_private_after_dp:
+        return Refusal("non_private_forbidden", "this data set has DP rounds, none without DP may follow")
     return None
 
 

@@ -5,13 +5,14 @@ import stat
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import Field, ValidationError
 
 from shared.config import Section, explain
 from shared.errors import InputError
+from shared.files import write_atomically
 
 Task = Literal["train", "statistics", "audit"]
 Unit = Literal["image", "person"]
@@ -62,6 +63,8 @@ class SiteConfig(Section):
     """The coordinator's door, host:port."""
     data: str
     """Folder or zip of images, absolute; class folders are persons."""
+    identities: str = ""
+    """Text file with a `<file name> <person>` line per image, absolute; empty: class folders are persons, if any."""
     image_size: int = Field(ge=8)
     """Side of the images in the private cache, in pixels; requests for another size are refused."""
     held_out_ratio: float = Field(0.1, ge=0, lt=1)
@@ -158,11 +161,22 @@ def load_settings(home: Home) -> SiteConfig:
     """
     check_private(home.settings)
     try:
-        return SiteConfig.model_validate(tomllib.loads(home.settings.read_text(encoding="utf-8")))
-    except ValidationError as error:
-        raise InputError(f"{home.settings}: {explain(error)}") from error
+        tree = tomllib.loads(home.settings.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{home.settings}: not valid TOML ({error})") from error
+    return parse_settings(tree, str(home.settings))
+
+
+def parse_settings(tree: dict[str, Any], name: str) -> SiteConfig:
+    """Check the fields of `site.toml`; `name` stands before the error.
+
+    Raises:
+        InputError: an unknown key or a value out of range.
+    """
+    try:
+        return SiteConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{name}: {explain(error)}") from error
 
 
 def save_settings(home: Home, settings: SiteConfig) -> None:
@@ -173,27 +187,7 @@ def save_settings(home: Home, settings: SiteConfig) -> None:
 def write_private(path: Path, data: bytes) -> None:
     """Write `path` (0600) so that a reader, or a crash, sees the old content or all of the new."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Make renames in a folder last through a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_atomically(path, data, 0o600)
 
 
 def read_data_key(home: Home) -> bytes:

@@ -1,0 +1,247 @@
+"""What a site does with a message, from request to reply. No torch before the policy has said yes.
+
+Everything that can go wrong becomes a typed refusal. Texts of exceptions stay in the site's own log: they may name
+files or carry data.
+"""
+
+import datetime as dt
+import errno
+import io
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from numpy.typing import NDArray
+
+from client.approval import keep_pending, read_approved
+from client.chain import BusyError, ChainError, Entry
+from client.dataset import Dataset, open_dataset
+from client.journal import Journal
+from client.ledger import BudgetError, Ledger, Spending, Total, UnitError, open_ledger
+from client.policy import Facts, charge_for, released_count, released_scalars, review
+from client.replies import find_reply, keep_reply
+from client.settings import Home, SiteConfig, SitePolicy, find_home, load_settings, write_private
+from shared.errors import InputError
+from shared.messages import MessageError, RefusalCode, ReplyHeader, TrainReply, TrainRequest, encode
+
+app = ClientApp()
+log = logging.getLogger("maskfed.client")
+UNKNOWN_REQUEST = "0" * 64
+MOST_BASES = 2
+FAILED = "the site's round failed; its operator finds the cause in the site's log"
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class RefusedError(Exception):
+    """A decision against the request; carried to the one place that answers."""
+
+    def __init__(self, code: RefusalCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code: RefusalCode = code
+        self.reason = reason
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Flower's entry point; the coordinator's run configuration in `context` is not read."""
+    home = find_home()
+    with site_log(home):
+        reply = handle(message.content, home)
+    return Message(reply.to_record(), reply_to=message)
+
+
+def handle(content: RecordDict, home: Home) -> TrainReply:
+    """Answer one training request: the update, or a typed refusal. Never raises."""
+    digest, journal = UNKNOWN_REQUEST, Journal(home.journal)
+    try:
+        settings = load_settings(home)
+        request = TrainRequest.from_record(content)
+        digest = request.digest
+        header = request.header
+        journal.write("request", task="train", run=header.run, server_round=header.server_round, request_digest=digest)
+        return _answer(request, digest, home, settings, journal)
+    except RefusedError as error:
+        code, reason = error.code, error.reason
+    except MessageError as error:
+        log.warning("malformed request: %s", error)
+        code, reason = "malformed", "the request does not follow the protocol"
+    except BusyError:
+        code, reason = "ledger_busy", "another round or a scan is running at the site"
+    except ChainError as error:
+        log.error("ledger: %s", error)
+        code, reason = "ledger_damaged", "the site's ledger is damaged or not its newest copy; its operator must act"
+    except OSError as error:
+        log.exception("round failed")
+        is_full = error.errno in DISK_FULL
+        code, reason = ("disk_full", "the site's disk is full") if is_full else ("failed", FAILED)
+    except Exception:
+        log.exception("round failed")
+        code, reason = "failed", FAILED
+    return _refuse(code, reason, digest, journal)
+
+
+def _refuse(code: RefusalCode, reason: str, digest: str, journal: Journal) -> TrainReply:
+    log.info("refused: %s: %s", code, reason)
+    try:
+        journal.write("refusal", code=code, reason=reason, request_digest=digest)
+    except (OSError, InputError) as error:
+        log.error("journal: %s", error)
+    return TrainReply(ReplyHeader(request_digest=digest, status="refused", refusal=code, reason=reason))
+
+
+def _answer(request: TrainRequest, digest: str, home: Home, settings: SiteConfig, journal: Journal) -> TrainReply:
+    header, policy = request.header, settings.policy
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        if "train" in policy.tasks and (stored := find_reply(home.replies, header.run, digest)):
+            journal.write("resent", request_digest=digest)
+            log.info("run %s round %d: the stored reply is sent again", header.run, header.server_round)
+            return stored
+        data = _open_data(home, settings)
+        refusal = review(header, policy, _facts(ledger, data, request, home, settings))
+        if refusal is not None:
+            if refusal.code == "experiment_not_approved":
+                keep_pending(home, header.experiment)
+            raise RefusedError(refusal.code, refusal.reason)
+        base = _base_weights(home, request)
+
+        from client.trainer import Round
+
+        training = Round(request, base, data, home, settings)
+        reservation, total = _reserve(ledger, request, digest, data, settings)
+        log.info("run %s round %d accepted: %s after it", header.run, header.server_round, total)
+        start = time.monotonic()
+        update, scalars = training.run()
+        scalars["seconds"] = time.monotonic() - start
+        ledger.commit(reservation)
+        own = _reply_header(request, digest, settings, num_images=len(data.train), scalars=scalars)
+        reply = TrainReply(
+            own.model_copy(update=_spent(total, policy) | _head(ledger)),
+            encode(update, header.experiment.federation.wire_dtype),
+        )
+        keep_reply(home.replies, header.run, reply)
+        journal.write("release", **_release(reply))
+        return reply
+
+
+def _reserve(
+    ledger: Ledger, request: TrainRequest, digest: str, data: Dataset, settings: SiteConfig
+) -> tuple[Entry, Total]:
+    policy, charge = settings.policy, charge_for(request.header, data.dataset_id, data.fingerprint, digest)
+    try:
+        return ledger.reserve(charge, cap=policy.epsilon_cap, delta=policy.delta, epsilon_of=epsilon_of)
+    except BudgetError as error:
+        raise RefusedError("budget_exceeded", str(error)) from error
+    except UnitError as error:
+        raise RefusedError("unit_mismatch", str(error)) from error
+
+
+def epsilon_of(history: list[Spending], delta: float) -> float:
+    """`privacy.epsilon`, imported when first needed: only a DP history costs the import of Opacus."""
+    from client.privacy import epsilon
+
+    return epsilon(history, delta)
+
+
+def _open_data(home: Home, settings: SiteConfig) -> Dataset:
+    try:
+        return open_dataset(home, settings.image_size)
+    except InputError as error:
+        log.error("%s", error)
+        raise RefusedError("data_not_ready", "the site's images are not scanned") from error
+
+
+def _facts(ledger: Ledger, data: Dataset, request: TrainRequest, home: Home, settings: SiteConfig) -> Facts:
+    now = dt.datetime.now(dt.UTC)
+    return Facts(
+        num_images=len(data.train),
+        has_persons=data.persons is not None,
+        image_size=settings.image_size,
+        approved_experiments=read_approved(home).experiments,
+        run_plan=ledger.plan_of(request.header.run),
+        committed_rounds=ledger.num_committed(request.header.run),
+        rounds_last_day=ledger.num_since(now - dt.timedelta(days=1)),
+        spent_unit=ledger.unit_of(data.dataset_id),
+        is_clock_behind=ledger.is_clock_behind(now),
+    )
+
+
+def _base_weights(home: Home, request: TrainRequest) -> NDArray[np.float32] | None:
+    """Frozen tensors: from the request, which then is remembered, or from an earlier one."""
+    digest = request.header.base_digest
+    if not digest:
+        return None
+    path = home.base / f"{digest}.npy"
+    if request.base is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, request.base, allow_pickle=False)
+        write_private(path, buffer.getvalue())
+        for old in sorted(home.base.glob("*.npy"), key=lambda each: each.stat().st_mtime)[:-MOST_BASES]:
+            old.unlink()
+        return request.base
+    if not path.exists():
+        raise RefusedError("base_missing", "the site does not hold the frozen tensors of this run yet")
+    stored: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    return stored
+
+
+def _reply_header(
+    request: TrainRequest, digest: str, settings: SiteConfig, *, num_images: int, scalars: dict[str, float]
+) -> ReplyHeader:
+    experiment, policy = request.header.experiment, settings.policy
+    return ReplyHeader(
+        request_digest=digest,
+        status="trained",
+        num_examples=released_count(num_images, experiment, policy),
+        scalars=released_scalars(scalars, experiment, policy),
+    )
+
+
+def _spent(total: Total, policy: SitePolicy) -> dict[str, object]:
+    is_finite = math.isfinite(total.epsilon)
+    return {
+        "epsilon": total.epsilon if is_finite else None,
+        "is_unbounded": total.is_unbounded or not is_finite,
+        "epsilon_cap": policy.epsilon_cap,
+        "unit": total.unit,
+    }
+
+
+def _head(ledger: Ledger) -> dict[str, object]:
+    return {"ledger_sequence": ledger.head.sequence, "ledger_hash": ledger.head.hash}
+
+
+def _release(reply: TrainReply) -> dict[str, object]:
+    header = reply.header
+    assert reply.update is not None
+    return {
+        "request_digest": header.request_digest,
+        "numbers": ["update", "num_examples", *sorted(header.scalars), "epsilon", "ledger head"],
+        "bytes": reply.update.nbytes,
+        "epsilon": header.epsilon,
+        "is_unbounded": header.is_unbounded,
+    }
+
+
+@contextmanager
+def site_log(home: Home, name: str = "rounds", logger: str = "maskfed") -> Iterator[None]:
+    """Write what `logger` says to `logs/<name>.log` for as long as the block runs; it is for the operator only."""
+    home.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.umask(0o077)
+    handler = RotatingFileHandler(home.logs / f"{name}.log", maxBytes=2**22, backupCount=3)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    source = logging.getLogger(logger)
+    source.addHandler(handler)
+    source.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        source.removeHandler(handler)
+        handler.close()

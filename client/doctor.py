@@ -1,0 +1,144 @@
+"""Checks of a site's own side, each with what to do. Network and certificates are checked by the command itself."""
+
+import datetime as dt
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.approval import read_approved
+from client.dataset import open_dataset
+from client.ledger import head_problem, read_ledger
+from client.settings import Home, SiteConfig, check_private, load_settings
+from shared.codedigest import installed_digest
+from shared.errors import InputError
+from shared.images import UnreadableImageError, decode, list_images
+
+FREE_BYTES = 5 * 2**30
+PROBED_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; `text` says what to do when it is not ok."""
+
+    name: str
+    is_ok: bool
+    text: str
+
+
+def check_site(home: Home) -> list[Check]:
+    """Everything that can be checked without the network."""
+    try:
+        settings = load_settings(home)
+    except InputError as error:
+        return [Check("settings", False, str(error))]
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("settings", lambda: f"{home.settings} is private and valid"),
+        ("folder", lambda: _folder(home)),
+        ("images", lambda: _images(settings)),
+        ("data set", lambda: _dataset(home, settings)),
+        ("ledger", lambda: _ledger(home, settings)),
+        ("clock", lambda: _clock(home)),
+        ("code", lambda: _code(home)),
+        ("policy", lambda: _policy(settings)),
+        ("disk", lambda: _disk(home)),
+        ("device", lambda: _device(settings)),
+    ]
+    return list(_run(checks))
+
+
+def _run(checks: list[tuple[str, Callable[[], str]]]) -> Iterator[Check]:
+    for name, check in checks:
+        try:
+            yield Check(name, True, check())
+        except (InputError, OSError) as error:
+            yield Check(name, False, str(error))
+
+
+def _folder(home: Home) -> str:
+    mode = home.path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise InputError(f"{home.path} has mode {mode:04o}: chmod 700 {home.path}")
+    for path in (home.ledger, home.journal, home.approved, home.data_key):
+        if path.exists():
+            check_private(path)
+    return f"{home.path} is private"
+
+
+def _images(settings: SiteConfig) -> str:
+    source = list_images(Path(settings.data))
+    names = source.names[:: max(1, len(source.names) // PROBED_IMAGES)][:PROBED_IMAGES]
+    start, good = time.monotonic(), 0
+    for name in names:
+        try:
+            decode(source.read(name), settings.image_size)
+            good += 1
+        except UnreadableImageError:
+            continue
+    if not good:
+        raise InputError(f"none of {len(names)} probed files in {settings.data} decodes: give readable pictures")
+    rate = len(names) / max(time.monotonic() - start, 1e-6)
+    persons = "no class folders" if source.persons is None else f"{len(set(source.persons))} persons"
+    return f"{len(source.names)} files, {persons}, {good} of {len(names)} probed decode, {rate:.0f} per second and core"
+
+
+def _dataset(home: Home, settings: SiteConfig) -> str:
+    data = open_dataset(home, settings.image_size)
+    if len(data.train) < settings.policy.min_images_train:
+        raise InputError(f"{len(data.train)} training images, policy asks for {settings.policy.min_images_train}")
+    if settings.policy.unit == "person" and data.persons is None:
+        raise InputError("policy.unit is 'person', but the images have no persons: one folder per person, then scan")
+    return f"{len(data.train)} images to train on, {len(data.held_out)} held out"
+
+
+def _ledger(home: Home, settings: SiteConfig) -> str:
+    history = read_ledger(home.ledger)
+    if problem := head_problem(history, Path(settings.head_file)):
+        raise InputError(problem)
+    return f"{len(history.entries)} entries, unbroken, newest head kept in {settings.head_file}"
+
+
+def _clock(home: Home) -> str:
+    entries = read_ledger(home.ledger).entries
+    now = dt.datetime.now(dt.UTC)
+    if entries and now < entries[-1].time:
+        raise InputError(f"the clock says {now:%Y-%m-%d %H:%M} UTC, before the newest ledger entry: set it (NTP)")
+    return f"{now:%Y-%m-%d %H:%M} UTC"
+
+
+def _code(home: Home) -> str:
+    digest = installed_digest()
+    if digest not in read_approved(home).code:
+        raise InputError(f"installed client code {digest[:12]} is not approved: `maskfed-client approve code`")
+    return f"installed client code {digest[:12]} is approved"
+
+
+def _policy(settings: SiteConfig) -> str:
+    policy = settings.policy
+    if not policy.tasks:
+        raise InputError("policy.tasks is empty: every request is refused")
+    if policy.max_steps_per_round == 0 or policy.max_rounds_per_day == 0:
+        raise InputError("policy allows 0 steps or 0 rounds: every training request is refused")
+    if policy.require_dp and policy.epsilon_cap == 0:
+        raise InputError("policy.epsilon_cap is 0: every DP round is refused")
+    return f"tasks {', '.join(policy.tasks)}; epsilon cap {policy.epsilon_cap:g} per {policy.unit}"
+
+
+def _disk(home: Home) -> str:
+    free = shutil.disk_usage(home.path).free
+    if free < FREE_BYTES:
+        raise InputError(f"{free / 2**30:.1f} GiB free at {home.path}, at least {FREE_BYTES / 2**30:.0f} are wanted")
+    return f"{free / 2**30:.0f} GiB free"
+
+
+def _device(settings: SiteConfig) -> str:
+    import torch
+
+    if torch.cuda.is_available() and settings.device != "cpu":
+        return f"{torch.cuda.get_device_name()} with {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
+    if settings.device == "cuda":
+        raise InputError("site.toml asks for cuda, but torch finds no GPU: install the driver, or device = 'cpu'")
+    return f"CPU with {len(os.sched_getaffinity(0))} cores; no GPU is used"

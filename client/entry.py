@@ -1,0 +1,136 @@
+"""The process that Flower starts for each message: it runs this installation's code and nothing from a bundle.
+
+One of two files that use flwr internals, written against flwr 1.41.0; `tests/client/test_entry.py` fails on another.
+The bundle of a run is read in memory only: its `client` and `shared` files must have the digest that the operator has
+approved, as must the files installed here, and it may bring nothing else that could be imported. It is never unpacked
+and never on `sys.path`, so its copy of this very code is dead weight.
+"""
+
+import io
+import os
+import signal
+import sys
+import zipfile
+import zlib
+from pathlib import PurePosixPath
+from typing import Any
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+import flwr.supernode.runtime.run_clientapp as runtime
+from flwr.app.error import Error
+from flwr.supernode.cli import flwr_clientapp
+
+import client.app
+from client.approval import Approved, read_approved
+from client.journal import Journal
+from client.settings import find_home
+from shared.codedigest import SITE_PACKAGES, files_digest, installed_digest
+
+FLWR_VERSION = "1.41.0"
+LARGEST_BUNDLE_BYTES = 64 * 2**20
+FAILURE = "the site's app failed; its operator finds the cause in the site's own log"
+
+NOT_APPROVED = "code_not_approved: the site's operator has not approved this code"
+
+
+class CodeRefusedError(Exception):
+    """Code that the operator has not approved; the text leaves the site."""
+
+
+def main() -> None:
+    """Run Flower's client process with this site's guards in place."""
+    os.umask(0o077)
+    install_guards()
+    sys.argv[0] = "flwr-clientapp"
+    flwr_clientapp()
+
+
+def install_guards() -> None:
+    """Replace the parts of Flower's runtime that would trust the coordinator or tell it too much."""
+    register, push = vars(runtime)["register_signal_handlers"], runtime.push_task_output
+
+    def register_then_default(*args: object, **kwargs: object) -> None:
+        # Flower's own handlers leave the SuperNode waiting for ever; a process that dies at once is noticed.
+        register(*args, **kwargs)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+    def push_scrubbed(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # Flower's own arguments
+        push(*args, **kwargs | {"details": FAILURE if kwargs.get("details") else ""})
+
+    guards = {
+        "register_signal_handlers": register_then_default,
+        "install_from_fab": lambda fab_file, **_: check_bundle(fab_file),
+        "get_load_client_app_fn": lambda **_: lambda *_: client.app.app,
+        "push_task_output": push_scrubbed,
+        "Error": scrubbed_error,
+    }
+    for name, guard in guards.items():
+        setattr(runtime, name, guard)
+
+
+def scrubbed_error(code: int, reason: str | None = None) -> Error:
+    """Flower's error reply without the text of exceptions, which may carry paths; refused code says so."""
+    told = CodeRefusedError.__name__ in (reason or "")
+    return Error(
+        code=code, reason="code_not_approved: the site's operator has not approved this code" if told else FAILURE
+    )
+
+
+def check_bundle(content: bytes) -> None:
+    """Refuse unapproved code, whether in the bundle or installed here.
+
+    Raises:
+        CodeRefusedError: it differs from what `maskfed-client approve` has accepted.
+    """
+    home = find_home()
+    approved = read_approved(home)
+    problem = bundle_problem(content, approved) or installed_problem(approved)
+    if problem:
+        Journal(home.journal).write("refusal", code="code_not_approved", reason=problem)
+        raise CodeRefusedError("code_not_approved")
+
+
+def bundle_problem(content: bytes, approved: Approved) -> str | None:
+    """Why a bundle is not acceptable, for the operator; None when it is."""
+    try:
+        files = read_bundle(content)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
+        return f"the bundle cannot be read ({type(error).__name__})"
+    for name in files:
+        parts = PurePosixPath(name).parts
+        is_package = len(parts) > 1 and parts[0] in {"server", *SITE_PACKAGES}
+        is_known = is_package or name == "pyproject.toml" or parts[0] == ".info"
+        if not is_known or ".." in parts or name.startswith("/"):
+            return f"the bundle brings {name[:80]!r}, which no bundle needs"
+    digest = files_digest({name: data for name, data in files.items() if name.split("/")[0] in SITE_PACKAGES})
+    if digest not in approved.code:
+        return f"the bundle's client code has digest {digest}, which is not approved"
+    return None
+
+
+def installed_problem(approved: Approved) -> str | None:
+    """Why the code installed here is not acceptable; None when it is."""
+    digest = installed_digest()
+    return None if digest in approved.code else f"the installed client code has digest {digest}, which is not approved"
+
+
+def read_bundle(content: bytes) -> dict[str, bytes]:
+    """The files of a Flower bundle by name, in memory.
+
+    Raises:
+        ValueError: too large, or a name occurs twice.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        if sum(entry.file_size for entry in entries) > LARGEST_BUNDLE_BYTES:
+            raise ValueError("too large")
+        if len({entry.filename for entry in entries}) < len(entries):
+            raise ValueError("a name occurs twice")
+        return {entry.filename: archive.read(entry) for entry in entries}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+# ruff: noqa: N806
+"""DP-SGD on one site, and what it costs: the only module that imports Opacus.
+
+Each step takes every unit (image or person) with probability q, clips each unit's gradient to C, adds Gaussian noise of
+deviation sigma C to the sum and divides by a public constant (Abadi et al., arXiv 1607.00133, algorithm 1). Nothing in
+the step depends on how many units there are. K noise draws of one unit are folded into the token axis, so the unit's
+gradient is that of their mean and clipping acts once.
+
+Shapes: B units of a micro-batch, K draws per unit, C channels, H W pixels, L tokens, D width.
+"""
+
+import math
+import secrets
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.accountants import PRVAccountant
+from opacus.accountants.utils import get_noise_multiplier
+from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping, register_grad_sampler
+from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
+from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
+from torch import Tensor, nn
+
+from client.ledger import Spending, merged
+from shared.config import Experiment
+from shared.errors import InputError
+from shared.losses import draw_noise, per_image_loss
+from shared.optim import lr_at, make_optimizer, set_lr
+from shared.schedule import make_schedule
+from shared.uvit import Positions
+
+MARGINS = {"float32": 0.999, "bfloat16": 0.98}
+"""Share of C that gradients are clipped to while the noise is set for C: rounding must not lift a norm above C."""
+Ids = NDArray[np.int64]
+_LAYERS = (nn.Linear, nn.LayerNorm, Positions)
+
+
+class Images(Protocol):
+    """Where batches come from."""
+
+    def batch(self, ids: Ids) -> Tensor:
+        """uint8 (B, 3, H, W)."""
+
+
+@register_grad_sampler(Positions)  # type: ignore[untyped-decorator]
+def position_gradients(layer: Positions, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Gradient of each unit for the position table, (B, count, D); rows that the K draws share add up."""
+    gradients = backprops.new_zeros(len(backprops), *layer.weight.shape)
+    return {layer.weight: gradients.scatter_add_(1, activations[1][..., None].expand_as(backprops), backprops)}
+
+
+def epsilon(history: Sequence[Spending], delta: float) -> float:
+    """Total epsilon of all steps of a data set at `delta`, an upper bound.
+
+    Numerical composition of privacy random variables (Gopi et al., arXiv 2106.02848) for the Poisson-subsampled
+    Gaussian mechanism under add/remove neighbours.
+
+    Returns:
+        0 for no steps; infinity where no bound can be computed.
+    """
+    rows = merged(list(history))
+    if not rows:
+        return 0.0
+    if any(row.noise_multiplier <= 0 for row in rows):
+        return math.inf
+    accountant = PRVAccountant()
+    accountant.history = [tuple(row) for row in rows]
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        # Opacus sizes its grid by RDP, which warns at large noise; the grid only gets wider than it has to be.
+        warnings.simplefilter("ignore")
+        try:
+            return float(accountant.get_epsilon(delta))
+        except (ValueError, RuntimeError, OverflowError, MemoryError):
+            return math.inf
+
+
+def max_steps(history: Sequence[Spending], step: Spending, delta: float, cap: float, limit: int) -> int:
+    """How many steps with the constants of `step` still fit under `cap`, at most `limit`; by bisection."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        fits = epsilon([*history, step._replace(steps=middle)], delta) <= cap
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return low
+
+
+def noise_that_fits(history: Sequence[Spending], sample_rate: float, steps: int, delta: float, cap: float) -> float:
+    """Smallest noise multiplier, to 0.1 percent, at which `steps` steps fit under `cap`; infinity if none does."""
+    if not history:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            start = float(
+                get_noise_multiplier(
+                    target_epsilon=cap, target_delta=delta, sample_rate=sample_rate, steps=steps, accountant="rdp"
+                )
+            )
+    else:
+        start = 1.0
+    low, high = 0.0, start
+    while epsilon([*history, Spending(high, sample_rate, steps)], delta) > cap:
+        low, high = high, 2 * high
+        if high > 1e4:
+            return math.inf
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        fits = middle > 0.2 and epsilon([*history, Spending(middle, sample_rate, steps)], delta) <= cap
+        low, high = (low, middle) if fits else (middle, high)
+    return high
+
+
+def validate(model: nn.Module) -> None:
+    """Refuse a network whose per-unit gradients this module does not compute exactly.
+
+    Raises:
+        InputError: a trainable tensor is not the sole property of one layer of a known kind.
+    """
+    owners: dict[int, str] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{module_name}.{name}"
+            if not parameter.requires_grad:
+                continue
+            if id(parameter) in owners:
+                raise InputError(f"tensor {full} is also {owners[id(parameter)]}: DP training needs untied tensors")
+            if type(module) not in _LAYERS:
+                raise InputError(
+                    f"tensor {full} is owned by a {type(module).__name__}: DP training knows "
+                    f"{', '.join(layer.__name__ for layer in _LAYERS)}"
+                )
+            owners[id(parameter)] = full
+
+
+def train_private(
+    model: nn.Module,
+    experiment: Experiment,
+    images: Images,
+    units: Sequence[Ids],
+    *,
+    device: torch.device,
+    precision: str = "float32",
+    after_noise: Callable[[], None] = lambda: None,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Run the steps of one round in place; the ledger has reserved them before.
+
+    Args:
+        model: on `device`; only tensors that require a gradient change.
+        experiment: constants of `privacy`, `federation.local_steps`, optimizer and loss.
+        images: source of image batches.
+        units: image numbers of each unit of privacy.
+        device: where the model is.
+        precision: of the forward and backward pass; `fast` clipping always runs in float32.
+        after_noise: called on the noised gradients before the optimizer reads them (a data-independent term).
+        on_step: called with the 0-based number of each finished step.
+    """
+    validate(model)
+    privacy = experiment.privacy
+    if privacy.clipping == "fast":
+        precision = "float32"
+    model.train()
+    step = _Step(model, experiment, device, precision)
+    # Never a seed that anybody else knows: who can repeat the noise can subtract it.
+    pick, noise = secret_generator("cpu"), secret_generator(device)
+    optimizer = step.optimizer(noise)
+    try:
+        for number in range(experiment.federation.local_steps):
+            set_lr(optimizer.original_optimizer, lr_at(number, experiment.optim))
+            chosen = (torch.rand(len(units), generator=pick, dtype=torch.float64) < privacy.sample_rate).nonzero()[:, 0]
+            # An empty batch is one empty micro-batch: the step happens, adds noise and is counted.
+            parts = torch.split(chosen, privacy.micro_batch)
+            for part in parts:
+                optimizer.signal_skip_step(do_skip=part is not parts[-1])
+                optimizer.zero_grad()
+                step.backward(
+                    optimizer, load_units(images, [units[int(unit)] for unit in part], experiment, pick, device), noise
+                )
+                if optimizer.pre_step():
+                    after_noise()
+                    optimizer.original_optimizer.step()
+            on_step(number)
+    finally:
+        step.hooks.cleanup()
+        optimizer.zero_grad(set_to_none=True)
+
+
+class _Step:
+    """The two ways to clip: `fast` in two backward passes with flat memory, `hooks` keeping every unit's gradient."""
+
+    def __init__(self, model: nn.Module, experiment: Experiment, device: torch.device, precision: str) -> None:
+        self.model, self.experiment, self.device, self.precision = model, experiment, device, precision
+        self.schedule = make_schedule(experiment.diffusion.schedule, experiment.diffusion.timesteps)
+        self.is_fast = experiment.privacy.clipping == "fast"
+        self.bound = MARGINS[precision] * experiment.privacy.max_grad_norm
+        self.hooks = (
+            GradSampleHooksFastGradientClipping(
+                model, loss_reduction="sum", max_grad_norm=self.bound, use_ghost_clipping=False
+            )
+            if self.is_fast
+            else GradSampleHooks(model, loss_reduction="sum")
+        )
+
+    def optimizer(self, noise: torch.Generator) -> DPOptimizer:
+        """AdamW behind Opacus' noise; the noise is set for C, the clipping (of `hooks`) is tightened by the margin."""
+        privacy = self.experiment.privacy
+        # loss_reduction "mean" only divides the noised sum by the public normaliser.
+        kind = DPOptimizerFastGradientClipping if self.is_fast else _MarginOptimizer
+        optimizer = kind(
+            make_optimizer(self.model, self.experiment.optim),
+            noise_multiplier=privacy.noise_multiplier,
+            max_grad_norm=privacy.max_grad_norm,
+            expected_batch_size=privacy.expected_batch,
+            loss_reduction="mean",
+            generator=noise,
+        )
+        if isinstance(optimizer, _MarginOptimizer):
+            optimizer.clip_norm = self.bound
+        return optimizer
+
+    def backward(self, optimizer: DPOptimizer, images: Tensor, generator: torch.Generator) -> None:
+        """Leave the sum of the clipped gradients of a micro-batch where the optimizer collects it."""
+        draw = draw_noise(self.experiment, len(images), generator, self.experiment.privacy.draws)
+        is_autocast = self.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_autocast):
+            loss_B = per_image_loss(self.model, self.schedule, self.experiment, images, *draw)
+        # (B, 1) would broadcast against the (B,) clipping factors to (B, B) and void the guarantee without an error.
+        assert loss_B.shape == (len(images),)
+        with warnings.catch_warnings():
+            # The first layer's input is data and needs no gradient; its hook then sees output gradients, as it should.
+            warnings.filterwarnings("ignore", "Full backward hook is firing")
+            if self.is_fast:
+                DPTensorFastGradientClipping(self.hooks, optimizer, loss_B, loss_reduction="sum").backward()
+            else:
+                torch.autograd.backward(loss_B.sum())
+
+
+class _MarginOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Clips to `clip_norm`, adds noise for `max_grad_norm`."""
+
+    clip_norm: float
+    max_grad_norm: float
+
+    def clip_and_accumulate(self) -> None:
+        """Opacus' clipping at the tighter bound."""
+        noise_norm, self.max_grad_norm = self.max_grad_norm, self.clip_norm
+        try:
+            super().clip_and_accumulate()
+        finally:
+            self.max_grad_norm = noise_norm
+
+
+def secret_generator(device: str | torch.device) -> torch.Generator:
+    """A generator whose seed comes from the operating system and is kept nowhere. Not cryptographic: see the README."""
+    return torch.Generator(device).manual_seed(secrets.randbits(63))
+
+
+def load_units(
+    images: Images, units: Sequence[Ids], experiment: Experiment, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Images of a micro-batch, uint8: (B, 3, H, W), or (B, K, 3, H, W) when the K draws take images of a person.
+
+    A person with fewer than K images gives some of them more than once.
+    """
+    draws = experiment.privacy.draws
+    is_person = experiment.privacy.unit == "person"
+    per_unit = draws if is_person else 1
+    ids = np.array([_pick(unit, per_unit, generator) for unit in units], np.int64).reshape(-1)
+    x_BCHW = images.batch(ids).to(device, non_blocking=True)
+    if experiment.data.horizontal_flip:
+        flipped = torch.rand(len(x_BCHW), generator=generator) < 0.5
+        x_BCHW = torch.where(flipped.to(device)[:, None, None, None], x_BCHW.flip(-1), x_BCHW)
+    return x_BCHW.reshape(len(units), draws, *x_BCHW.shape[1:]) if is_person and draws > 1 else x_BCHW
+
+
+def _pick(members: Ids, count: int, generator: torch.Generator) -> Ids:
+    rounds = [torch.randperm(len(members), generator=generator).numpy() for _ in range(-(-count // len(members)))]
+    picked: Ids = members[np.concatenate(rounds)[:count]]
+    return picked

@@ -1,0 +1,137 @@
+"""One round of local training, plain or with DP-SGD, on `shared/engine.py`. Imported only after the policy said yes."""
+
+import logging
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.dataset import Dataset
+from client.settings import Home, SiteConfig, read_data_key
+from shared.engine import Engine, StepResult, run_training
+from shared.messages import MessageError, TrainRequest, pack, unpack
+from shared.seeding import Streams
+from shared.uvit import build_model
+
+log = logging.getLogger("maskfed.client")
+
+
+class Round:
+    """A request made ready: everything that can be refused is refused here, before the ledger is charged."""
+
+    def __init__(
+        self, request: TrainRequest, base: NDArray[np.float32] | None, data: Dataset, home: Home, settings: SiteConfig
+    ) -> None:
+        self.request, self.data, self.home = request, data, home
+        self.experiment = request.header.experiment
+        self.is_private = self.experiment.privacy.mechanism != "none"
+        self.device = choose_device(settings.device)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.before = unpack(request.weights, request.header.manifest)
+        frozen = {} if base is None else unpack(base, request.header.base_manifest)
+        self.model = load_model(build_model(self.experiment), self.before, frozen).to(self.device)
+        self.units = data.units(self.experiment.privacy.unit) if self.is_private else []
+        if self.is_private:
+            from client.privacy import validate
+
+            validate(self.model)
+
+    def run(self) -> tuple[NDArray[np.float32], dict[str, float]]:
+        """Train; return the packed update (weights after minus before) and the scalars that policy may release."""
+        scalars = self._run_private() if self.is_private else self._run_plain()
+        after = {name: tensor.detach().cpu().numpy() for name, tensor in self.model.named_parameters()}
+        update = {name: after[name] - weights for name, weights in self.before.items()}
+        return pack(update, self.request.header.manifest), scalars
+
+    def _run_private(self) -> dict[str, float]:
+        from client.privacy import train_private
+
+        mu, anchor = self.experiment.federation.proximal_mu, [p.detach().clone() for p in self._trainable()]
+
+        def pull_back() -> None:
+            # The proximal term does not look at data, so it joins the gradient after the noise.
+            for parameter, start in zip(self._trainable(), anchor, strict=True):
+                assert parameter.grad is not None
+                parameter.grad.add_(parameter.detach() - start, alpha=mu)
+
+        train_private(
+            self.model,
+            self.experiment,
+            self.data.images,
+            self.units,
+            device=self.device,
+            precision=self.request.header.precision,
+            after_noise=pull_back if mu else lambda: None,
+            on_step=self._report,
+        )
+        return {}
+
+    def _run_plain(self) -> dict[str, float]:
+        header = self.request.header
+        # The precision of the run, not what this machine would choose.
+        train = self.experiment.train.model_copy(update={"precision": header.precision})
+        engine = Engine(
+            self.experiment.model_copy(update={"train": train}),
+            self.model,
+            streams(self.home, header.run, header.server_round),
+            trainable=[tensor.name for tensor in header.manifest.tensors],
+            proximal_mu=self.experiment.federation.proximal_mu,
+        )
+        losses: list[Tensor] = []
+        norms: list[Tensor] = []
+
+        def collect(step: int, result: StepResult) -> None:
+            losses.append(result.loss_tensor)
+            norms.append(result.grad_norm_tensor)
+            self._report(step - 1)
+
+        run_training(
+            engine,
+            self.data.images.select(self.data.train),
+            steps=self.experiment.federation.local_steps,
+            on_step=collect,
+        )
+        return {"loss": float(torch.stack(losses).mean()), "grad_norm": float(torch.stack(norms).mean())}
+
+    def _report(self, number: int) -> None:
+        steps = self.experiment.federation.local_steps
+        if (number + 1) % max(1, steps // 10) == 0:
+            log.info("step %d of %d", number + 1, steps)
+
+    def _trainable(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+def load_model(
+    model: nn.Module, trainable: dict[str, NDArray[np.float32]], frozen: dict[str, NDArray[np.float32]]
+) -> nn.Module:
+    """Fill a model with the tensors of a request; only those of `trainable` keep a gradient.
+
+    Raises:
+        MessageError: the request's tensors are not exactly the model's, by name and shape.
+    """
+    parameters = dict(model.named_parameters())
+    given = {**frozen, **trainable}
+    if set(given) != set(parameters) or len(given) != len(frozen) + len(trainable):
+        raise MessageError("the request's tensors are not those of the experiment's model")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if given[name].shape != tuple(parameter.shape) or not np.isfinite(given[name]).all():
+                raise MessageError(f"tensor {name} has another shape than the model's, or is not finite")
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(given[name])))
+            parameter.requires_grad_(name in trainable)
+    return model
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of a round: a GPU where there is one, unless `site.toml` says otherwise."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def streams(home: Home, run: str, server_round: int) -> Streams:
+    """Random streams of a plain round: the same at every repetition, unknown to anybody without the site's key."""
+    return Streams(read_data_key(home), ("round", run, server_round))

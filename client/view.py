@@ -1,0 +1,106 @@
+"""What the operator sees of a running site, and the lock that says it runs. No torch."""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from client.chain import Entry, read_chain
+from client.dataset import current_id, open_dataset
+from client.ledger import head_problem, read_ledger
+from client.settings import Home, SiteConfig
+from shared.errors import InputError
+
+NEWEST_EVENTS = 5
+
+
+@contextmanager
+def hold_site(home: Home) -> Iterator[None]:
+    """Be the only `start` (or `leave`) of a home.
+
+    Raises:
+        InputError: another one runs.
+    """
+    home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = _lock(home)
+    if descriptor is None:
+        raise InputError(f"site {home.path} is running already: stop that `maskfed-client start` first")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_running(home: Home) -> bool:
+    """Whether a `start` holds the home."""
+    descriptor = _lock(home)
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is None
+
+
+class JournalView:
+    """Prints each new journal entry as one line."""
+
+    def __init__(self, home: Home, write: Callable[[str], None]) -> None:
+        self._path, self._write = home.journal, write
+        self._seen = len(read_chain(self._path))
+        self._size = self._current_size()
+
+    def show_new(self) -> None:
+        """Print what was appended since the last call; the file is read only when it has grown."""
+        size = self._current_size()
+        if size == self._size:
+            return
+        self._size = size
+        entries = read_chain(self._path)
+        for entry in entries[self._seen :]:
+            self._write(event_line(entry))
+        self._seen = len(entries)
+
+    def _current_size(self) -> int:
+        return self._path.stat().st_size if self._path.exists() else 0
+
+
+def event_line(entry: Entry) -> str:
+    """One journal entry for people."""
+    fields = ", ".join(f"{key} {_short(value)}" for key, value in entry.fields.items())
+    return f"{entry.time.astimezone():%Y-%m-%d %H:%M:%S} {entry.kind}: {fields}"
+
+
+def summary(home: Home, settings: SiteConfig) -> Iterator[str]:
+    """Data, spending and newest events, for `status`."""
+    try:
+        data = open_dataset(home, settings.image_size)
+        yield f"data set {data.dataset_id}: {len(data.train)} images to train on, {len(data.held_out)} held out"
+    except InputError as error:
+        yield str(error)
+    history = read_ledger(home.ledger)
+    if problem := head_problem(history, Path(settings.head_file)):
+        yield f"LEDGER: {problem}"
+    dataset_id = current_id(home)
+    if dataset_id is not None:
+        from client.app import epsilon_of
+
+        total = history.total(dataset_id, settings.policy.delta, epsilon_of)
+        yield f"spent: {total}, cap {settings.policy.epsilon_cap:g}; {total.num_charges} charges"
+        yield f"of these {total.num_uncommitted} were reserved and never completed; they count as spent"
+    for entry in read_chain(home.journal)[-NEWEST_EVENTS:]:
+        yield event_line(entry)
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:12] if len(text) == 64 and set(text) <= set("0123456789abcdef") else text
+
+
+def _lock(home: Home) -> int | None:
+    descriptor = os.open(home.path / "start.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
