@@ -87,6 +87,26 @@ class _Selection(ImageCache):
         return self._whole.batch(self._rows[np.asarray(ids, np.int64)])
 
 
+class ResidentImages:
+    """All pixels in the memory of a device: a batch is one gather there, nothing is copied to it."""
+
+    def __init__(self, images: ImageCache, device: "torch.device | str") -> None:
+        import torch
+
+        self._pixels = torch.from_numpy(np.array(images.images)).to(device)
+
+    def __len__(self) -> int:
+        """Number of images N."""
+        return len(self._pixels)
+
+    def batch(self, ids: Ids) -> "torch.Tensor":
+        """Images `ids` as uint8 (B, 3, H, W) on the device."""
+        import torch
+
+        rows = torch.from_numpy(np.asarray(ids, np.int64))
+        return self._pixels.index_select(0, rows.to(self._pixels.device, non_blocking=True))
+
+
 @functools.lru_cache(maxsize=8)
 def synthetic_images(spec: str, size: int) -> ImageCache:
     """Synthetic faces, in memory, for a spec `synthetic:<site>[:<num_images>[:<seed>]]`.

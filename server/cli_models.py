@@ -1,0 +1,52 @@
+"""`maskfed-server`: the commands around models and images. Each is thin and imports what it needs when it runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+data = typer.Typer(no_args_is_help=True, help="Image sets.")
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, replaces a setting.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to the coordinator's."""
+    app.command()(train)
+    app.add_typer(data, name="data")
+
+
+def train(
+    experiment: Annotated[str, typer.Argument(help="Experiment file, or the name of a recipe that ships with us.")],
+    data: Annotated[Path, typer.Option(help="Folder or zip of images, image cache, or synthetic:<site>:<number>.")],
+    out: Annotated[Path, typer.Option(help="Run directory; a run of the same experiment goes on.")],
+    init: Annotated[Path | None, typer.Option(help="Checkpoint or run whose EMA weights to start from.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a model: masked pre-training or DSM, as the experiment says; several GPUs by torchrun."""
+    from server.recipes import find_experiment
+    from server.train import train as run_stage
+    from shared.config import load_experiment
+
+    run = run_stage(load_experiment(find_experiment(experiment), overrides), data, out, init)
+    typer.echo(f"run {run.path}: {run.latest}")
+
+
+@data.command("cache")
+def cache_images(
+    source: Annotated[Path, typer.Argument(help="Folder or zip of images.")],
+    size: Annotated[int, typer.Option(min=8, help="Side in pixels.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the cache; default: beside the source.")] = None,
+    identities: Annotated[Path | None, typer.Option(help="Text file with `<file name> <identity>` lines.")] = None,
+    crop: Annotated[int, typer.Option(min=0, help="Centre crop in source pixels; 0: the short side.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
+) -> None:
+    """Decode images once into a memory map that `train --data` reads; an interrupted run goes on."""
+    from server.progress import decoding_bar
+    from shared.cache import build_cache
+
+    folder = out or source.with_name(f"{source.stem}-{size}.cache")
+    with decoding_bar() as on_progress:
+        cache = build_cache(source, folder, size, workers, identities=identities, crop=crop, on_progress=on_progress)
+    persons = "" if cache.persons is None else f" of {len(set(cache.persons.tolist())):,} persons"
+    typer.echo(f"{folder}: {len(cache):,} images{persons}, {cache.num_unreadable} unreadable files left out")

@@ -1,0 +1,27 @@
+"""The experiment files that ship with the project."""
+
+from pathlib import Path
+
+from shared.errors import InputError
+
+FOLDER = Path(__file__).parent / "experiments"
+
+
+def recipe_names() -> list[str]:
+    """Names of all recipes, sorted."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def find_experiment(name: str) -> Path:
+    """The file that `name` means: a path, or a recipe's name.
+
+    Raises:
+        InputError: neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    recipe = FOLDER / f"{name}.toml"
+    if recipe.is_file():
+        return recipe
+    raise InputError(f"experiment {name!r}: no such file or recipe; `maskfed-server experiments list` shows them")
