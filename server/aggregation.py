@@ -35,7 +35,7 @@ class UpdateError(ValueError):
 
 
 def site_weight(num_examples: int, config: FederationConfig) -> int:
-    """Integer weight of a reply: 1, or its images clamped to `max_examples`, in multiples of the public grid, rounded up.
+    """Integer weight of a reply: 1, or its images clamped, in units of the public grid, rounded up.
 
     Raises:
         UpdateError: no images at all, although they are the weight.

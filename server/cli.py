@@ -158,7 +158,7 @@ def start(home: Home = DEFAULT_HOME) -> None:
         handle_signals(supervisor.request_stop)
         with supervisor:
             print(f"ready: sites connect to {settings.address}", flush=True)
-            supervisor.watch()
+            supervisor.watch(lambda: _look_after_runs(home))
 
 
 @app.command()
@@ -171,6 +171,99 @@ def doctor(home: Home = DEFAULT_HOME) -> None:
         print(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.name}: {finding.text}")
     if not all(finding.is_ok for finding in findings):
         sys.exit(1)
+
+
+@app.command()
+def finetune(
+    *,
+    experiment: Annotated[
+        Path | None, typer.Argument(help="Experiment file; with --resume: only to change it.")
+    ] = None,
+    home: Home = DEFAULT_HOME,
+    init: Annotated[str, typer.Option(help="Checkpoint, run or shipped model; default: train.init.")] = "",
+    run: Annotated[str, typer.Option(help="Name of the run; default: the experiment's and the time.")] = "",
+    resume: Annotated[str, typer.Option(help="Name of a run to take up from its last complete round.")] = "",
+    force: Annotated[bool, typer.Option(help="Resume with a changed experiment (not seeds, privacy, model).")] = False,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value")] = None,
+    reference: Annotated[str, typer.Option(help="Images or statistics that rounds are measured against.")] = "",
+    evaluate_arg: Annotated[list[str] | None, typer.Option(help="Further argument for these evaluations.")] = None,
+    detach: Annotated[bool, typer.Option(help="Submit and return; follow with `status`.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Submit a federated fine-tuning and follow it; exit code 0: completed, 1: failed or stopped, 2: bad input."""
+    from deploy.coordinator import read_coordinator
+    from server.finetune import Start, resume_run, start_run
+    from server.follow import follow
+    from server.rundir import RunDir
+    from shared.config import load_experiment, parse_experiment
+
+    read_coordinator(home)
+    if resume:
+        changed = None
+        if experiment is not None:
+            changed = load_experiment(experiment, overrides)
+        elif overrides:
+            changed = parse_experiment(RunDir(home / "runs" / resume).experiment.to_toml(), overrides)
+        resume_run(home, resume, changed, force=force)
+    elif experiment is None:
+        raise InputError("finetune needs an experiment file, or --resume and the name of a run")
+    else:
+        start = Start(experiment, tuple(overrides or ()), init, run, reference, tuple(evaluate_arg or ()))
+        resume = start_run(home, start)
+    if detach:
+        print(resume)
+    else:
+        sys.exit(follow(home, resume, as_json=as_json))
+
+
+@app.command()
+def status(
+    run: Annotated[str, typer.Argument(help="Name of a run; default: all.")] = "",
+    home: Home = DEFAULT_HOME,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Show runs: rounds, sites, losses, bytes, epsilon; exit code 1 when the named run failed."""
+    from rich.console import Console
+
+    from deploy.coordinator import read_coordinator
+    from server.follow import all_runs, table
+
+    read_coordinator(home)
+    summaries = all_runs(home, run)
+    if as_json:
+        Console().print_json(data=summaries[0] if run else summaries)
+    for summary in summaries if not as_json else []:
+        Console().print(table(summary))
+    if run and summaries[0]["status"] == "failed":
+        sys.exit(1)
+
+
+@app.command()
+def stop(
+    run: str, home: Home = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False
+) -> None:
+    """Stop a run; its last complete round stays, and `finetune --resume` takes it up again."""
+    import json
+
+    from deploy.coordinator import read_coordinator
+    from server.control import connect
+    from server.wanted import Wanted
+
+    read_coordinator(home)
+    with connect(home) as control:
+        stopped = Wanted(home).stop(control, run)
+    sentence = f"run {run} {'stopped' if stopped else 'was over already'}"
+    print(json.dumps({"run": run, "stopped": stopped}) if as_json else sentence)
+
+
+@app.command()
+def logs(run: str, home: Home = DEFAULT_HOME) -> None:
+    """Print what the run's ServerApp says, until the run ends."""
+    from deploy.coordinator import read_coordinator
+    from server.follow import print_log
+
+    read_coordinator(home)
+    print_log(home, run, lambda text: print(text, end="", flush=True))
 
 
 @app.command()
@@ -202,6 +295,20 @@ def _register_sites(home: Path) -> None:
     if is_healthy(f"127.0.0.1:{read_coordinator(home).port}", home / "pki" / "ca.crt"):
         with connect(home) as control:
             register_all(control, Registry(home / "sites.json"))
+
+
+def _look_after_runs(home: Path) -> None:
+    """Submit wanted runs again whose ServerApp died; quiet while there are none."""
+    from server.control import ControlError, connect
+    from server.wanted import Wanted
+
+    wanted = Wanted(home)
+    if wanted.has_running():
+        try:
+            with connect(home) as control:
+                wanted.tick(control)
+        except ControlError as error:
+            logging.getLogger("maskfed.server").warning("%s", error)
 
 
 def _operation_errors() -> tuple[type[Exception], ...]:

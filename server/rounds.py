@@ -38,8 +38,11 @@ class Observer(Protocol):
     def progress(self, server_round: int, stage: str, sites: dict[str, str]) -> None:
         """The stage of the current round, and each site's state."""
 
-    def round_done(self, server_round: int, checkpoint: Path) -> None:
-        """A checkpoint is complete."""
+    def round_done(self, server_round: int) -> None:
+        """A round's checkpoint is complete."""
+
+    def oldest_needed(self) -> int | None:
+        """Round of the oldest checkpoint that somebody still has to read; None: nobody does."""
 
 
 class Rounds:
@@ -115,8 +118,10 @@ class Rounds:
         save_global(folder, model, self.experiment)
         watch.lap("checkpoint")
         self.metrics.write("round", **record, seconds={**watch.seconds, "total": watch.total()})
-        prune_checkpoints(self.checkpoints, self.experiment.train.keep_last, self.experiment.train.keep_every)
-        self.observer.round_done(server_round, folder)
+        self.observer.round_done(server_round)
+        needed = self.observer.oldest_needed()
+        keep_last = max(self.experiment.train.keep_last, 0 if needed is None else server_round - needed + 1)
+        prune_checkpoints(self.checkpoints, keep_last, self.experiment.train.keep_every)
 
     def _wait_available(self, server_round: int) -> list[SiteRecord]:
         """Registered sites that are online, after waiting for `min_available` of them and a little for the rest."""

@@ -30,7 +30,7 @@ class Site:
 
 @dataclass
 class FakeGrid:
-    """`push_messages`, `pull_messages`, `get_nodes` over `sites` by node id; `failures` are raised by the next calls."""
+    """`push_messages`, `pull_messages`, `get_nodes` over `sites`; `failures` are raised by the next calls."""
 
     sites: dict[int, Site]
     failures: list[Exception] = field(default_factory=list)

@@ -1,0 +1,103 @@
+"""The ServerApp: one process per submitted run, started by the coordinator's superexec. Never imports torch.
+
+Its run_config has two keys: `experiment` (TOML text) and `run` (the run directory's name in the coordinator's home,
+which is in the environment). Everything else is read from that directory, so a process that dies can be replaced.
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server.evaluations import Evaluations
+from server.exchange import ExchangeError, Timing
+from server.exchange import Grid as GridLike
+from server.registry import Registry
+from server.rounds import Rounds, RunFailedError
+from shared.config import Experiment, parse_experiment
+from shared.errors import InputError
+from shared.runlog import RunLog
+
+LOCK_SECONDS = 60.0
+log = logging.getLogger("maskfed.server")
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Entry point that Flower calls."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    home = Path(os.environ["MASKFED_SERVER_HOME"])
+    experiment = parse_experiment(str(context.run_config["experiment"]))
+    conduct(grid, home, str(context.run_config["run"]), experiment)
+
+
+def conduct(grid: GridLike, home: Path, run: str, experiment: Experiment, timing: Timing | None = None) -> None:
+    """Run the rounds that are left of `home`/runs/`run`, and write how it ended.
+
+    Raises:
+        RunFailedError: the run failed; Flower then reports it as failed, too.
+        InputError: the run directory does not fit the request.
+    """
+    folder = home / "runs" / run
+    with _only_one(folder):
+        metrics = RunLog(folder / "metrics.jsonl")
+        try:
+            stored = parse_experiment((folder / "experiment.toml").read_text(encoding="utf-8"), name="experiment.toml")
+            if stored != experiment:
+                raise InputError(f"run {run}: the submitted experiment is not the one in its directory: resume it")
+            evaluations = Evaluations(folder, experiment.evaluation.every_rounds, metrics)
+            with contextlib.closing(evaluations):
+                registry = Registry(home / "sites.json")
+                rounds = Rounds(
+                    grid, experiment, run=run, run_folder=folder, registry=registry, observer=evaluations, timing=timing
+                )
+                model = rounds.finish()
+                evaluations.finish()
+            metrics.write("end", status="completed", round=model.server_round)
+        except BaseException as error:
+            _write_end(metrics, error)
+            raise
+
+
+def _write_end(metrics: RunLog, error: BaseException) -> None:
+    """Say why, and whether trying again may help; a full disk must not hide the first error."""
+    if type(error).__name__ == "RunNotRunningException":
+        status, is_final = "stopped", True
+    else:
+        status = "failed"
+        is_final = isinstance(error, InputError) or getattr(error, "is_final", False) or _is_disk_full(error)
+        if not isinstance(error, RunFailedError | InputError | ExchangeError | OSError):
+            log.error("the run failed", exc_info=error)
+    with contextlib.suppress(OSError):
+        metrics.write("end", status=status, reason=f"{error}"[:2000] or type(error).__name__, is_final=is_final)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """One process per run: a predecessor that the SuperLink has given up may still be ending."""
+    if not folder.is_dir():
+        raise InputError(f"run directory {folder} does not exist: `maskfed-server finetune` makes it")
+    deadline = time.monotonic() + LOCK_SECONDS
+    with (folder / "lock").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise RunFailedError(f"run in {folder} is already being worked on", is_final=False) from error
+                time.sleep(0.5)
+        yield

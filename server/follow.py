@@ -1,0 +1,168 @@
+"""Watching runs: a live table until a run ends, and what `status` tells of all of them."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from server.control import ControlError, connect
+from server.evaluations import PROGRESS_FILE
+from server.rundir import RunDir
+from server.wanted import Wanted, WantedRun
+from shared.errors import InputError
+from shared.runlog import read_metrics
+
+POLL_SECONDS = 1.0
+EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 1}
+OUTCOMES = ("answered", "refused", "failed", "late", "rejected", "lost")
+
+
+def follow(home: Path, run: str, *, as_json: bool = False, console: Console | None = None) -> int:
+    """Show a run until it has ended, submitting it again if it dies; exit code 0: completed, 1: failed or stopped."""
+    console = console or Console(stderr=as_json)
+    wanted = Wanted(home)
+    with Live(console=console, refresh_per_second=2, transient=False) as live:
+        while True:
+            entry = _entry(wanted, run)
+            summary = summarise(home, entry)
+            live.update(table(summary))
+            if entry.status != "running":
+                break
+            time.sleep(POLL_SECONDS)
+            _tick(home, wanted)
+    if as_json:
+        Console().print_json(data=summary)
+    elif summary["reason"]:
+        console.print(f"run {run} {entry.status}: {summary['reason']}", markup=False)
+    return EXIT_CODES[entry.status]
+
+
+def summarise(home: Path, entry: WantedRun) -> dict[str, Any]:
+    """Everything that is known of a run, as JSON types."""
+    run = RunDir(home / "runs" / entry.run)
+    events = read_metrics(run.metrics)
+    rounds = {event["round"]: event for event in events if event["kind"] == "round"}
+    evaluations = {event["round"]: event for event in events if event["kind"] == "evaluation"}
+    is_over = entry.status != "running"
+    return {
+        "run": entry.run,
+        "status": entry.status,
+        "reason": entry.reason,
+        "rounds": run.experiment.federation.rounds,
+        "rounds_done": max(rounds, default=0),
+        "resubmissions": sum(event["kind"] == "resubmitted" for event in events),
+        "flower_run_id": entry.run_id,
+        "folder": str(run.path),
+        "progress": {} if is_over else _progress(run.path),
+        "history": [_history(rounds[index], evaluations.get(index)) for index in sorted(rounds)],
+    }
+
+
+def all_runs(home: Path, run: str = "") -> list[dict[str, Any]]:
+    """Summaries of one run, or of all runs of a home.
+
+    Raises:
+        InputError: the named run is unknown.
+    """
+    wanted = Wanted(home)
+    _tick(home, wanted)
+    entries = [_entry(wanted, run)] if run else list(wanted.runs().values())
+    return [summarise(home, entry) for entry in entries]
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """One line per round: sites by outcome, loss, bytes, seconds, epsilon, distance; the current round last."""
+    title = f"run {summary['run']}: {summary['status']}, round {summary['rounds_done']} of {summary['rounds']}"
+    if summary["resubmissions"]:
+        title += f", resubmitted {summary['resubmissions']} times"
+    shown = Table(title=title, title_justify="left")
+    for column in ("round", "sites", "loss", "update", "MB", "seconds", "epsilon", "distance"):
+        shown.add_column(column, justify="left" if column == "sites" else "right")
+    for line in summary["history"]:
+        distance = " ".join(f"{name} {value:.4g}" for name, value in line["metrics"].items() if _is_distance(name))
+        shown.add_row(
+            str(line["round"]),
+            line["sites"],
+            _number(line["loss"]),
+            _number(line["update_norm"]) if line["weights_changed"] else "unchanged",
+            f"{(line['bytes_sent'] + line['bytes_received']) / 1e6:.1f}",
+            f"{line['seconds']:.1f}",
+            line["epsilon"],
+            distance,
+        )
+    progress = summary["progress"]
+    if progress:
+        states = ", ".join(f"{site} {state}" for site, state in sorted(progress["sites"].items()))
+        spent = f"{max(0.0, time.time() - progress['since']):.0f}"
+        shown.add_row(str(progress["round"]), f"{progress['stage']}: {states}" if states else progress["stage"],
+                      "", "", "", spent, "", "")  # fmt: skip
+    return shown
+
+
+def print_log(home: Path, run: str, write: Callable[[str], object]) -> None:
+    """Write the output of a run's newest ServerApp, and go on until it ends.
+
+    Raises:
+        InputError: the run is unknown.
+    """
+    entry = _entry(Wanted(home), run)
+    with connect(home) as control:
+        for part in control.logs(entry.run_id):
+            write(part)
+
+
+def _history(event: dict[str, Any], evaluation: dict[str, Any] | None) -> dict[str, Any]:
+    answered = event["answered"]
+    losses = [entry["scalars"]["loss"] for entry in answered if "loss" in entry.get("scalars", {})]
+    spent = {str(entry["epsilon"]) if isinstance(entry["epsilon"], str) else f"{entry['epsilon']:.3g}"
+             for entry in answered if "epsilon" in entry}  # fmt: skip
+    parts = [f"{len(event[state])} {state}" for state in OUTCOMES if event[state]]
+    return {
+        "round": event["round"],
+        "sites": ", ".join(parts),
+        **{state: [entry["site"] for entry in event[state]] for state in OUTCOMES},
+        "loss": sum(losses) / len(losses) if losses else None,
+        "update_norm": event["update_norm"],
+        "weights_changed": event["weights_changed"],
+        "bytes_sent": event["bytes_sent"],
+        "bytes_received": event["bytes_received"],
+        "seconds": event["seconds"]["total"] if "total" in event["seconds"] else sum(event["seconds"].values()),
+        "epsilon": "unbounded" if "unbounded" in spent else max(spent, default=""),
+        "metrics": (evaluation or {}).get("metrics") or {},
+    }
+
+
+def _entry(wanted: Wanted, run: str) -> WantedRun:
+    runs = wanted.runs()
+    if run not in runs:
+        raise InputError(f"run {run!r} is unknown: known are {', '.join(runs) or 'none'}")
+    return runs[run]
+
+
+def _tick(home: Path, wanted: Wanted) -> None:
+    try:
+        with connect(home) as control:
+            wanted.tick(control)
+    except ControlError:
+        return
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value
+
+
+def _is_distance(name: str) -> bool:
+    return name == "fid" or name.startswith(("fd_", "kid"))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
