@@ -5,10 +5,10 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from shared.errors import InputError
+from shared.wavelets import filters
 
 
 class Section(BaseModel):
@@ -86,6 +86,13 @@ class DataConfig(Section):
     horizontal_flip: bool = True
     wavelet: str = ""
     """One-level orthogonal wavelet of PyWavelets, e.g. `haar`; empty: pixels."""
+
+    @field_validator("wavelet")
+    @classmethod
+    def _orthogonal(cls, wavelet: str) -> str:
+        if wavelet:
+            filters(wavelet)
+        return wavelet
 
 
 class OptimConfig(Section):
@@ -270,6 +277,8 @@ class Experiment(Section):
 
     def to_toml(self) -> str:
         """Every field, defaults included, so that a stored experiment does not change with the code's defaults."""
+        import tomli_w
+
         return tomli_w.dumps(self.model_dump(mode="json"))
 
 

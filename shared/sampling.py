@@ -15,7 +15,6 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from shared.checkpoint import CheckpointMeta, check_files, load_group
@@ -181,6 +180,8 @@ def grid_png(images_NCHW: Tensor | NDArray[np.uint8], columns: int, gap: int = 2
     Raises:
         InputError: no image, or fewer than one column.
     """
+    from PIL import Image
+
     images = np.asarray(images_NCHW)
     if not len(images) or columns < 1:
         raise InputError(f"grid of {len(images)} images in {columns} columns: give at least one of each")

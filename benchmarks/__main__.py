@@ -1,0 +1,88 @@
+"""`python -m benchmarks [NAME ...]`: run benchmarks, by default all that need no GPU, and rewrite the table."""
+
+import datetime
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import benchmarks
+from benchmarks.measure import hardware
+from shared.versions import git_commit
+
+PAGE = Path(__file__).parent / "BENCHMARKS.md"
+HEAD = """# Benchmarks
+
+Written by `make bench` (`python -m benchmarks`); do not edit by hand. Each figure is the last line of its command.
+What is measured and how stands in [README.md](README.md) and at the top of each module. n counts timed rounds.
+
+"""
+COLUMNS = ("name", "figure", "command", "commit", "hardware", "date", "n", "seed")
+Row = tuple[str, ...]
+
+
+def main(arguments: list[str]) -> int:
+    """Run the named benchmarks and write the page; 0 when every figure is reached."""
+    modules = discover()
+    if unknown := sorted(set(arguments) - set(modules)):
+        print(f"error: no benchmark {unknown[0]!r}: there are {', '.join(modules)}", file=sys.stderr)
+        return 2
+    chosen = arguments or [name for name, module in modules.items() if not getattr(module, "NEEDS_GPU", False)]
+    rows, failed = read_rows(PAGE), []
+    for name in chosen:
+        status, figure = run(name)
+        rows[name] = make_row(name, modules[name], figure)
+        failed += [name] if status else []
+        PAGE.write_text(render({known: rows.get(known) for known in modules}), encoding="utf-8")
+    print(
+        f"{len(chosen) - len(failed)} of {len(chosen)} figures reached"
+        + (f"; short: {', '.join(failed)}" if failed else "")
+    )
+    return 1 if failed else 0
+
+
+def discover() -> dict[str, ModuleType]:
+    """Every module of this package that has a `main`, by name."""
+    names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__")
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "main")}
+
+
+def run(name: str) -> tuple[int, str]:
+    """Exit status and last line of one benchmark, in a process of its own; its output is passed on."""
+    print(f"== {name}", flush=True)
+    command = [sys.executable, "-m", f"benchmarks.{name}"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=PAGE.parent.parent)
+    print(done.stdout, end="", flush=True)
+    lines = done.stdout.strip().splitlines()
+    return done.returncode, lines[-1] if lines else f"failed with exit status {done.returncode}"
+
+
+def make_row(name: str, module: ModuleType, figure: str) -> Row:
+    """One line of the table, for a run of just now."""
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    rounds, seed = str(getattr(module, "ROUNDS", "-")), str(getattr(module, "SEED", "-"))
+    command, commit = f"`python -m benchmarks.{name}`", (git_commit() or "-")
+    cells = (name, figure, command, commit[:10] + commit[40:], hardware(), today, rounds, seed)
+    return tuple(cell.replace("|", "/") for cell in cells)
+
+
+def read_rows(page: Path) -> dict[str, Row]:
+    """Rows of an earlier run: what is not run again stays."""
+    lines = page.read_text(encoding="utf-8").splitlines() if page.exists() else []
+    rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in lines if line.startswith("| ")]
+    return {row[0]: row for row in rows if len(row) == len(COLUMNS) and row[0] not in ("name", "---")}
+
+
+def render(rows: dict[str, Row | None]) -> str:
+    """The page; a benchmark without a row is not measured."""
+    lines = [COLUMNS, ("---",) * len(COLUMNS)]
+    for name, row in rows.items():
+        lines.append(row or (name, "not measured", f"`python -m benchmarks.{name}`", *("-",) * 5))
+    return HEAD + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

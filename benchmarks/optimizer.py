@@ -1,0 +1,44 @@
+"""Share of AdamW and the moving average in a step of the S model: 64 px, mask 0.9, batch 16, bfloat16, one thread."""
+
+import sys
+
+import torch
+
+from benchmarks.measure import cpu_seconds, medians, verdict
+from benchmarks.train_step import make_experiment
+from shared.engine import Engine
+from shared.precision import cpu_flags
+from shared.seeding import Streams
+from shared.uvit import build_model
+
+SEED = 0
+ROUNDS = 7
+NEEDED = 0.12
+
+
+def main() -> int:
+    """Print the share; 0 when it is small enough."""
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    if not cpu_flags() & {"avx512_bf16", "amx_bf16"}:
+        print("optimizer: not measured: this CPU has neither avx512_bf16 nor AMX")
+        return 0
+    experiment = make_experiment(0.9, 16)
+    engine = Engine(experiment, build_model(experiment), Streams(SEED))
+    images = torch.randint(256, (16, 3, 64, 64), dtype=torch.uint8)
+    # Gradients stay from the step before, so both parts work on what they meet in training.
+    actions = {
+        "step": lambda: engine.step(images),
+        "AdamW": engine.optimizer.step,
+        "average": engine.ema.update,
+    }
+    middle = medians(cpu_seconds(actions, ROUNDS))
+    print(", ".join(f"{name} {seconds * 1000:.1f} ms" for name, seconds in middle.items()))
+    share = (middle["AdamW"] + middle["average"]) / middle["step"]
+    return verdict(
+        "AdamW + average, share of an S step", f"{share:.1%} (needs below {NEEDED:.0%})", reached=share < NEEDED
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""The benchmark runner and its arithmetic; the figures themselves are not tests."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as runner
+from benchmarks.measure import cpu_seconds, medians, paired_ratio, train_flops, verdict
+from shared.config import parse_experiment
+
+ROOT = Path(__file__).parents[2]
+REST = [
+    "PIL",
+    "tomli_w",
+    "flwr",
+    "opacus",
+    "typer",
+    "rich",
+    "torchvision",
+    "diffusers",
+    "matplotlib",
+    "scipy",
+    "cryptography",
+]
+
+
+@pytest.mark.parametrize(
+    ("size", "mask", "gigaflops"),
+    [("S", "", 73.3), ("S", 'kind = "block"\nratio = 0.9', 8.8), ("B", "", 160.8), ("L", "", 369.7)],
+)
+def test_operations_of_a_training_image_match_the_hand_count(size, mask, gigaflops):
+    objective = "msm" if mask else "dsm"
+    text = f'[train]\nobjective = "{objective}"\n[model]\nsize = "{size}"\nimage_size = 64\n[mask]\n{mask}\n'
+    assert train_flops(parse_experiment(text)) / 1e9 == pytest.approx(gigaflops, abs=0.06)
+
+
+def test_actions_take_turns_and_ratios_are_paired():
+    calls = []
+    times = cpu_seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, warm_up=1)
+    assert calls == ["a", "b", "a", "b", "a", "b"]
+    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
+    assert paired_ratio({"a": [2.0, 6.0, 9.0], "b": [1.0, 2.0, 1.0]}, "a", "b") == 3.0
+    assert medians({"a": [3.0, 1.0, 2.0]}) == {"a": 2.0}
+
+
+def test_verdict_is_the_exit_status(capsys):
+    assert verdict("x", "3x", reached=True) == 0
+    assert verdict("x", "1x", reached=False) == 1
+    assert capsys.readouterr().out == "x: 3x: reached\nx: 1x: NOT reached\n"
+
+
+def test_every_benchmark_is_found_and_none_runs_on_import():
+    assert {"train_step", "optimizer", "gpu"} <= set(runner.discover())
+    assert "measure" not in runner.discover()
+
+
+def test_page_keeps_rows_that_are_not_run_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "PAGE", tmp_path / "BENCHMARKS.md")
+    modules = {"one": object(), "two": object(), "three": object()}
+    monkeypatch.setattr(runner, "discover", lambda: modules)
+    monkeypatch.setattr(runner, "run", lambda name: (int(name == "two"), f"{name} is 3 | 4"))
+    assert runner.main(["one"]) == 0
+    assert runner.main(["two"]) == 1
+    rows = runner.read_rows(tmp_path / "BENCHMARKS.md")
+    assert rows["one"][1] == "one is 3 / 4"
+    assert rows["two"][2] == "`python -m benchmarks.two`"
+    assert rows["three"][1] == "not measured"
+    assert "short: two" in capsys.readouterr().out
+    assert runner.main(["four"]) == 2
+
+
+def test_run_passes_output_on_and_returns_the_last_line(capfd, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    status, figure = runner.run("gpu")
+    assert status == 0
+    assert figure == "gpu: not measured: no GPU here"
+    assert "== gpu" in capfd.readouterr().out
+
+
+def test_gpu_rows_import_and_step_with_the_packages_of_a_gpu_image_only():
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {REST}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import torch
+torch.set_num_threads(1)
+from benchmarks.gpu import sample_x_0
+from benchmarks.train_step import make_experiment, make_step
+experiment = make_experiment(0.9, 2, "T")
+print(experiment.realised_mask_ratio)
+make_step(experiment)()
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT, timeout=120)
