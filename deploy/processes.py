@@ -32,7 +32,7 @@ READY_SECONDS = 90.0
 POLL_SECONDS = 0.25
 LONGEST_BACKOFF_SECONDS = 60.0
 STABLE_SECONDS = 60.0
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,34 @@ def end_processes(processes: Sequence[psutil.Process], seconds: float = CHILDREN
     psutil.wait_procs(alive, timeout=seconds)
 
 
+def end_together(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    """SIGTERM to all at once, `seconds` for all of them to end, SIGKILL to the groups of the rest."""
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+    deadline = time.monotonic() + seconds
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, deadline - time.monotonic()))
+        end_group(process, 0.0)
+
+
+def adopt_orphans() -> None:
+    """Let descendants whose parents die become our children instead of the system's, so that none can escape us."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_descendants() -> int:
+    """Wait for every descendant of this process to end and kill what stays; how many had to be killed."""
+    left = [
+        process for process in psutil.Process().children(recursive=True) if process.status() != psutil.STATUS_ZOMBIE
+    ]
+    _, alive = psutil.wait_procs(left, timeout=CHILDREN_SECONDS if left else 0)
+    end_processes(alive, 0.0)
+    return len(alive)
+
+
 def handle_signals(stop: Callable[[], None]) -> None:
     """Call `stop` on SIGINT and SIGTERM; a second signal while stopping changes nothing."""
 
@@ -279,13 +307,13 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def last_line(log: Path) -> str:
+def last_line(log: Path, limit: int = 200) -> str:
     """Last line of a log that says something; for error messages."""
     try:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "no log"
-    return next((line.strip()[-200:] for line in reversed(lines) if line.strip()), "empty log")
+    return next((line.strip()[-limit:] for line in reversed(lines) if line.strip()), "empty log")
 
 
 def _family(pid: int) -> list[psutil.Process]:

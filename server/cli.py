@@ -1,6 +1,5 @@
 """`maskfed-server`: the coordinator's commands. Each is thin and imports what it needs when it runs."""
 
-import importlib.util
 import logging
 import sys
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import Annotated
 import typer
 
 from deploy.provision import ProvisionError
+from server import cli_models
 from shared.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 sites = typer.Typer(no_args_is_help=True, help="Who may take part.")
 app.add_typer(sites, name="sites")
-if importlib.util.find_spec("server.cli_models"):
-    importlib.import_module("server.cli_models").register(app)
+cli_models.register(app)
 
 Home = Annotated[
     Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.", show_default=True)
@@ -194,6 +193,7 @@ def finetune(
     from deploy.coordinator import read_coordinator
     from server.finetune import Start, resume_run, start_run
     from server.follow import follow
+    from server.recipes import find_experiment
     from server.rundir import RunDir
     from shared.config import load_experiment, parse_experiment
 
@@ -201,14 +201,15 @@ def finetune(
     if resume:
         changed = None
         if experiment is not None:
-            changed = load_experiment(experiment, overrides)
+            changed = load_experiment(find_experiment(str(experiment)), overrides)
         elif overrides:
             changed = parse_experiment(RunDir(home / "runs" / resume).experiment.to_toml(), overrides)
         resume_run(home, resume, changed, force=force)
     elif experiment is None:
         raise InputError("finetune needs an experiment file, or --resume and the name of a run")
     else:
-        start = Start(experiment, tuple(overrides or ()), init, run, reference, tuple(evaluate_arg or ()))
+        found = find_experiment(str(experiment))
+        start = Start(found, tuple(overrides or ()), init, run, reference, tuple(evaluate_arg or ()))
         resume = start_run(home, start)
     if detach:
         print(resume)
@@ -280,21 +281,25 @@ def demo(
     port: Annotated[int, typer.Option(help="First of the ports to use; 0: any free ones.")] = 0,
 ) -> None:
     """Show the whole idea on this machine: pre-training, a federation of sites, fine-tuning rounds, a report."""
+    from server.budget import parse_budget
     from server.demo import Demo
 
-    Demo(public=public, faces=faces, num_sites=sites, rounds=rounds, budget=budget, out=out, port=port).run()
+    Demo(public, faces, sites, rounds, parse_budget(budget), out, port, say=lambda text: print(text, flush=True)).run()
 
 
 def _register_sites(home: Path) -> None:
     """Tell a running SuperLink about every active site; without one, `start` does it later."""
     from deploy.coordinator import read_coordinator
     from deploy.topology import is_healthy
-    from server.control import connect, register_all
+    from server.control import ControlError, connect, register_all
     from server.registry import Registry
 
     if is_healthy(f"127.0.0.1:{read_coordinator(home).port}", home / "pki" / "ca.crt"):
-        with connect(home) as control:
-            register_all(control, Registry(home / "sites.json"))
+        try:
+            with connect(home) as control:
+                register_all(control, Registry(home / "sites.json"))
+        except ControlError as error:
+            raise ProvisionError(f"sites could not be registered: {error}") from error
 
 
 def _look_after_runs(home: Path) -> None:
@@ -313,5 +318,9 @@ def _look_after_runs(home: Path) -> None:
 
 def _operation_errors() -> tuple[type[Exception], ...]:
     """Failures of running systems that are told in one line, as far as their modules were loaded."""
-    control = sys.modules.get("server.control")
-    return (control.ControlError,) if control else ()
+    named = (("server.control", "ControlError"), ("server.demo", "DemoError"))
+    return tuple(getattr(sys.modules[module], name) for module, name in named if module in sys.modules)
+
+
+if __name__ == "__main__":
+    main()

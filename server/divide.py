@@ -42,7 +42,7 @@ def divide(source: Path, out: Path, num_sites: int, reference_ratio: float, seed
     num_reference = max(1, round(reference_ratio * len(order)))
     if len(order) - num_reference < num_sites:
         raise InputError(f"images {source}: {len(order)} persons cannot be divided among {num_sites} sites: give more")
-    place = {name: "reference" for name in order[:num_reference]}
+    place = dict.fromkeys(order[:num_reference], "reference")
     place |= {name: f"site-{index % num_sites}" for index, name in enumerate(order[num_reference:])}
     counts = _copy(images, owners, place, out)
     return Division(
