@@ -1,7 +1,7 @@
 """`maskfed-server`: the commands around models and images. Each is thin and imports what it needs when it runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,6 +13,8 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the coordinator's."""
     app.command()(train)
+    app.command("import-checkpoint")(import_checkpoint)
+    app.command()(export)
     app.add_typer(data, name="data")
 
 
@@ -30,6 +32,33 @@ def train(
 
     run = run_stage(load_experiment(find_experiment(experiment), overrides), data, out, init)
     typer.echo(f"run {run.path}: {run.latest}")
+
+
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="MaskDM training state or U-ViT weights: .pt, .pth or .safetensors.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+    schedule: Annotated[
+        Literal["linear", "cosine"] | None, typer.Option(help="Noise schedule; default: what the file's tables say.")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads; default: those of the size.")] = None,
+) -> None:
+    """Turn a checkpoint of the authors' MaskDM or of U-ViT into one of ours."""
+    from server import foreign
+
+    model = foreign.import_checkpoint(file, out, schedule=schedule, num_heads=heads).model
+    typer.echo(f"{out}: size {model.size}, {model.image_size} px, patch {model.patch_size}")
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or run directory for its newest one.")],
+    out: Annotated[Path, typer.Option(help="File to write: .pt, .pth or .safetensors.")],
+    layout: Annotated[Literal["maskdm", "uvit"], typer.Option(help="Whose names to use.")] = "maskdm",
+) -> None:
+    """Write a checkpoint in the layout of the authors' MaskDM or of U-ViT."""
+    from server.foreign import export_checkpoint
+
+    export_checkpoint(checkpoint, out, layout)
+    typer.echo(f"{out}: {layout} layout")
 
 
 @data.command("cache")

@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from server import cli
 from server.foreign import export_checkpoint, import_checkpoint, read_foreign
 from server.layouts import schedule_tables
 from shared.checkpoint import load_group, load_meta
@@ -254,6 +255,23 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
     torch.save({"model": TheirUViT()}, tmp_path / "module.pt")  # a pickled object, not tensors
     with pytest.raises(InputError, match="no safetensors or plain torch file"):
         import_checkpoint(tmp_path / "module.pt", tmp_path / "out", schedule="linear")
+
+
+def test_commands_import_and_export(tmp_path, maskdm, capsys, monkeypatch):
+    torch.save(training_state(maskdm, maskdm), tmp_path / "model.pt")
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["maskfed-server", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code
+
+    assert call("import-checkpoint", tmp_path / "model.pt", "--out", tmp_path / "out") == 0
+    assert call("export", tmp_path / "out", "--out", tmp_path / "back.pth", "--layout", "uvit") == 0
+    assert "size T, 16 px, patch 4" in capsys.readouterr().out
+    assert "pos_embed" in torch.load(tmp_path / "back.pth", weights_only=True)
+    assert call("import-checkpoint", tmp_path / "model.pt", "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_existing_targets_and_other_suffixes_are_left_alone(tmp_path, maskdm):
