@@ -175,9 +175,7 @@ def doctor(home: Home = DEFAULT_HOME) -> None:
 @app.command()
 def finetune(
     *,
-    experiment: Annotated[
-        Path | None, typer.Argument(help="Experiment file; with --resume: only to change it.")
-    ] = None,
+    experiment: Annotated[str, typer.Argument(help="Experiment (file or recipe); with --resume: a change.")] = "",
     home: Home = DEFAULT_HOME,
     init: Annotated[str, typer.Option(help="Checkpoint, run or shipped model; default: train.init.")] = "",
     run: Annotated[str, typer.Option(help="Name of the run; default: the experiment's and the time.")] = "",
@@ -205,7 +203,7 @@ def finetune(
         elif overrides:
             changed = parse_experiment(RunDir(home / "runs" / resume).experiment.to_toml(), overrides)
         resume_run(home, resume, changed, force=force)
-    elif experiment is None:
+    elif not experiment:
         raise InputError("finetune needs an experiment file, or --resume and the name of a run")
     else:
         found = find_experiment(str(experiment))

@@ -11,6 +11,7 @@ from server.control import connect
 from server.evaluations import SETTINGS_FILE
 from server.globalmodel import GlobalModel, check_float32, save_global
 from server.optimizers import ServerState
+from server.recipes import find_experiment
 from server.registry import Registry, write_json
 from server.rundir import RunDir
 from server.wanted import Wanted
@@ -31,7 +32,7 @@ class Start:
     """What a new run starts from.
 
     Attributes:
-        experiment: file of the federated experiment.
+        experiment: file or recipe name of the federated experiment.
         overrides: `section.key=value`, each.
         init: checkpoint or run directory whose moving average becomes the global model; empty: `train.init`.
         run: name; empty: the experiment's and the time.
@@ -39,7 +40,7 @@ class Start:
         evaluate_arguments: further arguments of the evaluations.
     """
 
-    experiment: Path
+    experiment: str
     overrides: tuple[str, ...] = ()
     init: str = ""
     run: str = ""
@@ -54,11 +55,12 @@ def start_run(home: Path, start: Start) -> str:
         InputError: something does not fit; nothing is left behind.
         ControlError: the SuperLink cannot be reached; nothing is left behind.
     """
-    experiment = resolve(load_experiment(start.experiment, list(start.overrides)))
+    file = find_experiment(start.experiment)
+    experiment = resolve(load_experiment(file, list(start.overrides)))
     check_sites(experiment, len(Registry(home / "sites.json").active()))
     source = find_init(start.init or experiment.train.init)
     check_fits(source, experiment)
-    run = start.run or f"{start.experiment.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    run = start.run or f"{file.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     folder = home / "runs" / run
     if folder.exists():
         raise InputError(f"run {run} exists in {folder.parent}: give another --run, or continue it with --resume {run}")
