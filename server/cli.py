@@ -108,8 +108,12 @@ def sites_add(
 
 
 @sites.command("list")
-def sites_list(home: Home = DEFAULT_HOME) -> None:
+def sites_list(
+    home: Home = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False
+) -> None:
     """Show every site: alias, whether it is online, when it was added or removed."""
+    import json
+
     from deploy.coordinator import read_coordinator
     from deploy.topology import is_healthy
     from server.control import connect
@@ -120,9 +124,16 @@ def sites_list(home: Home = DEFAULT_HOME) -> None:
     if is_healthy(f"127.0.0.1:{settings.port}", home / "pki" / "ca.crt"):
         with connect(home) as control:
             status = {node.alias: node.status for node in control.nodes()}
-    for site in Registry(home / "sites.json").sites():
-        state = f"removed {site.revoked}" if site.revoked else status.get(site.alias, "unknown (no SuperLink)")
-        print(f"{site.alias:32} {state:32} added {site.added}")
+    found = [
+        {"alias": site.alias, "added": site.added, "removed": site.revoked,
+         "status": "removed" if site.revoked else status.get(site.alias, "unknown (no SuperLink)")}
+        for site in Registry(home / "sites.json").sites()
+    ]  # fmt: skip
+    if as_json:
+        print(json.dumps(found, indent=1))
+    for site in found if not as_json else []:
+        state = f"removed {site['removed']}" if site["removed"] else site["status"]
+        print(f"{site['alias']:32} {state:32} added {site['added']}")
 
 
 @sites.command("remove")
@@ -198,16 +209,15 @@ def finetune(
     read_coordinator(home)
     if resume:
         changed = None
-        if experiment is not None:
-            changed = load_experiment(find_experiment(str(experiment)), overrides)
+        if experiment:
+            changed = load_experiment(find_experiment(experiment), overrides)
         elif overrides:
             changed = parse_experiment(RunDir(home / "runs" / resume).experiment.to_toml(), overrides)
         resume_run(home, resume, changed, force=force)
     elif not experiment:
         raise InputError("finetune needs an experiment file, or --resume and the name of a run")
     else:
-        found = find_experiment(str(experiment))
-        start = Start(found, tuple(overrides or ()), init, run, reference, tuple(evaluate_arg or ()))
+        start = Start(experiment, tuple(overrides or ()), init, run, reference, tuple(evaluate_arg or ()))
         resume = start_run(home, start)
     if detach:
         print(resume)
