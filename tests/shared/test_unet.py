@@ -7,7 +7,10 @@ import torch
 
 from shared.config import parse_experiment
 from shared.errors import InputError
+from shared.losses import draw_noise, per_image_loss
 from shared.patches import patchify, unpatchify
+from shared.samplers import sample
+from shared.schedule import make_schedule
 from shared.unet import WIDTHS, CoordinateUNet, pixel_coordinates
 from shared.uvit import build_model
 
@@ -120,3 +123,23 @@ def test_missing_diffusers_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(InputError, match=r"install maskfed\[unet\]"):
         tiny()
+
+
+def test_masked_loss_and_sampler_need_no_special_case():
+    text = (
+        '[model]\nbackbone = "unet"\nimage_size = 16\n[mask]\nkind = "crop"\nratio = 0.7\n[train]\nobjective = "msm"\n'
+        '[evaluation]\nsampler = "ddim"\nsteps = 2\n'
+    )
+    experiment, random = parse_experiment(text), torch.Generator().manual_seed(0)
+    assert experiment.num_visible == 4
+    model = tiny()
+    schedule = make_schedule("cosine", 1000)
+    images = torch.randint(256, (3, 3, 16, 16), dtype=torch.uint8, generator=random)
+    loss = per_image_loss(model, schedule, experiment, images, *draw_noise(experiment, 3, random))
+    loss.mean().backward()
+    assert loss.shape == (3,)
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    with torch.no_grad():
+        samples = sample(model, schedule, experiment, torch.randn(2, 3, 16, 16), [random, random])
+    assert samples.shape == (2, 3, 16, 16)
+    assert samples.abs().max() <= 1
