@@ -99,7 +99,7 @@ def test_a_run_without_any_checkpoint_says_so(tmp_path):
 
 
 def test_a_stopped_run_is_recorded_as_stopped(tmp_path):
-    class RunNotRunningException(BaseException):  # noqa: N818  # Flower's name
+    class RunNotRunningException(BaseException):
         """What Flower raises in a ServerApp whose run was stopped."""
 
     class StoppedGrid(FakeGrid):

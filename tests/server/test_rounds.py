@@ -85,9 +85,7 @@ def two_site_weights(tmp_path):
         (lambda _content, _asked: None, "late", "late"),
     ],
 )
-def test_the_other_two_sites_decide_the_round_and_the_record_says_why(
-    tmp_path, two_site_weights, answer, state, code
-):
+def test_the_other_two_sites_decide_the_round_and_the_record_says_why(tmp_path, two_site_weights, answer, state, code):
     experiment = make_experiment(rounds=1, max_update_norm=5.0, round_deadline_seconds=1.0 if state == "late" else 5.0)
     home = make_home(tmp_path, experiment)
     run_rounds(home, FakeGrid(honest_sites(site_1=answer)), experiment)
@@ -271,7 +269,8 @@ def test_frozen_tensors_travel_only_to_a_site_that_lacks_them_and_never_change(t
     assert not np.array_equal(before["a.attention.weight"], after["a.attention.weight"])
     assert np.array_equal(before["a.mlp.weight"], after["a.mlp.weight"])
     assert [{entry["bytes"] for entry in record["answered"]} for record in rounds_of(home)] == [{4 * 35}, {4 * 35}]
-    assert [record["bytes_sent"] for record in rounds_of(home)][0] > [record["bytes_sent"] for record in rounds_of(home)][1]
+    first, second = (record["bytes_sent"] for record in rounds_of(home))
+    assert first > second
 
 
 def test_bfloat16_halves_the_bytes(tmp_path):
