@@ -15,7 +15,7 @@ from typing import Any
 
 from server.globalmodel import round_folder
 from server.registry import write_json
-from shared.checkpoint import latest_checkpoint, load_meta
+from shared.checkpoint import checkpoint_number, list_checkpoints
 from shared.runlog import RunLog
 
 FINISH_SECONDS = 3600.0
@@ -41,9 +41,8 @@ class Evaluations:
         self._queue: deque[int] = deque()
         self._running: tuple[int, subprocess.Popen[bytes]] | None = None
         self._last_progress: dict[str, Any] = {}
-        newest = latest_checkpoint(run_folder / "checkpoints")
-        if newest is not None:
-            self.round_done(load_meta(newest).round or 0)
+        for folder in list_checkpoints(run_folder / "checkpoints"):
+            self.round_done(checkpoint_number(folder))
 
     def progress(self, server_round: int, stage: str, sites: dict[str, str]) -> None:
         """Write `progress.json` when something changed; also the moment to look after evaluations."""
@@ -72,7 +71,7 @@ class Evaluations:
             self.progress(self._last_progress.get("round", 0), "evaluating", {})
             time.sleep(0.2)
         for server_round in self._queue:
-            self._record(server_round, f"not done {deadline_seconds:g} s after the last round")
+            self._give_up(server_round, f"not done {deadline_seconds:g} s after the last round")
         self._queue.clear()
 
     def close(self) -> None:
@@ -82,13 +81,14 @@ class Evaluations:
             process.kill()
             process.wait()
             self._running = None
-            self._record(server_round, "ended with the run")
+            self._give_up(server_round, "ended with the run")
 
     def _pump(self) -> None:
         if self._running and self._running[1].poll() is not None:
             server_round, process = self._running
             self._running = None
-            self._record(server_round, "" if process.returncode == 0 else self._last_line(server_round))
+            if process.returncode:
+                self._give_up(server_round, f"exit code {process.returncode}: {self._last_line(server_round)}")
         if self._queue and not self._running:
             server_round = self._queue.popleft()
             self._running = (server_round, self._start(server_round))
@@ -97,23 +97,19 @@ class Evaluations:
         checkpoint = round_folder(self.run_folder / "checkpoints", server_round)
         log_file = self._log_file(server_round)
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "server.cli", "evaluate", str(checkpoint), "--reference", self.reference]
         with log_file.open("wb") as output:
             return subprocess.Popen(
-                [*command, "--name", checkpoint.name, *self.arguments],
+                evaluate_command(checkpoint, self.reference, self.arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 preexec_fn=_in_background,  # noqa: PLW1509  # two system calls, no Python locks
             )
 
-    def _record(self, server_round: int, problem: str) -> None:
-        result = _read(self._result_file(server_round)) if not problem else {}
-        if problem:
-            log.warning("evaluation of round %d: %s", server_round, problem)
-        name = round_folder(Path(), server_round).name
-        fields = {"problem": problem} if problem else {"metrics": result.get("metrics", {})}
-        self.metrics.write("evaluation", round=server_round, name=name, **fields)
+    def _give_up(self, server_round: int, problem: str) -> None:
+        """A result is recorded by the evaluation itself, a failure here."""
+        log.warning("evaluation of round %d: %s", server_round, problem)
+        self.metrics.write("evaluation_failed", round=server_round, reason=problem)
 
     def _evaluating(self) -> int | None:
         return self._running[0] if self._running else None
@@ -128,6 +124,12 @@ class Evaluations:
         lines = self._log_file(server_round).read_text(encoding="utf-8", errors="replace").split("\n")
         text = next((line for line in reversed(lines) if line.strip()), "no output")
         return re.sub(r"\s+", " ", text)[:500]
+
+
+def evaluate_command(checkpoint: Path, reference: str, further: list[str]) -> list[str]:
+    """The operator's own command; its result and its line in `metrics.jsonl` are named like the checkpoint."""
+    command = [sys.executable, "-m", "server.cli", "evaluate", str(checkpoint)]
+    return [*command, "--reference", reference, "--name", checkpoint.name, *further]
 
 
 def _in_background() -> None:
