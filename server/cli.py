@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from deploy.provision import ProvisionError
-from server import cli_models
+from server import cli_evaluation, cli_models
 from shared.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 sites = typer.Typer(no_args_is_help=True, help="Who may take part.")
 app.add_typer(sites, name="sites")
 cli_models.register(app)
+cli_evaluation.register(app)
 
 Home = Annotated[
     Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.", show_default=True)

@@ -1,0 +1,136 @@
+"""`maskfed-server`: the commands that sample, measure and report; each is thin and imports late."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, replaces a setting.")]
+Raw = Annotated[bool, typer.Option("--raw", help="The last step's weights instead of the moving average.")]
+Batch = Annotated[int, typer.Option(min=0, help="Images per network call; 0: as the experiment says.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")]
+Precision = Annotated[str, typer.Option(help="What the network samples in: float32 or bfloat16.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to the coordinator's."""
+    app.command()(sample)
+    app.command()(evaluate)
+
+
+def sample(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run directory: its newest.")],
+    num: Annotated[int, typer.Option(min=1, help="Images.")] = 64,
+    out: Annotated[Path, typer.Option(help="FILE.png: a grid; FILE.npy: uint8 array; else a folder of PNGs.")] = Path(
+        "grid.png"
+    ),
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the first image; default: the experiment's.")] = None,
+    columns: Annotated[int, typer.Option(min=1, help="Of the grid.")] = 8,
+    batch: Batch = 0,
+    raw: Raw = False,
+    precision: Precision = "float32",
+    device: Device = "",
+    overrides: Overrides = None,
+) -> None:
+    """Sample images: image k is a function of seed + k, whatever the batch, the number of GPUs or restarts."""
+    from server.sample import SampleOptions
+    from server.sample import sample as run
+
+    with _bar("sampling") as on_progress:
+        options = SampleOptions(
+            num_images=num,
+            out=out,
+            seed=seed,
+            columns=columns,
+            batch=batch,
+            weights=_weights(raw),
+            precision=_precision(precision),
+            overrides=tuple(overrides or ()),
+            device=device,
+            on_progress=on_progress,
+        )
+        written = run(checkpoint, options)
+    typer.echo(f"{written}: {num:,} images")
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run directory: its newest.")],
+    reference: Annotated[str, typer.Option(help="Folder, zip, image cache, synthetic:SITE:N, or statistics file.")],
+    extractor: Annotated[
+        str,
+        typer.Option(help="inception-v3-compat, random-inception, onnx:FILE, clip-*, dinov2-*; default: as trained."),
+    ] = "",
+    weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights; default: download.")] = None,
+    weights_sha256: Annotated[str, typer.Option(help="Digest that the file must have, if not the published one.")] = "",
+    num: Annotated[int, typer.Option(min=0, help="Generated images; 0: as the experiment says.")] = 0,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the interval of the distance; 0: none.")] = 0,
+    name: Annotated[str, typer.Option(help="Of the evaluation; default: the checkpoint's and the distance's.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder of the evaluation; default: below the run.")] = None,
+    every_checkpoint: Annotated[bool, typer.Option("--all", help="All checkpoints of a run.")] = False,
+    batch: Batch = 0,
+    raw: Raw = False,
+    precision: Precision = "float32",
+    device: Device = "",
+    overrides: Overrides = None,
+) -> None:
+    """Distance of N samples to a reference: Frechet distance, KID, precision and recall, as `result.json`."""
+    from server.evaluate import Options, evaluate_run
+    from server.evaluate import evaluate as run
+
+    with _bar("images") as on_progress:
+        options = Options(
+            reference=reference,
+            extractor=extractor,
+            weights_file=weights,
+            weights_sha256=weights_sha256,
+            num_images=num,
+            batch=batch,
+            weights=_weights(raw),
+            precision=_precision(precision),
+            bootstrap=bootstrap,
+            overrides=tuple(overrides or ()),
+            device=device,
+            name=name,
+            out=out,
+            on_progress=on_progress,
+        )
+        files = evaluate_run(checkpoint, options) if every_checkpoint else [run(checkpoint, options)]
+    for file in files:
+        _show(file)
+
+
+def _show(file: Path) -> None:
+    import json
+
+    if not file.exists():  # Another rank writes it.
+        return
+    result = json.loads(file.read_text(encoding="utf-8"))
+    shown = [f"{name} {value:.6g}" for name, value in result["metrics"].items() if isinstance(value, float)]
+    kind, weights = result["reference"]["release"], result["weights"]
+    note = "" if kind == "own" else f", {kind} statistics"
+    typer.echo(f"{file}: {', '.join(shown)}")
+    typer.echo(
+        f"  {result['num_images']:,} images of {result['checkpoint']['name']} ({weights} weights) against "
+        f"{result['reference']['n']:,.0f} of {result['reference']['name']}{note}, {result['wall_seconds']:.0f} s"
+    )
+
+
+def _weights(raw: bool) -> Literal["ema", "model"]:
+    return "model" if raw else "ema"
+
+
+def _precision(name: str) -> Literal["float32", "bfloat16"]:
+    from shared.errors import InputError
+
+    match name:
+        case "float32" | "bfloat16":
+            return name
+    raise InputError(f"--precision {name!r}: give float32 or bfloat16")
+
+
+def _bar(description: str) -> AbstractContextManager[Callable[[int, int], None]]:
+    from server.progress import decoding_bar
+
+    return decoding_bar(description)

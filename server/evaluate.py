@@ -1,0 +1,234 @@
+"""Evaluation of a checkpoint: N samples, their features, their distance to a reference, one `result.json`."""
+
+import hashlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from server.reference import Reference, open_reference, refuse_generated
+from server.rundir import RunDir
+from server.scores import scores
+from shared.checkpoint import list_checkpoints, resolve_checkpoint
+from shared.chunks import Arrays, ChunkedJob, Rank, rank_from_environment
+from shared.errors import InputError
+from shared.extractor import Extractor
+from shared.features import load_extractor
+from shared.files import write_atomically
+from shared.precision import speed_up_float32
+from shared.runlog import RunLog
+from shared.sampling import LoadedModel, Precision, Weights, load_model, sample_images, save_grid
+from shared.statistics import accumulate
+from shared.versions import git_commit, installed_versions
+
+RESULT_FILE = "result.json"
+GRID_IMAGES, GRID_COLUMNS = 32, 8
+WAIT_SECONDS = 24 * 3600.0
+"""How long the first rank waits for the others' parts."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asks for; empty or 0 means what the checkpoint's experiment says."""
+
+    reference: str
+    extractor: str = ""
+    weights_file: Path | None = None
+    weights_sha256: str = ""
+    num_images: int = 0
+    batch: int = 0
+    weights: Weights = "ema"
+    precision: Precision = "float32"
+    bootstrap: int = 0
+    overrides: tuple[str, ...] = ()
+    device: str = ""
+    name: str = ""
+    """Of the evaluation's folder; empty: the checkpoint's and the distance's name."""
+    out: Path | None = None
+    """The evaluation's folder; default: below the run's `evaluation`."""
+    on_progress: Callable[[int, int], None] = field(default=lambda _done, _total: None, compare=False)
+    """Told images done and images in all."""
+
+
+def evaluate_run(path: Path, options: Options) -> list[Path]:
+    """Evaluate every checkpoint of a run directory, oldest first: the points of a distance-against-steps curve.
+
+    Raises:
+        InputError: no checkpoint there, or any problem of `evaluate`.
+    """
+    checkpoints = list_checkpoints(RunDir(path).checkpoints)
+    if not checkpoints:
+        raise InputError(f"run {path}: no checkpoint to evaluate")
+    return [evaluate(checkpoint, options) for checkpoint in checkpoints]
+
+
+def evaluate(path: Path, options: Options) -> Path:
+    """Evaluate one checkpoint and write `result.json`.
+
+    Under torchrun the ranks share the images; interrupted, the same command goes on where it was.
+
+    Args:
+        path: checkpoint folder, or a run directory (its newest checkpoint).
+        options: see `Options`.
+
+    Returns:
+        The result file; written by the first rank.
+
+    Raises:
+        InputError: bad checkpoint, reference, extractor or number.
+    """
+    started, rank = time.monotonic(), rank_from_environment()
+    checkpoint = resolve_checkpoint(path)
+    device = pick_device(options.device, rank)
+    speed_up_float32()
+    loaded = load_model(checkpoint, device=device, weights=options.weights, overrides=options.overrides)
+    config = loaded.experiment.evaluation
+    num_images = options.num_images or config.num_images
+    if num_images < 2:
+        raise InputError(f"--num {num_images}: a distance needs at least 2 images")
+    spec = options.extractor or config.extractor
+    extractor = load_extractor(spec, weights=options.weights_file, weights_sha256=options.weights_sha256, device=device)
+    folder = options.out or _folder(checkpoint, options.name or f"{checkpoint.name}-{extractor.space.distance_name}")
+    size, batch = loaded.experiment.model.image_size, options.batch or config.batch
+    kept = folder.parent / "references"
+    reference = open_reference(options.reference, size, extractor, kept, batch) if rank.is_first else None
+    job = ChunkedJob(folder / "parts", _facts(loaded, extractor, options.precision), num_images, rank)
+    done = _generate(job, loaded, extractor, batch, device, options)
+    result_file = folder / RESULT_FILE
+    if reference is None:
+        return result_file
+    job.wait(WAIT_SECONDS)
+    metrics = _compare(job, extractor, reference, options.bootstrap)
+    run = _run_of(checkpoint)
+    if run is not None:
+        _save_grid(job, run.samples / f"{checkpoint.name}.png")
+    seconds = time.monotonic() - started
+    result = {
+        "metrics": metrics,
+        **_describe(loaded, checkpoint, extractor, reference, options),
+        "num_images": num_images,
+        "batch": batch,
+        "wall_seconds": round(seconds, 2),
+        "sampled_now": done,
+    }
+    write_atomically(result_file, json.dumps(result, indent=2) + "\n")
+    job.remove()
+    if run is not None:
+        place = {"step": loaded.meta.step, "round": loaded.meta.round}
+        fields = {"reference": reference.name, "num_images": num_images, "weights": loaded.weights}
+        RunLog(run.metrics).write("evaluation", **place, name=folder.name, metrics=metrics, **fields)
+    return result_file
+
+
+def _generate(
+    job: ChunkedJob, loaded: LoadedModel, extractor: Extractor, batch: int, device: torch.device, options: Options
+) -> int:
+    """Features and digests of this rank's parts; the number of images sampled now (the rest was there already)."""
+    seed, done, sampled = loaded.experiment.evaluation.seed, 0, 0
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        options.on_progress(done * job.rank.count, job.num_items)
+
+    def make(items: range) -> Arrays:
+        nonlocal sampled
+        seeds = [seed + item for item in items]
+        images = sample_images(
+            loaded.model, loaded.experiment, seeds, batch, device, precision=options.precision, on_batch=count
+        )
+        sampled += len(items)
+        digests = [np.frombuffer(hashlib.sha256(image.numpy().tobytes()).digest(), np.uint8) for image in images]
+        arrays: Arrays = {
+            "features": np.concatenate(list(extractor.batches(torch.split(images, batch)))),
+            "digests": np.stack(digests),
+        }
+        if items.start == 0:
+            arrays["images"] = images[:GRID_IMAGES].numpy()
+        return arrays
+
+    job.run(make, count)
+    return sampled
+
+
+def _compare(job: ChunkedJob, extractor: Extractor, reference: Reference, bootstrap: int) -> dict[str, Any]:
+    refuse_generated(reference, np.concatenate([part["digests"] for part in job.parts()]))
+    statistics = accumulate((part["features"] for part in job.parts()), extractor.space, source="generated")
+    features: NDArray[np.float32] = np.concatenate([part["features"] for part in job.parts()])
+    return scores(features, statistics, reference.statistics, reference.features_ND, bootstrap=bootstrap)
+
+
+def _save_grid(job: ChunkedJob, path: Path) -> None:
+    if not path.exists():
+        save_grid(next(job.parts())["images"], path, GRID_COLUMNS)
+
+
+def _describe(
+    loaded: LoadedModel, checkpoint: Path, extractor: Extractor, reference: Reference, options: Options
+) -> dict[str, Any]:
+    config, statistics = loaded.experiment.evaluation, reference.statistics
+    return {
+        "extractor": vars(extractor.space),
+        "reference": {
+            "name": reference.name,
+            "n": statistics.n,
+            "sha256": reference.sha256,
+            "release": statistics.release,
+            "epsilon": statistics.epsilon,
+            "delta": statistics.delta,
+        },
+        "sampler": config.sampler,
+        "steps": config.steps,
+        "eta": config.eta,
+        "nfe": loaded.nfe,
+        "clip_x_0": config.clip_x_0,
+        "seed": config.seed,
+        "precision": options.precision,
+        "weights": loaded.weights,
+        "checkpoint": {
+            "name": checkpoint.name,
+            "digest": loaded.meta.digest,
+            "step": loaded.meta.step,
+            "round": loaded.meta.round,
+        },
+        "versions": installed_versions(),
+        "commit": git_commit(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _facts(loaded: LoadedModel, extractor: Extractor, precision: Precision) -> dict[str, object]:
+    config = loaded.experiment.evaluation
+    solver = {name: getattr(config, name) for name in ("sampler", "steps", "eta", "clip_x_0", "seed")}
+    facts = {"checkpoint": loaded.meta.digest, "weights": loaded.weights, "precision": precision}
+    return {**facts, **solver, "extractor": extractor.space.sha256, "layer": extractor.space.layer}
+
+
+def _run_of(checkpoint: Path) -> RunDir | None:
+    """The run that a checkpoint folder lies in."""
+    folder = checkpoint.resolve().parent
+    run = RunDir(folder.parent)
+    return run if folder.name == "checkpoints" and run.experiment_file.exists() else None
+
+
+def _folder(checkpoint: Path, name: str) -> Path:
+    run = _run_of(checkpoint)
+    name = name.replace("/", "-").replace(":", "-")
+    return run.evaluation(name) if run else Path("evaluation") / name
+
+
+def pick_device(name: str, rank: Rank) -> torch.device:
+    """The device that `name` means; empty: this rank's GPU, or the CPU."""
+    if name:
+        return torch.device(name)
+    return torch.device("cuda", rank.local_index) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,117 @@
+# ruff: noqa: N806, N815
+"""What a checkpoint is compared with: images (folder, zip, cache, synthetic) or a file of feature statistics."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.cache import open_images
+from shared.errors import InputError
+from shared.extractor import Extractor
+from shared.imageset import ImageCache
+from shared.statistics import Statistics, accumulate, check_same_space, load_statistics, save_statistics
+
+KEPT_FEATURES = 10_000
+"""Reference images whose features are kept for KID, precision and recall: evenly spaced over the whole set."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of the reference, and what more is known of its images."""
+
+    name: str
+    """As the user named it."""
+    statistics: Statistics
+    sha256: str
+    """Of the statistics file, or of all pixels in order."""
+    features_ND: NDArray[np.float32] | None = None
+    """Features of at most `KEPT_FEATURES` images; None for a statistics file."""
+    image_digests: frozenset[bytes] = frozenset()
+    """SHA-256 of the pixels of each image."""
+
+
+def open_reference(path: str, size: int, extractor: Extractor, cache: Path, batch: int = 64) -> Reference:
+    """Statistics of a reference, computed once per set of pixels and extractor and kept below `cache`.
+
+    Args:
+        path: folder, zip, image cache, `synthetic:...`, or a statistics file (`.safetensors`).
+        size: side that images are brought to, in pixels: that of the generated ones.
+        extractor: network of the features.
+        cache: folder of kept statistics.
+        batch: images per network call.
+
+    Raises:
+        InputError: no images there, or statistics of another extractor (both digests are named).
+    """
+    if path.endswith(".safetensors"):
+        statistics = load_statistics(Path(path))
+        check_same_space(extractor.space, statistics.space)
+        return Reference(path, statistics, hashlib.sha256(Path(path).read_bytes()).hexdigest())
+    images = open_images(path, size)
+    digests = [hashlib.sha256(row.tobytes()).digest() for row in images.images]
+    sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
+    key = hashlib.sha256(f"{sha256} {extractor.space}".encode()).hexdigest()[:32]
+    statistics_file, features_file = cache / f"{key}.safetensors", cache / f"{key}.npy"
+    if not (statistics_file.exists() and features_file.exists()):
+        _compute(images, path, sha256, extractor, batch, statistics_file, features_file)
+    features_ND: NDArray[np.float32] = np.load(features_file, allow_pickle=False)
+    return Reference(path, load_statistics(statistics_file), sha256, features_ND, frozenset(digests))
+
+
+def refuse_generated(reference: Reference, generated: NDArray[np.uint8]) -> None:
+    """Refuse a reference that holds images this very checkpoint generated: their distance would flatter it.
+
+    Args:
+        reference: with the digests of its images.
+        generated: SHA-256 of each generated image, (N, 32).
+
+    Raises:
+        InputError: at least one image is in both.
+    """
+    common = sum(row.tobytes() in reference.image_digests for row in generated)
+    if common:
+        raise InputError(
+            f"reference {reference.name} holds {common} images that this checkpoint generates: "
+            "give images that no model of this run has made"
+        )
+
+
+def _compute(
+    images: ImageCache,
+    name: str,
+    sha256: str,
+    extractor: Extractor,
+    batch: int,
+    statistics_file: Path,
+    features_file: Path,
+) -> None:
+    cache = statistics_file.parent
+    cache.mkdir(parents=True, exist_ok=True)
+    kept_rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), KEPT_FEATURES)).round().astype(np.int64))
+    kept: list[NDArray[np.float32]] = []
+
+    def stream() -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(images), batch):
+            features_BD = extractor(_batch(images, start, batch))
+            rows = kept_rows[(kept_rows >= start) & (kept_rows < start + batch)] - start
+            kept.append(features_BD[rows])
+            yield features_BD
+
+    statistics = accumulate(stream(), extractor.space, source=name)
+    facts = {"size": str(images.size), "sha256": sha256}
+    unfinished = cache / f".{features_file.name}.unfinished.npy"
+    np.save(unfinished, np.concatenate(kept))
+    unfinished.replace(features_file)
+    save_statistics(
+        Statistics(statistics.space, statistics.n, statistics.total_D, statistics.outer_DD, source=name, images=facts),
+        statistics_file,
+    )
+
+
+def _batch(images: ImageCache, start: int, batch: int) -> Tensor:
+    return images.batch(range(start, min(len(images), start + batch)))
