@@ -4,6 +4,7 @@ import logging
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ from shared.world import World, joined_world
 AGREE_EVERY_STEPS = 10
 # Share of a GPU's free memory that decoded images may take.
 RESIDENT_SHARE = 0.25
+ONE_WISH_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +86,7 @@ class _Session:
     def __init__(self, engine: Engine, run: RunDir, data: Path, images: ImageCache, parents: tuple[str, ...]) -> None:
         self.engine, self.run, self.parents = engine, run, parents
         self.watch: Watch | None = None
-        self.stop: list[int] = []
+        self.stop: list[float] = []
         self.saved_step = engine.steps_done if run.latest else -1
         device = engine.device
         self.provenance = {
@@ -191,14 +193,17 @@ def _changed(experiment: Experiment, **fields: str) -> Experiment:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """A list that fills when the process is asked to stop; a second Ctrl-C interrupts at once."""
-    received: list[int] = []
+def _stop_signals() -> Iterator[list[float]]:
+    """A list that fills when the process is asked to stop; asked again later, it stops at once.
 
-    def note(number: int, _: FrameType | None) -> None:
-        if received:
+    Under torchrun one Ctrl-C arrives twice, from the terminal and from the launcher; that is still one wish.
+    """
+    received: list[float] = []
+
+    def note(_: int, __: FrameType | None) -> None:
+        if received and time.monotonic() - received[0] > ONE_WISH_SECONDS:
             raise KeyboardInterrupt
-        received.append(number)
+        received.append(time.monotonic())
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -118,6 +118,8 @@ class Engine:
         self.optimizer = make_optimizer(model, experiment.optim)
         self.ema = Ema(model, experiment.optim.ema_decay)
         self.steps_done = 0
+        # A CPU has the figures at once; on a GPU reading them would stall the next step's kernels.
+        self._defers_check = self.device.type == "cuda"
         self._unchecked: StepResult | None = None
         if self.device.type == "cuda" and experiment.train.compile == "auto":
             model.compile(dynamic=False)
@@ -209,7 +211,7 @@ class Engine:
         return nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
 
     def _apply(self, result: StepResult) -> None:
-        if self.device.type == "cuda":
+        if self._defers_check:
             # The fused kernel leaves everything as it is where this flag is set: no waiting to find out.
             finite = result.loss_tensor.isfinite() & result.grad_norm_tensor.isfinite()
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]

@@ -146,6 +146,22 @@ def test_non_finite_loss_raises_before_anything_is_applied(value):
     assert trained.steps_done == 2
 
 
+def test_deferred_check_skips_the_step_on_the_device_and_raises_at_the_next():
+    trained, plain = engine(), engine()
+    trained._defers_check = True
+    run_training(trained, IMAGES, steps=2)
+    run_training(plain, IMAGES, steps=2)
+    assert_same(plain.groups(), trained.groups())
+    before = copy(trained.groups())
+    hook = trained.model.output.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    trained.step(IMAGES.batch(range(8)))
+    hook.remove()
+    with pytest.raises(NonFiniteLossError, match="step 3: loss nan"):
+        trained.step(IMAGES.batch(range(8)))
+    state = {name: tensor.numpy() for name, tensor in trained.model.state_dict().items()}
+    assert_same({"model": before["model"], "ema": {}, "optimizer": {}}, {"model": state, "ema": {}, "optimizer": {}})
+
+
 def test_non_finite_gradient_of_a_finite_loss_raises_too():
     trained = engine()
     before = copy(trained.groups())
