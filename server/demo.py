@@ -292,6 +292,8 @@ class Demo:
             raise KeyboardInterrupt
 
         adopt_orphans()
+        # Many processes share the cores here: threads that spin while they wait would take them from each other.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         old = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
