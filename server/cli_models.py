@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 data = typer.Typer(no_args_is_help=True, help="Image sets.")
+experiments = typer.Typer(no_args_is_help=True, help="Recipes that ship with the project, the paper's own among them.")
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, replaces a setting.")]
 
@@ -15,7 +16,9 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
     app.command("import-checkpoint")(import_checkpoint)
     app.command()(export)
+    app.command()(toy)
     app.add_typer(data, name="data")
+    app.add_typer(experiments, name="experiments")
 
 
 def train(
@@ -79,3 +82,44 @@ def cache_images(
         cache = build_cache(source, folder, size, workers, identities=identities, crop=crop, on_progress=on_progress)
     persons = "" if cache.persons is None else f" of {len(set(cache.persons.tolist())):,} persons"
     typer.echo(f"{folder}: {len(cache):,} images{persons}, {cache.num_unreadable} unreadable files left out")
+
+
+@experiments.command("list")
+def list_experiments() -> None:
+    """Names of the recipes and what each is for."""
+    from server.recipes import describe, recipe_names
+
+    width = max(map(len, recipe_names()))
+    for name in recipe_names():
+        typer.echo(f"{name:<{width}}  {describe(name)}")
+
+
+@experiments.command("show")
+def show_experiment(
+    name: Annotated[str, typer.Argument(help="Name of a recipe, or an experiment file.")],
+    overrides: Overrides = None,
+    *,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Every setting, defaults included.")] = False,
+) -> None:
+    """Print a recipe: a start for an experiment file of your own."""
+    from server.recipes import find_experiment
+    from shared.config import load_experiment
+
+    path = find_experiment(name)
+    experiment = load_experiment(path, overrides)
+    typer.echo((experiment.to_toml() if resolved or overrides else path.read_text(encoding="utf-8")).rstrip())
+
+
+def toy(
+    name: Annotated[Literal["swiss-roll", "rose"], typer.Argument(help="Which of the paper's toy distributions.")],
+    out: Annotated[Path, typer.Option(help="Folder for the figure and the distances.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """The paper's Figure 2 in seconds: masked score matching on marginals, then denoising, against scratch."""
+    from server.toys import run_toy
+
+    result = run_toy(name, out, seed=seed)
+    typer.echo(
+        f"{out / name}.png: sliced Wasserstein distance {result.distance_proxy:.3f} of the marginal proxy; "
+        f"after {result.finetune_steps} steps {result.distance_finetuned:.3f}, from scratch {result.distance_scratch:.3f}"
+    )

@@ -1,5 +1,6 @@
 """The experiment files that ship with the project."""
 
+from itertools import takewhile
 from pathlib import Path
 
 from shared.errors import InputError
@@ -10,6 +11,13 @@ FOLDER = Path(__file__).parent / "experiments"
 def recipe_names() -> list[str]:
     """Names of all recipes, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def describe(name: str) -> str:
+    """First sentence of the comment that a recipe opens with."""
+    lines = (FOLDER / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
+    return comment.split(". ")[0].removesuffix(".")
 
 
 def find_experiment(name: str) -> Path:

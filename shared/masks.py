@@ -44,22 +44,23 @@ def sample_visible(
         case "none":
             return torch.arange(grid_size**2, device=generator.device).expand(batch, -1)
         case "patch":
-            return _choose(grid_size**2, num_visible, batch, generator)
+            return choose_subsets(grid_size**2, num_visible, batch, generator)
         case "block":
             return _blocks(grid_size, num_visible, mask.block_size, batch, generator)
         case "crop":
             return _crop(grid_size, math.isqrt(num_visible), batch, generator)
 
 
-def _choose(population: int, count: int, batch: int, generator: torch.Generator) -> Tensor:
-    """(B, count) ascending numbers below `population`, each subset equally likely: the smallest of random scores."""
+def choose_subsets(population: int, count: int, batch: int, generator: torch.Generator) -> Tensor:
+    """(B, count) int64 ascending numbers below `population`, each subset equally likely."""
+    # The places of the smallest of independent scores.
     scores_BN = torch.rand(batch, population, generator=generator, device=generator.device)
     return scores_BN.topk(count, dim=1, largest=False).indices.sort(dim=1).values
 
 
 def _blocks(grid_size: int, num_visible: int, block_size: int, batch: int, generator: torch.Generator) -> Tensor:
     side = grid_size // block_size
-    chosen = _choose(side**2, num_visible // block_size**2, batch, generator)[..., None, None]
+    chosen = choose_subsets(side**2, num_visible // block_size**2, batch, generator)[..., None, None]
     inside = torch.arange(block_size, device=generator.device)
     row = chosen // side * block_size + inside[:, None]
     column = chosen % side * block_size + inside

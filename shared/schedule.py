@@ -78,7 +78,7 @@ def make_schedule(kind: Literal["linear", "cosine"], timesteps: int) -> Schedule
 
 
 def q_sample(schedule: Schedule, x_0: Tensor, t_B: Tensor, eps: Tensor) -> Tensor:
-    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps: the noising inside the paper's Eq. 1 and 4 (DDPM, Eq. 4).
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, the noising inside Eq. 1 and 4 (DDPM, Eq. 4).
 
     Args:
         schedule: the forward process.

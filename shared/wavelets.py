@@ -37,14 +37,12 @@ def filters(wavelet: str) -> Filters:
     try:
         bank = pywt.Wavelet(wavelet)
     except ValueError as error:
-        raise InputError(
-            f"data.wavelet {wavelet!r} is no discrete wavelet of PyWavelets: give haar, db2 or sym4"
-        ) from error
+        raise InputError(f"wavelet {wavelet!r} is no discrete wavelet of PyWavelets: give haar, db2 or sym4") from error
     found = Filters(tuple(bank.dec_lo), tuple(bank.dec_hi))
     deviation = _deviation(found)
     if deviation > _TOLERANCE:
         raise InputError(
-            f"data.wavelet {wavelet!r} is not orthogonal (off by {deviation:.1e}, allowed is {_TOLERANCE:.0e}): "
+            f"wavelet {wavelet!r} is not orthogonal (off by {deviation:.1e}, allowed is {_TOLERANCE:.0e}): "
             "give haar, or one of the db, sym and coif families"
         )
     return found
