@@ -33,6 +33,14 @@ def decoding_bar(description: str = "decoding") -> Iterator[OnProgress]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    task = bar.add_task(description, total=None, visible=False)
-    with bar:
-        yield lambda done, total: bar.update(task, completed=done, total=total, visible=True)
+    task = bar.add_task(description, total=None)
+
+    def on_progress(done: int, total: int) -> None:
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield on_progress
+    finally:
+        if bar.live.is_started:
+            bar.stop()

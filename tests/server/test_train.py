@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
@@ -36,6 +37,14 @@ DATA = Path("synthetic:public:12")
 
 def experiment(*overrides):
     return parse_experiment(TOML, list(overrides))
+
+
+@pytest.fixture(autouse=True)
+def _process_settings():
+    # Training chooses the process's matrix products; other tests must not see that.
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
 
 
 def weights(run):
