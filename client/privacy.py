@@ -20,14 +20,13 @@ import torch
 from numpy.typing import NDArray
 from opacus.accountants import PRVAccountant
 from opacus.accountants.utils import get_noise_multiplier
-from opacus.grad_sample import GradSampleHooks, GradSampleHooksFastGradientClipping, register_grad_sampler
+from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
-from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 from torch import Tensor, nn
 
+from client.clipping import clipped_gradients, position_gradients, validate
 from client.ledger import Spending, merged
 from shared.config import Experiment
-from shared.errors import InputError
 from shared.losses import draw_noise, per_image_loss
 from shared.optim import lr_at, make_optimizer, set_lr
 from shared.schedule import make_schedule
@@ -36,7 +35,6 @@ from shared.uvit import Positions
 MARGINS = {"float32": 0.999, "bfloat16": 0.98}
 """Share of C that gradients are clipped to while the noise is set for C: rounding must not lift a norm above C."""
 Ids = NDArray[np.int64]
-_LAYERS = (nn.Linear, nn.LayerNorm, Positions)
 
 
 class Images(Protocol):
@@ -47,10 +45,8 @@ class Images(Protocol):
 
 
 @register_grad_sampler(Positions)  # type: ignore[untyped-decorator]
-def position_gradients(layer: Positions, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
-    """Gradient of each unit for the position table, (B, count, D); rows that the K draws share add up."""
-    gradients = backprops.new_zeros(len(backprops), *layer.weight.shape)
-    return {layer.weight: gradients.scatter_add_(1, activations[1][..., None].expand_as(backprops), backprops)}
+def _sample_positions(layer: Positions, activations: list[Tensor], backprops: Tensor) -> dict[nn.Parameter, Tensor]:
+    return {layer.weight: position_gradients(layer, activations[1], backprops)}
 
 
 def epsilon(history: Sequence[Spending], delta: float) -> float:
@@ -112,28 +108,6 @@ def noise_that_fits(history: Sequence[Spending], sample_rate: float, steps: int,
     return high
 
 
-def validate(model: nn.Module) -> None:
-    """Refuse a network whose per-unit gradients this module does not compute exactly.
-
-    Raises:
-        InputError: a trainable tensor is not the sole property of one layer of a known kind.
-    """
-    owners: dict[int, str] = {}
-    for module_name, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            full = f"{module_name}.{name}"
-            if not parameter.requires_grad:
-                continue
-            if id(parameter) in owners:
-                raise InputError(f"tensor {full} is also {owners[id(parameter)]}: DP training needs untied tensors")
-            if type(module) not in _LAYERS:
-                raise InputError(
-                    f"tensor {full} is owned by a {type(module).__name__}: DP training knows "
-                    f"{', '.join(layer.__name__ for layer in _LAYERS)}"
-                )
-            owners[id(parameter)] = full
-
-
 def train_private(
     model: nn.Module,
     experiment: Experiment,
@@ -153,14 +127,12 @@ def train_private(
         images: source of image batches.
         units: image numbers of each unit of privacy.
         device: where the model is.
-        precision: of the forward and backward pass; `fast` clipping always runs in float32.
+        precision: of the forward and backward pass.
         after_noise: called on the noised gradients before the optimizer reads them (a data-independent term).
         on_step: called with the 0-based number of each finished step.
     """
     validate(model)
     privacy = experiment.privacy
-    if privacy.clipping == "fast":
-        precision = "float32"
     model.train()
     step = _Step(model, experiment, device, precision)
     # Never a seed that anybody else knows: who can repeat the noise can subtract it.
@@ -175,36 +147,30 @@ def train_private(
             for part in parts:
                 optimizer.signal_skip_step(do_skip=part is not parts[-1])
                 optimizer.zero_grad()
-                step.backward(
-                    optimizer, load_units(images, [units[int(unit)] for unit in part], experiment, pick, device), noise
-                )
+                batch = load_units(images, [units[int(unit)] for unit in part], experiment, pick, device)
+                step.backward(batch, noise)
                 if optimizer.pre_step():
                     after_noise()
                     optimizer.original_optimizer.step()
             on_step(number)
     finally:
-        step.hooks.cleanup()
+        step.close()
         optimizer.zero_grad(set_to_none=True)
 
 
 class _Step:
-    """The two ways to clip: `fast` in two backward passes with flat memory, `hooks` keeping every unit's gradient."""
+    """The two ways to clip: `fast` with flat memory, Opacus' `hooks` keeping every unit's gradient of a micro-batch."""
 
     def __init__(self, model: nn.Module, experiment: Experiment, device: torch.device, precision: str) -> None:
         self.model, self.experiment, self.device, self.precision = model, experiment, device, precision
-        self.schedule = make_schedule(experiment.diffusion.schedule, experiment.diffusion.timesteps)
+        self.schedule = make_schedule(experiment.diffusion.schedule, experiment.diffusion.timesteps).to(device)
         self.is_fast = experiment.privacy.clipping == "fast"
-        self.bound = MARGINS[precision] * experiment.privacy.max_grad_norm
-        self.hooks = (
-            GradSampleHooksFastGradientClipping(
-                model, loss_reduction="sum", max_grad_norm=self.bound, use_ghost_clipping=False
-            )
-            if self.is_fast
-            else GradSampleHooks(model, loss_reduction="sum")
-        )
+        # Fast clipping measures and sums in float32 whatever the precision; hooks do it in that of the backward pass.
+        self.bound = MARGINS["float32" if self.is_fast else precision] * experiment.privacy.max_grad_norm
+        self.hooks = None if self.is_fast else GradSampleHooks(model, loss_reduction="sum")
 
     def optimizer(self, noise: torch.Generator) -> DPOptimizer:
-        """AdamW behind Opacus' noise; the noise is set for C, the clipping (of `hooks`) is tightened by the margin."""
+        """AdamW behind Opacus' noise; the noise is set for C, clipping is tighter by the margin."""
         privacy = self.experiment.privacy
         # loss_reduction "mean" only divides the noised sum by the public normaliser.
         kind = DPOptimizerFastGradientClipping if self.is_fast else _MarginOptimizer
@@ -220,21 +186,28 @@ class _Step:
             optimizer.clip_norm = self.bound
         return optimizer
 
-    def backward(self, optimizer: DPOptimizer, images: Tensor, generator: torch.Generator) -> None:
-        """Leave the sum of the clipped gradients of a micro-batch where the optimizer collects it."""
+    def backward(self, images: Tensor, generator: torch.Generator) -> None:
+        """Leave the clipped gradients of a micro-batch where the optimizer of this kind collects them."""
         draw = draw_noise(self.experiment, len(images), generator, self.experiment.privacy.draws)
-        is_autocast = self.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=is_autocast):
-            loss_B = per_image_loss(self.model, self.schedule, self.experiment, images, *draw)
-        # (B, 1) would broadcast against the (B,) clipping factors to (B, B) and void the guarantee without an error.
+
+        def loss() -> Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                return per_image_loss(self.model, self.schedule, self.experiment, images, *draw)
+
+        if self.is_fast:
+            clipped_gradients(self.model, loss, self.bound)
+            return
+        loss_B = loss()
         assert loss_B.shape == (len(images),)
         with warnings.catch_warnings():
             # The first layer's input is data and needs no gradient; its hook then sees output gradients, as it should.
             warnings.filterwarnings("ignore", "Full backward hook is firing")
-            if self.is_fast:
-                DPTensorFastGradientClipping(self.hooks, optimizer, loss_B, loss_reduction="sum").backward()
-            else:
-                torch.autograd.backward(loss_B.sum())
+            torch.autograd.backward(loss_B.sum())
+
+    def close(self) -> None:
+        """Take Opacus' hooks off the model again."""
+        if self.hooks is not None:
+            self.hooks.cleanup()
 
 
 class _MarginOptimizer(DPOptimizer):  # type: ignore[misc]

@@ -34,7 +34,7 @@ class Round:
         self.model = load_model(build_model(self.experiment), self.before, frozen).to(self.device)
         self.units = data.units(self.experiment.privacy.unit) if self.is_private else []
         if self.is_private:
-            from client.privacy import validate
+            from client.clipping import validate
 
             validate(self.model)
 
