@@ -2,6 +2,7 @@
 
 import datetime
 import importlib
+import inspect
 import pkgutil
 import subprocess
 import sys
@@ -44,10 +45,17 @@ def main(arguments: list[str]) -> int:
 
 
 def discover() -> dict[str, ModuleType]:
-    """Every module of this package that has a `main`, by name."""
+    """Every module of this package with a `main` that needs no arguments, by name; the others are parts of these."""
     names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__")
     modules = {name: importlib.import_module(f"benchmarks.{name}") for name in names}
-    return {name: module for name, module in modules.items() if hasattr(module, "main")}
+    return {name: module for name, module in modules.items() if is_benchmark(module)}
+
+
+def is_benchmark(module: ModuleType) -> bool:
+    """Whether `main()` can be called as it is."""
+    main = getattr(module, "main", None)
+    needed = inspect.signature(main).parameters.values() if main else ()
+    return main is not None and all(parameter.default is not parameter.empty for parameter in needed)
 
 
 def run(name: str) -> tuple[int, str]:
