@@ -1,0 +1,153 @@
+"""Kills at random moments (ServerApp, SuperLink, superexec, a site's node, a client process) in real federations.
+
+Every run must finish by itself, with the weights of the undisturbed run, bit for bit, whenever the same replies
+arrived; no process may be left over. `--runs N` runs, one kill each; `--seed` chooses the moments.
+"""
+
+import argparse
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+from benchmarks.local import LocalFederation, federation, make_experiment, random_checkpoint
+from benchmarks.measure import verdict
+from server.rundir import RunDir
+from shared.checkpoint import load_group
+from shared.runlog import read_metrics
+
+RUN = "chaos"
+TARGETS = ("flwr-serverapp", "flower-superlink", "server superexec", "flower-supernode", "flwr-clientapp")
+DEADLINE_SECONDS = 600.0
+EXPERIMENT = """
+[federation]
+rounds = 3
+local_steps = 2
+min_available = 2
+round_deadline_seconds = 300.0
+server_optimizer = "fedavgm"
+[train]
+batch = 4
+"""
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """One line per run, then the counts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    draw = random.Random(options.seed)
+    counts: Counter[str] = Counter()
+    with federation(2) as local:
+        init = random_checkpoint(local.root / "init", make_experiment(EXPERIMENT))
+        start = time.monotonic()
+        counts["unfinished"] += run_once(local, init, lambda: None) != "completed"
+        duration = time.monotonic() - start
+        expected = final_weights(local)
+        print(f"undisturbed: {duration:.0f} s")
+        for index in range(options.runs):
+            clear(local, index)
+            target, moment = TARGETS[index % len(TARGETS)], draw.uniform(0.0, duration)
+            outcome, facts = disturbed(local, init, expected, target, moment)
+            counts.update([outcome])
+            print(f"{index + 1:3d}: kill {target:18s} after {moment:5.1f} s: {outcome} ({facts})", flush=True)
+        local.stop()
+        counts["processes left"] = len(leftovers(local.root))
+    figure = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    bad = counts["unfinished"] + counts["DIFFERENT"] + counts["processes left"]
+    return verdict(f"chaos, {options.runs} kills", figure, reached=not bad)
+
+
+def disturbed(local: LocalFederation, init: Path, expected: bytes, target: str, moment: float) -> tuple[str, str]:
+    """What became of a run in which `target` was killed `moment` seconds after its start."""
+    start = time.monotonic()
+    status = run_once(local, init, lambda: kill(local, target, moment))
+    events = read_metrics(RunDir(local.home / "runs" / RUN).metrics)
+    rounds = [event for event in events if event["kind"] == "round"]
+    answers = [len(event["answered"]) for event in rounds]
+    again = sum(event["kind"] == "resubmitted" for event in events)
+    facts = f"{time.monotonic() - start:.0f} s, {again} resubmissions, replies {answers}"
+    if status != "completed":
+        return "unfinished", f"{facts}: {events[-1].get('reason', status)}"
+    if answers != [local.num_sites] * len(answers):
+        return "other replies", facts
+    return ("same bits" if final_weights(local) == expected else "DIFFERENT"), facts
+
+
+def run_once(local: LocalFederation, init: Path, disturb: Callable[[], None]) -> str:
+    """Submit the run, disturb it, wait for its end; its status."""
+    from server.wanted import Wanted
+
+    experiment = local.root / "chaos.toml"
+    experiment.write_text(EXPERIMENT, encoding="utf-8")
+    local.call(
+        *("maskfed-server", "finetune", str(experiment), "--init", str(init)),
+        *("--home", str(local.home), "--run", RUN, "--detach"),
+    )
+    disturb()
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while (entry := Wanted(local.home).runs()[RUN]).status == "running" and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return entry.status
+
+
+def kill(local: LocalFederation, target: str, moment: float) -> None:
+    """SIGKILL one process of a kind, `moment` seconds from now, or as soon as there is one."""
+    time.sleep(moment)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = victims(local, target)
+        if found:
+            found[0].kill()
+            return
+        time.sleep(0.05)
+
+
+def victims(local: LocalFederation, target: str) -> list[psutil.Process]:
+    """Running processes of one kind."""
+    processes = local.processes()
+    if target != "server superexec":
+        return processes.get(target, [])
+    below = psutil.Process(local.daemons["coordinator"].pid).children(recursive=True)
+    return [process for process in processes.get("flower-superexec", []) if process in below]
+
+
+def clear(local: LocalFederation, index: int) -> None:
+    """Make room for the next run of the same name: another run directory, sites that do not remember their replies."""
+    (local.home / "runs" / RUN).rename(local.home / "runs" / f"{RUN}-{index}")
+    for site in range(local.num_sites):
+        shutil.rmtree(local.site(site) / "last_reply", ignore_errors=True)
+    deadline = time.monotonic() + 120
+    while local.num_online() < local.num_sites and time.monotonic() < deadline:
+        time.sleep(0.5)
+
+
+def final_weights(local: LocalFederation) -> bytes:
+    """Model, average and server state after the last round, as bytes."""
+    newest = RunDir(local.home / "runs" / RUN).latest
+    assert newest is not None
+    groups = [load_group(newest, group) for group in ("model", "ema", "server")]
+    return b"".join(group[name].tobytes() for group in groups for name in sorted(group))
+
+
+def leftovers(root: Path) -> list[psutil.Process]:
+    """Processes that still belong to a federation in `root`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            text = " ".join(process.cmdline()) + " ".join(process.environ().values())
+        except psutil.Error:
+            continue
+        if str(root) in text:
+            found.append(process)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
