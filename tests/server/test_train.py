@@ -39,6 +39,14 @@ def experiment(*overrides):
     return parse_experiment(TOML, list(overrides))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _small_grids():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.watch.GRID_IMAGES", 4)
+        patch.setattr("server.watch.GRID_COLUMNS", 2)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _process_settings():
     # Training chooses the process's matrix products; other tests must not see that.
@@ -68,7 +76,7 @@ def test_run_leaves_checkpoints_grid_log_and_curves(finished):
         "step-000000012",
     ]
     with Image.open(finished.samples / "step-000000012.png") as grid:
-        assert grid.size == (8 * 18 - 2, 4 * 18 - 2)
+        assert grid.size == (2 * 18 - 2, 2 * 18 - 2)
     kinds = [event["kind"] for event in read_metrics(finished.metrics)]
     assert kinds == ["start", "checkpoint", "train", "checkpoint", "train", "checkpoint", "end"]
     events = EventAccumulator(str(finished.tensorboard)).Reload()
