@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module to the coordinator's."""
     app.command()(sample)
     app.command()(evaluate)
+    app.command()(report)
 
 
 def sample(
@@ -99,6 +100,16 @@ def evaluate(
         files = evaluate_run(checkpoint, options) if every_checkpoint else [run(checkpoint, options)]
     for file in files:
         _show(file)
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories; several are compared.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the run.")] = None,
+) -> None:
+    """Write one self-contained HTML page: what ran, distances, samples, who took part, privacy, provenance."""
+    from server.report import report as write
+
+    typer.echo(str(write(runs, out)))
 
 
 def _show(file: Path) -> None:

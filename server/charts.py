@@ -1,0 +1,95 @@
+"""Line charts as inline SVG that follow the page's colours, light or dark."""
+
+import hashlib
+import io
+import re
+from dataclasses import dataclass
+from html import escape
+from itertools import cycle
+from typing import Any
+
+COLOURS = ("--series-1", "--series-2", "--series-3", "--series-4", "--series-5", "--series-6")
+_DASHES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+# Placeholders that no chart uses otherwise; after drawing they become CSS variables.
+_PLACEHOLDERS = {f"#0a0b{index:02x}": f"var({name})" for index, name in enumerate((*COLOURS, "--ink", "--line"), 1)}
+_INK, _LINE = list(_PLACEHOLDERS)[-2:]
+WIDTH_INCHES, HEIGHT_INCHES = 4.4, 2.9
+MARKED_POINTS = 40
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart; a None in `y` is a gap."""
+
+    label: str
+    x: list[float]
+    y: list[float | None]
+    low_high: list[tuple[float, float] | None] | None = None
+    """Interval at each point, drawn as a bar."""
+
+
+def line_chart(
+    series: list[Series], x_label: str, y_label: str, *, log_y: bool = False, from_zero: bool = False
+) -> str:
+    """SVG text of a chart, without XML header, sized by its container.
+
+    Colour, dash and marker all tell the lines apart, so that the chart also works printed in grey.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    salt = hashlib.sha256(repr((series, x_label, y_label)).encode()).hexdigest()[:12]
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 9, "font.family": "sans-serif"}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), layout="constrained")
+        axes = figure.subplots()
+        looks = zip(cycle(list(_PLACEHOLDERS)[: len(COLOURS)]), cycle(_DASHES), cycle(_MARKERS), strict=False)
+        for line, (colour, dash, marker) in zip(series, looks, strict=False):
+            _draw(axes, line, colour, dash, marker)
+        if log_y:
+            axes.set_yscale("log")
+        elif from_zero:
+            axes.set_ylim(bottom=0)
+        _frame(axes, x_label, y_label)
+        if len(series) > 1:
+            axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue(), y_label)
+
+
+def _draw(axes: Any, line: Series, colour: str, dash: str, marker: str) -> None:  # noqa: ANN401  # matplotlib
+    values = [float("nan") if value is None else value for value in line.y]
+    # Markers on a long curve would hide it.
+    shown: dict[str, Any] = {"marker": marker, "markersize": 4} if len(values) <= MARKED_POINTS else {}
+    axes.plot(line.x, values, color=colour, linestyle=dash, linewidth=1.6, label=line.label, **shown)
+    for x, interval in zip(line.x, line.low_high or [], strict=False):
+        if interval is not None:
+            axes.plot([x, x], interval, color=colour, linewidth=1, alpha=0.7)
+
+
+def _frame(axes: Any, x_label: str, y_label: str) -> None:  # noqa: ANN401  # matplotlib
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlabel(x_label, color=_INK)
+    axes.set_ylabel(y_label, color=_INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.grid(visible=True, color=_LINE, linewidth=0.6)
+    axes.tick_params(which="both", colors=_INK)
+    for spine in axes.spines.values():
+        spine.set_color(_LINE)
+
+
+def _inline(svg: str, title: str) -> str:
+    """Only the element, with CSS colours, no fixed size and no ids that nothing refers to."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r'\1 role="img"', svg, count=1)
+    svg = svg.replace(">", f"><title>{escape(title)}</title>", 1)
+    used = set(re.findall(r"#([\w-]+)", svg))
+    svg = re.sub(r' id="([\w-]+)"', lambda match: match[0] if match[1] in used else "", svg)
+    for placeholder, variable in _PLACEHOLDERS.items():
+        svg = svg.replace(placeholder, variable)
+    return svg
