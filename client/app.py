@@ -9,7 +9,6 @@ import errno
 import io
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from client.journal import Journal
 from client.ledger import BudgetError, Ledger, Spending, Total, UnitError, open_ledger
 from client.policy import Facts, charge_for, released_count, released_scalars, review
 from client.replies import find_reply, keep_reply
-from client.settings import Home, SiteConfig, SitePolicy, find_home, load_settings, write_private
+from client.settings import Home, SiteConfig, SitePolicy, find_home, load_settings, private_files, write_private
 from shared.errors import InputError
 from shared.messages import MessageError, RefusalCode, ReplyHeader, TrainReply, TrainRequest, encode
 
@@ -233,9 +232,9 @@ def _release(reply: TrainReply) -> dict[str, object]:
 @contextmanager
 def site_log(home: Home, name: str = "rounds", logger: str = "maskfed") -> Iterator[None]:
     """Write what `logger` says to `logs/<name>.log` for as long as the block runs; it is for the operator only."""
-    home.logs.mkdir(parents=True, exist_ok=True, mode=0o700)
-    os.umask(0o077)
-    handler = RotatingFileHandler(home.logs / f"{name}.log", maxBytes=2**22, backupCount=3)
+    with private_files():
+        home.logs.mkdir(parents=True, exist_ok=True)
+        handler = RotatingFileHandler(home.logs / f"{name}.log", maxBytes=2**22, backupCount=3)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     source = logging.getLogger(logger)
     source.addHandler(handler)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from client.settings import check_private, write_private
+from client.settings import check_private, private_files, write_private
 from shared.errors import InputError
 from shared.files import sync_file
 from shared.messages import canonical_json
@@ -97,7 +97,8 @@ def open_chain(path: Path, *, wait: bool) -> Iterator[Chain]:
         ChainError: the chain is damaged.
         InputError: others can read the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with private_files():
+        path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         try:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.ledger import open_ledger
-from client.settings import Home, SiteConfig, Unit, read_data_key, write_private
+from client.settings import Home, SiteConfig, Unit, private_files, read_data_key, write_private
 from shared.cache import build_cache, open_cache
 from shared.errors import InputError
 from shared.images import ImageSource, list_images, read_identities
@@ -87,11 +87,11 @@ def scan(
         InputError: no usable images.
         BusyError: a round is running.
     """
-    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+    with private_files(), open_ledger(home.ledger, Path(settings.head_file)) as ledger:
         current = None if is_new else current_id(home)
         dataset_id = current or secrets.token_hex(16)
         folder = home.datasets / dataset_id
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True)
         source = list_images(Path(settings.data))
         identities = Path(settings.identities) if settings.identities else None
         images = build_cache(

@@ -3,6 +3,8 @@
 import os
 import stat
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -184,10 +186,21 @@ def save_settings(home: Home, settings: SiteConfig) -> None:
     write_private(home.settings, tomli_w.dumps(settings.model_dump(mode="json")).encode())
 
 
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Let every file and folder that is made in the block be readable by this user alone, also by child processes."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def write_private(path: Path, data: bytes) -> None:
     """Write `path` (0600) so that a reader, or a crash, sees the old content or all of the new."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomically(path, data, 0o600)
+    with private_files():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data, 0o600)
 
 
 def read_data_key(home: Home) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 from client.chain import Entry, read_chain
 from client.dataset import current_id, open_dataset
 from client.ledger import head_problem, read_ledger
-from client.settings import Home, SiteConfig
+from client.settings import Home, SiteConfig, private_files
 from shared.errors import InputError
 
 NEWEST_EVENTS = 5
@@ -23,7 +23,8 @@ def hold_site(home: Home) -> Iterator[None]:
     Raises:
         InputError: another one runs.
     """
-    home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with private_files():
+        home.path.mkdir(parents=True, exist_ok=True)
     descriptor = _lock(home)
     if descriptor is None:
         raise InputError(f"site {home.path} is running already: stop that `maskfed-client start` first")
