@@ -177,6 +177,8 @@ def check_settings(settings: Coordinator) -> None:
 def is_loopback(host: str) -> bool:
     """Whether `host` is this machine itself."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        address = ipaddress.ip_address(host)
     except ValueError:
         return host == "localhost"
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

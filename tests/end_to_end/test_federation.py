@@ -1,0 +1,122 @@
+"""The real thing, small: TLS, node authentication, process isolation, own keys, two sites, two rounds."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint
+from deploy.coordinator import is_loopback
+from shared.checkpoint import load_group
+from shared.runlog import read_metrics
+
+EXPERIMENT = """
+[train]
+objective = "dsm"
+batch = 8
+precision = "float32"
+[model]
+size = "T"
+image_size = 8
+patch_size = 4
+[federation]
+rounds = 2
+local_steps = 3
+min_available = 2
+min_replies = 2
+round_deadline_seconds = 120
+"""
+
+
+@pytest.mark.timeout(240)
+def test_two_sites_fine_tune_for_two_rounds_survive_a_killed_superexec_and_leave_nothing(tmp_path: Path):
+    experiment = make_experiment(EXPERIMENT)
+    local = LocalFederation(tmp_path, num_sites=2, image_size=8, num_images=24)
+    try:
+        local.set_up()
+        local.start()
+        check_private_files(local)
+        check_doors_are_shut(local)
+        run(local, random_checkpoint(tmp_path / "init", experiment))
+        check_rounds(local)
+        check_ledgers(local)
+    finally:
+        family = [process for group in local.processes().values() for process in group]
+        left = local.stop()
+    assert left == 0
+    assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
+
+
+def run(local: LocalFederation, init: Path) -> None:
+    file = local.root / "tiny.toml"
+    file.write_text(EXPERIMENT)
+    arguments = ("--init", str(init), "--home", str(local.home), "--run", "tiny", "--json")
+    with subprocess.Popen(
+        command("maskfed-server", "finetune", str(file), *arguments), stdout=subprocess.PIPE, text=True
+    ) as following:
+        kill_the_superexec_after_round_1(local)
+        output, _ = following.communicate(timeout=200)
+    assert following.returncode == 0, output
+    assert json.loads(output)["status"] == "completed"
+
+
+def kill_the_superexec_after_round_1(local: LocalFederation) -> None:
+    """SIGKILL in round 2, and the ServerApp dies with it: the run must go on from the checkpoint of round 1, by itself.
+
+    Killing the ServerApp alone ends the same way, but Flower notices that only after most of a minute.
+    """
+    deadline = time.monotonic() + 120
+    while not (local.home / "runs" / "tiny" / "checkpoints" / "round-000001").exists():
+        assert time.monotonic() < deadline, "round 1 did not end in time"
+        time.sleep(0.1)
+    for process in psutil.Process(local.daemons["coordinator"].pid).children():
+        if program_of(process) == "flower-superexec":
+            os.kill(process.pid, signal.SIGKILL)
+
+
+def check_rounds(local: LocalFederation) -> None:
+    checkpoints = local.home / "runs" / "tiny" / "checkpoints"
+    weights = [load_group(checkpoints / f"round-{number:06d}", "model") for number in range(3)]
+    for before, after in itertools.pairwise(weights):
+        assert set(before) == set(after)
+        assert any(not np.array_equal(before[name], after[name]) for name in before)
+    rounds = [
+        event for event in read_metrics(local.home / "runs" / "tiny" / "metrics.jsonl") if event["kind"] == "round"
+    ]
+    assert [event["round"] for event in rounds] == [1, 2]
+    for event in rounds:
+        assert {reply["site"] for reply in event["answered"]} == {"site-0", "site-1"}
+        assert event["weights_changed"]
+
+
+def check_ledgers(local: LocalFederation) -> None:
+    """A round that was asked twice because the coordinator died is charged once."""
+    for index in range(2):
+        said = local.call("maskfed-client", "ledger", "verify", "--home", str(local.site(index)))
+        assert "error" not in said.lower()
+        entries = [json.loads(line) for line in (local.site(index) / "ledger.jsonl").read_text().splitlines()]
+        assert [entry["kind"] for entry in entries].count("reserve") == 2
+
+
+def check_private_files(local: LocalFederation) -> None:
+    names = ("node.key", "site.secret", "tls/srv.key", "site.toml", "ledger.jsonl", "data.key")
+    private = [local.site(index) / name for index in range(2) for name in names]
+    private += [local.home / "pki" / "server.key", local.home / "superexec.secret", local.home / "ca" / "ca.key"]
+    for path in private:
+        if path.exists():
+            assert path.stat().st_mode & 0o077 == 0, path
+
+
+def check_doors_are_shut(local: LocalFederation) -> None:
+    """Whatever listens, listens on loopback only: Flower's own ports trust whoever reaches them."""
+    for process in (p for group in local.processes().values() for p in group):
+        for connection in process.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN:
+                assert is_loopback(connection.laddr.ip), process.name()
