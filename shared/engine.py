@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from shared.config import Experiment
 from shared.dataorder import DataOrder
 from shared.ema import Ema
+from shared.figures import FiniteCheck, NonFiniteLossError, StepResult
 from shared.imageset import Images
 from shared.losses import draw_noise, per_image_loss
 from shared.optim import lr_at, make_optimizer, set_lr
@@ -35,40 +35,6 @@ __all__ = ["Engine", "NonFiniteLossError", "Precision", "StepResult", "decide_pr
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class NonFiniteLossError(ArithmeticError):
-    """Loss or gradient was not finite; the step was not applied, weights and averages are those before it."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """Figures of one optimizer step; on a GPU reading one waits for the step."""
-
-    loss_tensor: Tensor
-    grad_norm_tensor: Tensor
-
-    @property
-    def loss(self) -> float:
-        """Mean loss over all processes and micro-batches, without the proximal term."""
-        return float(self.loss_tensor)
-
-    @property
-    def grad_norm(self) -> float:
-        """L2 norm of the whole gradient before clipping."""
-        return float(self.grad_norm_tensor)
-
-    def check(self, step: int) -> None:
-        """Raise when the step was not applied.
-
-        Raises:
-            NonFiniteLossError: loss or gradient norm is not finite.
-        """
-        if not math.isfinite(self.loss) or not math.isfinite(self.grad_norm):
-            raise NonFiniteLossError(
-                f"step {step}: loss {self.loss}, gradient norm {self.grad_norm}; the weights are those before it: "
-                "lower optim.lr, raise optim.warmup_steps or train in float32"
-            )
-
-
 class Engine:
     """A network with its optimizer, averages and streams, trained one step at a time.
 
@@ -76,6 +42,7 @@ class Engine:
         model: the network itself, without wrappers.
         ema: its moving average.
         steps_done: optimizer steps so far.
+        finite_check: stops the training before a step that is not finite.
         precision: the format of activations; weights and optimizer are always float32.
     """
 
@@ -118,9 +85,7 @@ class Engine:
         self.optimizer = make_optimizer(model, experiment.optim)
         self.ema = Ema(model, experiment.optim.ema_decay)
         self.steps_done = 0
-        # A CPU has the figures at once; on a GPU reading them would stall the next step's kernels.
-        self._defers_check = self.device.type == "cuda"
-        self._unchecked: StepResult | None = None
+        self.finite_check = FiniteCheck(self.device)
         if self.device.type == "cuda" and experiment.train.compile == "auto":
             model.compile(dynamic=False)
         self._network = self._distributed(model) if self.world.size > 1 else model
@@ -129,10 +94,9 @@ class Engine:
         """One optimizer step on this process's uint8 images (B, 3, H, W), split into the micro-batches.
 
         Raises:
-            NonFiniteLossError: before anything is applied; on a GPU at the next call, so as not to wait (the step
-                itself is skipped on the device).
+            NonFiniteLossError: before anything is applied; on a GPU up to two calls later, so as not to wait, with the
+                step and those after it skipped on the device.
         """
-        self.check()
         self.optimizer.zero_grad(set_to_none=True)
         set_lr(self.optimizer, lr_at(self.steps_done, self.experiment.optim))
         count = self.experiment.train.accumulation
@@ -147,19 +111,9 @@ class Engine:
         self._apply(result)
         return result
 
-    def check(self) -> None:
-        """Wait for the last step and raise if it was not finite; call before weights are used elsewhere.
-
-        Raises:
-            NonFiniteLossError: it was not.
-        """
-        if self._unchecked is not None:
-            result, self._unchecked = self._unchecked, None
-            result.check(self.steps_done)
-
     def groups(self) -> dict[str, Arrays]:
         """Checkpoint groups `model`, `ema` and `optimizer`; on a CPU the arrays are views of the live tensors."""
-        self.check()
+        self.finite_check.settle()
         state = {name: to_numpy(tensor) for name, tensor in self.model.state_dict().items()}
         averaged = {name: to_numpy(tensor) for name, tensor in self.ema.state().items()}
         moments: Arrays = {"steps_done": np.array(self.steps_done, np.int64)}
@@ -211,13 +165,9 @@ class Engine:
         return nn.utils.clip_grad_norm_(parameters, limit, foreach=True)
 
     def _apply(self, result: StepResult) -> None:
-        if self._defers_check:
-            # The fused kernel leaves everything as it is where this flag is set: no waiting to find out.
-            finite = result.loss_tensor.isfinite() & result.grad_norm_tensor.isfinite()
-            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-            self._unchecked = result
-        else:
-            result.check(self.steps_done + 1)
+        skip = self.finite_check.admit(result, self.steps_done + 1)
+        if skip is not None:
+            self.optimizer.found_inf = skip  # type: ignore[attr-defined]
         self.optimizer.step()
         self.ema.update()
         self.steps_done += 1
@@ -272,7 +222,7 @@ def run_training(
             result = engine.step(batch)
             if on_step and on_step(engine.steps_done, result):
                 break
-    engine.check()
+    engine.finite_check.settle()
     return engine.steps_done
 
 

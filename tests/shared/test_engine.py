@@ -12,6 +12,7 @@ from shared.config import parse_experiment
 from shared.dataorder import DataOrder
 from shared.engine import Engine, NonFiniteLossError, flip_half, run_training
 from shared.errors import InputError
+from shared.figures import FiniteCheck
 from shared.imageset import ImageCache, ResidentImages
 from shared.losses import Draw, draw_noise, per_image_loss
 from shared.optim import make_optimizer
@@ -146,20 +147,30 @@ def test_non_finite_loss_raises_before_anything_is_applied(value):
     assert trained.steps_done == 2
 
 
-def test_deferred_check_skips_the_step_on_the_device_and_raises_at_the_next():
+def test_deferred_check_skips_the_step_and_those_after_it_on_the_device():
     trained, plain = engine(), engine()
-    trained._defers_check = True
+    trained.finite_check = FiniteCheck(torch.device("cpu"), defer=True)
     run_training(trained, IMAGES, steps=2)
     run_training(plain, IMAGES, steps=2)
     assert_same(plain.groups(), trained.groups())
-    before = copy(trained.groups())
+    before = copy(trained.groups())["model"]
     hook = trained.model.output.register_forward_hook(lambda module, inputs, output: output * float("nan"))
     trained.step(IMAGES.batch(range(8)))
     hook.remove()
     with pytest.raises(NonFiniteLossError, match="step 3: loss nan"):
-        trained.step(IMAGES.batch(range(8)))
-    state = {name: tensor.numpy() for name, tensor in trained.model.state_dict().items()}
-    assert_same({"model": before["model"], "ema": {}, "optimizer": {}}, {"model": state, "ema": {}, "optimizer": {}})
+        run_training(trained, IMAGES, steps=20)
+    assert trained.steps_done <= 5
+    for name, tensor in trained.model.state_dict().items():
+        assert tensor.numpy().tobytes() == before[name].tobytes()
+
+
+def test_deferred_check_is_settled_before_weights_leave():
+    trained = engine()
+    trained.finite_check = FiniteCheck(torch.device("cpu"), defer=True)
+    trained.model.output.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+    trained.step(IMAGES.batch(range(8)))
+    with pytest.raises(NonFiniteLossError, match="step 1"):
+        trained.groups()
 
 
 def test_non_finite_gradient_of_a_finite_loss_raises_too():
