@@ -1,0 +1,216 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from server import cli
+from server.evaluate import Options, evaluate, evaluate_run
+from server.reference import open_reference
+from server.rundir import create
+from server.sample import SampleOptions, sample
+from shared.checkpoint import save_checkpoint
+from shared.chunks import Rank
+from shared.config import parse_experiment
+from shared.errors import InputError
+from shared.features import load_extractor
+from shared.frechet import frechet_distance
+from shared.runlog import read_metrics
+from shared.sampling import load_model, sample_images
+from shared.statistics import load_statistics, save_statistics, statistics_of
+from shared.uvit import build_model
+
+REFERENCE = "synthetic:heldout:40"
+TOML = """
+[model]
+image_size = 16
+patch_size = 8
+[evaluation]
+steps = 2
+num_images = 24
+batch = 12
+extractor = "random-inception"
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr("shared.chunks.CHUNK_ITEMS", 10)
+    experiment = parse_experiment(TOML)
+    run = create(tmp_path / "run", experiment)
+    for place in (0, 1):
+        torch.manual_seed(place)
+        tensors = {name: tensor.numpy() for name, tensor in build_model(experiment).state_dict().items()}
+        save_checkpoint(run.round_checkpoint(place), {"ema": tensors}, {"experiment": experiment, "round": place})
+    return run
+
+
+def read(file):
+    return json.loads(file.read_text())
+
+
+def distance(result):
+    return result["metrics"]["fd_random_inception_192"]
+
+
+def test_result_holds_the_distance_of_the_samples_and_where_it_comes_from(run):
+    file = evaluate(run.round_checkpoint(1), Options(reference=REFERENCE))
+    result = read(file)
+    loaded, extractor = load_model(run.round_checkpoint(1)), load_extractor("random-inception")
+    samples = extractor(sample_images(loaded.model, loaded.experiment, range(24), 24))
+    reference = open_reference(REFERENCE, 16, extractor, run.path / "again")
+    expected = frechet_distance(statistics_of(samples, extractor.space), reference.statistics)
+    assert distance(result) == pytest.approx(expected, rel=1e-4)
+    assert result["reference"] | {"sha256": ""} == {
+        "name": REFERENCE, "n": 40.0, "sha256": "", "release": "own", "epsilon": None, "delta": None,
+    }  # fmt: skip
+    assert result["checkpoint"]["digest"] == loaded.meta.digest and result["weights"] == "ema"
+    for key in (
+        "num_images",
+        "sampler",
+        "steps",
+        "eta",
+        "nfe",
+        "seed",
+        "wall_seconds",
+        "versions",
+        "command",
+        "extractor",
+    ):
+        assert key in result
+    assert not (file.parent / "parts").exists()
+
+
+def test_run_log_gets_a_line_and_the_run_a_grid_of_the_same_seeds(run):
+    evaluate(run.round_checkpoint(0), Options(reference=REFERENCE, name="round-000000"))
+    (line,) = [event for event in read_metrics(run.metrics) if event["kind"] == "evaluation"]
+    assert line["round"] == 0 and line["name"] == "round-000000" and "fd_random_inception_192" in line["metrics"]
+    loaded = load_model(run.round_checkpoint(0))
+    images = sample_images(loaded.model, loaded.experiment, range(10), 12)
+    grid = np.asarray(Image.open(run.samples / "round-000000.png"))
+    assert np.abs(grid[:16, :16].astype(int) - images[0].permute(1, 2, 0).numpy()).max() <= 1
+
+
+def test_batch_size_does_not_change_the_distance(run):
+    found = [
+        distance(read(evaluate(run.path, Options(reference=REFERENCE, batch=batch, name=f"b{batch}"))))
+        for batch in (1, 7, 24)
+    ]
+    assert found == pytest.approx([found[0]] * 3, rel=1e-4)
+
+
+def test_two_ranks_give_the_result_of_one(run, monkeypatch):
+    alone = read(evaluate(run.path, Options(reference=REFERENCE, name="alone")))
+    for rank in (Rank(1, 2), Rank(0, 2)):
+        monkeypatch.setattr("server.evaluate.rank_from_environment", lambda rank=rank: rank)
+        file = evaluate(run.path, Options(reference=REFERENCE, name="shared"))
+    assert distance(read(file)) == pytest.approx(distance(alone), rel=1e-4)
+
+
+def test_interrupted_evaluation_goes_on_where_it_was(run, monkeypatch):
+    calls = []
+
+    def fail_later(*arguments, **options):
+        calls.append(len(arguments[2]))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sample_images(*arguments, **options)
+
+    monkeypatch.setattr("server.evaluate.sample_images", fail_later)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run.path, Options(reference=REFERENCE))
+    result = read(evaluate(run.path, Options(reference=REFERENCE)))
+    assert calls == [10, 10, 10, 4] and result["sampled_now"] == 14
+    monkeypatch.undo()
+    assert distance(result) == pytest.approx(
+        distance(read(evaluate(run.path, Options(reference=REFERENCE, name="x")))), rel=1e-4
+    )
+
+
+def test_reference_statistics_are_computed_once_and_can_be_given_as_a_file(run, monkeypatch):
+    first = read(evaluate(run.path, Options(reference=REFERENCE, name="first")))
+    (kept,) = (run.path / "evaluation" / "references").glob("*.safetensors")
+    monkeypatch.setattr("server.reference._compute", None)
+    assert distance(read(evaluate(run.path, Options(reference=REFERENCE, name="second")))) == distance(first)
+    by_file = read(evaluate(run.path, Options(reference=str(kept), name="third")))
+    assert distance(by_file) == distance(first) and set(by_file["metrics"]) == {"fd_random_inception_192"}
+
+
+def test_statistics_of_another_extractor_are_refused_with_both_digests(run, tmp_path):
+    extractor = load_extractor("random-inception")
+    other = statistics_of(np.eye(192), extractor.space.__class__("inception-v3-compat", "192", "cd" * 32))
+    save_statistics(other, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=f"{extractor.space.sha256[:16]}.*{'cd' * 8}"):
+        evaluate(run.path, Options(reference=str(tmp_path / "other.safetensors")))
+
+
+def test_every_checkpoint_of_a_run_makes_a_curve(run):
+    files = evaluate_run(run.path, Options(reference=REFERENCE))
+    assert [read(file)["checkpoint"]["round"] for file in files] == [0, 1]
+    assert distance(read(files[0])) != distance(read(files[1]))
+    with pytest.raises(InputError, match="no checkpoint"):
+        evaluate_run(run.path / "evaluation", Options(reference=REFERENCE))
+
+
+def test_a_reference_with_images_of_the_same_model_is_refused(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKFED_CACHE", str(tmp_path / "cache"))
+    folder = sample(run.path, SampleOptions(num_images=12, out=tmp_path / "generated"))
+    with pytest.raises(InputError, match="images that this checkpoint generates"):
+        evaluate(run.path, Options(reference=str(folder)))
+
+
+def test_samples_are_the_same_as_grid_array_and_folder(run, tmp_path):
+    images = np.load(sample(run.path, SampleOptions(12, tmp_path / "images.npy", seed=3)))
+    folder = sample(run.path, SampleOptions(12, tmp_path / "folder", seed=3, batch=5))
+    grid = np.asarray(Image.open(sample(run.path, SampleOptions(12, tmp_path / "grid.png", seed=3, columns=4))))
+    assert images.shape == (12, 3, 16, 16) and images.dtype == np.uint8
+    names = sorted(path.name for path in folder.iterdir())
+    assert names[0] == "00000003.png" and len(names) == 12
+    files = np.stack([np.asarray(Image.open(folder / name)).transpose(2, 0, 1) for name in names])
+    assert np.abs(files.astype(int) - images).max() <= 1
+    assert (grid[:16, :16] == images[0].transpose(1, 2, 0)).all() and grid.shape[:2] == (52, 70)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "grid.png", "images.npy", "run"]
+
+
+def test_a_folder_with_content_is_not_overwritten(run, tmp_path):
+    with pytest.raises(InputError, match="not an empty folder"):
+        sample(run.path, SampleOptions(2, run.path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["evaluate", "RUN", "--reference", "nowhere"], "does not exist"),
+        (["evaluate", "RUN", "--reference", REFERENCE, "--num", "1"], "at least 2"),
+        (["evaluate", "RUN", "--reference", REFERENCE, "--raw"], "no raw weights"),
+        (["evaluate", "RUN", "--reference", REFERENCE, "--extractor", "magic"], "unknown"),
+        (["evaluate", "RUN", "--reference", REFERENCE, "--precision", "int8"], "float32 or bfloat16"),
+        (["evaluate", "nowhere", "--reference", REFERENCE], "neither a checkpoint"),
+        (["sample", "RUN", "--set", "evaluation.steps=0"], "evaluation.steps"),
+        (["sample", "RUN", "--num", "9999"], "at most 4096"),
+        (["report", "nowhere"], "no experiment.toml"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, arguments, line, monkeypatch, capsys):
+    filled = [str(run.path) if argument == "RUN" else argument for argument in arguments]
+    monkeypatch.setattr("sys.argv", ["maskfed-server", *filled])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and line in error and error.count("error:") == 1
+
+
+def test_command_prints_the_distance(run):
+    shown = CliRunner().invoke(cli.app, ["evaluate", str(run.path), "--reference", REFERENCE, "--num", "12"])
+    assert shown.exit_code == 0, shown.output
+    assert "fd_random_inception_192" in shown.output and "12 images of round-000001 (ema weights)" in shown.output
+
+
+def test_statistics_file_says_what_it_was_made_of(run):
+    evaluate(run.path, Options(reference=REFERENCE))
+    (kept,) = (run.path / "evaluation" / "references").glob("*.safetensors")
+    statistics = load_statistics(Path(kept))
+    assert statistics.source == REFERENCE and statistics.images["size"] == "16" and statistics.n == 40
