@@ -9,7 +9,7 @@ is at most 2^-37 = 7.3e-12, below float32's own for elements above 1.2e-4.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,13 @@ from shared.messages import Manifest, MessageError, WireDtype, decode
 SCALE_BITS = 36
 MAX_TOTAL_WEIGHT = 2**20
 MAX_ELEMENT = 4.0
+CLIP_MARGIN = 1 - 2**-20
+"""Clipping stays this much below the bound, so that rounding to fixed point cannot exceed it: DP relies on it."""
 CHUNK_ELEMENTS = 2**20
 """Work is done in pieces, so that temporaries cost megabytes, not models. Fixed, because norms depend on it."""
+
+Noise = Callable[[int], NDArray[np.float64]]
+"""The next so many elements of a noise vector."""
 
 
 class UpdateError(ValueError):
@@ -95,11 +100,13 @@ def clip_factor(norm: float, config: FederationConfig) -> float:
         UpdateError: above the bound, and the action is `reject`.
     """
     bound = config.max_update_norm
-    if not bound or norm <= bound:
+    if not bound:
         return 1.0
     if config.update_norm_action == "reject":
-        raise UpdateError("norm", f"update norm {norm:.6g} is above federation.max_update_norm {bound:g}")
-    return bound / norm
+        if norm > bound:
+            raise UpdateError("norm", f"update norm {norm:.6g} is above federation.max_update_norm {bound:g}")
+        return 1.0
+    return min(1.0, bound * CLIP_MARGIN / norm) if norm else 1.0
 
 
 class FixedPointSum:
@@ -130,13 +137,15 @@ class FixedPointSum:
         """Free the sum's memory; the counts stay."""
         self._sum = np.zeros(0, np.int64)
 
-    def mean(self, denominator: int = 0) -> NDArray[np.float32]:
-        """Sum over `denominator` (0: the total weight), float32 (num_elements,)."""
-        divisor = float(denominator or self.total_weight) * float(2**SCALE_BITS)
+    def mean(self, denominator: int = 0, noise: Noise | None = None) -> NDArray[np.float32]:
+        """(Sum + noise) over `denominator` (0: the total weight), float32 (num_elements,); rounded after the noise."""
         mean = np.empty(len(self._sum), np.float32)
         for start in range(0, len(mean), CHUNK_ELEMENTS):
             part = slice(start, start + CHUNK_ELEMENTS)
-            mean[part] = self._sum[part].astype(np.float64) / divisor
+            total = self._sum[part].astype(np.float64) / float(2**SCALE_BITS)
+            if noise is not None:
+                total += noise(len(total))
+            mean[part] = total / float(denominator or self.total_weight)
         return mean
 
 

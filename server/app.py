@@ -27,7 +27,7 @@ from shared.errors import InputError
 from shared.runlog import RunLog
 
 LOCK_SECONDS = 60.0
-_M_MMAP_THRESHOLD = -3
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 log = logging.getLogger("maskfed.server")
 app = ServerApp()
 
@@ -44,14 +44,16 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def return_freed_memory() -> None:
-    """Let glibc give every freed block of 1 MB or more back at once, also those of ended threads.
+    """Let glibc give every freed block of 1 MB or more back at once, and keep all small ones in one arena.
 
-    Models come and go in pieces of 5 MB; by default glibc learns to keep such pieces, and the process grows by two
-    models (`benchmarks.memory`). Elsewhere than on glibc this does nothing.
+    Models come and go in pieces of 5 MB; by default glibc learns to keep such pieces, and every reply is fetched by new
+    threads, each with its own arena of leftovers: the process then grows with the number of replies
+    (`benchmarks.memory`). Elsewhere than on glibc this does nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 2**20)
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def conduct(grid: GridLike, home: Path, run: str, experiment: Experiment, timing: Timing | None = None) -> None:

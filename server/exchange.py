@@ -18,6 +18,7 @@ from flwr.app import Message, MessageType, RecordDict
 log = logging.getLogger("maskfed.server")
 
 NUM_PULLERS = 4
+SLOW_BYTES_PER_SECOND = 10e6
 LOST_CODES = {3: "reply unavailable", 4: "reply unavailable", 5: "node unavailable", 8: "client process died"}
 """Flower error codes after which asking again makes sense; all others are the site's own failure."""
 
@@ -135,6 +136,10 @@ class Exchange:
         self._turns = _Turns(self.timing.patience_seconds)
         for index in range(NUM_PULLERS):
             threading.Thread(target=self._pull_forever, args=(index,), daemon=True, name=f"puller-{index}").start()
+
+    def expect(self, reply_bytes: int) -> None:
+        """Tell how large replies are: the patience with a pull grows by its time at 10 MB/s."""
+        self._turns.patience_seconds = self.timing.patience_seconds + reply_bytes / SLOW_BYTES_PER_SECOND
 
     def close(self) -> None:
         """Stop pulling; a pull that blocks ends with the process."""

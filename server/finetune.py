@@ -116,13 +116,7 @@ def resume_run(home: Path, run: str, changed: Experiment | None = None, *, force
 
 
 def resolve(experiment: Experiment) -> Experiment:
-    """Decide what is left open, once per run: `auto` precision is float32, which every site can repeat exactly.
-
-    Raises:
-        InputError: a combination that cannot work.
-    """
-    if experiment.privacy.mechanism == "dp-sgd" and experiment.federation.weighting != "equal":
-        raise InputError("federation.weighting examples goes against privacy dp-sgd: counts would leak; use equal")
+    """Decide what is left open, once per run: `auto` precision is float32, which every site can repeat exactly."""
     if experiment.train.precision != "auto":
         return experiment
     train = experiment.train.model_copy(update={"precision": "float32"})

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from server.aggregation import check_total_weight, update_norm
+from server.aggregation import Noise, check_total_weight, update_norm
+from server.central import central_epsilon, central_noise, read_secret
 from server.exchange import Arrival, Exchange, Grid, Timing
 from server.globalmodel import GlobalModel, load_global, round_folder, save_global
 from server.optimizers import apply_update, average, ema_decay
@@ -91,6 +92,7 @@ class Rounds:
         if folder is None:
             raise InputError(f"run {self.run}: no complete checkpoint in {self.checkpoints}; start the run again")
         model = load_global(folder, self.experiment)
+        self.exchange.expect(model.weights.nbytes)
         known = [event["round"] for event in read_metrics(self.metrics.path) if event["kind"] == "round"]
         if model.record and model.server_round not in known:
             self.metrics.write("round", **model.record)
@@ -205,14 +207,29 @@ class Rounds:
         if tally.sum.count < self.config.min_replies:
             reason = f"{tally.sum.count} usable replies, federation.min_replies asks for {self.config.min_replies}"
             return {"weights_changed": False, "reason": reason, "update_norm": 0.0}
-        delta = tally.sum.mean()
+        delta = tally.sum.mean(*self._central(model.server_round + 1))
         tally.sum.clear()
         norm = update_norm(delta)
         model.weights, model.optimizer = apply_update(model.weights, delta, model.optimizer, self.config)
         model.local_steps += self.config.local_steps
         decay = ema_decay(self.experiment.optim.ema_decay, self.config.local_steps, model.local_steps)
         model.ema = average(model.ema, model.weights, decay)
-        return {"weights_changed": True, "update_norm": norm, "ema_decay": decay}
+        return {"weights_changed": True, "update_norm": norm, "ema_decay": decay, **self._central_facts(model)}
+
+    def _central(self, server_round: int) -> tuple[int, Noise | None]:
+        """Denominator and noise of the mean: the total weight and none, unless client-level DP fixes both."""
+        if not self.config.central_noise_multiplier:
+            return 0, None
+        secret = read_secret(self.registry.path.parent)
+        return self.config.sites_per_round, central_noise(secret, self.run, server_round, self.config)
+
+    def _central_facts(self, model: GlobalModel) -> dict[str, Any]:
+        if not self.config.central_noise_multiplier:
+            return {}
+        epsilon = central_epsilon(
+            self.config.central_noise_multiplier, model.optimizer.steps, self.config.central_delta
+        )
+        return {"central_epsilon": epsilon, "central_delta": self.config.central_delta, "central_unit": "site"}
 
     def _progress(self, server_round: int, stage: str, tally: Tally) -> None:
         self.observer.progress(server_round, stage, {site: record.state for site, record in tally.sites.items()})

@@ -156,9 +156,10 @@ class Tally:
         weight = site_weight(header.num_examples, config)
         self.sum.fold(update, config.wire_dtype, weight, factor)
         self.bytes_received += update.nbytes
-        answer = {"weight": weight, "norm": norm, "bytes": update.nbytes, "scalars": header.scalars}
-        if factor < 1:
-            answer["clipped_by"] = factor
+        answer: dict[str, Any] = {"weight": weight, "bytes": update.nbytes, "scalars": header.scalars}
+        if not config.central_noise_multiplier:
+            # Under client-level DP the norm of one site's update would be a release without noise.
+            answer |= {"norm": norm, "clipped_by": factor} if factor < 1 else {"norm": norm}
         if header.epsilon is not None or header.is_unbounded:
             answer["epsilon"] = "unbounded" if header.is_unbounded else header.epsilon
             answer |= {"epsilon_cap": header.epsilon_cap, "unit": header.unit}

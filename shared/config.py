@@ -141,6 +141,29 @@ class FederationConfig(Section):
     server_beta_2: float = Field(0.99, ge=0, lt=1)
     server_tau: float = Field(1e-3, gt=0)
     """FedAdam's adaptivity."""
+    central_noise_multiplier: float = Field(0.0, ge=0)
+    """Client-level DP by the coordinator: noise of this times `max_update_norm` on each round's sum; 0: none."""
+    central_delta: float = Field(1e-5, gt=0, lt=1)
+    """Delta of the epsilon that client-level DP reports."""
+
+    @model_validator(mode="after")
+    def _central(self) -> Self:
+        if not self.central_noise_multiplier:
+            return self
+        for is_wrong, key, value, why in (
+            (
+                not self.max_update_norm,
+                "max_update_norm",
+                self.max_update_norm,
+                "noise needs a bound: give one above 0",
+            ),
+            (self.update_norm_action != "clip", "update_norm_action", self.update_norm_action, "use clip"),
+            (self.weighting != "equal", "weighting", self.weighting, "one site must not weigh more: use equal"),
+            (not self.sites_per_round, "sites_per_round", 0, "the denominator must be a public number: give it"),
+        ):
+            if is_wrong:
+                raise ValueError(f"{key} {value!r} does not go with central_noise_multiplier: {why}")
+        return self
 
 
 class PrivacyConfig(Section):
@@ -244,6 +267,8 @@ class Experiment(Section):
                 f"federation.min_replies {self.federation.min_replies} is above sites_per_round "
                 f"{self.federation.sites_per_round}: lower it"
             )
+        if self.privacy.mechanism == "dp-sgd" and self.federation.weighting != "equal":
+            raise ValueError("federation.weighting 'examples' does not go with privacy dp-sgd: counts leak, use equal")
         if self.evaluation.steps > self.diffusion.timesteps:
             raise ValueError(
                 f"evaluation.steps {self.evaluation.steps} is above diffusion.timesteps {self.diffusion.timesteps}: "

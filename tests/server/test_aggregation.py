@@ -103,8 +103,10 @@ def test_the_norm_does_not_depend_on_the_wire_and_spans_all_pieces():
 
 def test_a_norm_above_the_bound_is_clipped_or_rejected_as_configured():
     clips = FederationConfig(max_update_norm=2.0, update_norm_action="clip")
-    assert clip_factor(8.0, clips) == 0.25
-    assert clip_factor(1.0, clips) == 1.0
+    assert clip_factor(8.0, clips) == pytest.approx(0.25, rel=1e-5)
+    assert 8.0 * clip_factor(8.0, clips) < 2.0
+    assert clip_factor(1.0, clips) == clip_factor(0.0, clips) == 1.0
+    assert clip_factor(2.0, FederationConfig(max_update_norm=2.0)) == 1.0
     with pytest.raises(UpdateError, match="max_update_norm"):
         clip_factor(8.0, FederationConfig(max_update_norm=2.0))
     assert clip_factor(1e9, FederationConfig()) == 1.0
