@@ -86,7 +86,7 @@ class Engine:
         self.ema = Ema(model, experiment.optim.ema_decay)
         self.steps_done = 0
         self.finite_check = FiniteCheck(self.device)
-        if self.device.type == "cuda" and experiment.train.compile == "auto":
+        if should_compile(experiment, self.device):
             model.compile(dynamic=False)
         self._network = self._distributed(model) if self.world.size > 1 else model
 
@@ -224,6 +224,11 @@ def run_training(
                 break
     engine.finite_check.settle()
     return engine.steps_done
+
+
+def should_compile(experiment: Experiment, device: torch.device) -> bool:
+    """Whether the network goes through `torch.compile`: on GPUs, unless the experiment says never; shapes are static."""
+    return device.type == "cuda" and experiment.train.compile == "auto"
 
 
 def flip_half(images_BCHW: Tensor, random: torch.Generator) -> Tensor:

@@ -100,6 +100,21 @@ def test_run_in_two_parts_equals_the_run_in_one(finished, tmp_path):
     assert_same(weights(finished), weights(run))
 
 
+def test_intervals_and_pruning_follow_the_experiment(tmp_path):
+    options = ("train.checkpoint_every=2", "train.keep_last=1", "train.keep_every=4", "train.sample_every=3")
+    run = train(experiment("train.steps=7", *options), DATA, tmp_path / "run")
+    assert sorted(int(path.name[5:]) for path in run.checkpoints.iterdir()) == [4, 7]
+    assert sorted(int(path.stem[5:]) for path in run.samples.iterdir()) == [3, 6, 7]
+
+
+def test_seed_decides_weights_and_losses(tmp_path):
+    run = train(experiment("train.seed=1", "train.steps=1"), DATA, tmp_path / "run")
+    same = train(experiment("train.steps=1"), DATA, tmp_path / "same")
+    first, other = ({e["loss"] for e in read_metrics(r.metrics) if e["kind"] == "train"} for r in (run, same))
+    assert first.isdisjoint(other)
+    assert not np.array_equal(weights(run)["model"]["norm.weight"], weights(same)["model"]["norm.weight"])
+
+
 def test_resume_of_another_experiment_is_refused_before_anything_changes(finished):
     before = sorted(path.stat().st_mtime_ns for path in finished.path.rglob("*"))
     with pytest.raises(InputError, match=r"optim\.lr = 0\.0002, not 0\.1"):
