@@ -106,8 +106,11 @@ def create(path: Path, experiment: Experiment) -> RunDir:
             raise InputError(
                 f"run {path} was started with {'; '.join(found)}: name a new folder, or ask for the same experiment"
             )
-    for folder in (path, run.checkpoints, run.samples):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for folder in (path, run.checkpoints, run.samples):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"run {path}: {error.strerror}; name a folder that can be written") from error
     write_atomically(run.experiment_file, experiment.to_toml())
     return run
 

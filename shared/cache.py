@@ -113,7 +113,12 @@ def build_cache(
     persons = read_identities(identities, found.names) if identities else found.persons
     digest = file_digest(identities) if identities else ""
     plan = _Plan(SCHEMA_VERSION, str(source.resolve()), found.fingerprint, digest, size, crop)
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cache folder {cache_dir}: {error.strerror}; name another one (--out, MASKFED_CACHE)"
+        ) from error
     with _locked(cache_dir):
         if not _is_current(cache_dir, plan):
             state = _prepare(cache_dir, plan, len(found.names))

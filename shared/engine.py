@@ -227,7 +227,7 @@ def run_training(
 
 
 def should_compile(experiment: Experiment, device: torch.device) -> bool:
-    """Whether the network goes through `torch.compile`: on GPUs, unless the experiment says never; shapes are static."""
+    """Whether the network goes through `torch.compile`: on GPUs, unless forbidden; shapes are static."""
     return device.type == "cuda" and experiment.train.compile == "auto"
 
 

@@ -49,6 +49,12 @@ def test_foreign_folder_and_file_are_refused(tmp_path):
         _ = RunDir(tmp_path).experiment
 
 
+def test_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="Not a directory; name a folder"):
+        create(tmp_path / "file" / "run", EXPERIMENT)
+
+
 def test_paths_follow_the_documented_layout(tmp_path):
     run = RunDir(tmp_path)
     assert run.step_checkpoint(10_000) == tmp_path / "checkpoints" / "step-000010000"

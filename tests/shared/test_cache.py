@@ -174,6 +174,12 @@ def test_foreign_folder_is_never_overwritten(faces, tmp_path):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
 
 
+def test_cache_folder_that_cannot_be_made_is_refused(faces, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="Not a directory; name another one"):
+        build_cache(faces, tmp_path / "file" / "cache", 8)
+
+
 def test_identity_file_replaces_class_folders(faces, tmp_path):
     path = tmp_path / "identities.txt"
     path.write_text("".join(f"p{person}/{number}.png {number}\n" for person in range(3) for number in range(2)))
