@@ -1,0 +1,69 @@
+"""The units are checked by systemd's own tools, with the paths of this checkout in place of /opt/maskfed."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.needs import need_binary
+
+UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
+NAMES = sorted(path.name for path in UNITS.glob("*.service"))
+LARGEST_EXPOSURE = 25  # tenths; systemd calls up to 4.0 OK, unhardened services stand at 9.6
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    programs = str(Path(sys.executable).parent)
+    for name in NAMES:
+        text = (UNITS / name).read_text().replace("/opt/maskfed/.venv/bin", programs)
+        (tmp_path / name).write_text(re.sub(r"^Documentation=.*\n", "", text, flags=re.MULTILINE))
+    return tmp_path
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([need_binary("systemd-analyze"), *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unit_is_accepted_by_systemd(units: Path, name: str):
+    checked = analyze("verify", "--man=no", str(units / name))
+    complaints = [line for line in checked.stderr.splitlines() if "maskfed" in line]
+    assert complaints == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unit_is_hardened_by_systemds_own_measure(units: Path, name: str):
+    offline = ["--offline=true", "--no-pager", f"--threshold={LARGEST_EXPOSURE}"]
+    measured = analyze("security", *offline, str(units / name))
+    assert measured.returncode == 0, measured.stdout.splitlines()[-1:]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_unit_restarts_always(name: str):
+    text = (UNITS / name).read_text()
+    assert "\nRestart=always\n" in text
+    assert "\nRestartSec=5\n" in text
+
+
+def test_the_half_with_the_images_has_no_network_and_not_the_key():
+    text = (UNITS / "maskfed-site.service").read_text()
+    assert "IPAddressDeny=any\nIPAddressAllow=localhost\n" in text
+    assert "InaccessiblePaths=-/var/lib/maskfed-node" in text
+
+
+def test_the_half_with_the_key_does_not_see_the_images():
+    text = (UNITS / "maskfed-node.service").read_text()
+    assert "InaccessiblePaths=-/var/lib/maskfed-site" in text
+    assert "User=maskfed-node" in text
+
+
+def test_the_clientapp_first_on_the_path_is_the_sites_own(tmp_path: Path):
+    script = UNITS / "bin" / "flwr-clientapp"
+    assert script.stat().st_mode & 0o777 == 0o755
+    assert "deploy/systemd/bin:" in (UNITS / "maskfed-site.service").read_text()
+    assert re.search(r'^exec /opt/maskfed/.venv/bin/python -I -m client.entry "\$@"$', script.read_text(), re.MULTILINE)
+    assert shutil.which("sh")
