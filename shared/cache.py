@@ -116,9 +116,7 @@ def build_cache(
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"cache folder {cache_dir}: {error.strerror}; name another one (--out, MASKFED_CACHE)"
-        ) from error
+        raise InputError(f"cache folder {cache_dir}: {error.strerror}; name another (--out, MASKFED_CACHE)") from error
     with _locked(cache_dir):
         if not _is_current(cache_dir, plan):
             state = _prepare(cache_dir, plan, len(found.names))

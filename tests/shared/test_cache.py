@@ -176,7 +176,7 @@ def test_foreign_folder_is_never_overwritten(faces, tmp_path):
 
 def test_cache_folder_that_cannot_be_made_is_refused(faces, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="Not a directory; name another one"):
+    with pytest.raises(InputError, match="Not a directory; name another"):
         build_cache(faces, tmp_path / "file" / "cache", 8)
 
 
