@@ -15,6 +15,7 @@ import psutil
 from deploy.coordinator import Coordinator, is_loopback, read_coordinator
 from deploy.edge import find_nginx
 from deploy.enrolment import split_address
+from deploy.probe import probe
 from deploy.provision import (
     EXPIRY_WARNING_DAYS,
     ProvisionError,
@@ -94,19 +95,6 @@ def door_checks(address: str, ca_certificate: Path) -> Iterator[Finding]:
         return
     yield Finding("TLS", True, f"{address} has a certificate of this federation")
     yield _clock(address, ca_certificate)
-
-
-def probe(address: str, seconds: float = 3.0) -> str:
-    """Answer of a gRPC health check (`grpc.health.v1`) at host:port: SERVING, NOT_SERVING or why there is none."""
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-    with grpc.insecure_channel(address) as channel:
-        try:
-            reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=seconds)
-        except grpc.RpcError as error:
-            return str(error.code().name)
-        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
 
 
 def _processes(home: Path, settings: Coordinator) -> Iterator[Finding]:

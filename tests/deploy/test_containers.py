@@ -1,0 +1,76 @@
+"""Container files: the properties that keep a deployment safe, read from the files; no container engine is needed."""
+
+import re
+from pathlib import Path
+
+import grpc
+import pytest
+import yaml
+from grpc_health.v1 import health, health_pb2_grpc
+
+from deploy.probe import probe
+from deploy.processes import free_ports
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILES = [ROOT / "deploy" / f"Dockerfile.{name}" for name in ("server", "client")]
+COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_image_runs_as_an_ordinary_user_from_the_pinned_lock(path: Path):
+    text = path.read_text()
+    last_stage = text[text.rindex("\nFROM ") :]
+    assert re.search(r"^USER \d{5}:\d{5}$", last_stage, re.MULTILINE)
+    assert "--require-hashes requirements.lock" in text
+    assert "pip install" not in last_stage
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
+def test_every_copied_file_exists_and_may_enter_the_build(path: Path):
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    for line in re.findall(r"^COPY (?!--from)(.*)$", path.read_text(), re.MULTILINE):
+        *sources, _ = line.split()
+        for source in sources:
+            assert (ROOT / source).exists(), source
+            assert source.split("/")[0] in allowed, source
+
+
+def test_nothing_enters_a_build_unless_it_is_listed():
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines[0] == "*"
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_service_is_read_only_without_capabilities_and_restarts_always(name: str):
+    service = COMPOSE["services"][name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["restart"] == "always"
+    assert "deploy.probe" in service["healthcheck"]["test"]
+
+
+def test_only_the_door_is_published():
+    assert COMPOSE["services"]["server"]["ports"] == ["443:443"]
+    assert "ports" not in COMPOSE["services"]["site"]
+
+
+def test_images_are_mounted_read_only():
+    (mount,) = (each for each in COMPOSE["services"]["site"]["volumes"] if "/images" in each)
+    assert mount.endswith(":/images:ro")
+
+
+def test_probe_tells_a_serving_process_from_none():
+    port = free_ports(1)[0]
+    assert probe(f"127.0.0.1:{port}", seconds=0.5) in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool)
+        servicer = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        bound = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            assert probe(f"127.0.0.1:{bound}") == "SERVING"
+        finally:
+            server.stop(None).wait()
