@@ -120,6 +120,6 @@ def toy(
 
     result = run_toy(name, out, seed=seed)
     typer.echo(
-        f"{out / name}.png: sliced Wasserstein distance {result.distance_proxy:.3f} of the marginal proxy; "
-        f"after {result.finetune_steps} steps {result.distance_finetuned:.3f}, from scratch {result.distance_scratch:.3f}"
+        f"{out / name}.png: sliced Wasserstein distance of the marginal proxy {result.distance_proxy:.3f}, after "
+        f"{result.finetune_steps} steps {result.distance_finetuned:.3f}, from scratch {result.distance_scratch:.3f}"
     )
