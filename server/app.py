@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import gc
 import logging
 import os
 import time
@@ -49,7 +50,12 @@ def return_freed_memory() -> None:
     Models come and go in pieces of 5 MB; by default glibc learns to keep such pieces, and every reply is fetched by new
     threads, each with its own arena of leftovers: the process then grows with the number of replies
     (`benchmarks.memory`). Elsewhere than on glibc this does nothing.
+
+    Responses of the HTTP client are reference cycles of 5 MB, which the garbage collector counts like any small object:
+    it is made to look often, and only at what was made since the start.
     """
+    gc.freeze()
+    gc.set_threshold(100, 1, 1)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 2**20)
