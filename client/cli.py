@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from client import cli_records
+from client import cli_audit, cli_records
 from client.settings import Home, SiteConfig, SitePolicy, find_home, load_settings, save_settings
 from deploy.provision import ProvisionError
 from shared.errors import InputError
@@ -17,6 +17,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 data = typer.Typer(no_args_is_help=True, help="The private images.")
 app.add_typer(data, name="data")
 cli_records.register(app)
+cli_audit.register(app)
 
 HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
 
@@ -74,6 +75,7 @@ def join(  # every rule of the policy is one option
     head_file: Annotated[Path | None, typer.Option(help="Where the ledger's head is kept, outside --home.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads of a round; 0: torch's choice.")] = 0,
+    start_now: Annotated[bool, typer.Option("--start", help="Go on with `data scan` and `start`.")] = False,
 ) -> None:
     """Accept a join bundle: trust its CA, approve its client code, write `site.toml` with the policy given here."""
     from client.settings import parse_settings
@@ -119,7 +121,10 @@ def join(  # every rule of the policy is one option
     print(f"joined {joined.address} as {joined.alias}; CA fingerprint, to compare with the coordinator by phone:")
     print(f"  {joined.ca_fingerprint}")
     print(describe(settings.policy))
-    print(f"policy: {place.settings}; next: `maskfed-client data scan`, `doctor`, `start`")
+    print(f"policy: {place.settings}; next: `maskfed-client data scan`, `doctor`, `start`", flush=True)
+    if start_now:
+        data_scan(place.path)
+        start(place.path)
 
 
 def default_head_file(home: Home, alias: str) -> Path:

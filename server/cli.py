@@ -84,28 +84,33 @@ def renew(
 
 @sites.command("add")
 def sites_add(
-    request: Annotated[str, typer.Argument(help="The enrolment line of the site, or a file that holds it.")],
+    requests: Annotated[list[str], typer.Argument(help="Enrolment lines of sites, or files that hold one each.")],
     home: Home = DEFAULT_HOME,
     bundle: Annotated[Path | None, typer.Option(help="Where the join bundle goes; default: <alias>.join.json.")] = None,
 ) -> None:
-    """Register a site and write its join bundle, which holds no secret."""
+    """Register sites and write their join bundles, which hold no secret; a line that was used before is refused."""
     from deploy.coordinator import read_coordinator
     from deploy.enrolment import read_request, write_bundle
     from deploy.provision import fingerprint
     from server.registry import Registry
     from shared.codedigest import installed_digest
 
-    settings = read_coordinator(home)
-    line = Path(request).read_text(encoding="utf-8") if len(request) < 256 and Path(request).is_file() else request
-    enrolment = read_request(line)
-    target = bundle or Path(f"{enrolment.alias}.join.json")
-    if target.exists():
-        raise ProvisionError(f"{target} exists already: move it away first, or give --bundle")
-    Registry(home / "sites.json").add(enrolment.alias, enrolment.public_key)
-    write_bundle(target, enrolment, settings.address, home / "pki" / "ca.crt", installed_digest())
+    settings, registry = read_coordinator(home), Registry(home / "sites.json")
+    if bundle and len(requests) > 1:
+        raise InputError(f"--bundle names one file, but there are {len(requests)} requests: leave it out")
+    enrolments = [read_request(_line(request)) for request in requests]
+    targets = [bundle or Path(f"{enrolment.alias}.join.json") for enrolment in enrolments]
+    for enrolment, target in zip(enrolments, targets, strict=True):
+        if any(site.alias == enrolment.alias for site in registry.sites()):
+            raise InputError(f"site {enrolment.alias!r} is registered already, or was removed: choose another alias")
+        if target.exists():
+            raise ProvisionError(f"{target} exists already: move it away first, or give --bundle")
+    for enrolment, target in zip(enrolments, targets, strict=True):
+        registry.add(enrolment.alias, enrolment.public_key)
+        write_bundle(target, enrolment, settings.address, home / "pki" / "ca.crt", installed_digest())
+        print(f"site {enrolment.alias} added; send it {target}")
     _register_sites(home)
-    print(f"site {enrolment.alias} added; send it {target} and compare the CA fingerprint by phone:")
-    print(f"  {fingerprint(home / 'pki' / 'ca.crt')}")
+    print(f"CA fingerprint, to compare by phone:\n  {fingerprint(home / 'pki' / 'ca.crt')}")
 
 
 @sites.command("list")
@@ -294,6 +299,12 @@ def demo(
     from server.demo import Demo
 
     Demo(public, faces, sites, rounds, parse_budget(budget), out, port, say=lambda text: print(text, flush=True)).run()
+
+
+def _line(request: str) -> str:
+    """An enrolment line, given itself or as a file."""
+    is_file = len(request) < 256 and Path(request).is_file()
+    return Path(request).read_text(encoding="utf-8", errors="replace") if is_file else request
 
 
 def _register_sites(home: Path) -> None:

@@ -1,0 +1,166 @@
+"""Three hosts on one machine: network namespaces behind a bridge, each with an address and a link that can be cut."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from benchmarks.local import command
+from deploy.processes import adopt_orphans, end_descendants
+
+NETWORK = "10.213.77"
+STOP_SECONDS = 40.0
+
+
+@dataclass
+class Host:
+    """One namespace: `address` inside it, `link` is its end on the bridge."""
+
+    name: str
+    address: str
+    link: str
+    folder: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def run(self, *arguments: str, check: bool = True, env: Mapping[str, str] | None = None) -> str:
+        """Output of a program of the project that runs on this host, in its own folder."""
+        done = subprocess.run(
+            self._inside(*arguments), capture_output=True, text=True, check=False, cwd=self.folder, env=env
+        )
+        if check and done.returncode:
+            raise RuntimeError(
+                f"{' '.join(arguments[:3])} on {self.name}: exit {done.returncode}: {done.stderr[-2000:]}"
+            )
+        return done.stdout
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """A program of the project that stays, output in `<name>.log`."""
+        with (self.folder / f"{self.name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                self._inside(*arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
+            )
+        self.processes.append(process)
+        return process
+
+    def cut(self) -> None:
+        """Pull the cable."""
+        _ip("link", "set", self.link, "down")
+
+    def heal(self) -> None:
+        """Plug it in again."""
+        _ip("link", "set", self.link, "up")
+
+    def kill(self) -> None:
+        """Every process of this host at once, as a power cut would."""
+        family = [process for leader in self.processes for process in _family(leader.pid)]
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family, timeout=10)
+        self.processes.clear()
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL to what stays."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes:
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        self.processes.clear()
+
+    def _inside(self, *arguments: str) -> list[str]:
+        return ["ip", "netns", "exec", self.name, *command(*arguments)]
+
+
+def reason_against() -> str | None:
+    """Why namespaces cannot be made here; None when they can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    if shutil.which("ip") is None or shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
+        return "`ip` and nginx are needed"
+    probe = f"mfp{os.getpid()}"
+    if subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode:
+        return "network namespaces cannot be made on this machine"
+    subprocess.run(["ip", "netns", "del", probe], check=True)
+    return None
+
+
+@contextmanager
+def hosts(root: Path, names: tuple[str, ...]) -> Iterator[list[Host]]:
+    """Hosts on one bridge; processes, namespaces and links end with the block."""
+    adopt_orphans()
+    tag = f"{os.getpid() % 100000}"
+    bridge = f"mfb{tag}"
+    made: list[Host] = []
+    os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _ip("link", "add", bridge, "type", "bridge")
+    try:
+        _ip("link", "set", bridge, "up")
+        for number, name in enumerate(names, start=1):
+            folder = root / name
+            folder.mkdir()
+            made.append(_make(f"mf{tag}{name}", f"{NETWORK}.{number}", f"mfl{tag}{number}", bridge, folder))
+        yield made
+    finally:
+        for host in reversed(made):
+            host.stop()
+        end_descendants()
+        for host in made:
+            subprocess.run(["ip", "netns", "del", host.name], check=False)
+        subprocess.run(["ip", "link", "del", bridge], check=False)
+
+
+def wait_for(condition: object, seconds: float, what: str) -> float:
+    """Poll until `condition()` is true; seconds waited.
+
+    Raises:
+        TimeoutError: naming what did not happen.
+    """
+    begun = time.monotonic()
+    while not condition():  # type: ignore[operator]
+        if time.monotonic() - begun > seconds:
+            raise TimeoutError(f"{what} did not happen within {seconds:.0f} s")
+        time.sleep(0.2)
+    return time.monotonic() - begun
+
+
+def not_measured(reason: str) -> int:
+    """Last line of a benchmark that this machine cannot run."""
+    print(f"not measured: {reason}")
+    return 0
+
+
+def _make(name: str, address: str, link: str, bridge: str, folder: Path) -> Host:
+    _ip("netns", "add", name)
+    _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
+    _ip("link", "set", link, "master", bridge, "up")
+    for arguments in (
+        ("addr", "add", f"{address}/24", "dev", "eth0"),
+        ("link", "set", "eth0", "up"),
+        ("link", "set", "lo", "up"),
+    ):
+        _ip("-n", name, *arguments)
+    return Host(name, address, link, folder)
+
+
+def _ip(*arguments: str) -> None:
+    done = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
