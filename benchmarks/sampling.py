@@ -75,7 +75,7 @@ def pooled(images: torch.Tensor) -> Features:
 def distance(reference: Features, images: Features) -> float:
     """Frechet distance of two feature sets, per feature."""
     moments = [(part.mean(0), np.cov(part, rowvar=False)) for part in (reference, images)]
-    return frechet(*moments[0], *moments[1]) / reference.shape[1]
+    return float(frechet(*moments[0], *moments[1]) / reference.shape[1])
 
 
 if __name__ == "__main__":

@@ -3,8 +3,11 @@ import pytest
 import pywt
 import torch
 
+from shared.config import Experiment
 from shared.dwt import dwt, idwt
 from shared.errors import InputError
+from shared.losses import draw_noise, visible_x_0
+from shared.sampling import sample_images
 from shared.wavelets import filters
 
 WAVELETS = ["haar", "db2", "db4", "db8", "sym4", "coif1", "coif3"]
@@ -95,3 +98,24 @@ def test_an_odd_side_is_refused():
 
 def test_empty_batch_passes():
     assert idwt(dwt(torch.zeros(0, 3, 8, 8), "db2"), "db2").shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize("wavelet", ["haar", "db2"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_the_whole_path_from_bytes_through_bands_and_sampling_gives_the_bytes_back(sampler, wavelet):
+    experiment = Experiment.model_validate(
+        {
+            "model": {"image_size": 16, "patch_size": 2},
+            "diffusion": {"prediction": "x_0"},
+            "data": {"wavelet": wavelet},
+            "evaluation": {"sampler": sampler, "steps": 5},
+        }
+    )
+    image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokens = visible_x_0(experiment, image, draw_noise(experiment, 1, torch.Generator()).ids_BV)
+
+    class Oracle(torch.nn.Module):
+        def forward(self, x_t_BVP, t_B, ids_BV):
+            return tokens.expand_as(x_t_BVP)
+
+    assert torch.equal(sample_images(Oracle(), experiment, [1, 2], 2), image.expand(2, -1, -1, -1))
