@@ -177,7 +177,6 @@ class PrivacyConfig(Section):
     """Poisson sampling rate q of units per step."""
     expected_batch: int = Field(64, ge=1)
     """The normaliser of the gradient sum."""
-    delta: float = Field(1e-5, gt=0, lt=1)
     draws: int = Field(1, ge=1)
     """K noise draws per unit and step, folded into the token axis."""
     micro_batch: int = Field(64, ge=1)
@@ -201,6 +200,19 @@ class EvaluationConfig(Section):
     """Rounds between evaluations of a federated run; 0: only by hand."""
 
 
+class ReleaseConfig(Section):
+    """What a model must show before it is released."""
+
+    audits: tuple[Literal["membership", "memorisation"], ...] = ("membership", "memorisation")
+    """Audits that must have passed at every site that took part."""
+    max_copy_rate: float = Field(0.01, ge=0, le=1)
+    """Largest share of generated images that may be copies of training images."""
+    max_auc: float = Field(0.60, ge=0.5, le=1)
+    """Largest AUC of the calibrated membership attack; 0.5 is chance."""
+    max_tpr: float = Field(0.05, ge=0, le=1)
+    """Largest share of members that the attack may find at 1 percent false positives."""
+
+
 class Experiment(Section):
     """One stage, complete. Cross-section rules are checked here, before anything is written."""
 
@@ -213,6 +225,7 @@ class Experiment(Section):
     federation: FederationConfig = FederationConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    release: ReleaseConfig = ReleaseConfig()
 
     @property
     def grid_size(self) -> int:

@@ -181,4 +181,4 @@ def test_a_reply_that_contradicts_itself_cannot_be_made(fields: dict[str, object
 
 
 def test_the_experiment_digest_sees_every_field():
-    assert experiment_digest(Experiment()) != experiment_digest(parse_experiment("[privacy]\ndelta = 1e-6"))
+    assert experiment_digest(Experiment()) != experiment_digest(parse_experiment("[privacy]\nnoise_multiplier = 1.5"))
