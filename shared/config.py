@@ -177,6 +177,7 @@ class PrivacyConfig(Section):
     """Poisson sampling rate q of units per step."""
     expected_batch: int = Field(64, ge=1)
     """The normaliser of the gradient sum."""
+    delta: float = Field(1e-5, gt=0, lt=1)
     draws: int = Field(1, ge=1)
     """K noise draws per unit and step, folded into the token axis."""
     micro_batch: int = Field(64, ge=1)
