@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
     app.command()(sample)
     app.command()(evaluate)
     app.command()(report)
+    app.command()(release)
 
 
 def sample(
@@ -110,6 +111,23 @@ def report(
     from server.report import report as write
 
     typer.echo(str(write(runs, out)))
+
+
+def release(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of a run, or a run directory: its newest.")],
+    out: Annotated[Path, typer.Option(help="New folder: weights, experiment, model card.")],
+    verdict: Annotated[list[Path] | None, typer.Option(help="Audit verdict that a site has sent; is kept.")] = None,
+    override: Annotated[str, typer.Option(help="Reason to release in spite of the gate; stands in the card.")] = "",
+    license_text: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "",
+) -> None:
+    """Release a model with its evidence; refused while a required result is missing or bad."""
+    from server.release import LICENSE, add_verdicts
+    from server.release import release as run
+    from shared.checkpoint import resolve_checkpoint
+
+    if verdict:
+        add_verdicts(resolve_checkpoint(checkpoint).resolve().parent.parent, verdict)
+    typer.echo(str(run(checkpoint, out, override=override, license_text=license_text or LICENSE)))
 
 
 def _show(file: Path) -> None:

@@ -1,0 +1,141 @@
+# ruff: noqa: N803
+"""Memorisation: are generated images copies of training images?
+
+A copy lies much closer to some training image than to any image of other people. The test is the ratio of the two
+distances, not the distance itself: blurred or average faces are close to everything, copies to one thing only.
+Shapes: G generated, N training, M held-out images, D feature width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.errors import InputError
+
+Features = NDArray[np.float32]
+FALSE_POSITIVE_RATE = 0.001
+"""Share of images of held-out persons that the test may call copies; with fewer than 1,000 of them, one image."""
+PIXEL_SIDE = 16
+MIN_HELD_OUT = 40
+_CHUNK = 512
+
+
+@dataclass(frozen=True)
+class CopyResult:
+    """What the test found."""
+
+    copy_rate: float
+    """Share of generated images that it calls copies."""
+    false_positive_rate: float
+    """The same share among images of held-out persons, by which the threshold was set."""
+    threshold: float
+    """Ratio of distances below which an image counts as a copy."""
+    authenticity: float
+    """Share of generated images that are not closer to a training image than that is to its nearest training
+    neighbour (arXiv 2102.08921)."""
+    closest: list[tuple[int, int]]
+    """(generated, training) indices of the pairs with the smallest ratio, most suspicious first."""
+
+
+def pixel_features(images: Tensor) -> Features:
+    """Colours on a 16 x 16 grid, (B, 768): enough to tell a copy, and needs no network."""
+    small = F.interpolate(images.float(), size=(PIXEL_SIDE, PIXEL_SIDE), mode="area") / 127.5 - 1
+    return np.asarray(small.flatten(1).numpy(), np.float32)
+
+
+def features_of(compute: Callable[[Tensor], Features], images: Tensor, batch: int = 256) -> Features:
+    """Features of many images, a batch at a time."""
+    return np.concatenate([compute(images[start : start + batch]) for start in range(0, len(images), batch)])
+
+
+def copies(
+    generated_GD: Features,
+    training_ND: Features,
+    held_out_MD: Features,
+    held_out_persons_M: NDArray[np.int64] | None = None,
+    *,
+    num_closest: int = 16,
+) -> CopyResult:
+    """Test generated images for copies of training images.
+
+    Half of the held-out persons stand for "anybody else"; the other half's images, which are no copies, set the
+    threshold.
+
+    Args:
+        generated_GD: features of the generated images.
+        training_ND: features of the images that the model was trained on.
+        held_out_MD: features of images of other persons.
+        held_out_persons_M: person of each held-out image, so that nobody is in both halves; None: each image its own.
+        num_closest: pairs to name.
+
+    Raises:
+        InputError: too few images to set a threshold.
+    """
+    if len(held_out_MD) < MIN_HELD_OUT or len(training_ND) < 2 or not len(generated_GD):
+        raise InputError(
+            f"copy test with {len(generated_GD)} generated, {len(training_ND)} training and {len(held_out_MD)} "
+            f"held-out images: at least 1, 2 and {MIN_HELD_OUT} are needed"
+        )
+    is_judge = _halves(held_out_persons_M if held_out_persons_M is not None else np.arange(len(held_out_MD)))
+    anybody = held_out_MD[~is_judge]
+    honest_ratios, _, _ = _ratios(held_out_MD[is_judge], training_ND, anybody)
+    ratios, nearest, distances = _ratios(generated_GD, training_ND, anybody)
+    allowed = int(FALSE_POSITIVE_RATE * len(honest_ratios))
+    threshold = float(np.sort(honest_ratios)[allowed])
+    own, _ = nearest_neighbours(training_ND, training_ND, skip_self=True)
+    order = np.argsort(ratios)[:num_closest]
+    return CopyResult(
+        copy_rate=float((ratios < threshold).mean()),
+        false_positive_rate=float((honest_ratios < threshold).mean()),
+        threshold=threshold,
+        authenticity=float((distances >= own[nearest]).mean()),
+        closest=[(int(index), int(nearest[index])) for index in order],
+    )
+
+
+def nearest_neighbours(
+    one_ND: Features, other_MD: Features, *, skip_self: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Euclidean distance to, and index of, the nearest row of `other` for each row of `one`.
+
+    Args:
+        one_ND: rows to look up.
+        other_MD: rows to search.
+        skip_self: row k of `one` is row k of `other` and does not count.
+
+    Returns:
+        (N,) distances and (N,) indices.
+    """
+    target = torch.from_numpy(other_MD)
+    distances: list[NDArray[np.float32]] = []
+    indices: list[NDArray[np.int64]] = []
+    for start in range(0, len(one_ND), _CHUNK):
+        found = torch.cdist(torch.from_numpy(one_ND[start : start + _CHUNK]), target)
+        if skip_self:
+            rows = torch.arange(len(found))
+            found[rows, start + rows] = float("inf")
+        values, where = found.min(1)
+        distances.append(values.numpy())
+        indices.append(where.numpy())
+    return np.concatenate(distances, dtype=np.float32), np.concatenate(indices, dtype=np.int64)
+
+
+def _ratios(
+    images: Features, training_ND: Features, anybody: Features
+) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
+    near, index = nearest_neighbours(images, training_ND)
+    else_, _ = nearest_neighbours(images, anybody)
+    ratios: NDArray[np.float32] = (near / np.maximum(else_, 1e-12)).astype(np.float32)
+    return ratios, index, near
+
+
+def _halves(persons_M: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """A fixed half of the persons."""
+    names = np.unique(persons_M)
+    chosen = np.random.default_rng(0).permutation(names)[: len(names) // 2]
+    return np.isin(persons_M, chosen)
