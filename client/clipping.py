@@ -13,7 +13,7 @@ Shapes: B units, L tokens, I and O inputs and outputs of a layer, D width.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -25,21 +25,29 @@ from shared.uvit import Positions
 LAYERS = (nn.Linear, nn.LayerNorm, Positions)
 
 
-KEPT_BYTES = 2**28
-"""Per-unit gradients that are kept from the norms to the sum; beyond it they are multiplied out a second time."""
-
-
 class NonFiniteGradientError(ArithmeticError):
     """A unit's gradient holds infinities or is not a number; the round ends without an update."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Call:
-    """One use of a layer in the forward pass."""
+    """One use of a layer; after the backward pass either its per-unit gradients or what they are made of."""
 
     layer: nn.Module
     inputs: tuple[Tensor, ...]
-    output: Tensor
+    output_gradient: Tensor | None = None
+    per_unit: dict[Tensor, Tensor] | None = None
+    norms: list[Tensor] = field(default_factory=list)
+
+    @torch.no_grad()
+    def receive(self, g: Tensor) -> None:
+        """Measure the units' gradients as soon as the backward pass gets here; keep whatever takes less room."""
+        per_unit = _per_unit(self, g)
+        self.norms = [torch.linalg.vector_norm(each.flatten(1), dim=1) for each in per_unit.values()]
+        if sum(each.nbytes for each in per_unit.values()) <= g.nbytes + sum(each.nbytes for each in self.inputs):
+            self.per_unit, self.inputs = per_unit, ()
+        else:
+            self.output_gradient = g
 
 
 def validate(model: nn.Module) -> None:
@@ -78,42 +86,41 @@ def clipped_gradients(model: nn.Module, loss: Callable[[], Tensor], bound: float
     Returns:
         (B,) norms before clipping. They are private: never release them.
     """
-    with _recorded(model) as calls:
+    with _recorded(model) as (calls, outputs):
         loss_B = loss()
     # (B, 1) would broadcast against the (B,) factors to (B, B) and void the guarantee without an error.
     assert loss_B.ndim == 1
     used = [id(call.layer) for call in calls]
     assert sorted(used) == sorted(id(layer) for layer in _trainable_layers(model)), "each layer exactly once"
-    gradients = torch.autograd.grad(loss_B.sum(), [call.output for call in calls])
-    kept: list[dict[Tensor, Tensor] | None] = []
-    left_bytes, norms = KEPT_BYTES, []
-    for call, g in zip(calls, gradients, strict=True):
-        per_unit = _per_unit(call, g)
-        norms += [torch.linalg.vector_norm(each.flatten(1), dim=1) for each in per_unit.values()]
-        needed_bytes = sum(each.nbytes for each in per_unit.values())
-        kept.append(per_unit if needed_bytes <= left_bytes else None)
-        left_bytes -= needed_bytes if kept[-1] else 0
-        del per_unit
-    norms_B: Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    # Everything lies behind the first layer's output; asking for its gradient alone computes no weight gradients.
+    torch.autograd.grad(loss_B.sum(), outputs)
+    assert all(call.norms for call in calls), "a layer that the loss does not depend on"
+    norms_B: Tensor = torch.linalg.vector_norm(torch.stack([norm for call in calls for norm in call.norms]), dim=0)
     if not bool(norms_B.isfinite().all()):
         raise NonFiniteGradientError("a gradient is not finite: lower optim.lr or train in float32")
     factors_B = (bound / (norms_B + 1e-6)).clamp(max=1.0)
-    for call, g, stored in zip(calls, gradients, kept, strict=True):
-        for parameter, total in _clipped_sum(call, g, stored, factors_B).items():
+    for call in calls:
+        for parameter, total in _clipped_sum(call, factors_B).items():
             parameter.grad = total
+        call.per_unit, call.output_gradient, call.inputs = None, None, ()
     return norms_B
 
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[list[_Call]]:
+def _recorded(model: nn.Module) -> Iterator[tuple[list[_Call], list[Tensor]]]:
     calls: list[_Call] = []
+    outputs: list[Tensor] = []
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls.append(_Call(layer, tuple(each.detach() for each in inputs), output))
+        calls.append(_Call(layer, tuple(each.detach() for each in inputs)))
+        output.register_hook(calls[-1].receive)  # type: ignore[no-untyped-call]
+        # Holding the others would keep memory that the backward pass sets free.
+        if not outputs:
+            outputs.append(output)
 
     handles = [layer.register_forward_hook(note) for layer in _trainable_layers(model)]
     try:
-        yield calls
+        yield calls, outputs
     finally:
         for handle in handles:
             handle.remove()
@@ -138,13 +145,14 @@ def _per_unit(call: _Call, g: Tensor) -> dict[Tensor, Tensor]:
             raise AssertionError("validate lets no other layer pass")
 
 
-def _clipped_sum(
-    call: _Call, g: Tensor, per_unit: dict[Tensor, Tensor] | None, factors_B: Tensor
-) -> dict[Tensor, Tensor]:
+def _clipped_sum(call: _Call, factors_B: Tensor) -> dict[Tensor, Tensor]:
     """Sum over units of factor times gradient: from the kept gradients, or in one product that never holds them."""
-    if per_unit is not None:
-        return {parameter: (factors_B @ each.flatten(1)).view_as(parameter) for parameter, each in per_unit.items()}
-    layer, x = call.layer, call.inputs[0]
+    if call.per_unit is not None:
+        return {
+            parameter: (factors_B @ each.flatten(1)).view_as(parameter) for parameter, each in call.per_unit.items()
+        }
+    assert call.output_gradient is not None
+    layer, x, g = call.layer, call.inputs[0], call.output_gradient
     g = g.to(_wide(g)) * factors_B.view(-1, *[1] * (g.ndim - 1))
     x = x.to(g.dtype)
     match layer:

@@ -134,7 +134,7 @@ def train_private(
     validate(model)
     privacy = experiment.privacy
     model.train()
-    step = _Step(model, experiment, device, precision)
+    step = PrivateStep(model, experiment, device, precision)
     # Never a seed that anybody else knows: who can repeat the noise can subtract it.
     pick, noise = secret_generator("cpu"), secret_generator(device)
     optimizer = step.optimizer(noise)
@@ -158,7 +158,7 @@ def train_private(
         optimizer.zero_grad(set_to_none=True)
 
 
-class _Step:
+class PrivateStep:
     """The two ways to clip: `fast` with flat memory, Opacus' `hooks` keeping every unit's gradient of a micro-batch."""
 
     def __init__(self, model: nn.Module, experiment: Experiment, device: torch.device, precision: str) -> None:

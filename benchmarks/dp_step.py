@@ -1,0 +1,130 @@
+# ruff: noqa: N806
+"""DP-SGD step against a plain AdamW step, T at 32 px, one thread: process CPU time interleaved, and extra peak memory.
+
+Rows: K = 1, B = 64 against plain 64; K = 4, B = 16 against the plain step of 64 draws, and against four DP steps with
+K = 1, B = 16. Memory is the highest resident size of a fresh process above what it had with all modules loaded.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Action, cpu_seconds, medians, paired_ratio, verdict
+from client import privacy
+from shared.config import Experiment, parse_experiment
+from shared.losses import draw_noise, per_image_loss
+from shared.optim import make_optimizer
+from shared.schedule import make_schedule
+from shared.uvit import build_model
+
+SEED = 0
+ROUNDS = 7
+NEEDED_STEP, GOAL_STEP, NEEDED_MEMORY, NEEDED_DRAWS, NEEDED_AGAINST_FOUR = 3.0, 2.2, 1.6, 2.3, 0.85
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print each ratio; 0 when all limits are kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--memory", choices=["plain", "dp"], help="run a few steps and print the extra peak in MB")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.memory:
+        print(extra_peak_mb(plain_step if options.memory == "plain" else dp_step))
+        return 0
+    actions: dict[str, Action] = {
+        "plain B=64": plain_step(64, 1),
+        "dp B=64": dp_step(64, 1),
+        "dp B=16 K=4": dp_step(16, 4),
+        "dp B=16": dp_step(16, 1),
+    }
+    times = cpu_seconds(actions, ROUNDS)
+    print(", ".join(f"{name} {seconds:.3f} s" for name, seconds in medians(times).items()))
+    step, draws = paired_ratio(times, "dp B=64", "plain B=64"), paired_ratio(times, "dp B=16 K=4", "plain B=64")
+    against_four = paired_ratio(times, "dp B=16 K=4", "dp B=16") / 4
+    peaks = {kind: measured_peak(kind) for kind in ("plain", "dp")}
+    memory = peaks["dp"] / peaks["plain"]
+    print(f"extra peak memory: plain {peaks['plain']:.0f} MB, dp {peaks['dp']:.0f} MB")
+    text = (
+        f"{step:.2f}x plain (limit {NEEDED_STEP}, goal {GOAL_STEP}), memory {memory:.2f}x (limit {NEEDED_MEMORY}), "
+        f"K = 4 {draws:.2f}x (limit {NEEDED_DRAWS}) and {against_four:.2f}x four steps (limit {NEEDED_AGAINST_FOUR})"
+    )
+    is_reached = step <= NEEDED_STEP and memory <= NEEDED_MEMORY
+    return verdict(
+        "DP-SGD step", text, reached=is_reached and draws <= NEEDED_DRAWS and against_four <= NEEDED_AGAINST_FOUR
+    )
+
+
+def make_experiment(draws: int) -> Experiment:
+    """T at 32 px with patches of 4, DP-SGD with `draws` noise draws."""
+    return parse_experiment(f'[privacy]\nmechanism = "dp-sgd"\ndraws = {draws}\nmicro_batch = 64\n')
+
+
+def plain_step(batch: int, draws: int) -> Action:
+    """A step of AdamW on `batch` images."""
+    experiment = make_experiment(draws)
+    torch.manual_seed(SEED)
+    model, schedule = build_model(experiment).train(), make_schedule("cosine", 1000)
+    optimizer, random, images = make_optimizer(model, experiment.optim), torch.Generator(), some_images(batch)
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        loss_B = per_image_loss(model, schedule, experiment, images, *draw_noise(experiment, batch, random))
+        torch.autograd.backward(loss_B.mean())
+        optimizer.step()
+
+    return step
+
+
+def dp_step(batch: int, draws: int) -> Action:
+    """A whole DP step on one micro-batch of `batch` units."""
+    experiment = make_experiment(draws)
+    torch.manual_seed(SEED)
+    model = build_model(experiment).train()
+    machine = privacy.PrivateStep(model, experiment, torch.device("cpu"), "float32")
+    random, images = torch.Generator(), some_images(batch)
+    optimizer = machine.optimizer(random)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        machine.backward(images, random)
+        optimizer.pre_step()
+        optimizer.original_optimizer.step()
+
+    return step
+
+
+def some_images(batch: int) -> Tensor:
+    """Seeded uint8 noise (B, 3, 32, 32)."""
+    return torch.randint(256, (batch, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(SEED))
+
+
+def extra_peak_mb(make_step: Callable[[int, int], Action]) -> float:
+    """Highest resident size of this process over three steps of B = 64, above that before the model was built."""
+    before = memory_kb("VmRSS")
+    step = make_step(64, 1)
+    for _ in range(3):
+        step()
+    return (memory_kb("VmHWM") - before) / 1024
+
+
+def memory_kb(field: str) -> int:
+    """A line of this process's status: VmRSS now, VmHWM at most since the program began."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def measured_peak(kind: str) -> float:
+    """Smallest of three fresh processes."""
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.dp_step", "--memory", kind]
+    return min(
+        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]) for _ in range(3)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
