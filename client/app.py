@@ -27,7 +27,8 @@ from client.journal import Journal
 from client.ledger import BudgetError, Ledger, Spending, Total, UnitError, open_ledger
 from client.policy import Facts, charge_for, released_count, released_scalars, review
 from client.replies import find_reply, keep_reply
-from client.settings import Home, SiteConfig, SitePolicy, find_home, load_settings, private_files, write_private
+from client.settings import Home, SiteConfig, SitePolicy, load_settings, private_files, write_private
+from client.simulated import home_of
 from shared.errors import InputError
 from shared.messages import MessageError, RefusalCode, ReplyHeader, TrainReply, TrainRequest, encode
 
@@ -51,7 +52,7 @@ class RefusedError(Exception):
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Flower's entry point; the coordinator's run configuration in `context` is not read."""
-    home = find_home()
+    home = home_of(context.node_config)
     with site_log(home):
         reply = handle(message.content, home)
     return Message(reply.to_record(), reply_to=message)

@@ -41,7 +41,18 @@ def main(grid: Grid, context: Context) -> None:
     return_freed_memory()
     home = Path(os.environ["MASKFED_SERVER_HOME"])
     experiment = parse_experiment(str(context.run_config["experiment"]))
+    if "MASKFED_SIMULATION" in os.environ:
+        enlist_virtual_sites(grid, Registry(home / "sites.json"))
     conduct(grid, home, str(context.run_config["run"]), experiment)
+
+
+def enlist_virtual_sites(grid: Grid, registry: Registry) -> None:
+    """Give the nodes of a simulation the aliases of their partitions: the runtime makes them in that order."""
+    nodes = sorted(grid.get_nodes(), key=lambda node: node.registered_at)
+    for index, node in enumerate(nodes):
+        alias = f"site-{index}"
+        registry.add(alias, f"virtual {alias}")
+        registry.set_node_id(alias, node.node_id)
 
 
 def return_freed_memory() -> None:

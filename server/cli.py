@@ -282,6 +282,47 @@ def logs(run: str, home: Home = DEFAULT_HOME) -> None:
 
 
 @app.command()
+def simulate(
+    experiment: Annotated[str, typer.Argument(help="Experiment: file or recipe.")],
+    *,
+    sites: Annotated[int, typer.Option(min=1, help="Virtual sites.")] = 10,
+    data: Annotated[str, typer.Option(help="Folder or zip of images, or synthetic:IMAGES_PER_SITE.")] = "synthetic:40",
+    by: Annotated[
+        str, typer.Option(help="Division among the sites: person, or dirichlet over class folders.")
+    ] = "person",
+    alpha: Annotated[float, typer.Option(min=0.001, help="Concentration of dirichlet; small: skewed.")] = 0.5,
+    init: Annotated[str, typer.Option(help="Checkpoint, run or shipped model; default: train.init.")] = "",
+    out: Annotated[Path, typer.Option(help="New folder for everything.")] = Path("simulation"),
+    cpus: Annotated[int, typer.Option(min=0, help="CPUs to use; 0: all.")] = 0,
+    cpus_per_site: Annotated[int, typer.Option(min=1, help="CPUs of a virtual site while it trains.")] = 1,
+    gpus_per_site: Annotated[float, typer.Option(min=0, max=8, help="Share of a GPU, such as 0.25; 0: CPU.")] = 0.0,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value")] = None,
+) -> None:
+    """Run the rounds with many virtual sites on this machine (extra `simulation`); exit code as of finetune."""
+    from rich.console import Console
+
+    from server.simulate import Simulate
+    from server.simulate import simulate as run
+
+    if by not in ("person", "dirichlet"):
+        raise InputError(f"--by {by!r}: give person or dirichlet")
+    options = Simulate(
+        experiment=experiment,
+        overrides=tuple(overrides or ()),
+        init=init,
+        num_sites=sites,
+        data=data,
+        skew="person" if by == "person" else "dirichlet",
+        alpha=alpha,
+        out=out,
+        num_cpus=cpus,
+        cpus_per_site=cpus_per_site,
+        gpus_per_site=gpus_per_site,
+    )
+    sys.exit(run(options, Console()))
+
+
+@app.command()
 def demo(
     *,
     public: Annotated[

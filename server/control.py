@@ -30,6 +30,7 @@ from flwr.proto.control_pb2 import (
     StreamLogsRequest,
     UnregisterNodeRequest,
 )
+from flwr.proto.federation_config_pb2 import SimulationConfig
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
@@ -77,6 +78,17 @@ class Node:
     status: str
     """`registered`, `online`, `offline` or `unregistered`."""
     public_key: bytes
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Limits of a simulated federation."""
+
+    num_sites: int
+    cpus_per_site: int
+    gpus_per_site: float
+    num_cpus: int
+    num_gpus: int
 
 
 @dataclass(frozen=True)
@@ -174,13 +186,22 @@ class Control:
             found = self._http.ListNodes(ListNodesRequest()).nodes_info
         return [Node(node.node_id, node.name, node.status, node.public_key) for node in found]
 
-    def submit(self, experiment: Experiment, run: str) -> int:
+    def submit(self, experiment: Experiment, run: str, simulation: Simulation | None = None) -> int:
         """Start a ServerApp for the prepared run directory `run`; its Flower run id."""
         content = build_bundle()
         request = StartRunRequest(
             fab=fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {})),
             override_config=user_config_to_proto({"experiment": experiment.to_toml(), "run": run}),
         )
+        if simulation is not None:
+            limits = SimulationConfig(
+                num_supernodes=simulation.num_sites,
+                client_resources_num_cpus=simulation.cpus_per_site,
+                client_resources_num_gpus=simulation.gpus_per_site,
+                init_args_num_cpus=simulation.num_cpus,
+                init_args_num_gpus=simulation.num_gpus,
+            )
+            request.override_federation_config.CopyFrom(limits)
         with _errors(f"submitting run {run}"):
             reply = self._http.StartRun(request)
         if not reply.HasField("run_id"):

@@ -1,0 +1,83 @@
+import tomllib
+from dataclasses import replace
+
+import pytest
+
+from client.settings import SiteConfig, load_settings
+from client.simulated import home_of
+from server.app import enlist_virtual_sites
+from server.registry import Registry
+from server.simulate import RUN, Simulate, prepare
+from shared.checkpoint import load_meta
+from shared.errors import InputError
+from tests.server.federation import make_experiment, make_home
+
+
+@pytest.fixture
+def options(tmp_path):
+    experiment = make_experiment(min_available=2)
+    make_home(tmp_path, experiment)
+    file = tmp_path / "tiny.toml"
+    file.write_text(experiment.to_toml())
+    return Simulate(
+        experiment=str(file),
+        overrides=("model.image_size=8",),
+        init=str(tmp_path / "source"),
+        num_sites=2,
+        data="synthetic:6",
+        skew="person",
+        alpha=0.5,
+        out=tmp_path / "simulation",
+        num_cpus=1,
+        cpus_per_site=1,
+        gpus_per_site=0.0,
+    )
+
+
+def test_everything_is_checked_before_anything_is_written(options):
+    pytest.importorskip("ray")
+    for wrong, words in (
+        (replace(options, num_sites=1), "above the 1 registered"),
+        (replace(options, init="nowhere"), "nowhere"),
+        (options, "model.image_size"),
+    ):
+        with pytest.raises(InputError, match=words):
+            prepare(wrong)
+        assert not options.out.exists()
+
+
+def test_a_virtual_site_makes_its_home_from_the_template_with_a_secret_that_repeats(options, monkeypatch):
+    pytest.importorskip("ray")
+    fitting = replace(options, overrides=())
+    prepare(fitting)
+    assert load_meta(options.out / "runs" / RUN / "checkpoints" / "round-000000").round == 0
+    monkeypatch.setenv("MASKFED_SIMULATION", str(options.out))
+    home = home_of({"partition-id": 1, "num-partitions": 2})
+    settings = load_settings(home)
+    assert isinstance(settings, SiteConfig)
+    assert settings.alias == "site-1"
+    assert settings.policy.release_scalars == ("loss", "seconds")
+    key = home.data_key.read_bytes()
+    assert home_of({"partition-id": 1}).data_key.read_bytes() == key
+    assert home_of({"partition-id": 0}).data_key.read_bytes() != key
+    assert tomllib.loads((options.out / "site.toml").read_text())["device"] == "cpu"
+
+
+def test_without_a_simulation_the_home_is_the_operators(tmp_path, monkeypatch):
+    monkeypatch.delenv("MASKFED_SIMULATION", raising=False)
+    monkeypatch.setenv("MASKFED_CLIENT_HOME", str(tmp_path))
+    assert home_of({"partition-id": 3}).path == tmp_path
+
+
+def test_virtual_nodes_get_the_alias_of_their_partition(tmp_path):
+    class Node:
+        def __init__(self, node_id, registered_at):
+            self.node_id, self.registered_at = node_id, registered_at
+
+    class Grid:
+        def get_nodes(self):
+            return [Node(9, "2026-01-01T00:00:00.2"), Node(7, "2026-01-01T00:00:00.1")]
+
+    registry = Registry(tmp_path / "sites.json")
+    enlist_virtual_sites(Grid(), registry)
+    assert [(site.alias, site.node_id) for site in registry.active()] == [("site-0", 7), ("site-1", 9)]
