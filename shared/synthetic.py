@@ -52,6 +52,7 @@ class Population:
     warmth: float
     """Colour of the light in [-1, 1], blue to orange."""
     backdrop_hue: float
+    backdrop_hue_spread: float
     backdrop_saturation: float
     yaw: float
     """Mean turn of the heads in [-1, 1]."""
@@ -60,7 +61,21 @@ class Population:
     glasses: float
 
 
-_PUBLIC = Population(0.4, 0.8, 0.4, 0.8, 0.0, 0.0, 0.6, 0.12, 0.0, 0.45, 0.2, 0.12)
+_PUBLIC = Population(
+    skin=0.4,
+    skin_spread=0.8,
+    hair=0.4,
+    hair_spread=0.8,
+    light_x=0.0,
+    warmth=0.0,
+    backdrop_hue=0.6,
+    backdrop_hue_spread=0.12,
+    backdrop_saturation=0.12,
+    yaw=0.0,
+    long_hair=0.45,
+    beard=0.2,
+    glasses=0.12,
+)
 
 
 def population(site: str, person: int = 0) -> Population:
@@ -152,14 +167,15 @@ def _shifted(number: int) -> Population:
     u = [(0.5 + (number + 1) * ratio ** -(axis + 1)) % 1 for axis in range(8)]
     return Population(
         skin=0.1 + 0.8 * u[0],
-        skin_spread=0.3,
+        skin_spread=0.5,
         hair=0.05 + 0.85 * u[1],
-        hair_spread=0.35,
-        light_x=1.6 * u[2] - 0.8,
-        warmth=2 * u[3] - 1,
+        hair_spread=0.5,
+        light_x=1.2 * u[2] - 0.6,
+        warmth=1.4 * u[3] - 0.7,
         backdrop_hue=u[4],
-        backdrop_saturation=0.45,
-        yaw=0.8 * u[5] - 0.4,
+        backdrop_hue_spread=0.3,
+        backdrop_saturation=0.3,
+        yaw=0.6 * u[5] - 0.3,
         long_hair=0.15 + 0.7 * u[6],
         beard=0.05 + 0.35 * u[7],
         glasses=0.05 + 0.3 * u[0],
@@ -215,7 +231,10 @@ def _portraits(who: _Stream, shot: _Stream, pop: dict[str, Array]) -> Portraits:
     )
     is_long = who.uniform() < pop["long_hair"]
     warmth = shot.bell(pop["warmth"], 0.4)
-    hue, saturation = shot.bell(pop["backdrop_hue"], 0.12), shot.bell(pop["backdrop_saturation"], 0.15)
+    hue, saturation = (
+        shot.bell(pop["backdrop_hue"], pop["backdrop_hue_spread"]),
+        shot.bell(pop["backdrop_saturation"], 0.15),
+    )
     bright = shot.uniform(0.35, 0.85)
     return Portraits(
         skin=np.asarray(skin, np.float32),
