@@ -1,8 +1,9 @@
 # ruff: noqa: N806
 """Membership inference: can one tell from a model whether an image was in its training set?
 
-Every attack gives each image a score, higher for members. The strong one subtracts the score under a reference model
-that never saw the images: what makes an image easy for every model cancels. Shapes: N images, C channels, H W pixels.
+Every attack gives each image a score, higher for members. The strong one subtracts the logarithm of the loss under a
+reference model that never saw the images, times the factor that predicts the others best: what makes an image easy for
+every model cancels, and a reference that tells nothing does no harm. Shapes: N images, C channels, H W pixels.
 """
 
 from collections.abc import Sequence
@@ -141,9 +142,24 @@ def attack(
     found = {"loss": result(losses)}
     pia = np.mean([_standardised(pia_scores(model, experiment, images, time=time)) for time in TIMES], axis=0)
     found["pia"] = result(pia)
-    calibrated = [result(losses - _mean_over_times(each, experiment, images)) for each in references]
+    calibrated = []
+    for reference in references:
+        theirs = _mean_over_times(reference, experiment, images)
+        calibrated.append(result(calibrate(losses, theirs, slice(len(members), None))))
     if calibrated:
         found["calibrated"] = max(calibrated, key=lambda each: each.auc)
+    return found
+
+
+def calibrate(scores: Scores, reference_scores: Scores, others: slice) -> Scores:
+    """Minus the log loss, plus the factor times the reference's log loss that predicts it best on `others`.
+
+    Both arguments are minus losses, (N,); the factor is clipped to [0, 1].
+    """
+    ours, theirs = np.log(-scores), np.log(-reference_scores)
+    spread = theirs[others].var()
+    factor = float(np.cov(ours[others], theirs[others], bias=True)[0, 1] / spread) if spread > 0 else 0.0
+    found: Scores = min(1.0, max(0.0, factor)) * theirs - ours
     return found
 
 

@@ -5,7 +5,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from shared.config import parse_experiment
-from shared.membership import area, attack, loss_scores, pia_scores, separation, tpr_at
+from shared.membership import area, attack, calibrate, loss_scores, pia_scores, separation, tpr_at
 from shared.patches import patchify
 from shared.schedule import make_schedule, solve_x_0
 from shared.synthetic import generate
@@ -61,6 +61,17 @@ def test_better_reference_is_kept(faces):
     found = attack(model, [useless, Empirical(public, 0.3)], EXPERIMENT, members, others)
     assert found["calibrated"].auc > 0.95
     assert attack(model, [useless], EXPERIMENT, members, others)["calibrated"].auc == 0.5
+
+
+def test_calibration_removes_what_the_reference_explains_and_no_more():
+    rng = np.random.default_rng(0)
+    difficulty, noise = rng.normal(0, 1, 400), rng.normal(0, 0.1, 400)
+    losses = np.exp(0.7 * difficulty + noise)
+    losses[:100] *= np.exp(-0.5)
+    found = calibrate(-losses, -np.exp(difficulty), slice(100, None))
+    assert separation(found[:100], found[100:]).auc > 0.99
+    useless = calibrate(-losses, -np.exp(rng.normal(0, 1, 400)), slice(100, None))
+    assert separation(useless[:100], useless[100:]).auc == pytest.approx(area(-losses[:100], -losses[100:]), abs=0.02)
 
 
 def test_every_image_meets_the_same_noise(faces):
