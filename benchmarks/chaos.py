@@ -46,13 +46,14 @@ def main(arguments: Sequence[str] = ()) -> int:
     counts: Counter[str] = Counter()
     with federation(2) as local:
         init = random_checkpoint(local.root / "init", make_experiment(EXPERIMENT))
+        remembered = {path: path.read_bytes() for path in memories(local)}
         start = time.monotonic()
         counts["unfinished"] += run_once(local, init, lambda: None) != "completed"
         duration = time.monotonic() - start
         expected = final_weights(local)
         print(f"undisturbed: {duration:.0f} s")
         for index in range(options.runs):
-            clear(local, index)
+            clear(local, index, remembered)
             target, moment = TARGETS[index % len(TARGETS)], draw.uniform(0.0, duration)
             outcome, facts = disturbed(local, init, expected, target, moment)
             counts.update([outcome])
@@ -118,14 +119,23 @@ def victims(local: LocalFederation, target: str) -> list[psutil.Process]:
     return [process for process in processes.get("flower-superexec", []) if process in below]
 
 
-def clear(local: LocalFederation, index: int) -> None:
-    """Make room for the next run of the same name: another run directory, sites that do not remember their replies."""
+def memories(local: LocalFederation) -> list[Path]:
+    """Files by which sites remember what they were asked: ledgers, their heads, journals."""
+    return [*local.root.glob("site-*/*.jsonl"), *local.root.glob("heads/*.json")]
+
+
+def clear(local: LocalFederation, index: int, remembered: dict[Path, bytes]) -> None:
+    """Make room for the next run of the same name: another run directory, and sites that remember nothing of it."""
     (local.home / "runs" / RUN).rename(local.home / "runs" / f"{RUN}-{index}")
+    deadline = time.monotonic() + 120
+    while local.num_online() < local.num_sites or victims(local, "flwr-clientapp"):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the sites are not back: see {local.root}/*.log")
+        time.sleep(0.5)
+    for path in memories(local):
+        path.write_bytes(remembered[path]) if path in remembered else path.unlink()
     for site in range(local.num_sites):
         shutil.rmtree(local.site(site) / "last_reply", ignore_errors=True)
-    deadline = time.monotonic() + 120
-    while local.num_online() < local.num_sites and time.monotonic() < deadline:
-        time.sleep(0.5)
 
 
 def final_weights(local: LocalFederation) -> bytes:
