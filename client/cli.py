@@ -1,5 +1,6 @@
 """`maskfed-client`: the site operator's commands. Each is thin and imports what it needs when it runs."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -8,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from client import cli_audit, cli_records
+from client import cli_audit, cli_records, cli_statistics
 from client.settings import Home, SiteConfig, SitePolicy, find_home, load_settings, save_settings
 from deploy.provision import ProvisionError
 from shared.errors import InputError
@@ -18,6 +19,7 @@ data = typer.Typer(no_args_is_help=True, help="The private images.")
 app.add_typer(data, name="data")
 cli_records.register(app)
 cli_audit.register(app)
+cli_statistics.register(app)
 
 HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
 
@@ -197,9 +199,12 @@ def start(
         int | None, typer.Option(help="Loopback port for this site's own processes; default: free.")
     ] = None,
     health_port: Annotated[int | None, typer.Option(help="Loopback port of the gRPC health check.")] = None,
+    metrics_port: Annotated[int, typer.Option(help="Loopback port for Prometheus; 0: none.")] = 0,
 ) -> None:
     """Take part, in the foreground, until Ctrl-C or SIGTERM; processes that exit are started again."""
+    from client.gauges import site_gauges
     from client.view import JournalView, hold_site
+    from deploy.exposition import serve
     from deploy.processes import Supervisor, check_port_free, free_ports, handle_signals
     from deploy.topology import SitePlan, site_services
 
@@ -216,7 +221,11 @@ def start(
         handle_signals(supervisor.request_stop)
         view = JournalView(place, print)
         print(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
-        with supervisor:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(supervisor)
+            if metrics_port:
+                check_port_free("127.0.0.1", metrics_port, "metrics")
+                stack.enter_context(serve(metrics_port, lambda: site_gauges(place, settings)))
             supervisor.watch(view.show_new)
         print("stopped; a round that was cut off stays charged")
 

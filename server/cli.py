@@ -1,7 +1,9 @@
 """`maskfed-server`: the coordinator's commands. Each is thin and imports what it needs when it runs."""
 
+import contextlib
 import logging
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -163,16 +165,20 @@ def sites_remove(alias: str, home: Home = DEFAULT_HOME) -> None:
 
 
 @app.command()
-def start(home: Home = DEFAULT_HOME) -> None:
+def start(
+    home: Home = DEFAULT_HOME,
+    metrics_port: Annotated[int, typer.Option(help="Loopback port for Prometheus; 0: none.")] = 0,
+) -> None:
     """Run the coordinator's processes until Ctrl-C, restarting what exits and resubmitting wanted runs."""
     from deploy.coordinator import read_coordinator, start_plan
     from deploy.processes import Supervisor, handle_signals, only_one
+    from server.gauges import coordinator_gauges
 
     settings = read_coordinator(home)
     with only_one(home / "start.lock"):
         supervisor = Supervisor(start_plan(home, settings, lambda: _register_sites(home)))
         handle_signals(supervisor.request_stop)
-        with supervisor:
+        with supervisor, _metrics(metrics_port, lambda: coordinator_gauges(home)):
             print(f"ready: sites connect to {settings.address}", flush=True)
             supervisor.watch(lambda: _look_after_runs(home))
 
@@ -340,6 +346,19 @@ def demo(
     from server.demo import Demo
 
     Demo(public, faces, sites, rounds, parse_budget(budget), out, port, say=lambda text: print(text, flush=True)).run()
+
+
+def _metrics(
+    port: int, collect: Callable[[], Iterable[tuple[object, ...]]]
+) -> contextlib.AbstractContextManager[object]:
+    """The Prometheus endpoint, if one is wanted."""
+    from deploy.exposition import serve
+    from deploy.processes import check_port_free
+
+    if not port:
+        return contextlib.nullcontext()
+    check_port_free("127.0.0.1", port, "metrics")
+    return serve(port, collect)
 
 
 def _line(request: str) -> str:

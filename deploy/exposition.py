@@ -1,0 +1,87 @@
+"""A Prometheus endpoint on loopback: `GET /metrics` in the text exposition format 0.0.4, and nothing else."""
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Literal, NamedTuple
+
+logger = logging.getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """One value of one series; all samples of a name share kind and help."""
+
+    name: str
+    kind: Literal["gauge", "counter"]
+    help: str
+    labels: dict[str, str]
+    value: float
+
+
+def render(samples: Iterable[Sample]) -> str:
+    """The exposition format: samples grouped by name, each group with HELP and TYPE, label values escaped."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.name, []).append(sample)
+    return "".join(_group(name, group) for name, group in groups.items())
+
+
+@contextlib.contextmanager
+def serve(port: int, collect: Callable[[], Iterable[tuple[object, ...]]]) -> Iterator[int]:
+    """Answer scrapes on 127.0.0.1:`port` (0: any free one, yielded) while the block runs.
+
+    Args:
+        port: where to listen; never on another address, the figures are the operator's.
+        collect: gives the fields of `Sample` for each value; called for every scrape.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        server_version, sys_version = "maskfed", ""
+
+        def do_GET(self) -> None:
+            if self.path != "/metrics":
+                self.send_error(404)
+                return
+            try:
+                body = render(Sample(*fields) for fields in collect()).encode()  # type: ignore[arg-type]
+            except (OSError, ValueError, KeyError) as error:
+                logger.warning("metrics: %s", type(error).__name__)
+                self.send_error(503)
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Scrapes are not worth a line."""
+
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
+        server.daemon_threads = True
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield int(server.server_address[1])
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _group(name: str, samples: list[Sample]) -> str:
+    head = f"# HELP {name} {samples[0].help}\n# TYPE {name} {samples[0].kind}\n"
+    return head + "".join(f"{name}{_labels(sample.labels)} {sample.value:.17g}\n" for sample in samples)
+
+
+def _labels(labels: dict[str, str]) -> str:
+    if not labels:
+        return ""
+    pairs = (f'{re.sub(r"[^a-zA-Z0-9_]", "_", name)}="{_escape(text)}"' for name, text in labels.items())
+    return "{" + ",".join(pairs) + "}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
