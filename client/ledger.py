@@ -209,25 +209,26 @@ class Ledger(History):
             UnitError: earlier charges were counted in another unit.
             OSError: not written (disk full).
         """
-        spent = self.spending(charge.dataset_id)
+        earlier = self.charges_of(charge.dataset_id)
+        private = [other for _, other in earlier if other.mechanism != "none"]
         if charge.mechanism != "none":
-            unit = self.unit_of(charge.dataset_id)
-            if unit not in (None, charge.unit):
-                raise UnitError(f"spending is counted per {unit}, asked is per {charge.unit}: ask for the same unit")
-            epsilon = epsilon_of(merged([*spent, spending_of(charge)]), delta)
-            if not epsilon <= cap:
-                raise BudgetError(epsilon, cap, charge.unit)
-        else:
-            epsilon = epsilon_of(spent, delta) if spent else 0.0
-        entry = self._append("reserve", **charge.model_dump(mode="json"))
-        charges = self.charges_of(charge.dataset_id)
+            if private and private[0].unit != charge.unit:
+                raise UnitError(
+                    f"spending is counted per {private[0].unit}, asked is per {charge.unit}: ask for the same unit"
+                )
+            private.append(charge)
+        spent = merged([spending_of(other) for other in private])
+        epsilon = epsilon_of(spent, delta) if spent else 0.0
+        if charge.mechanism != "none" and not epsilon <= cap:
+            raise BudgetError(epsilon, cap, charge.unit)
+        entry, committed = self._append("reserve", **charge.model_dump(mode="json")), self.committed
         return entry, Total(
             epsilon=epsilon,
-            is_unbounded=any(other.mechanism == "none" for _, other in charges),
+            is_unbounded=len(private) < len(earlier) + 1,
             delta=delta,
-            unit=self.unit_of(charge.dataset_id),
-            num_charges=len(charges),
-            num_uncommitted=sum(other.sequence not in self.committed for other, _ in charges),
+            unit=private[0].unit if private else None,
+            num_charges=len(earlier) + 1,
+            num_uncommitted=1 + sum(other.sequence not in committed for other, _ in earlier),
         )
 
     def commit(self, reservation: Entry) -> None:

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from opacus.accountants import PRVAccountant
+from opacus.accountants.analysis.prv import DiscretePRV, Domain, PoissonSubsampledGaussianPRV
+from opacus.accountants.analysis.prv.prvs import TruncatedPrivacyRandomVariable
 from opacus.accountants.utils import get_noise_multiplier
 from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
@@ -63,7 +65,7 @@ def epsilon(history: Sequence[Spending], delta: float) -> float:
         return 0.0
     if any(row.noise_multiplier <= 0 for row in rows):
         return math.inf
-    accountant = PRVAccountant()
+    accountant = _Accountant()
     accountant.history = [tuple(row) for row in rows]
     with np.errstate(all="ignore"), warnings.catch_warnings():
         # Opacus sizes its grid by RDP, which warns at large noise; the grid only gets wider than it has to be.
@@ -72,6 +74,60 @@ def epsilon(history: Sequence[Spending], delta: float) -> float:
             return float(accountant.get_epsilon(delta))
         except (ValueError, RuntimeError, OverflowError, MemoryError):
             return math.inf
+
+
+class _Accountant(PRVAccountant):  # type: ignore[misc]
+    """Opacus' accountant, with all rows composed in the Fourier domain and one inverse transform: the same numbers."""
+
+    def _get_dprv(self, eps_error: float, delta_error: float) -> DiscretePRV:
+        prvs = [PoissonSubsampledGaussianPRV(rate, sigma) for sigma, rate, _ in self.history]
+        counts = [steps for _, _, steps in self.history]
+        safe = self._get_domain(prvs, counts, eps_error, delta_error)
+        size = _fast_length(safe.size)
+        domain = Domain(-(size // 2 - 1) * safe.dt, size // 2 * safe.dt, size)
+        spectrum, shift = np.ones(size // 2 + 1, np.complex128), 0.0
+        for prv, count in zip(prvs, counts, strict=True):
+            pmf, shift_of_one = _discretized(prv, domain)
+            spectrum *= _power(np.fft.rfft(pmf), count)
+            shift += count * shift_of_one
+        # The grid's zero is at index size / 2 - 1, so each of the M convolutions but one moves it by as much.
+        total = sum(counts)
+        pmf = np.roll(np.fft.irfft(spectrum, size), total - 1 + (size // 2 if total % 2 == 0 else 0))
+        return DiscretePRV(pmf, domain.shift_right(shift))
+
+
+def _discretized(prv: PoissonSubsampledGaussianPRV, domain: Domain) -> tuple[NDArray[np.float64], float]:
+    """Probabilities on the grid, and the shift that gives them the mean of the continuous variable."""
+    sigma, rate = prv.noise_multiplier, prv.sample_rate
+    edges = np.linspace(domain.t_min - domain.dt / 2, domain.t_max + domain.dt / 2, domain.size + 1)
+    # Above this both tails are below 1e-19: the distribution function is 1 in float64 and need not be computed.
+    top = np.log1p(rate * np.expm1((6.5 * 2 * np.sqrt(2) * sigma + 1) / (2 * sigma**2)))
+    first, last = np.searchsorted(edges, [np.log1p(-rate), top])
+    cdf = np.zeros(domain.size + 1)
+    cdf[first:last], cdf[last:] = prv.cdf(edges[first:last]), 1.0
+    truncated = TruncatedPrivacyRandomVariable(prv, domain.t_min, domain.t_max)
+    pmf = np.diff(cdf) / truncated._remaining_mass
+    shift = float(truncated.mean() - np.dot(domain.ts, pmf))
+    if not abs(shift) < domain.dt / 2:
+        raise RuntimeError("the grid is too coarse for this plan")
+    return pmf, shift
+
+
+def _fast_length(size: int) -> int:
+    """Smallest even number from `size` on without prime factors above 5."""
+    odd = [3**a * 5**b for a in range(8) for b in range(6)]
+    return min(int(factor * 2 ** max(1, math.ceil(math.log2(size / factor)))) for factor in odd)
+
+
+def _power(base: NDArray[np.complex128], exponent: int) -> NDArray[np.complex128]:
+    """`base` to a positive integer power by squaring; much faster than the complex power function."""
+    result = np.ones_like(base)
+    while exponent:
+        if exponent % 2:
+            result *= base
+        exponent //= 2
+        base = base * base if exponent else base
+    return result
 
 
 def max_steps(history: Sequence[Spending], step: Spending, delta: float, cap: float, limit: int) -> int:
