@@ -1,5 +1,6 @@
 """The units are checked by systemd's own tools, with the paths of this checkout in place of /opt/maskfed."""
 
+import getpass
 import re
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.site import create_identity
 from tests.needs import need_binary
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
@@ -67,3 +69,21 @@ def test_the_clientapp_first_on_the_path_is_the_sites_own(tmp_path: Path):
     assert "deploy/systemd/bin:" in (UNITS / "maskfed-site.service").read_text()
     assert re.search(r'^exec /opt/maskfed/.venv/bin/python -I -m client.entry "\$@"$', script.read_text(), re.MULTILINE)
     assert shutil.which("sh")
+
+
+def test_splitting_a_site_moves_the_key_and_keeps_the_modes(tmp_path: Path):
+    site, node, me = tmp_path / "site", tmp_path / "node", getpass.getuser()
+    create_identity(site, "site-0")
+    (site / "ca.crt").write_text("certificate")
+    (site / "site.toml").write_text('alias = "site-0"\naddress = "fleet.example:443"\n')
+    key = (site / "node.key").read_bytes()
+    command = [str(UNITS / "split-site"), str(site), str(node), me, me]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (node / "node.key").read_bytes() == key
+    assert not (site / "node.key").exists()
+    assert (node / "address.env").read_text() == "MASKFED_ADDRESS=fleet.example:443\n"
+    for private in (node / "node.key", node / "site.secret", node / "tls" / "srv.key", site / "site.secret"):
+        assert private.stat().st_mode & 0o077 == 0, private
+    again = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: ")
