@@ -113,7 +113,7 @@ def scan(
             [split.place(key, records[row], persons[row] if persons else None, settings.held_out_ratio) for row in keep]
         )
         fingerprint = hmac.new(key, "\n".join(sorted(records[row][0] for row in keep)).encode(), hashlib.sha256)
-        linked = sorted(_sharing(home, dataset_id, set(split.records)))
+        linked = sorted(_sharing(home, ledger.dataset_ids - {dataset_id}, set(split.records)))
         index = {
             "schema": SCHEMA_VERSION,
             "dataset_id": dataset_id,
@@ -221,10 +221,12 @@ def _first_of_each(records: list[tuple[str, str]]) -> Ids:
     return np.array(keep, np.int64)
 
 
-def _sharing(home: Home, dataset_id: str, records: set[str]) -> Iterator[str]:
-    for path in home.datasets.glob("*/split.json"):
-        if path.parent.name != dataset_id and not records.isdisjoint(_Split.load(path).records):
-            yield path.parent.name
+def _sharing(home: Home, others: set[str], records: set[str]) -> Iterator[str]:
+    """Data sets with a record in common; one whose records are lost counts as such, for nothing proves otherwise."""
+    for other in others:
+        path = home.datasets / other / "split.json"
+        if not path.exists() or not records.isdisjoint(_Split.load(path).records):
+            yield other
 
 
 def _record(key: bytes, data: bytes) -> str:

@@ -112,6 +112,11 @@ class History:
         """Sequence numbers of the reservations that were followed by a commit."""
         return {int(entry.fields["reserve"]) for entry in self.entries if entry.kind == "commit"}
 
+    @property
+    def dataset_ids(self) -> set[str]:
+        """Every data set that was ever scanned here."""
+        return {str(entry.fields["dataset_id"]) for entry in self._of_kind("dataset")}
+
     def linked(self, dataset_id: str) -> set[str]:
         """The data sets that share records with this one, directly or through others, itself included."""
         links = [{entry.fields["dataset_id"], *entry.fields["linked"]} for entry in self._of_kind("dataset")]

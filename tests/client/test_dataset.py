@@ -12,6 +12,7 @@ from client.dataset import current_id, open_dataset, scan
 from client.ledger import open_ledger, read_ledger
 from client.settings import SiteConfig
 from shared.errors import InputError
+from shared.synthetic import write_folder
 from tests.client.conftest import SIZE, MakeSite
 
 
@@ -97,6 +98,22 @@ def test_second_data_set_that_shares_files_inherits_the_history(make_site: MakeS
     assert found.dataset_id != first
     assert found.linked == [first]
     assert read_ledger(home.ledger).linked(found.dataset_id) == {first, found.dataset_id}
+
+
+def test_data_set_without_shared_files_is_counted_apart(make_site: MakeSite, tmp_path: Path):
+    home, settings = make_site()
+    other = tmp_path / "others"
+    write_folder(other, num_images=8, size=SIZE, seed=2)
+    assert scan(home, settings.model_copy(update={"data": str(other)}), is_new=True).linked == []
+
+
+def test_lost_cache_does_not_reset_the_spending(make_site: MakeSite):
+    home, settings = make_site()
+    first = current_id(home)
+    shutil.rmtree(home.datasets)
+    found = scan(home, settings)
+    assert found.dataset_id != first
+    assert found.linked == [first]
 
 
 def test_another_image_size_is_the_same_data_set_with_the_same_split(make_site: MakeSite):
