@@ -13,6 +13,7 @@ from server.globalmodel import GlobalModel, check_float32, save_global
 from server.optimizers import ServerState
 from server.recipes import find_experiment
 from server.registry import Registry, write_json
+from server.rounds import num_asked
 from server.rundir import RunDir
 from server.wanted import Wanted
 from shared.checkpoint import load_group, load_meta, resolve_checkpoint
@@ -136,7 +137,12 @@ def check_sites(experiment: Experiment, num_sites: int) -> None:
             raise InputError(
                 f"federation.{field} {asked} is above the {num_sites} registered sites: add sites or lower it"
             )
-    check_total_weight(config.sites_per_round or num_sites, config)
+    asked = num_asked(config, num_sites)
+    if config.min_replies > asked:
+        raise InputError(
+            f"federation.min_replies {config.min_replies} is above the {asked} sites asked per round: lower it"
+        )
+    check_total_weight(asked, config)
 
 
 def find_init(text: str) -> Path:

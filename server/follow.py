@@ -18,6 +18,8 @@ from shared.errors import InputError
 from shared.runlog import read_metrics
 
 POLL_SECONDS = 1.0
+SHOWN_ROUNDS = 25
+"""Newest rounds in the table; the JSON has all."""
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 1}
 OUTCOMES = ("answered", "refused", "failed", "late", "rejected", "lost")
 
@@ -26,15 +28,17 @@ def follow(home: Path, run: str, *, as_json: bool = False, console: Console | No
     """Show a run until it has ended, submitting it again if it dies; exit code 0: completed, 1: failed or stopped."""
     console = console or Console(stderr=as_json)
     wanted = Wanted(home)
-    with Live(console=console, refresh_per_second=2, transient=False) as live:
-        while True:
-            entry = _entry(wanted, run)
+    try:
+        with Live(console=console, refresh_per_second=2) as live:
+            while (entry := _entry(wanted, run)).status == "running":
+                live.update(table(summarise(home, entry)))
+                time.sleep(POLL_SECONDS)
+                _tick(home, wanted)
             summary = summarise(home, entry)
             live.update(table(summary))
-            if entry.status != "running":
-                break
-            time.sleep(POLL_SECONDS)
-            _tick(home, wanted)
+    except KeyboardInterrupt:
+        console.print(f"run {run} goes on without you: `maskfed-server status {run}`, or `stop {run}`", markup=False)
+        raise
     if as_json:
         Console().print_json(data=summary)
     elif summary["reason"]:
@@ -83,7 +87,7 @@ def table(summary: dict[str, Any]) -> Table:
     shown = Table(title=title, title_justify="left")
     for column in ("round", "sites", "loss", "update", "MB", "seconds", "epsilon", "distance"):
         shown.add_column(column, justify="left" if column == "sites" else "right")
-    for line in summary["history"]:
+    for line in summary["history"][-SHOWN_ROUNDS:]:
         distance = " ".join(f"{name} {value:.4g}" for name, value in line["metrics"].items() if _is_distance(name))
         shown.add_row(
             str(line["round"]),

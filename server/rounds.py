@@ -1,6 +1,7 @@
 """The rounds of a federated fine-tuning: pick sites, ask, fold, step, checkpoint; any crash costs at most one round."""
 
 import logging
+import math
 import random
 import time
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from server.question import Question
 from server.registry import Registry
 from server.tally import TRANSIENT_STATES, SiteRecord, Tally
 from shared.checkpoint import latest_checkpoint, prune_checkpoints
-from shared.config import Experiment
+from shared.config import Experiment, FederationConfig
 from shared.errors import InputError
 from shared.runlog import RunLog, read_metrics
 from shared.seeding import derive_seed
@@ -159,7 +160,7 @@ class Rounds:
         order = sorted(site.alias for site in self.registry.active())
         random.Random(derive_seed(self.experiment.train.seed, "selection", server_round)).shuffle(order)
         ranked = sorted(here, key=lambda record: order.index(record.site))
-        chosen = ranked[: self.config.sites_per_round or len(ranked)]
+        chosen = ranked[: num_asked(self.config, len(order))]
         check_total_weight(len(chosen), self.config)
         return sorted(chosen, key=lambda record: record.site)
 
@@ -233,6 +234,13 @@ class Rounds:
 
     def _progress(self, server_round: int, stage: str, tally: Tally) -> None:
         self.observer.progress(server_round, stage, {site: record.state for site, record in tally.sites.items()})
+
+
+def num_asked(config: FederationConfig, num_sites: int) -> int:
+    """Sites that a round asks, of `num_sites` registered ones."""
+    if config.sites_fraction:
+        return math.ceil(config.sites_fraction * num_sites)
+    return config.sites_per_round or num_sites
 
 
 class _Stopwatch:

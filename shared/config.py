@@ -115,6 +115,8 @@ class FederationConfig(Section):
     """Optimizer steps per site and round."""
     sites_per_round: int = Field(0, ge=0)
     """Sites asked in each round, drawn by seed; 0: all registered."""
+    sites_fraction: float = Field(0.0, ge=0, le=1)
+    """... or this share of the registered ones, rounded up; 0: `sites_per_round` decides."""
     min_available: int = Field(2, ge=1)
     """Sites that must be online before a round starts."""
     min_replies: int = Field(2, ge=1)
@@ -145,6 +147,14 @@ class FederationConfig(Section):
     """Client-level DP by the coordinator: noise of this times `max_update_norm` on each round's sum; 0: none."""
     central_delta: float = Field(1e-5, gt=0, lt=1)
     """Delta of the epsilon that client-level DP reports."""
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if self.sites_fraction and self.sites_per_round:
+            raise ValueError(
+                f"sites_fraction {self.sites_fraction} and sites_per_round {self.sites_per_round}: give one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _central(self) -> Self:

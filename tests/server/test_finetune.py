@@ -63,6 +63,8 @@ def test_automatic_precision_is_decided_and_written_down(tmp_path, home, control
         ("[federation]\nsites_per_round = 4\n", "sites_per_round 4 is above the 3 registered"),
         ("[federation]\nmin_replies = 4\n", "min_replies 4 is above the 3 registered"),
         ("[federation]\nmin_replies = 3\nsites_per_round = 2\n", "min_replies 3 is above sites_per_round 2"),
+        ("[federation]\nsites_fraction = 0.1\nmin_replies = 2\n", "above the 1 sites asked"),
+        ("[federation]\nsites_fraction = 0.1\nsites_per_round = 2\n", "give one"),
         ("[federation]\nmin_available = 9\n", "min_available 9"),
         ("[federation]\ntrainable = ['decoder*']\n", "matches none"),
         ("[model]\npatch_size = 2\n", "model.patch_size 4"),

@@ -250,6 +250,13 @@ def test_selection_is_seeded_and_changes_with_the_round(tmp_path):
     assert len({tuple(names) for names in chosen[0]}) > 1
 
 
+def test_a_fraction_of_the_registered_sites_is_rounded_up(tmp_path):
+    experiment = make_experiment(rounds=1, sites_fraction=0.4, min_replies=1)
+    home = make_home(tmp_path, experiment, num_sites=6)
+    run_rounds(home, FakeGrid(honest_sites(6)), experiment)
+    assert len(rounds_of(home)[0]["asked"]) == 3
+
+
 def test_frozen_tensors_travel_only_to_a_site_that_lacks_them_and_never_change(tmp_path):
     experiment = make_experiment(rounds=2, trainable=("attention",))
     home = make_home(tmp_path, experiment)
