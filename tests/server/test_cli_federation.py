@@ -1,0 +1,109 @@
+import contextlib
+import json
+import sys
+
+import pytest
+
+from deploy.coordinator import Coordinator, create_coordinator
+from deploy.processes import free_ports
+from server import cli, follow
+from server.registry import Registry
+from server.wanted import Wanted
+from shared.runlog import RunLog
+from tests.server.federation import honest_sites, make_experiment, make_home, run_rounds
+from tests.server.grid import FakeGrid
+from tests.server.test_wanted import FakeControl
+
+
+@pytest.fixture(scope="module")
+def coordinator(tmp_path_factory):
+    """A coordinator's folder with a port where nothing listens."""
+    home = tmp_path_factory.mktemp("deployed") / "coordinator"
+    port, health = free_ports(2)
+    create_coordinator(home, Coordinator(1, f"127.0.0.1:{port}", "127.0.0.1", port, health, False, False), [])
+    return home
+
+
+@pytest.fixture
+def run_home(tmp_path, coordinator, monkeypatch):
+    """The same folder with a run in it, and a SuperLink that the test plays."""
+    home = make_home(tmp_path, make_experiment())
+    for name in ("coordinator.toml", "superexec.secret"):
+        (home / name).write_bytes((coordinator / name).read_bytes())
+        (home / name).chmod(0o600)
+    (home / "pki").symlink_to(coordinator / "pki")
+    control = FakeControl()
+    monkeypatch.setattr(follow, "connect", lambda _home: contextlib.nullcontext(control))
+    Wanted(home).submit(control, "run")
+    return home, control
+
+
+def call(monkeypatch, capsys, *arguments):
+    """Exit code, standard output and standard error of a command."""
+    monkeypatch.setattr(sys, "argv", ["maskfed-server", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+        raise SystemExit(0)
+    captured = capsys.readouterr()
+    return caught.value.code or 0, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["finetune"], "needs an experiment file"),
+        (["finetune", "nothing.toml", "--init", "x"], "nothing.toml"),
+        (["finetune", "--resume", "nothing"], "'nothing' is unknown"),
+        (["status", "nothing"], "'nothing' is unknown"),
+        (["sites", "remove", "nobody"], "'nobody' is not registered"),
+        (["simulate", "nothing.toml"], "nothing.toml"),
+        (["simulate", "nothing.toml", "--by", "weight"], "person or dirichlet"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(coordinator, monkeypatch, capsys, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    home = [] if arguments[0] == "simulate" else ["--home", coordinator]
+    code, _out, err = call(monkeypatch, capsys, *arguments, *home)
+    assert code == 2
+    assert words in err
+    assert err.startswith("error: ")
+    assert len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_coordinators_is_exit_code_2(tmp_path, monkeypatch, capsys):
+    code, _out, err = call(monkeypatch, capsys, "status", "--home", tmp_path)
+    assert code == 2
+    assert "maskfed-server init" in err
+
+
+def test_a_superlink_that_is_away_is_exit_code_1(coordinator, monkeypatch, capsys):
+    code, _out, err = call(monkeypatch, capsys, "stop", "run", "--home", coordinator)
+    assert (code, err.count("\n")) in ((1, 1), (2, 1))
+
+
+def test_sites_are_listed_as_json(coordinator, monkeypatch, capsys):
+    Registry(coordinator / "sites.json").add("site-a", "ecdsa-sha2-nistp384 AAAA")
+    code, out, _err = call(monkeypatch, capsys, "sites", "list", "--json", "--home", coordinator)
+    assert code == 0
+    assert [(site["alias"], site["status"]) for site in json.loads(out)] == [("site-a", "unknown (no SuperLink)")]
+
+
+def test_following_a_completed_run_is_exit_code_0_and_json(run_home, monkeypatch, capsys):
+    home, control = run_home
+    run_rounds(home, FakeGrid(honest_sites()), make_experiment())
+    control.states[1] = "finished:completed"
+    assert follow.follow(home, "run", as_json=True) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["status"], summary["rounds_done"]) == ("completed", 2)
+
+
+def test_following_a_failed_run_is_exit_code_1_whatever_flower_says(run_home, monkeypatch, capsys):
+    home, control = run_home
+    RunLog(home / "runs" / "run" / "metrics.jsonl").write("end", status="failed", reason="all refused", is_final=True)
+    control.states[1] = "finished:completed"
+    assert follow.follow(home, "run") == 1
+    assert "all refused" in capsys.readouterr().out
+    code, out, _err = call(monkeypatch, capsys, "status", "run", "--json", "--home", home)
+    assert code == 1
+    assert json.loads(out)["status"] == "failed"
