@@ -33,8 +33,8 @@ from shared.seeding import Streams
 MIN_OTHERS = 100
 """Held-out images below which a rate of 1 percent cannot be measured."""
 MAX_MEMBERS = 2000
-CONTROL_IMAGES, CONTROL_AUC = 64, 0.9
-"""The control is trained to know this many images by heart, and the attack must find them at this AUC."""
+CONTROL_IMAGES = 32
+"""The control is trained to know this many images by heart."""
 PIXELS = "pixels"
 
 
@@ -58,7 +58,7 @@ class AuditOptions:
     references: tuple[Path, ...]
     extractor: str = PIXELS
     num_images: int = 1000
-    control_steps: int = 600
+    control_steps: int = 1000
     overrides: tuple[str, ...] = ()
     device: str = "cpu"
     on_stage: Callable[[str], None] = lambda _: None
@@ -152,7 +152,8 @@ def _membership_verdict(
     site: str, checkpoint: str, loaded: LoadedModel, attacks: dict[str, AttackResult], control: AttackResult
 ) -> Verdict:
     limits, found = loaded.experiment.release, attacks["calibrated"]
-    is_working = control.auc >= CONTROL_AUC
+    # The attack works when it surely finds more in the control than the limit allows in the model.
+    is_working = control.auc_interval[0] > limits.max_auc
     is_hidden = found.auc <= limits.max_auc and found.tpr <= limits.max_tpr
     reason = "" if is_working and is_hidden else "members can be told from others" if is_working else (
         "inconclusive: the attack does not find the images of its control model"
@@ -167,6 +168,7 @@ def _membership_verdict(
         "loss_auc": attacks["loss"].auc,
         "pia_auc": attacks["pia"].auc,
         "control_auc": control.auc,
+        "control_auc_low": control.auc_interval[0],
     }
     return Verdict(site, "membership", checkpoint, loaded.meta.digest, not reason, reason, figures)
 

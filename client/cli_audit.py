@@ -22,7 +22,7 @@ def audit(
     figures: Annotated[bool, typer.Option("--figures", help="Release the figures too: charged, without DP.")] = False,
     extractor: Annotated[str, typer.Option(help="Feature space of the copy test: pixels, onnx:FILE, ...")] = "pixels",
     num: Annotated[int, typer.Option(min=1, help="Generated images of the copy test.")] = 1000,
-    control_steps: Annotated[int, typer.Option(min=1, help="Training of the control model, in steps.")] = 600,
+    control_steps: Annotated[int, typer.Option(min=1, help="Training of the control model, in steps.")] = 1000,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the experiment.")] = None,
     home: HomeOption = None,

@@ -20,6 +20,7 @@ def register(app: typer.Typer) -> None:
     app.command()(evaluate)
     app.command()(report)
     app.command()(release)
+    app.command()(projection)
 
 
 def sample(
@@ -59,7 +60,7 @@ def sample(
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run directory: its newest.")],
-    reference: Annotated[str, typer.Option(help="Folder, zip, image cache, synthetic:SITE:N, or statistics file.")],
+    reference: Annotated[str, typer.Option(help="Folder, zip, image cache, synthetic:SITE:N, or statistics A,B.")],
     extractor: Annotated[
         str,
         typer.Option(help="inception-v3-compat, random-inception, onnx:FILE, clip-*, dinov2-*; default: as trained."),
@@ -67,6 +68,7 @@ def evaluate(
     weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights; default: download.")] = None,
     weights_sha256: Annotated[str, typer.Option(help="Digest that the file must have, if not the published one.")] = "",
     num: Annotated[int, typer.Option(min=0, help="Generated images; 0: as the experiment says.")] = 0,
+    projection: Annotated[Path | None, typer.Option(help="Projection of the sites' private statistics.")] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the interval of the distance; 0: none.")] = 0,
     name: Annotated[str, typer.Option(help="Of the evaluation; default: the checkpoint's and the distance's.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder of the evaluation; default: below the run.")] = None,
@@ -92,6 +94,7 @@ def evaluate(
             weights=_weights(raw),
             precision=_precision(precision),
             bootstrap=bootstrap,
+            projection=projection,
             overrides=tuple(overrides or ()),
             device=device,
             name=name,
@@ -130,6 +133,29 @@ def release(
     typer.echo(str(run(checkpoint, out, override=override, license_text=license_text or LICENSE)))
 
 
+def projection(
+    data: Annotated[str, typer.Option(help="PUBLIC images: folder, zip, cache, synthetic:SITE:N.")],
+    out: Annotated[Path, typer.Option(help="Projection file, to send to the sites.")],
+    size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels, as at the sites.")],
+    extractor: Annotated[str, typer.Option(help="Feature network.")] = "inception-v3-compat",
+    weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights; default: download.")] = None,
+    dimensions: Annotated[int, typer.Option(min=1, help="Principal directions that are kept.")] = 64,
+    device: Device = "",
+) -> None:
+    """Principal directions of public images, in which sites release private statistics."""
+    from server.evaluate import pick_device
+    from server.reference import features_of_images
+    from shared.cache import open_images
+    from shared.chunks import rank_from_environment
+    from shared.features import load_extractor
+    from shared.private_statistics import make_projection, save_projection
+
+    network = load_extractor(extractor, weights=weights, device=pick_device(device, rank_from_environment()))
+    made = make_projection(features_of_images(open_images(data, size), network), network.space, dimensions)
+    save_projection(made, out)
+    typer.echo(f"{out}: {dimensions} directions of {network.space.extractor}, radius {made.radius:.6g}")
+
+
 def _show(file: Path) -> None:
     import json
 
@@ -140,6 +166,9 @@ def _show(file: Path) -> None:
     kind, weights = result["reference"]["release"], result["weights"]
     note = "" if kind == "own" else f", {kind} statistics"
     typer.echo(f"{file}: {', '.join(shown)}")
+    if noise := result["noise"]:
+        shown_noise = f"noise adds about {noise['bias']:.4g}, distances below {noise['resolution']:.4g} are noise"
+        typer.echo(f"  private statistics: {shown_noise}{'' if noise['is_resolved'] else '; THIS ONE IS'}")
     typer.echo(
         f"  {result['num_images']:,} images of {result['checkpoint']['name']} ({weights} weights) against "
         f"{result['reference']['n']:,.0f} of {result['reference']['name']}{note}, {result['wall_seconds']:.0f} s"

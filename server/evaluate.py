@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from server.reference import Reference, open_reference, refuse_generated
 from server.rundir import RunDir
-from server.scores import scores
+from server.scores import Scores, private_scores, scores
 from shared.checkpoint import list_checkpoints, resolve_checkpoint
 from shared.chunks import Arrays, ChunkedJob, Rank, rank_from_environment
 from shared.errors import InputError
@@ -25,9 +24,10 @@ from shared.extractor import Extractor
 from shared.features import load_extractor
 from shared.files import write_atomically
 from shared.precision import speed_up_float32
+from shared.private_statistics import Projection, load_projection
 from shared.runlog import RunLog
 from shared.sampling import LoadedModel, Precision, Weights, load_model, sample_images, save_grid
-from shared.statistics import accumulate
+from shared.statistics import accumulate, check_same_space
 from shared.versions import git_commit, installed_versions
 
 RESULT_FILE = "result.json"
@@ -49,6 +49,8 @@ class Options:
     weights: Weights = "ema"
     precision: Precision = "float32"
     bootstrap: int = 0
+    projection: Path | None = None
+    """Public projection that the sites' private statistics were made in."""
     overrides: tuple[str, ...] = ()
     device: str = ""
     name: str = ""
@@ -100,20 +102,25 @@ def evaluate(path: Path, options: Options) -> Path:
     folder = options.out or _folder(checkpoint, options.name or f"{checkpoint.name}-{extractor.space.distance_name}")
     size, batch = loaded.experiment.model.image_size, options.batch or config.batch
     kept = folder.parent / "references"
-    reference = open_reference(options.reference, size, extractor, kept, batch) if rank.is_first else None
+    projection = load_projection(options.projection) if options.projection else None
+    if projection is not None:
+        check_same_space(extractor.space, projection.space)
+    reference = open_reference(options.reference, size, extractor, kept, batch, projection) if rank.is_first else None
     job = ChunkedJob(folder / "parts", _facts(loaded, extractor, options.precision), num_images, rank)
     done = _generate(job, loaded, extractor, batch, device, options)
     result_file = folder / RESULT_FILE
     if reference is None:
         return result_file
     job.wait(WAIT_SECONDS)
-    metrics = _compare(job, extractor, reference, options.bootstrap)
+    found = _compare(job, extractor, reference, projection, options.bootstrap)
     run = _run_of(checkpoint)
     if run is not None:
         _save_grid(job, run.samples / f"{checkpoint.name}.png")
     seconds = time.monotonic() - started
     result = {
-        "metrics": metrics,
+        "metrics": found.metrics,
+        "intervals": found.intervals,
+        "noise": found.noise,
         **_describe(loaded, checkpoint, extractor, reference, options),
         "num_images": num_images,
         "batch": batch,
@@ -125,7 +132,7 @@ def evaluate(path: Path, options: Options) -> Path:
     if run is not None:
         place = {"step": loaded.meta.step, "round": loaded.meta.round}
         fields = {"reference": reference.name, "num_images": num_images, "weights": loaded.weights}
-        RunLog(run.metrics).write("evaluation", **place, name=folder.name, metrics=metrics, **fields)
+        RunLog(run.metrics).write("evaluation", **place, name=folder.name, metrics=found.metrics, **fields)
     return result_file
 
 
@@ -160,10 +167,17 @@ def _generate(
     return sampled
 
 
-def _compare(job: ChunkedJob, extractor: Extractor, reference: Reference, bootstrap: int) -> dict[str, Any]:
+def _compare(
+    job: ChunkedJob, extractor: Extractor, reference: Reference, projection: Projection | None, bootstrap: int
+) -> Scores:
     refuse_generated(reference, np.concatenate([part["digests"] for part in job.parts()]))
+    if projection is not None:
+        features = np.concatenate([part["features"] for part in job.parts()])
+        return private_scores(projection.statistics(features, "generated"), reference.statistics)
     statistics = accumulate((part["features"] for part in job.parts()), extractor.space, source="generated")
-    features: NDArray[np.float32] = np.concatenate([part["features"] for part in job.parts()])
+    if reference.features_ND is None and not bootstrap:
+        return scores(None, statistics, reference.statistics, None)
+    features = np.concatenate([part["features"] for part in job.parts()])
     return scores(features, statistics, reference.statistics, reference.features_ND, bootstrap=bootstrap)
 
 
@@ -185,6 +199,7 @@ def _describe(
             "release": statistics.release,
             "epsilon": statistics.epsilon,
             "delta": statistics.delta,
+            "sites": statistics.site,
         },
         "sampler": config.sampler,
         "steps": config.steps,

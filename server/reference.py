@@ -1,7 +1,9 @@
 # ruff: noqa: N806, N815
-"""What a checkpoint is compared with: images (folder, zip, cache, synthetic) or a file of feature statistics."""
+"""What a checkpoint is compared with: images (folder, zip, cache, synthetic) or files of feature statistics."""
 
+import functools
 import hashlib
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,17 @@ from shared.cache import open_images
 from shared.errors import InputError
 from shared.extractor import Extractor
 from shared.imageset import ImageCache
-from shared.statistics import Statistics, accumulate, check_same_space, load_statistics, save_statistics
+from shared.private_statistics import Projection
+from shared.statistics import (
+    FeatureSpace,
+    Statistics,
+    accumulate,
+    check_same_space,
+    load_statistics,
+    save_statistics,
+)
 
+STATISTICS_SUFFIX = ".safetensors"
 KEPT_FEATURES = 10_000
 """Reference images whose features are kept for KID, precision and recall: evenly spaced over the whole set."""
 
@@ -35,23 +46,27 @@ class Reference:
     """SHA-256 of the pixels of each image."""
 
 
-def open_reference(path: str, size: int, extractor: Extractor, cache: Path, batch: int = 64) -> Reference:
+def open_reference(
+    path: str, size: int, extractor: Extractor, cache: Path, batch: int = 64, projection: Projection | None = None
+) -> Reference:
     """Statistics of a reference, computed once per set of pixels and extractor and kept below `cache`.
 
     Args:
-        path: folder, zip, image cache, `synthetic:...`, or a statistics file (`.safetensors`).
+        path: folder, zip, image cache, `synthetic:...`, or statistics files (`.safetensors`) separated by commas, whose
+            sum is the reference.
         size: side that images are brought to, in pixels: that of the generated ones.
         extractor: network of the features.
         cache: folder of kept statistics.
         batch: images per network call.
+        projection: public projection that private statistics were made in.
 
     Raises:
         InputError: no images there, or statistics of another extractor (both digests are named).
     """
-    if path.endswith(".safetensors"):
-        statistics = load_statistics(Path(path))
-        check_same_space(extractor.space, statistics.space)
-        return Reference(path, statistics, hashlib.sha256(Path(path).read_bytes()).hexdigest())
+    if path.endswith(STATISTICS_SUFFIX):
+        return _pooled(path, projection.projected_space if projection else extractor.space)
+    if projection is not None:
+        raise InputError(f"--projection goes with private statistics of sites, not with the images of {path}")
     images = open_images(path, size)
     digests = [hashlib.sha256(row.tobytes()).digest() for row in images.images]
     sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
@@ -61,6 +76,24 @@ def open_reference(path: str, size: int, extractor: Extractor, cache: Path, batc
         _compute(images, path, sha256, extractor, batch, statistics_file, features_file)
     features_ND: NDArray[np.float32] = np.load(features_file, allow_pickle=False)
     return Reference(path, load_statistics(statistics_file), sha256, features_ND, frozenset(digests))
+
+
+def _pooled(path: str, space: FeatureSpace) -> Reference:
+    """The sum of statistics files.
+
+    Raises:
+        InputError: another feature space, a site twice, or a file that is not one.
+    """
+    files = [Path(part.strip()) for part in path.split(",")]
+    parts = [load_statistics(file) for file in files]
+    sites = [part.site for part in parts if part.site]
+    if len(set(sites)) < len(sites) or len({file.resolve() for file in files}) < len(files):
+        raise InputError(f"reference {path}: a site or a file is in it twice: name each once")
+    for part in parts:
+        check_same_space(space, part.space)
+    pooled = functools.reduce(operator.add, parts)
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return Reference(path, pooled, digest)
 
 
 def refuse_generated(reference: Reference, generated: NDArray[np.uint8]) -> None:
@@ -79,6 +112,13 @@ def refuse_generated(reference: Reference, generated: NDArray[np.uint8]) -> None
             f"reference {reference.name} holds {common} images that this checkpoint generates: "
             "give images that no model of this run has made"
         )
+
+
+def features_of_images(images: ImageCache, extractor: Extractor, batch: int = 64) -> NDArray[np.float32]:
+    """Features (N, D) of all images of a set."""
+    return np.concatenate(
+        [extractor(_batch(images, start, batch)) for start in range(0, len(images), batch)], dtype=np.float32
+    )
 
 
 def _compute(

@@ -137,8 +137,7 @@ def _charts(page: Page) -> list[tuple[str, str]]:
 
 def distance_series(page: Page, label: str) -> Series:
     """The headline distance of a run over rounds or steps, with its interval where one was asked for."""
-    key = f"{page.metric}_interval"
-    intervals = [row.evaluation.result["metrics"].get(key) for row in page.rows]
+    intervals = [row.evaluation.result.get("intervals", {}).get(page.metric) for row in page.rows]
     bars = [None if each is None else (float(each[0]), float(each[1])) for each in intervals]
     return Series(label, [float(row.place) for row in page.rows], [row.value for row in page.rows], bars)
 

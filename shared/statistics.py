@@ -100,7 +100,7 @@ class Statistics:
             epsilon=max(epsilons, default=None),
             delta=max(deltas, default=None),
             source=" + ".join(dict.fromkeys(name for name in (self.source, other.source) if name)),
-            images={**self.images, **other.images},
+            images=_add_facts(self.images, other.images),
         )
 
     def moments(self) -> tuple[Float64, Float64]:
@@ -114,6 +114,19 @@ class Statistics:
         mean_D = self.total_D / self.n
         covariance_DD = (self.outer_DD - np.outer(self.total_D, mean_D)) / (self.n - 1)
         return mean_D, (covariance_DD + covariance_DD.T) / 2
+
+
+def _add_facts(one: dict[str, str], other: dict[str, str]) -> dict[str, str]:
+    """Facts of a union: those of the parts; `parts` counts the private releases in it.
+
+    Raises:
+        InputError: private releases with noise of different sizes, whose sum nobody could describe.
+    """
+    for key in ("radius", "noise_multiplier"):
+        if key in one and key in other and one[key] != other[key]:
+            raise InputError(f"private statistics with {key} {one[key]} and {other[key]}: ask all sites for the same")
+    parts = int(one.get("parts", 0)) + int(other.get("parts", 0))
+    return {**one, **other, **({"parts": str(parts)} if parts else {})}
 
 
 def check_same_space(one: FeatureSpace, other: FeatureSpace) -> None:

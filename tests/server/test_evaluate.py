@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from shared.config import parse_experiment
 from shared.errors import InputError
 from shared.features import load_extractor
 from shared.frechet import frechet_distance
+from shared.private_statistics import make_projection, private_statistics, save_projection
 from shared.runlog import read_metrics
 from shared.sampling import load_model, sample_images
-from shared.statistics import load_statistics, save_statistics, statistics_of
+from shared.statistics import accumulate, load_statistics, save_statistics, statistics_of
+from shared.synthetic import generate
 from shared.uvit import build_model
 
 REFERENCE = "synthetic:heldout:40"
@@ -65,7 +68,7 @@ def test_result_holds_the_distance_of_the_samples_and_where_it_comes_from(run):
     expected = frechet_distance(statistics_of(samples, extractor.space), reference.statistics)
     assert distance(result) == pytest.approx(expected, rel=1e-4)
     assert result["reference"] | {"sha256": ""} == {
-        "name": REFERENCE, "n": 40.0, "sha256": "", "release": "own", "epsilon": None, "delta": None,
+        "name": REFERENCE, "n": 40.0, "sha256": "", "release": "own", "epsilon": None, "delta": None, "sites": "",
     }  # fmt: skip
     assert result["checkpoint"]["digest"] == loaded.meta.digest and result["weights"] == "ema"
     for key in (
@@ -214,3 +217,40 @@ def test_statistics_file_says_what_it_was_made_of(run):
     (kept,) = (run.path / "evaluation" / "references").glob("*.safetensors")
     statistics = load_statistics(Path(kept))
     assert statistics.source == REFERENCE and statistics.images["size"] == "16" and statistics.n == 40
+
+
+def test_sum_of_the_sites_statistics_is_a_reference(run, tmp_path):
+    extractor = load_extractor("random-inception")
+    images = torch.from_numpy(generate(60, 16, 0, site="heldout")[0])
+    whole = accumulate(extractor.batches(images.split(20)), extractor.space)
+    names = []
+    for number, part in enumerate(images.split([10, 50])):
+        names.append(str(tmp_path / f"site{number}.safetensors"))
+        statistics = accumulate(extractor.batches([part]), extractor.space)
+        save_statistics(replace(statistics, site=f"site{number}", release="exact"), Path(names[-1]))
+    save_statistics(whole, tmp_path / "whole.safetensors")
+    pooled = read(evaluate(run.path, Options(reference=",".join(names), name="pooled")))
+    central = read(evaluate(run.path, Options(reference=str(tmp_path / "whole.safetensors"), name="central")))
+    assert distance(pooled) == pytest.approx(distance(central), rel=1e-9)
+    assert pooled["reference"]["n"] == 60 and pooled["reference"]["release"] == "exact"
+    assert pooled["reference"]["sites"] == "site0+site1"
+    with pytest.raises(InputError, match="twice"):
+        evaluate(run.path, Options(reference=f"{names[0]},{names[0]}", name="twice"))
+
+
+def test_private_reference_tells_bias_and_resolution(run, tmp_path):
+    extractor = load_extractor("random-inception")
+    images = torch.from_numpy(generate(80, 16, 0, site="heldout")[0])
+    projection = make_projection(extractor(images), extractor.space, 8)
+    save_projection(projection, tmp_path / "projection.safetensors")
+    noisy = private_statistics(projection, extractor(images), 0.5, np.random.default_rng(0))
+    save_statistics(noisy, tmp_path / "noisy.safetensors")
+    reference = str(tmp_path / "noisy.safetensors")
+    options = Options(reference=reference, projection=tmp_path / "projection.safetensors", name="dp")
+    result = read(evaluate(run.path, options))
+    assert set(result["metrics"]) == {"fd_random_inception_192_pca8"}
+    assert set(result["noise"]) == {"bias", "resolution", "is_resolved"} and result["reference"]["release"] == "dp"
+    with pytest.raises(InputError, match="do not compare"):
+        evaluate(run.path, Options(reference=reference, name="without"))
+    with pytest.raises(InputError, match="goes with private statistics"):
+        evaluate(run.path, Options(reference=REFERENCE, projection=options.projection, name="images"))

@@ -25,7 +25,8 @@ OUTCOMES = ("answered", "refused", "failed", "late", "lost", "rejected")
 def result(place, value, *, federated=True, name="fd_random_inception_192", reference="synthetic:heldout:100"):
     checkpoint = {"round": place, "step": None} if federated else {"round": None, "step": place}
     return {
-        "metrics": {name: value, f"{name}_interval": [value * 0.9, value * 1.1], "precision": 0.5},
+        "metrics": {name: value, "precision": 0.5},
+        "intervals": {name: [value * 0.9, value * 1.1]},
         "extractor": {"extractor": "random_inception", "layer": "192", "sha256": "ab" * 32},
         "reference": {"name": reference, "n": 100.0, "release": "own"},
         "checkpoint": checkpoint | {"name": f"place-{place}"},
