@@ -262,7 +262,7 @@ class Exchange:
             if message.has_error():
                 code = message.error.code
                 problem = f"{LOST_CODES.get(code, 'error')} (code {code}): {message.error.reason}"
-                self._arrived(message_id, asked, None, " ".join(problem.split())[:500], is_lost=code in LOST_CODES)
+                self._arrived(message_id, asked, None, problem, is_lost=code in LOST_CODES)
             else:
                 self._arrived(message_id, asked, message, "", is_lost=False)
 

@@ -1,5 +1,6 @@
 """`maskfed-server finetune`: prepare a run's directory, or take one up again, and submit it."""
 
+import re
 import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from shared.messages import Manifest, pack
 from shared.trainable import select_trainable
 from shared.versions import git_commit
 
+RUN_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _NEVER_FORCED = ("train.seed", "train.precision", "privacy.", "model.", "data.", "diffusion.", "mask.")
 """What `--force` must not change in a run that has begun."""
 
@@ -62,6 +64,7 @@ def start_run(home: Path, start: Start) -> str:
     source = find_init(start.init or experiment.train.init)
     check_fits(source, experiment)
     run = start.run or f"{file.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    check_name(run)
     folder = home / "runs" / run
     if folder.exists():
         raise InputError(f"run {run} exists in {folder.parent}: give another --run, or continue it with --resume {run}")
@@ -94,6 +97,7 @@ def resume_run(home: Path, run: str, changed: Experiment | None = None, *, force
     Raises:
         InputError: no such run, it is complete or running, or the experiment differs.
     """
+    check_name(run)
     made = RunDir(home / "runs" / run)
     if not made.path.is_dir():
         known = sorted(path.name for path in made.path.parent.glob("*") if path.is_dir())
@@ -114,6 +118,16 @@ def resume_run(home: Path, run: str, changed: Experiment | None = None, *, force
         control.nodes()
         write_atomically(made.experiment_file, experiment.to_toml())
         Wanted(home).submit(control, run)
+
+
+def check_name(run: str) -> None:
+    """Refuse a run name that is not one plain folder name.
+
+    Raises:
+        InputError: says which characters are allowed.
+    """
+    if not re.fullmatch(RUN_PATTERN, run):
+        raise InputError(f"run name {run!r}: 1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit")
 
 
 def resolve(experiment: Experiment) -> Experiment:

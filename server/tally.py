@@ -5,6 +5,8 @@ import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flwr.app import Message
+
 from server.aggregation import FixedPointSum, UpdateError, check_update, clip_factor, site_weight
 from server.exchange import Arrival
 from shared.messages import MessageError, ReplyHeader, RequestHeader, TrainReply
@@ -117,15 +119,15 @@ class Tally:
 
     def _fail(self, record: SiteRecord, arrival: Arrival) -> None:
         if arrival.is_lost and record.questions < MAX_QUESTIONS:
-            record.state, record.reason, record.lost_at = "again", arrival.problem, time.monotonic()
+            record.state, record.reason, record.lost_at = "again", one_line(arrival.problem), time.monotonic()
         else:
             record.state = "lost" if arrival.is_lost else "failed"
-            record.code, record.reason = record.state, arrival.problem
+            record.code, record.reason = record.state, one_line(arrival.problem)
 
     def _read(self, record: SiteRecord, arrival: Arrival) -> None:
         assert arrival.message is not None
         try:
-            reply = TrainReply.from_record(arrival.message.content, self.header.manifest.num_elements)
+            reply = self._parse(arrival.message)
             if reply.header.request_digest != self.request_digest:
                 raise UpdateError("stale", "the reply answers another request")
             if reply.header.status == "refused":
@@ -137,10 +139,19 @@ class Tally:
         except UpdateError as error:
             record.state, record.code, record.reason = "rejected", error.code, str(error)
         except MessageError as error:
-            record.state, record.code, record.reason = "rejected", "malformed", str(error)[:500]
+            record.state, record.code, record.reason = "rejected", "malformed", one_line(str(error))
+
+    def _parse(self, message: Message) -> TrainReply:
+        try:
+            return TrainReply.from_record(message.content, self.header.manifest.num_elements)
+        except MessageError:
+            raise
+        except Exception as error:
+            # What a hostile reply makes a parser raise (MemoryError at an invented size) costs that reply, not the run.
+            raise MessageError(f"the reply cannot be read ({type(error).__name__})") from error
 
     def _refuse(self, record: SiteRecord, header: ReplyHeader) -> None:
-        record.code, record.reason = str(header.refusal), header.reason
+        record.code, record.reason = str(header.refusal), one_line(header.reason)
         may_send_base = header.refusal == "base_missing" and self.header.base_digest and not record.needs_base
         if may_send_base:
             record.needs_base, record.state, record.lost_at = True, "again", time.monotonic()
@@ -156,7 +167,8 @@ class Tally:
         weight = site_weight(header.num_examples, config)
         self.sum.fold(update, config.wire_dtype, weight, factor)
         self.bytes_received += update.nbytes
-        answer: dict[str, Any] = {"weight": weight, "bytes": update.nbytes, "scalars": header.scalars}
+        scalars = {one_line(name)[:64]: value for name, value in header.scalars.items()}
+        answer: dict[str, Any] = {"weight": weight, "bytes": update.nbytes, "scalars": scalars}
         if not config.central_noise_multiplier:
             # Under client-level DP the norm of one site's update would be a release without noise.
             answer |= {"norm": norm, "clipped_by": factor} if factor < 1 else {"norm": norm}
@@ -166,3 +178,8 @@ class Tally:
         if header.ledger_sequence is not None:
             answer |= {"ledger_sequence": header.ledger_sequence, "ledger_hash": header.ledger_hash}
         return answer
+
+
+def one_line(text: str) -> str:
+    """Text of a site as it may reach a log or a terminal: printable, one line, at most 500 characters."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:500]

@@ -101,6 +101,15 @@ def test_a_used_name_and_a_missing_reference_are_refused(tmp_path, home, control
         start_run(home, make_start(tmp_path, init=""))
 
 
+@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "", "x" * 101, "line\nbreak"])
+def test_a_run_name_is_one_plain_folder_name(tmp_path, home, control, name):
+    with pytest.raises(InputError, match="run name"):
+        resume_run(home, name)
+    if name:
+        with pytest.raises(InputError, match="run name"):
+            start_run(home, make_start(tmp_path, run=name))
+
+
 def test_resume_lists_what_differs_and_force_never_changes_seeds_or_privacy(home, control):
     stored = make_experiment()
     changed = parse_experiment(stored.to_toml(), ["federation.rounds=5", "optim.lr=1e-5"])

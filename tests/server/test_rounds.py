@@ -3,7 +3,7 @@ import time
 import httpx
 import numpy as np
 import pytest
-from flwr.app import Error
+from flwr.app import Array, Error, RecordDict
 
 from server.registry import Registry
 from server.rounds import RunFailedError
@@ -54,6 +54,27 @@ def wrong_dtype(content, _asked):
     return TrainReply(header, np.zeros(request.weights.shape, np.float64)).to_record()
 
 
+def empty_reply(_content, _asked):
+    return RecordDict()
+
+
+def lying_array(content, _asked):
+    """Says the agreed shape, but its bytes announce a million million elements."""
+    record = trained("site-1", content)
+    array = record.array_records["arrays"]["update"]
+    data = array.data.replace(b"(58,)", b"(1000000000000,)".ljust(5), 1)
+    record.array_records["arrays"]["update"] = Array(array.dtype, array.shape, array.stype, data)
+    return record
+
+
+def escape_refusal(content, _asked):
+    request = TrainRequest.from_record(content)
+    header = ReplyHeader(
+        request_digest=request.digest, status="refused", refusal="failed", reason="\x1b[2J\nall is well"
+    )
+    return TrainReply(header).to_record()
+
+
 def stale_reply(content, _asked):
     return trained("site-1", content, request_digest="0" * 64)
 
@@ -80,6 +101,9 @@ def two_site_weights(tmp_path):
         (wrong_dtype, "rejected", "dtype"),
         (huge_reply, "rejected", "norm"),
         (stale_reply, "rejected", "stale"),
+        (empty_reply, "rejected", "malformed"),
+        (lying_array, "rejected", "malformed"),
+        (escape_refusal, "failed", "failed"),
         (refusal, "refused", "budget_exceeded"),
         (lambda _content, _asked: Error(2, "<class 'RuntimeError'>:<'no'>"), "failed", "failed"),
         (lambda _content, _asked: None, "late", "late"),
@@ -92,6 +116,7 @@ def test_the_other_two_sites_decide_the_round_and_the_record_says_why(tmp_path, 
     record = rounds_of(home)[0]
     assert [entry["site"] for entry in record["answered"]] == ["site-0", "site-2"]
     assert [(entry["site"], entry["code"]) for entry in record[state]] == [("site-1", code)]
+    assert all(letter.isprintable() for letter in record[state][0]["reason"])
     assert record["weights_changed"]
     assert same(weights_of(home, 1), two_site_weights)
 
