@@ -123,8 +123,6 @@ def print_log(home: Path, run: str, write: Callable[[str], object]) -> None:
 def _history(event: dict[str, Any], evaluation: dict[str, Any] | None) -> dict[str, Any]:
     answered = event["answered"]
     losses = [entry["scalars"]["loss"] for entry in answered if "loss" in entry.get("scalars", {})]
-    spent = {str(entry["epsilon"]) if isinstance(entry["epsilon"], str) else f"{entry['epsilon']:.3g}"
-             for entry in answered if "epsilon" in entry}  # fmt: skip
     parts = [f"{len(event[state])} {state}" for state in OUTCOMES if event[state]]
     return {
         "round": event["round"],
@@ -136,9 +134,23 @@ def _history(event: dict[str, Any], evaluation: dict[str, Any] | None) -> dict[s
         "bytes_sent": event["bytes_sent"],
         "bytes_received": event["bytes_received"],
         "seconds": event["seconds"]["total"] if "total" in event["seconds"] else sum(event["seconds"].values()),
-        "epsilon": "unbounded" if "unbounded" in spent else max(spent, default=""),
+        "epsilon": _epsilon(event),
         "metrics": (evaluation or {}).get("metrics") or {},
     }
+
+
+def _epsilon(event: dict[str, Any]) -> str:
+    """The largest epsilon that a site released, and that of client-level DP, each with what it protects."""
+    released = [(entry["epsilon"], entry.get("unit")) for entry in event["answered"] if "epsilon" in entry]
+    parts = []
+    if any(epsilon == "unbounded" for epsilon, _ in released):
+        parts.append("unbounded")
+    elif released:
+        epsilon, unit = max(released, key=lambda pair: pair[0])
+        parts.append(f"{epsilon:.3g} per {unit}")
+    if "central_epsilon" in event:
+        parts.append(f"{event['central_epsilon']:.3g} per {event['central_unit']}")
+    return ", ".join(parts)
 
 
 def _entry(wanted: Wanted, run: str) -> WantedRun:

@@ -3,7 +3,7 @@ import contextlib
 import numpy as np
 import pytest
 
-from server import finetune
+from server import finetune, follow
 from server.control import ControlError
 from server.finetune import Start, resume_run, start_run
 from server.follow import EXIT_CODES, summarise, table
@@ -143,3 +143,14 @@ def test_a_run_is_summarised_as_a_table_and_as_json(home, control):
     assert summary["history"][0]["loss"] == 0.5
     assert table(summary).row_count == 2
     assert EXIT_CODES == {"completed": 0, "failed": 1, "stopped": 1}
+
+
+def test_every_epsilon_is_shown_with_what_it_protects():
+    def shown(*entries, **fields):
+        answered = [{"epsilon": epsilon, "unit": unit} for epsilon, unit in entries]
+        return follow._epsilon({"answered": [*answered, {"site": "silent"}], **fields})
+
+    assert shown((9.25, "person"), (10.5, "person")) == "10.5 per person"
+    assert shown((3.0, "image"), ("unbounded", None)) == "unbounded"
+    assert shown() == ""
+    assert shown(central_epsilon=2.0, central_unit="site") == "2 per site"
