@@ -13,6 +13,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -36,7 +37,7 @@ from shared.synthetic import write_folder
 SEED = 0
 ROUNDS = 1
 NEEDED_SECONDS, ENTRIES, PLANS = 1.0, 10_000, 10
-LIFE_ROUNDS = 3.0
+LIFE_ROUNDS, WARM_UP_ROUNDS, REMEASURE_KILLS = 3.0, 4, 50
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -63,9 +64,13 @@ def run_kills(folder: Path, kills: int, seed: int) -> dict[str, int]:
     draw = random.Random(seed)
     counts = dict.fromkeys(("trainings", "charges", "replies", "torn lines", "under-counted", "damaged"), 0)
     answers: dict[str, set[str]] = defaultdict(set)
-    longest_seconds = LIFE_ROUNDS * warm_up(home)
+    longest_seconds = LIFE_ROUNDS * warm_up(home, 10**8)
     first = len(read_ledger(home.ledger).charges)
     for number in range(kills):
+        if number and number % REMEASURE_KILLS == 0:
+            # The ledger has grown, and the machine may be busier: rounds take longer than they did.
+            longest_seconds = LIFE_ROUNDS * warm_up(home, 10**8 + 10 * number)
+            first += WARM_UP_ROUNDS
         for event in life(home, draw.uniform(0.0, longest_seconds), number):
             if event[0] == "training":
                 counts["trainings"] += 1
@@ -99,6 +104,8 @@ def life(home: Home, seconds: float, number: int) -> list[list[str]]:
         finally:
             os._exit(1)
     os.close(writer)
+    while os.read(reader, 1) not in (b"", b"\n"):
+        pass
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
@@ -109,6 +116,7 @@ def life(home: Home, seconds: float, number: int) -> list[list[str]]:
 
 def answer_for_ever(home: Home, writer: int, number: int) -> None:
     """Ask this site for round after round of one run, until killed."""
+    os.write(writer, b"ready\n")
     # Every second process asks again what the one before was asked, as a coordinator does after a crash.
     for server_round in itertools.count(1 + number // 2 * 1000):
         answer(home, writer, server_round)
@@ -141,15 +149,16 @@ def answer(home: Home, writer: int, server_round: int) -> None:
         note("reply", request.digest, hashlib.sha256(reply.update.tobytes()).hexdigest())
 
 
-def warm_up(home: Home) -> float:
-    """Seconds of a round, with everything loaded."""
+def warm_up(home: Home, server_round: int) -> float:
+    """Seconds of a round, with everything loaded; WARM_UP_ROUNDS rounds from `server_round` on are charged."""
     writer = os.open(os.devnull, os.O_WRONLY)
-    answer(home, writer, 10**8)
-    start = time.perf_counter()
-    for server_round in range(10**8 + 1, 10**8 + 4):
-        answer(home, writer, server_round)
+    seconds = []
+    for number in range(WARM_UP_ROUNDS):
+        start = time.perf_counter()
+        answer(home, writer, server_round + number)
+        seconds.append(time.perf_counter() - start)
     os.close(writer)
-    return (time.perf_counter() - start) / 3
+    return statistics.median(seconds[1:])
 
 
 def make_request(server_round: int) -> TrainRequest:

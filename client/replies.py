@@ -28,7 +28,8 @@ def keep_reply(folder: Path, run: str, reply: TrainReply) -> None:
     own = folder / run
     path = own / f"{reply.header.request_digest}.reply"
     write_private(path, buffer.getvalue())
-    for other in own.glob("*.reply"):
+    # Also what kills in the middle of a write have left; the ledger's lock keeps other writers away.
+    for other in own.iterdir():
         if other != path:
             other.unlink()
     os.utime(own)
