@@ -22,6 +22,7 @@ from shared.checkpoint import load_group
 from shared.runlog import read_metrics
 
 RUN = "chaos"
+SEED = 0
 TARGETS = ("flwr-serverapp", "flower-superlink", "server superexec", "flower-supernode", "flwr-clientapp")
 DEADLINE_SECONDS = 600.0
 EXPERIMENT = """
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     """One line per run, then the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args(arguments)
     draw = random.Random(options.seed)
     counts: Counter[str] = Counter()
