@@ -217,7 +217,7 @@ def _describe(
         },
         "versions": installed_versions(),
         "commit": git_commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["maskfed-server", *sys.argv[1:]]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

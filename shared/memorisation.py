@@ -19,7 +19,10 @@ from shared.errors import InputError
 
 Features = NDArray[np.float32]
 FALSE_POSITIVE_RATE = 0.001
-"""Share of images of held-out persons that the test may call copies; with fewer than 1,000 of them, one image."""
+"""Share of images of held-out persons that the test may call copies."""
+TAIL_DEVIATIONS = 3.5
+"""With a few hundred held-out images no quantile is that small: the threshold also lies this many deviations below the
+mean logarithm of their ratios. Copies lie far below both."""
 PIXEL_SIDE = 16
 MIN_HELD_OUT = 40
 _CHUNK = 512
@@ -85,8 +88,7 @@ def copies(
     anybody = held_out_MD[~is_judge]
     honest_ratios, _, _ = _ratios(held_out_MD[is_judge], training_ND, anybody)
     ratios, nearest, distances = _ratios(generated_GD, training_ND, anybody)
-    allowed = int(FALSE_POSITIVE_RATE * len(honest_ratios))
-    threshold = float(np.sort(honest_ratios)[allowed])
+    threshold = _threshold(honest_ratios)
     own, _ = nearest_neighbours(training_ND, training_ND, skip_self=True)
     order = np.argsort(ratios)[:num_closest]
     return CopyResult(
@@ -132,6 +134,13 @@ def _ratios(
     else_, _ = nearest_neighbours(images, anybody)
     ratios: NDArray[np.float32] = (near / np.maximum(else_, 1e-12)).astype(np.float32)
     return ratios, index, near
+
+
+def _threshold(honest_ratios: NDArray[np.float32]) -> float:
+    """Ratio that images of held-out persons, which are no copies, hardly ever fall below."""
+    allowed = int(FALSE_POSITIVE_RATE * len(honest_ratios))
+    logs = np.log(np.maximum(honest_ratios, 1e-12))
+    return float(min(np.sort(honest_ratios)[allowed], np.exp(logs.mean() - TAIL_DEVIATIONS * logs.std())))
 
 
 def _halves(persons_M: NDArray[np.int64]) -> NDArray[np.bool_]:

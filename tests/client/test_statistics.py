@@ -16,7 +16,7 @@ from shared.private_statistics import make_projection, repaired
 from shared.statistics import FeatureSpace, statistics_of
 from shared.synthetic import generate, write_folder
 
-ALLOWED = {"tasks": ("statistics",), "min_images_statistics": 10, "min_noise_multiplier": 0.5}
+ALLOWED = {"tasks": ("statistics",), "min_images_statistics": 2, "min_noise_multiplier": 0.5}
 
 
 @pytest.fixture(scope="module")
