@@ -19,9 +19,8 @@ SHORT_PRETRAINING_SHARE = 0.1
 ROUND_OVERHEAD_SECONDS = 14.0
 START_SECONDS = 30.0
 END_SECONDS = 20.0
-FEATURE_IMAGES_PER_SECOND = 60.0
 FORWARD_SPEEDUP = 2.5
-"""A forward pass alone against a training step, per image."""
+"""A forward pass alone against a training step, per image; features of an image cost about as much as a step."""
 LEAST_STEPS = 5
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -66,8 +65,8 @@ class Budget:
     def rounds(self, speed: Speed, experiment: Experiment, rounds: int, num_sites: int) -> RoundPlan:
         """Steps per site and round such that rounds and evaluations fit; few evaluations when time is short."""
         evaluation = experiment.evaluation
-        forwards = evaluation.num_images * evaluation.steps / (FORWARD_SPEEDUP * speed.whole)
-        evaluation_seconds = forwards + 2 * evaluation.num_images / FEATURE_IMAGES_PER_SECOND
+        steps_worth = evaluation.num_images * (evaluation.steps / FORWARD_SPEEDUP + 2)
+        evaluation_seconds = steps_worth / speed.whole
         seconds = self.left() - END_SECONDS - rounds * ROUND_OVERHEAD_SECONDS
         every = 1 if (rounds + 1) * evaluation_seconds < 0.5 * seconds else rounds
         training = seconds - (rounds // every + 1) * evaluation_seconds
