@@ -63,6 +63,7 @@ def summarise(home: Path, entry: WantedRun) -> dict[str, Any]:
         "flower_run_id": entry.run_id,
         "folder": str(run.path),
         "progress": {} if is_over else _progress(run.path),
+        "start_metrics": evaluations[0]["metrics"] if 0 in evaluations else {},
         "history": [_history(rounds[index], evaluations.get(index)) for index in sorted(rounds)],
     }
 
@@ -87,8 +88,9 @@ def table(summary: dict[str, Any]) -> Table:
     shown = Table(title=title, title_justify="left")
     for column in ("round", "sites", "loss", "update", "MB", "seconds", "epsilon", "distance"):
         shown.add_column(column, justify="left" if column == "sites" else "right")
+    if summary["start_metrics"]:
+        shown.add_row("0", "start", *[""] * 5, _distance(summary["start_metrics"]))
     for line in summary["history"][-SHOWN_ROUNDS:]:
-        distance = " ".join(f"{name} {value:.4g}" for name, value in line["metrics"].items() if _is_distance(name))
         shown.add_row(
             str(line["round"]),
             line["sites"],
@@ -97,7 +99,7 @@ def table(summary: dict[str, Any]) -> Table:
             f"{(line['bytes_sent'] + line['bytes_received']) / 1e6:.1f}",
             f"{line['seconds']:.1f}",
             line["epsilon"],
-            distance,
+            _distance(line["metrics"]),
         )
     progress = summary["progress"]
     if progress:
@@ -176,8 +178,9 @@ def _progress(folder: Path) -> dict[str, Any]:
     return value
 
 
-def _is_distance(name: str) -> bool:
-    return name == "fid" or name.startswith(("fd_", "kid"))
+def _distance(metrics: dict[str, Any]) -> str:
+    found = {name: value for name, value in metrics.items() if name == "fid" or name.startswith("fd_")}
+    return " ".join(f"{name} {value:.4g}" for name, value in found.items() if isinstance(value, float))
 
 
 def _number(value: float | None) -> str:

@@ -12,6 +12,7 @@ from server.wanted import Wanted
 from shared.checkpoint import load_group, load_meta, save_checkpoint
 from shared.config import parse_experiment
 from shared.errors import InputError
+from shared.runlog import RunLog
 from tests.server.federation import honest_sites, make_experiment, make_home, run_rounds
 from tests.server.grid import FakeGrid
 from tests.server.test_wanted import FakeControl
@@ -142,6 +143,9 @@ def test_a_run_is_summarised_as_a_table_and_as_json(home, control):
     assert [line["sites"] for line in summary["history"]] == ["3 answered", "3 answered"]
     assert summary["history"][0]["loss"] == 0.5
     assert table(summary).row_count == 2
+    metrics = {"fd_random_inception_192": 94.3, "kd_random_inception_192_interval": [5.4, 5.8], "precision": 0.0}
+    RunLog(home / "runs" / "run" / "metrics.jsonl").write("evaluation", round=0, metrics=metrics)
+    assert table(summarise(home, entry)).row_count == 3
     assert EXIT_CODES == {"completed": 0, "failed": 1, "stopped": 1}
 
 
