@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from deploy.processes import adopt_orphans, end_descendants, end_together, free_ports, last_line, spawn
+from deploy.processes import adopt_orphans, check_port_free, end_descendants, end_together, free_ports, last_line, spawn
 from deploy.topology import program
 from server.budget import Budget, Speed, read_speed
 from server.divide import divide
 from server.recipes import find_experiment
 from shared.config import Experiment, load_experiment
 from shared.errors import InputError
+from shared.images import list_images
 from shared.synthetic import write_folder
 
 SHIPPED_MODEL = Path(__file__).parent / "models" / "synthetic32-T-msm"
@@ -78,6 +79,10 @@ class Demo:
             raise InputError(f"demo: folder {self.out} is not empty: give another --out, or remove it")
         self.out = self.out.resolve()
         ports = self._ports()
+        for port in ports:
+            check_port_free("127.0.0.1", port, "demo")
+        for images in filter(None, (self.public, self.faces)):
+            list_images(images)
         with self._everything_ends():
             reference = self._divide()
             speed = self._measure_speed()
