@@ -38,7 +38,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 import shared
-from server.registry import Registry, Site
+from server.registry import Registry, Site, check_home
 from shared.config import Experiment
 
 FLWR_VERSION = "1.41.0"
@@ -244,6 +244,7 @@ def connect(home: Path) -> Control:
 
 def superlink_address(home: Path) -> str:
     """Loopback address of the home's SuperLink, "host:port" from `coordinator.toml`."""
+    check_home(home)
     settings = tomllib.loads((home / "coordinator.toml").read_text(encoding="utf-8"))
     return f"127.0.0.1:{settings['port']}"
 

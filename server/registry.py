@@ -32,6 +32,16 @@ class Site(Section):
     """ISO 8601, UTC; a revoked alias is never given to another key, so that records stay unambiguous."""
 
 
+def check_home(home: Path) -> None:
+    """Refuse a folder that is no coordinator's.
+
+    Raises:
+        InputError: it has no settings.
+    """
+    if not (home / "coordinator.toml").is_file():
+        raise InputError(f"{home / 'coordinator.toml'}: no such file; run `maskfed-server init` or give --home")
+
+
 class Registry:
     """The file `sites.json`; every change is one locked read, check and atomic write."""
 
