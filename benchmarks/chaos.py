@@ -1,4 +1,4 @@
-"""Kills at random moments (ServerApp, SuperLink, superexec, a site's node, a client process) in real federations.
+"""Kills at random moments (ServerApp, SuperLink, superexec, node, client process, all of a side) in real federations.
 
 Every run must finish by itself, with the weights of the undisturbed run, bit for bit, whenever the same replies
 arrived; no process may be left over. `--runs N` runs, one kill each; `--seed` chooses the moments.
@@ -23,7 +23,12 @@ from shared.runlog import read_metrics
 
 RUN = "chaos"
 SEED = 0
-TARGETS = ("flwr-serverapp", "flower-superlink", "server superexec", "flower-supernode", "flwr-clientapp")
+MACHINE, SITE = "the coordinator", "a site"
+"""Everything of one side at once, as when its machine dies; started again as an init system would."""
+TARGETS = (
+    *("flwr-serverapp", "flower-superlink", "server superexec", "flower-supernode", "flwr-clientapp"),
+    *(MACHINE, SITE),
+)
 DEADLINE_SECONDS = 600.0
 EXPERIMENT = """
 [federation]
@@ -102,6 +107,12 @@ def run_once(local: LocalFederation, init: Path, disturb: Callable[[], None]) ->
 def kill(local: LocalFederation, target: str, moment: float) -> None:
     """SIGKILL one process of a kind, `moment` seconds from now, or as soon as there is one."""
     time.sleep(moment)
+    if target in (MACHINE, SITE):
+        name = "coordinator" if target == MACHINE else "site-0"
+        local.daemons[name].kill()
+        local.daemons[name].wait()
+        local.start()
+        return
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = victims(local, target)
