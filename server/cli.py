@@ -90,8 +90,11 @@ def sites_add(
     requests: Annotated[list[str], typer.Argument(help="Enrolment lines of sites, or files that hold one each.")],
     home: Home = DEFAULT_HOME,
     bundle: Annotated[Path | None, typer.Option(help="Where the join bundle goes; default: <alias>.join.json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Register sites and write their join bundles, which hold no secret; a line that was used before is refused."""
+    import json
+
     from deploy.coordinator import read_coordinator
     from deploy.enrolment import read_request, write_bundle
     from deploy.provision import fingerprint
@@ -111,9 +114,16 @@ def sites_add(
     for enrolment, target in zip(enrolments, targets, strict=True):
         registry.add(enrolment.alias, enrolment.public_key)
         write_bundle(target, enrolment, settings.address, home / "pki" / "ca.crt", installed_digest())
-        print(f"site {enrolment.alias} added; send it {target}")
     _register_sites(home)
-    print(f"CA fingerprint, to compare by phone:\n  {fingerprint(home / 'pki' / 'ca.crt')}")
+    digest = fingerprint(home / "pki" / "ca.crt")
+    aliases = [enrolment.alias for enrolment in enrolments]
+    if as_json:
+        added = [{"alias": alias, "bundle": str(target)} for alias, target in zip(aliases, targets, strict=True)]
+        print(json.dumps({"added": added, "ca_fingerprint": digest}))
+        return
+    for alias, target in zip(aliases, targets, strict=True):
+        print(f"site {alias} added; send it {target}")
+    print(f"CA fingerprint, to compare by phone:\n  {digest}")
 
 
 @sites.command("list")
@@ -146,8 +156,14 @@ def sites_list(
 
 
 @sites.command("remove")
-def sites_remove(alias: str, home: Home = DEFAULT_HOME) -> None:
+def sites_remove(
+    alias: str,
+    home: Home = DEFAULT_HOME,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
     """Revoke a site: its key is refused from now on, also by a running SuperLink, and never accepted again."""
+    import json
+
     from deploy.coordinator import read_coordinator
     from deploy.topology import is_healthy
     from server.control import connect, node_key
@@ -162,7 +178,7 @@ def sites_remove(alias: str, home: Home = DEFAULT_HOME) -> None:
             for node in control.nodes():
                 if node.public_key == key and node.status != "unregistered":
                     control.unregister(node.node_id)
-    print(f"site {alias} removed")
+    print(json.dumps({"alias": alias, "removed": True}) if as_json else f"site {alias} removed")
 
 
 @app.command()

@@ -96,12 +96,14 @@ def stop(
     typer.echo(json.dumps({"run": run, "stopped": stopped}) if as_json else sentence)
 
 
-def logs(run: str, home: Home = DEFAULT_HOME) -> None:
+def logs(
+    run: str, home: Home = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False
+) -> None:
     """Print what the run's ServerApp says, until the run ends."""
     from server.follow import print_log
 
     check_home(home)
-    print_log(home, run, lambda text: typer.echo(text, nl=False))
+    print_log(home, run, lambda text: typer.echo(json.dumps({"log": text}) if as_json else text, nl=as_json))
 
 
 def simulate(
