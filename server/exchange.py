@@ -64,7 +64,7 @@ class Timing:
     backoff_seconds: float = 0.5
     max_backoff_seconds: float = 10.0
     call_deadline_seconds: float = 120.0
-    """For one call to the SuperLink, retries included."""
+    """For one call to the SuperLink, retries included; uploads get the time of 10 MB/s on top."""
     late_seconds: float = 30.0
     """How long after the round's deadline a reply may still come, to be dropped with a record."""
     lost_seconds: float = 60.0
@@ -152,7 +152,8 @@ class Exchange:
 
     def online(self) -> dict[int, str]:
         """Nodes that are online, with the time of their last activation."""
-        nodes = self._call(lambda: list(self.grid.get_nodes()), "asking who is online")
+        deadline_seconds = self.timing.call_deadline_seconds
+        nodes = self._call(lambda: list(self.grid.get_nodes()), "asking who is online", deadline_seconds)
         return {node.node_id: node.last_activated_at for node in nodes}
 
     def push(self, record: RecordDict, nodes: Mapping[str, int], server_round: int, deadline: float) -> None:
@@ -167,7 +168,15 @@ class Exchange:
             Message(record, node_id, MessageType.TRAIN, ttl=ttl, group_id=str(server_round))
             for node_id in nodes.values()
         ]
-        ids = list(self._call(lambda: self.grid.push_messages(messages), f"sending round {server_round}"))
+        # The same messages may be sent twice: the SuperLink knows them by the hash of their content.
+        payload = sum(len(array.data) for each in record.array_records.values() for array in each.values())
+        ids = list(
+            self._call(
+                lambda: self.grid.push_messages(messages),
+                f"sending round {server_round}",
+                self.timing.call_deadline_seconds + payload / SLOW_BYTES_PER_SECOND,
+            )
+        )
         now = time.monotonic()
         with self._lock:
             for site, message_id in zip(nodes, ids, strict=True):
@@ -183,13 +192,13 @@ class Exchange:
             for message_id in [key for key, asked in self._asked.items() if asked.site == site and not asked.is_busy]:
                 del self._asked[message_id]
 
-    def _call(self, call: Callable[[], T], doing: str) -> T:
+    def _call(self, call: Callable[[], T], doing: str, deadline_seconds: float) -> T:
         """Run a grid call with retries and a deadline, also when the call itself would wait for ever."""
         result: list[T] = []
         failure: list[BaseException] = []
 
         def attempt() -> None:
-            wait, end = self.timing.backoff_seconds, time.monotonic() + self.timing.call_deadline_seconds
+            wait, end = self.timing.backoff_seconds, time.monotonic() + deadline_seconds
             while True:
                 try:
                     result.append(call())
@@ -204,13 +213,13 @@ class Exchange:
 
         thread = threading.Thread(target=attempt, daemon=True, name="grid-call")
         thread.start()
-        thread.join(self.timing.call_deadline_seconds + 1)
+        thread.join(deadline_seconds + 1)
         if result:
             return result[0]
         if failure and not is_transient(failure[0]):
             raise failure[0]
         reason = f"last error: {failure[0]}" if failure else "no answer"
-        raise ExchangeError(f"{doing}: gave up after {self.timing.call_deadline_seconds:g} s ({reason})")
+        raise ExchangeError(f"{doing}: gave up after {deadline_seconds:g} s ({reason})")
 
     def _pull_forever(self, who: int) -> None:
         while not self._closed.is_set():
