@@ -85,7 +85,7 @@ def test_toy_command_writes_figure_and_distances(tmp_path, monkeypatch):
     from server import toys
 
     monkeypatch.setitem(toys.run_toy.__kwdefaults__, "pretrain_steps", 2)
-    monkeypatch.setitem(toys.run_toy.__kwdefaults__, "finetune_steps", 1)
+    monkeypatch.setitem(toys.FINETUNE_STEPS, "swiss-roll", 1)
     monkeypatch.setitem(toys.run_toy.__kwdefaults__, "num_samples", 20)
     result = CliRunner().invoke(app, ["toy", "swiss-roll", "--out", str(tmp_path)])
     assert result.exit_code == 0
