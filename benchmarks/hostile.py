@@ -21,11 +21,12 @@ from pathlib import Path
 import psutil
 
 from benchmarks.local import command
+from deploy.certificates import create_authority
 from deploy.coordinator import read_coordinator
 from deploy.edge import find_nginx
 from deploy.enrolment import PREFIX, public_key_digest
 from deploy.processes import end_together, free_ports, spawn
-from deploy.provision import ProvisionError, client_context, create_authority
+from deploy.provision import ProvisionError, client_context
 from deploy.topology import environment, is_healthy, program
 
 FUZZED = 1000

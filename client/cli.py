@@ -205,7 +205,8 @@ def start(
     from client.gauges import site_gauges
     from client.view import JournalView, hold_site
     from deploy.exposition import serve
-    from deploy.processes import Supervisor, check_port_free, free_ports, handle_signals
+    from deploy.processes import check_port_free, free_ports, handle_signals
+    from deploy.supervision import Supervisor
     from deploy.topology import SitePlan, site_services
 
     place = find_home(home)

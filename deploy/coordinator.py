@@ -9,21 +9,20 @@ from pathlib import Path
 
 import tomli_w
 
+from deploy.certificates import create_authority, issue_server_certificate, renew_server_certificate
 from deploy.edge import edge_service
 from deploy.enrolment import split_address
-from deploy.processes import Service, check_port_free
+from deploy.processes import check_port_free
 from deploy.provision import (
     ProvisionError,
     certificate_hosts,
     check_certificate,
     check_private,
-    create_authority,
     create_file,
     create_secret,
-    issue_server_certificate,
     load_certificate,
-    renew_server_certificate,
 )
+from deploy.supervision import Service
 from deploy.topology import ServerPlan, server_services
 
 SETTINGS = "coordinator.toml"

@@ -5,8 +5,8 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
-from deploy.processes import Service
 from deploy.provision import ProvisionError
+from deploy.supervision import Service
 from deploy.topology import environment, is_healthy
 
 REQUESTS_PER_SECOND = 200

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from deploy.certificates import create_local_tls
 from deploy.enrolment import JoinBundle, check_alias, public_key_digest, write_request
-from deploy.provision import ProvisionError, create_file, create_local_tls, create_node_key, create_secret
+from deploy.provision import ProvisionError, create_file, create_node_key, create_secret
 
 NODE_KEY = "node.key"
 SECRET = "site.secret"

@@ -14,8 +14,15 @@ from pathlib import Path
 import httpx
 
 from deploy.enrolment import split_address
-from deploy.processes import Service
-from deploy.provision import ProvisionError, check_certificate, check_private, client_context, create_file
+from deploy.provision import (
+    ProvisionError,
+    check_certificate,
+    check_private,
+    client_context,
+    create_file,
+    warn_of_expiry,
+)
+from deploy.supervision import Service
 
 KEPT_VARIABLES = (
     "HOME",
@@ -97,6 +104,8 @@ def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], None]) ->
     for private in (pki / "server.key", secret):
         check_private(private)
     check_certificate(pki / "server.pem", ["127.0.0.1"])
+    for certificate in (pki / "server.pem", pki / "ca.crt"):
+        warn_of_expiry(certificate)
     superlink = [
         program("flower-superlink"),
         *("--host", "127.0.0.1", "--port", str(plan.port)),
@@ -134,6 +143,7 @@ def site_services(plan: SitePlan) -> list[Service]:
     for private in (key, secret, tls / "srv.key"):
         check_private(private)
     split_address(plan.superlink)
+    warn_of_expiry(plan.home / "ca.crt")
     runtime = f"127.0.0.1:{plan.port}"
     supernode = [
         program("flower-supernode"),

@@ -188,7 +188,8 @@ def start(
 ) -> None:
     """Run the coordinator's processes until Ctrl-C, restarting what exits and resubmitting wanted runs."""
     from deploy.coordinator import read_coordinator, start_plan
-    from deploy.processes import Supervisor, handle_signals, only_one
+    from deploy.processes import handle_signals, only_one
+    from deploy.supervision import Supervisor
     from server.gauges import coordinator_gauges
 
     settings = read_coordinator(home)
@@ -227,9 +228,10 @@ def demo(
 ) -> None:
     """Show the whole idea on this machine: pre-training, a federation of sites, fine-tuning rounds, a report."""
     from server.budget import parse_budget
-    from server.demo import Demo
+    from server.demo import Settings, run_demo
 
-    Demo(public, faces, sites, rounds, parse_budget(budget), out, port, say=lambda text: print(text, flush=True)).run()
+    settings = Settings(public, faces, sites, rounds, out, port)
+    run_demo(settings, parse_budget(budget), lambda text: print(text, flush=True))
 
 
 def _metrics(
@@ -282,7 +284,7 @@ def _look_after_runs(home: Path) -> None:
 
 def _operation_errors() -> tuple[type[Exception], ...]:
     """Failures of running systems that are told in one line, as far as their modules were loaded."""
-    named = (("server.control", "ControlError"), ("server.demo", "DemoError"))
+    named = (("server.control", "ControlError"), ("deploy.commands", "CommandError"))
     return tuple(getattr(sys.modules[module], name) for module, name in named if module in sys.modules)
 
 

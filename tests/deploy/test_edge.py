@@ -11,12 +11,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deploy.certificates import create_authority
 from deploy.coordinator import Coordinator, create_coordinator, start_plan
 from deploy.edge import find_nginx, write_configuration
 from deploy.enrolment import read_request
-from deploy.processes import Supervisor, free_ports
-from deploy.provision import ProvisionError, client_context, create_authority
+from deploy.processes import free_ports
+from deploy.provision import ProvisionError, client_context
 from deploy.site import create_identity
+from deploy.supervision import Supervisor
 from server.control import connect
 from server.registry import Registry
 from tests.needs import need_binary

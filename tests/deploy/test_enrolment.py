@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.certificates import create_authority
 from deploy.enrolment import (
     PREFIX,
     check_alias,
@@ -15,7 +16,7 @@ from deploy.enrolment import (
     split_address,
     write_bundle,
 )
-from deploy.provision import ProvisionError, create_authority, fingerprint
+from deploy.provision import ProvisionError, fingerprint
 from deploy.site import accept_bundle, create_identity
 
 

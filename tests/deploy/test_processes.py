@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.processes import Service, Supervisor, check_port_free, free_ports, only_one
+from deploy.processes import check_port_free, free_ports, only_one
 from deploy.provision import ProvisionError
+from deploy.supervision import Service, Supervisor
 
 SLEEP = "import time; time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"

@@ -11,19 +11,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from deploy import provision
+from deploy import certificates, provision
 from deploy.provision import ProvisionError
 
 
 @pytest.fixture
 def pki(tmp_path: Path) -> Path:
-    provision.create_authority(tmp_path / "ca" / "ca.key", tmp_path / "pki" / "ca.crt")
+    certificates.create_authority(tmp_path / "ca" / "ca.key", tmp_path / "pki" / "ca.crt")
     issue(tmp_path, ["fleet.example", "10.1.2.3"])
     return tmp_path
 
 
 def issue(root: Path, hosts: list[str], **settings: int) -> None:
-    provision.issue_server_certificate(
+    certificates.issue_server_certificate(
         ca_key=root / "ca" / "ca.key",
         ca_certificate=root / "pki" / "ca.crt",
         certificate=root / "pki" / "server.pem",
@@ -68,7 +68,7 @@ def test_certificate_is_refused_for_another_host(pki: Path):
 
 
 def test_a_wrong_ca_is_not_accepted(pki: Path, tmp_path: Path):
-    provision.create_authority(tmp_path / "other" / "ca.key", tmp_path / "other" / "ca.crt")
+    certificates.create_authority(tmp_path / "other" / "ca.key", tmp_path / "other" / "ca.crt")
     with pytest.raises(ssl.SSLCertVerificationError):
         handshake(pki, tmp_path / "other" / "ca.crt", "localhost")
 
@@ -94,7 +94,7 @@ def test_private_files_are_readable_by_their_owner_only_whatever_the_umask(pki: 
 def test_nothing_is_overwritten(pki: Path):
     before = {path: path.read_bytes() for path in pki.rglob("*") if path.is_file()}
     with pytest.raises(ProvisionError, match="exists already"):
-        provision.create_authority(pki / "ca" / "ca.key", pki / "pki" / "ca.crt")
+        certificates.create_authority(pki / "ca" / "ca.key", pki / "pki" / "ca.crt")
     with pytest.raises(ProvisionError, match="exists already"):
         issue(pki, [])
     with pytest.raises(ProvisionError, match="exists already"):
@@ -104,7 +104,7 @@ def test_nothing_is_overwritten(pki: Path):
 
 def test_renewal_keeps_the_ca_and_replaces_key_and_certificate(pki: Path):
     old = {name: (pki / "pki" / name).read_bytes() for name in ("ca.crt", "server.pem", "server.key")}
-    provision.renew_server_certificate(
+    certificates.renew_server_certificate(
         ca_key=pki / "ca" / "ca.key",
         ca_certificate=pki / "pki" / "ca.crt",
         certificate=pki / "pki" / "server.pem",
@@ -118,9 +118,9 @@ def test_renewal_keeps_the_ca_and_replaces_key_and_certificate(pki: Path):
 
 
 def test_the_ca_key_of_another_federation_signs_nothing(pki: Path, tmp_path: Path):
-    provision.create_authority(tmp_path / "other" / "ca.key", tmp_path / "other" / "ca.crt")
+    certificates.create_authority(tmp_path / "other" / "ca.key", tmp_path / "other" / "ca.crt")
     with pytest.raises(ProvisionError, match="does not belong"):
-        provision.issue_server_certificate(
+        certificates.issue_server_certificate(
             ca_key=tmp_path / "other" / "ca.key",
             ca_certificate=pki / "pki" / "ca.crt",
             certificate=tmp_path / "x.pem",
@@ -153,6 +153,15 @@ def test_fingerprint_is_openssls(pki: Path):
 
 
 def test_local_tls_leaves_no_ca_key_behind(tmp_path: Path):
-    provision.create_local_tls(tmp_path)
+    certificates.create_local_tls(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ca.crt", "srv.key", "srv.pem"]
     assert 3600 < provision.days_left(tmp_path / "srv.pem") < 3651
+
+
+def test_a_certificate_that_ends_soon_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    certificates.create_authority(tmp_path / "ca" / "ca.key", tmp_path / "pki" / "ca.crt")
+    issue(tmp_path, [], days=20)
+    provision.warn_of_expiry(tmp_path / "pki" / "ca.crt")
+    assert caplog.messages == []
+    provision.warn_of_expiry(tmp_path / "pki" / "server.pem")
+    assert "only 20 days left" in caplog.text
