@@ -25,7 +25,9 @@ def register(app: typer.Typer) -> None:
 
 def sample(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run directory: its newest.")],
-    num: Annotated[int, typer.Option(min=1, help="Images.")] = 64,
+    num: Annotated[
+        int, typer.Option("--num", "--num-images", min=1, help="Images; under torchrun say --num-images.")
+    ] = 64,
     out: Annotated[Path, typer.Option(help="FILE.png: a grid; FILE.npy: uint8 array; else a folder of PNGs.")] = Path(
         "grid.png"
     ),
@@ -67,7 +69,7 @@ def evaluate(
     ] = "",
     weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights; default: download.")] = None,
     weights_sha256: Annotated[str, typer.Option(help="Digest that the file must have, if not the published one.")] = "",
-    num: Annotated[int, typer.Option(min=0, help="Generated images; 0: as the experiment says.")] = 0,
+    num: Annotated[int, typer.Option("--num", "--num-images", min=0, help="Generated images; 0: as trained.")] = 0,
     projection: Annotated[Path | None, typer.Option(help="Projection of the sites' private statistics.")] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the interval of the distance; 0: none.")] = 0,
     name: Annotated[str, typer.Option(help="Of the evaluation; default: the checkpoint's and the distance's.")] = "",
