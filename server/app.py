@@ -19,10 +19,10 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from server.evaluations import Evaluations
-from server.exchange import ExchangeError, Timing
-from server.exchange import Grid as GridLike
 from server.registry import Registry
 from server.rounds import Rounds, RunFailedError
+from server.transport import ExchangeError, Timing
+from server.transport import Grid as GridLike
 from shared.config import Experiment, parse_experiment
 from shared.errors import InputError
 from shared.runlog import RunLog

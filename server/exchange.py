@@ -8,71 +8,19 @@ turn away: finished replies are fetched one after the other (memory for one), an
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
 
 import httpx
 from flwr.app import Message, MessageType, RecordDict
 
+from server.transport import SLOW_BYTES_PER_SECOND, ExchangeError, Grid, Timing, is_transient, persist
+
 log = logging.getLogger("maskfed.server")
 
 NUM_PULLERS = 4
-SLOW_BYTES_PER_SECOND = 10e6
 LOST_CODES = {3: "reply unavailable", 4: "reply unavailable", 5: "node unavailable", 8: "client process died"}
 """Flower error codes after which asking again makes sense; all others are the site's own failure."""
-
-T = TypeVar("T")
-
-
-class NodeInfo(Protocol):
-    """What is read of a node that is online."""
-
-    @property
-    def node_id(self) -> int:
-        """Flower's address of a site."""
-
-    @property
-    def last_activated_at(self) -> str:
-        """ISO 8601; changes when the site's node has been restarted or was away."""
-
-
-class Grid(Protocol):
-    """The part of Flower's Grid that is used, so that tests can stand in for it."""
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """Nodes that are online."""
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send; the ids to pull replies with."""
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that are there."""
-
-
-class ExchangeError(RuntimeError):
-    """The SuperLink did not do its part before a deadline."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds between and until things; tests shorten them."""
-
-    poll_seconds: float = 1.0
-    patience_seconds: float = 15.0
-    """A pull that lasts longer gives its turn to the next."""
-    backoff_seconds: float = 0.5
-    max_backoff_seconds: float = 10.0
-    call_deadline_seconds: float = 120.0
-    """For one call to the SuperLink, retries included; uploads get the time of 10 MB/s on top."""
-    late_seconds: float = 30.0
-    """How long after the round's deadline a reply may still come, to be dropped with a record."""
-    lost_seconds: float = 60.0
-    """How long a lost site may take to come back and be asked again."""
-    absent_grace_seconds: float = 20.0
-    """How long a round waits for registered sites beyond `min_available`, unless they were absent in the last one."""
-    report_seconds: float = 30.0
-    """Between two log lines about the same wait."""
 
 
 @dataclass
@@ -152,8 +100,7 @@ class Exchange:
 
     def online(self) -> dict[int, str]:
         """Nodes that are online, with the time of their last activation."""
-        deadline_seconds = self.timing.call_deadline_seconds
-        nodes = self._call(lambda: list(self.grid.get_nodes()), "asking who is online", deadline_seconds)
+        nodes = persist(lambda: list(self.grid.get_nodes()), "asking who is online", self.timing)
         return {node.node_id: node.last_activated_at for node in nodes}
 
     def push(self, record: RecordDict, nodes: Mapping[str, int], server_round: int, deadline: float) -> None:
@@ -171,10 +118,11 @@ class Exchange:
         # The same messages may be sent twice: the SuperLink knows them by the hash of their content.
         payload = sum(len(array.data) for each in record.array_records.values() for array in each.values())
         ids = list(
-            self._call(
+            persist(
                 lambda: self.grid.push_messages(messages),
                 f"sending round {server_round}",
-                self.timing.call_deadline_seconds + payload / SLOW_BYTES_PER_SECOND,
+                self.timing,
+                payload / SLOW_BYTES_PER_SECOND,
             )
         )
         now = time.monotonic()
@@ -191,35 +139,6 @@ class Exchange:
         with self._lock:
             for message_id in [key for key, asked in self._asked.items() if asked.site == site and not asked.is_busy]:
                 del self._asked[message_id]
-
-    def _call(self, call: Callable[[], T], doing: str, deadline_seconds: float) -> T:
-        """Run a grid call with retries and a deadline, also when the call itself would wait for ever."""
-        result: list[T] = []
-        failure: list[BaseException] = []
-
-        def attempt() -> None:
-            wait, end = self.timing.backoff_seconds, time.monotonic() + deadline_seconds
-            while True:
-                try:
-                    result.append(call())
-                    return
-                except BaseException as error:  # carried over to the caller's thread
-                    if not is_transient(error) or time.monotonic() + wait > end:
-                        failure.append(error)
-                        return
-                    log.warning("%s: %s; again in %.1f s", doing, error, wait)
-                time.sleep(wait)
-                wait = min(2 * wait, self.timing.max_backoff_seconds)
-
-        thread = threading.Thread(target=attempt, daemon=True, name="grid-call")
-        thread.start()
-        thread.join(deadline_seconds + 1)
-        if result:
-            return result[0]
-        if failure and not is_transient(failure[0]):
-            raise failure[0]
-        reason = f"last error: {failure[0]}" if failure else "no answer"
-        raise ExchangeError(f"{doing}: gave up after {deadline_seconds:g} s ({reason})")
 
     def _pull_forever(self, who: int) -> None:
         while not self._closed.is_set():
@@ -282,10 +201,3 @@ class Exchange:
         with self._deliver:
             seconds = time.monotonic() - asked.asked_at
             self.on_arrival(Arrival(asked.site, asked.server_round, message, problem, is_lost, seconds))
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help: HTTP 5xx (a busy database gives 500) and lost connections."""
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code >= 500
-    return isinstance(error, httpx.TransportError)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from server import rundir
 from server.aggregation import check_total_weight
+from server.choice import num_asked
 from server.control import connect
 from server.evaluations import SETTINGS_FILE
 from server.globalmodel import GlobalModel, check_float32, save_global
 from server.optimizers import ServerState
 from server.recipes import find_experiment
 from server.registry import Registry, write_json
-from server.rounds import num_asked
 from server.rundir import RunDir
 from server.wanted import Wanted
 from shared.checkpoint import load_group, load_meta, resolve_checkpoint

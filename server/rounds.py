@@ -1,26 +1,25 @@
 """The rounds of a federated fine-tuning: pick sites, ask, fold, step, checkpoint; any crash costs at most one round."""
 
 import logging
-import math
-import random
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from server.aggregation import Noise, check_total_weight, update_norm
+from server.aggregation import Noise, update_norm
 from server.central import central_epsilon, central_noise, read_secret
-from server.exchange import Arrival, Exchange, Grid, Timing
+from server.choice import choose
+from server.exchange import Arrival, Exchange
 from server.globalmodel import GlobalModel, load_global, round_folder, save_global
 from server.optimizers import apply_update, average, ema_decay
 from server.question import Question
 from server.registry import Registry
 from server.tally import TRANSIENT_STATES, SiteRecord, Tally
+from server.transport import Grid, Timing
 from shared.checkpoint import latest_checkpoint, prune_checkpoints
-from shared.config import Experiment, FederationConfig
+from shared.config import Experiment
 from shared.errors import InputError
 from shared.runlog import RunLog, read_metrics
-from shared.seeding import derive_seed
 
 log = logging.getLogger("maskfed.server")
 ONLINE_POLL_SECONDS = 2.0
@@ -103,7 +102,8 @@ class Rounds:
 
     def _round(self, model: GlobalModel) -> None:
         server_round, watch = model.server_round + 1, _Stopwatch()
-        sites = self._choose(server_round, self._wait_available(server_round))
+        here = self._wait_available(server_round)
+        sites = choose(self.experiment, server_round, [site.alias for site in self.registry.active()], here)
         watch.lap("wait_available")
         tally, bytes_sent = self._ask(model, server_round, sites, watch)
         record: dict[str, Any] = {"round": server_round, **tally.as_json(), "bytes_sent": bytes_sent}
@@ -154,15 +154,6 @@ class Rounds:
                 log.info("round %d: waiting for %s to come online", server_round, _names(missing))
                 next_report = now + self.timing.report_seconds
             time.sleep(min(ONLINE_POLL_SECONDS, self.timing.poll_seconds))
-
-    def _choose(self, server_round: int, here: list[SiteRecord]) -> list[SiteRecord]:
-        """The seeded choice: the order of ALL registered sites is drawn, so that who is absent shifts nobody else."""
-        order = sorted(site.alias for site in self.registry.active())
-        random.Random(derive_seed(self.experiment.train.seed, "selection", server_round)).shuffle(order)
-        ranked = sorted(here, key=lambda record: order.index(record.site))
-        chosen = ranked[: num_asked(self.config, len(order))]
-        check_total_weight(len(chosen), self.config)
-        return sorted(chosen, key=lambda record: record.site)
 
     def _ask(
         self, model: GlobalModel, server_round: int, sites: list[SiteRecord], watch: "_Stopwatch"
@@ -234,13 +225,6 @@ class Rounds:
 
     def _progress(self, server_round: int, stage: str, tally: Tally) -> None:
         self.observer.progress(server_round, stage, {site: record.state for site, record in tally.sites.items()})
-
-
-def num_asked(config: FederationConfig, num_sites: int) -> int:
-    """Sites that a round asks, of `num_sites` registered ones."""
-    if config.sites_fraction:
-        return math.ceil(config.sites_fraction * num_sites)
-    return config.sites_per_round or num_sites
 
 
 class _Stopwatch:

@@ -9,11 +9,11 @@ import numpy as np
 from flwr.app import RecordDict
 
 from server.app import conduct
-from server.exchange import Timing
 from server.finetune import initial_model, resolve
 from server.globalmodel import save_global
 from server.registry import Registry, write_json
 from server.rundir import create
+from server.transport import Timing
 from shared.checkpoint import load_group, save_checkpoint
 from shared.config import Experiment, parse_experiment
 from shared.messages import ReplyHeader, TrainReply, TrainRequest, encode

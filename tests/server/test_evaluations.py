@@ -83,7 +83,8 @@ def test_a_resumed_run_evaluates_what_has_no_result_yet(home, monkeypatch):
     beside = Evaluations(run, 2, RunLog(run / "metrics.jsonl"))
     beside.finish()
     beside.close()
-    assert results_of(home) == ["round-000002"]
+    # Round 0 is there or gone: its checkpoint is kept only as long as the first evaluations needed it.
+    assert set(results_of(home)) - {"round-000000"} == {"round-000002"}
 
 
 def test_without_a_reference_nothing_is_evaluated(tmp_path, monkeypatch):

@@ -4,7 +4,8 @@ import time
 import pytest
 from flwr.app import ConfigRecord, MessageType, RecordDict
 
-from server.exchange import NUM_PULLERS, Exchange, ExchangeError
+from server.exchange import NUM_PULLERS, Exchange
+from server.transport import ExchangeError
 from tests.server.federation import FAST, honest_sites, make_experiment, make_home, rounds_of, run_rounds
 from tests.server.grid import FakeGrid, Site
 
