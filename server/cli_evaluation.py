@@ -25,9 +25,7 @@ def register(app: typer.Typer) -> None:
 
 def sample(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run directory: its newest.")],
-    num: Annotated[
-        int, typer.Option("--num", "--num-images", min=1, help="Images; under torchrun say --num-images.")
-    ] = 64,
+    num: Annotated[int, typer.Option("--num", "--num-images", min=1, help="The second form for torchrun.")] = 64,
     out: Annotated[Path, typer.Option(help="FILE.png: a grid; FILE.npy: uint8 array; else a folder of PNGs.")] = Path(
         "grid.png"
     ),
