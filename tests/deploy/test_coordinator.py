@@ -1,0 +1,117 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from deploy.coordinator import (
+    Coordinator,
+    create_coordinator,
+    is_loopback,
+    read_coordinator,
+    renew_certificate,
+    start_plan,
+)
+from deploy.provision import ProvisionError, certificate_hosts, load_certificate
+
+LOCAL = Coordinator(1, "127.0.0.1:8443", "127.0.0.1", 8443, 8190, edge=False, database=False)
+PUBLIC = replace(LOCAL, address="fleet.example:443", edge=True)
+
+
+def test_settings_survive_a_round_trip(tmp_path: Path):
+    create_coordinator(tmp_path / "home", PUBLIC, ["10.0.0.7"])
+    assert read_coordinator(tmp_path / "home") == PUBLIC
+    named = certificate_hosts(load_certificate(tmp_path / "home" / "pki" / "server.pem"))
+    assert set(named) == {"localhost", "127.0.0.1", "fleet.example", "10.0.0.7"}
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (replace(PUBLIC, edge=False), "is public, but there is no edge"),
+        (replace(LOCAL, host="0.0.0.0"), "listens on 127.0.0.1 only"),
+        (replace(LOCAL, address="fleet.example"), "host:port"),
+        (replace(LOCAL, address="localhost:9000"), "differ"),
+        (replace(LOCAL, health_port=8443), "given twice"),
+        (replace(LOCAL, port=0, address="localhost:1"), "1 to 65535"),
+        (replace(LOCAL, schema=2), "schema 2"),
+    ],
+)
+def test_settings_that_expose_or_contradict_are_refused_with_nothing_written(
+    settings: Coordinator, line: str, tmp_path: Path
+):
+    with pytest.raises(ProvisionError, match=line):
+        create_coordinator(tmp_path / "home", settings, [])
+    assert not (tmp_path / "home").exists()
+
+
+def test_a_bad_host_name_leaves_nothing_half_written(tmp_path: Path):
+    with pytest.raises(ProvisionError, match="neither"):
+        create_coordinator(tmp_path / "home", LOCAL, ["bad host\u00e9"])
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path):
+    create_coordinator(tmp_path / "home", LOCAL, [])
+    before = {path: path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()}
+    with pytest.raises(ProvisionError, match="not empty"):
+        create_coordinator(tmp_path / "home", LOCAL, [])
+    assert {path: path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("port = 8443", "prot = 8443", "key 'port' is missing|key 'prot' is unknown"),
+        ("port = 8443", 'port = "8443"', "is not of type int"),
+        ("edge = true", "edge = false", "is public"),
+        ("schema = 1", "schema = ", "not valid TOML"),
+    ],
+)
+def test_edited_settings_are_checked_at_each_start(old: str, new: str, line: str, tmp_path: Path):
+    create_coordinator(tmp_path / "home", PUBLIC, [])
+    path = tmp_path / "home" / "coordinator.toml"
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(ProvisionError, match=line):
+        read_coordinator(tmp_path / "home")
+
+
+def test_an_address_outside_the_certificate_is_named_with_its_cure_and_renewing_cures_it(tmp_path: Path):
+    home = tmp_path / "home"
+    create_coordinator(home, PUBLIC, [])
+    path = home / "coordinator.toml"
+    path.write_text(path.read_text().replace("fleet.example", "new.example"))
+    with pytest.raises(ProvisionError, match=r"'new.example' is not in .* renew --host new.example"):
+        read_coordinator(home)
+    assert "new.example" in renew_certificate(home, home / "ca" / "ca.key", [], days=30)
+    assert read_coordinator(home).address == "new.example:443"
+
+
+def test_a_key_that_others_can_read_stops_the_start(tmp_path: Path):
+    create_coordinator(tmp_path / "home", LOCAL, [])
+    (tmp_path / "home" / "superexec.secret").chmod(0o644)
+    with pytest.raises(ProvisionError, match="chmod 600"):
+        read_coordinator(tmp_path / "home")
+
+
+def test_an_edge_adds_nginx_last_and_a_database_its_flag(tmp_path: Path):
+    from deploy.processes import free_ports
+    from tests.needs import need_binary
+
+    need_binary("nginx")
+    port, superlink, health = free_ports(3)
+    settings = Coordinator(1, f"localhost:{port}", "127.0.0.1", superlink, health, edge=True, database=True)
+    create_coordinator(tmp_path / "home", settings, [])
+    services = start_plan(tmp_path / "home", settings, lambda: None)
+    assert [service.name for service in services] == ["superlink", "superexec", "edge"]
+    flags = list(services[0].argv)
+    assert flags[flags.index("--database") + 1] == str(tmp_path / "home" / "superlink.db")
+    for safe in ("--enable-supernode-auth", "--disable-runtime-dependency-installation", "process"):
+        assert safe in flags
+    assert services[0].env["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert len({service.env["FLWR_HOME"] for service in services}) == 3
+
+
+def test_loopback_is_recognised_in_every_spelling():
+    assert all(is_loopback(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost", "::ffff:127.0.0.1"))
+    assert not any(is_loopback(host) for host in ("10.0.0.1", "0.0.0.0", "fleet.example", "::ffff:10.0.0.1"))

@@ -1,0 +1,112 @@
+import datetime as dt
+import ssl
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from deploy.certificates import create_authority
+from deploy.coordinator import Coordinator, create_coordinator
+from deploy.doctor import Finding, coordinator_checks, door_checks, site_checks
+from deploy.processes import free_ports
+from deploy.site import create_identity
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    port, health = free_ports(2)
+    settings = Coordinator(1, f"127.0.0.1:{port}", "127.0.0.1", port, health, edge=False, database=False)
+    create_coordinator(tmp_path / "home", settings, [])
+    return tmp_path / "home"
+
+
+class Clock(BaseHTTPRequestHandler):
+    ahead = dt.timedelta()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return super().date_time_string(int((dt.datetime.now(dt.UTC) + self.ahead).timestamp()))
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture
+def door(home: Path) -> Iterator[int]:
+    """A door with a clock that tests can set."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(home / "pki" / "server.pem", home / "pki" / "server.key")
+    with HTTPServer(("127.0.0.1", 0), Clock) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # refused handshakes are meant
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+    Clock.ahead = dt.timedelta()
+
+
+def named(findings: object) -> dict[str, Finding]:
+    return {finding.name: finding for finding in findings}  # type: ignore[attr-defined]
+
+
+def test_a_fresh_coordinator_is_well_and_the_ca_key_beside_it_is_a_warning(home: Path):
+    found = named(coordinator_checks(home))
+    assert all(finding.is_ok for finding in found.values())
+    assert "warning" in found["CA key"].text
+    (home / "ca" / "ca.key").unlink()
+    assert "warning" not in named(coordinator_checks(home))["CA key"].text
+
+
+def test_a_broken_coordinator_is_one_finding(home: Path):
+    (home / "pki" / "server.key").chmod(0o644)
+    (finding,) = coordinator_checks(home)
+    assert not finding.is_ok
+    assert "chmod 600" in finding.text
+
+
+def test_a_good_door_is_told_with_its_clock(home: Path, door: int):
+    found = named(door_checks(f"127.0.0.1:{door}", home / "pki" / "ca.crt"))
+    assert found["TLS"].is_ok
+    assert found["clock"].is_ok
+
+
+def test_clocks_that_differ_too_much_are_named(home: Path, door: int):
+    Clock.ahead = dt.timedelta(seconds=400)
+    found = named(door_checks(f"127.0.0.1:{door}", home / "pki" / "ca.crt"))
+    assert not found["clock"].is_ok
+    assert "differs by -400 s" in found["clock"].text or "differs by -399 s" in found["clock"].text
+
+
+def test_a_door_of_another_federation_is_not_trusted(door: int, tmp_path: Path):
+    create_authority(tmp_path / "other.key", tmp_path / "other.crt")
+    found = named(door_checks(f"127.0.0.1:{door}", tmp_path / "other.crt"))
+    assert not found["TLS"].is_ok
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "text"),
+    [
+        ("fleet.example", "address", "host:port"),
+        ("no-such-host.invalid:443", "address", "does not resolve"),
+        (f"127.0.0.1:{free_ports(1)[0]}", "door", "cannot be reached"),
+    ],
+)
+def test_an_address_that_leads_nowhere_says_why(home: Path, address: str, name: str, text: str):
+    found = named(door_checks(address, home / "pki" / "ca.crt"))
+    assert not found[name].is_ok
+    assert text in found[name].text
+
+
+def test_a_site_before_join_and_with_an_open_key(home: Path, tmp_path: Path):
+    create_identity(tmp_path / "site", "site-0")
+    found = named(site_checks(tmp_path / "site", "127.0.0.1:1"))
+    assert found["node.key"].is_ok
+    assert not found["CA certificate"].is_ok
+    (tmp_path / "site" / "node.key").chmod(0o640)
+    assert "chmod 600" in named(site_checks(tmp_path / "site", "127.0.0.1:1"))["node.key"].text
