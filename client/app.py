@@ -72,7 +72,8 @@ def handle(content: RecordDict, home: Home) -> TrainReply:
         code, reason = error.code, error.reason
     except MessageError as error:
         log.warning("malformed request: %s", error)
-        code, reason = "malformed", "the request does not follow the protocol"
+        code = "schema" if str(error).startswith("message schema") else "malformed"
+        reason = "the request does not follow the protocol of this version"
     except BusyError:
         code, reason = "ledger_busy", "another round or a scan is running at the site"
     except ChainError as error:

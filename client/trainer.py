@@ -8,11 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.dataset import Dataset
+from client.parallel import num_processes, run_in_processes
 from client.settings import Home, SiteConfig, read_data_key
 from shared.engine import Engine, StepResult, run_training
 from shared.messages import MessageError, TrainRequest, pack, unpack
 from shared.seeding import Streams
 from shared.uvit import build_model
+from shared.world import World
 
 log = logging.getLogger("maskfed.client")
 
@@ -21,12 +23,21 @@ class Round:
     """A request made ready: everything that can be refused is refused here, before the ledger is charged."""
 
     def __init__(
-        self, request: TrainRequest, base: NDArray[np.float32] | None, data: Dataset, home: Home, settings: SiteConfig
+        self,
+        request: TrainRequest,
+        base: NDArray[np.float32] | None,
+        data: Dataset,
+        home: Home,
+        settings: SiteConfig,
+        world: World | None = None,
     ) -> None:
-        self.request, self.data, self.home = request, data, home
+        self.request, self.base, self.data, self.home, self.settings = request, base, data, home, settings
+        self.world = world
         self.experiment = request.header.experiment
         self.is_private = self.experiment.privacy.mechanism != "none"
-        self.device = choose_device(settings.device)
+        self.device = world.device if world else choose_device(settings.device)
+        if self.is_private and self.device.type == "cuda" and torch.cuda.device_count() > 1:
+            log.info("a round with DP runs on one GPU: sampling, clipping and noise are one process's")
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.before = unpack(request.weights, request.header.manifest)
@@ -40,6 +51,10 @@ class Round:
 
     def run(self) -> tuple[NDArray[np.float32], dict[str, float]]:
         """Train; return the packed update (weights after minus before) and the scalars that policy may release."""
+        processes = 1 if self.world else num_processes(self.request, self.device)
+        if processes > 1:
+            log.info("the round runs on %d GPUs", processes)
+            return run_in_processes(self.request, self.base, self.home, self.settings, processes)
         scalars = self._run_private() if self.is_private else self._run_plain()
         after = {name: tensor.detach().cpu().numpy() for name, tensor in self.model.named_parameters()}
         update = {name: after[name] - weights for name, weights in self.before.items()}
@@ -76,6 +91,7 @@ class Round:
             self.experiment.model_copy(update={"train": train}),
             self.model,
             streams(self.home, header.run, header.server_round),
+            self.world,
             trainable=[tensor.name for tensor in header.manifest.tensors],
             proximal_mu=self.experiment.federation.proximal_mu,
         )

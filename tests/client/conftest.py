@@ -79,7 +79,7 @@ def weights_of(plan: Experiment) -> dict[str, Any]:
 
     from shared.uvit import build_model
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(plan)
     return {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
