@@ -26,7 +26,7 @@ FAST = Timing(
     patience_seconds=0.3,
     backoff_seconds=0.01,
     max_backoff_seconds=0.05,
-    call_deadline_seconds=3.0,
+    call_deadline_seconds=20.0,
     late_seconds=2.0,
     lost_seconds=0.3,
     absent_grace_seconds=0.1,
@@ -35,7 +35,7 @@ FAST = Timing(
 
 
 def make_experiment(**federation: Any) -> Experiment:
-    settings = {"rounds": 2, "local_steps": 3, "round_deadline_seconds": 5.0, "available_deadline_seconds": 1.0}
+    settings = {"rounds": 2, "local_steps": 3, "round_deadline_seconds": 30.0, "available_deadline_seconds": 20.0}
     text = "".join(f"{key} = {_toml(value)}\n" for key, value in (settings | federation).items())
     return resolve(parse_experiment(f"[federation]\n{text}"))
 

@@ -1,5 +1,6 @@
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from flwr.app import ConfigRecord, MessageType, RecordDict
@@ -44,7 +45,7 @@ class BlockingGrid(FakeGrid):
 
 
 def test_a_reply_stuck_in_its_upload_holds_up_nobody(tmp_path):
-    experiment = make_experiment(rounds=1, round_deadline_seconds=2.5)
+    experiment = make_experiment(rounds=1, round_deadline_seconds=4.0)
     home = make_home(tmp_path, experiment)
     grid = BlockingGrid(honest_sites())
     grid.blocked = frozenset({100})
@@ -52,7 +53,7 @@ def test_a_reply_stuck_in_its_upload_holds_up_nobody(tmp_path):
     grid.release.set()
     (record,) = rounds_of(home)
     assert [entry["site"] for entry in record["answered"]] == ["site-1", "site-2"]
-    assert all(entry["seconds"] < 2 for entry in record["answered"])
+    assert all(entry["seconds"] < 4 for entry in record["answered"])
     assert [entry["site"] for entry in record["late"]] == ["site-0"]
 
 
@@ -89,7 +90,7 @@ def test_a_call_that_never_returns_ends_at_its_deadline():
             time.sleep(30)
             return []
 
-    exchange = Exchange(HungGrid({}), lambda _arrival: None, FAST)
+    exchange = Exchange(HungGrid({}), lambda _arrival: None, replace(FAST, call_deadline_seconds=0.5))
     start = time.monotonic()
     with pytest.raises(ExchangeError, match="sending round 1"):
         exchange.push(content(), {"site-0": 100}, 1, start + 10)
