@@ -131,7 +131,7 @@ class Demo:
         steps = self.budget.pretraining_steps(speed, experiment, is_short=self.is_synthetic)
         share = f"{experiment.realised_mask_ratio:.0%} of each image hidden"
         self._title(f"masked pre-training on public images: {steps} steps, {share}")
-        init = ("--init", str(SHIPPED_MODEL)) if self.is_synthetic else ()
+        init = ("--init", str(SHIPPED_MODEL))
         self._train("-msm", self.out / "pretraining", *init, "--set", f"train.steps={steps}")
         return self.out / "pretraining"
 

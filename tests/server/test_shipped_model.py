@@ -46,7 +46,7 @@ def test_it_was_trained_by_the_recipe_of_its_name() -> None:
 
 def test_the_demo_recipes_fit_it() -> None:
     trained = load_meta(MODEL).experiment
-    for name in ("demo-synthetic32-T-msm", "demo-synthetic32-T"):
+    for name in ("demo-synthetic32-T-msm", "demo-synthetic32-T", "demo-faces32-T-msm", "demo-faces32-T"):
         recipe = load_experiment(HERE / "experiments" / f"{name}.toml")
         for section in ("model", "diffusion"):
             assert getattr(trained, section) == getattr(recipe, section), (name, section)
