@@ -62,9 +62,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         peak, seconds, has_torch = measure(count, size, options.optimizer)
         peaks.append(peak)
         assert not has_torch
-        print(
-            f"{count:3d} replies: {peak:.3f} GB = {(peak - 0.15) / model_gb:.2f} x model + 0.15, run {seconds:.1f} s"
-        )
+        print(f"{count:3d} replies: {peak:.3f} GB = {(peak - 0.15) / model_gb:.2f} x model + 0.15, run {seconds:.1f} s")
     for count in options.fedavg:
         peak, seconds, _ = measure(count, size, "flower")
         print(f"{count:3d} replies, Flower's FedAvg: {peak:.3f} GB, {seconds:.1f} s")

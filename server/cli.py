@@ -275,12 +275,12 @@ def _look_after_runs(home: Path) -> None:
     from server.wanted import Wanted
 
     wanted = Wanted(home)
-    if wanted.has_running():
-        try:
+    try:
+        if wanted.has_running():
             with connect(home) as control:
                 wanted.tick(control)
-        except ControlError as error:
-            logging.getLogger("maskfed.server").warning("%s", error)
+    except (ControlError, InputError) as error:
+        logging.getLogger("maskfed.server").warning("%s", error)
 
 
 def _operation_errors() -> tuple[type[Exception], ...]:

@@ -113,6 +113,9 @@ class Wanted:
                         runs[run] = self._look_after(control, entry)
                     except (ControlError, OSError) as error:
                         log.warning("run %s: %s", run, error)
+                    except ValueError as error:  # its directory is damaged: other runs must not suffer
+                        log.error("run %s: %s", run, error)
+                        runs[run] = entry.model_copy(update={"status": "failed", "reason": str(error)})
 
     def _look_after(self, control: Control, entry: WantedRun) -> WantedRun:
         state = control.run_state(entry.run_id)

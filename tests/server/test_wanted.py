@@ -136,3 +136,12 @@ def test_a_superlink_that_is_away_changes_nothing(setting, monkeypatch):
     monkeypatch.setattr(control, "run_state", away)
     wanted.tick(control)
     assert wanted.runs()["run"].status == "running"
+
+
+def test_a_damaged_run_directory_fails_that_run_only(setting):
+    home, control, wanted = setting
+    (home / "runs" / "run" / "experiment.toml").write_text("[federation")
+    control.states[1] = "finished:failed"
+    wanted.tick(control)
+    assert wanted.runs()["run"].status == "failed"
+    assert "TOML" in wanted.runs()["run"].reason
