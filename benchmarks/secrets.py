@@ -61,8 +61,8 @@ def main() -> int:
         places = places_of(local) | seen | repository()
         found = sorted({f"{name} in {place}" for place, data in places.items() for name in hits(data, needles)})
     print(f"searched {len(places)} places for {len(needles)} secrets")
-    where = "; ".join(found[:5]) or "logs, process lists, bundles, build context, git"
-    print(f"{len(found)} found: {where}")
+    details = f": {'; '.join(found[:5])}" if found else ""
+    print(f"{len(found)} secrets found in logs, process lists, bundles, build context and git{details}")
     return int(bool(found))
 
 
