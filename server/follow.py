@@ -18,6 +18,8 @@ from shared.errors import InputError
 from shared.runlog import read_metrics
 
 POLL_SECONDS = 1.0
+AWAY_SECONDS = 600.0
+"""How long a follower waits for a SuperLink that cannot be reached."""
 SHOWN_ROUNDS = 25
 """Newest rounds in the table; the JSON has all."""
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 1}
@@ -30,10 +32,15 @@ def follow(home: Path, run: str, *, as_json: bool = False, console: Console | No
     wanted = Wanted(home)
     try:
         with Live(console=console, refresh_per_second=2) as live:
+            seen = time.monotonic()
             while (entry := _entry(wanted, run)).status == "running":
                 live.update(table(summarise(home, entry)))
                 time.sleep(POLL_SECONDS)
-                _tick(home, wanted)
+                seen = time.monotonic() if _tick(home, wanted) else seen
+                if time.monotonic() - seen > AWAY_SECONDS:
+                    raise ControlError(
+                        f"the SuperLink is away for {AWAY_SECONDS:g} s: run {run} goes on with `maskfed-server start`"
+                    )
             summary = summarise(home, entry)
             live.update(table(summary))
     except KeyboardInterrupt:
@@ -162,12 +169,15 @@ def _entry(wanted: Wanted, run: str) -> WantedRun:
     return runs[run]
 
 
-def _tick(home: Path, wanted: Wanted) -> None:
+def _tick(home: Path, wanted: Wanted) -> bool:
+    """Look after wanted runs; false when the SuperLink cannot be reached."""
     try:
         with connect(home) as control:
+            control.nodes()
             wanted.tick(control)
     except ControlError:
-        return
+        return False
+    return True
 
 
 def _progress(folder: Path) -> dict[str, Any]:

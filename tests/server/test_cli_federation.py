@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from deploy.coordinator import Coordinator, create_coordinator
 from deploy.processes import free_ports
 from server import cli, follow
+from server.control import ControlError
 from server.registry import Registry
 from server.wanted import Wanted
 from shared.runlog import RunLog
@@ -116,3 +117,16 @@ def test_following_a_failed_run_is_exit_code_1_whatever_flower_says(run_home, mo
     code, out, _err = call(monkeypatch, capsys, "status", "run", "--json", "--home", home)
     assert code == 1
     assert json.loads(out)["status"] == "failed"
+
+
+def test_a_follower_does_not_wait_for_ever_for_a_superlink_that_is_away(run_home, monkeypatch):
+    home, control = run_home
+
+    def away():
+        raise ControlError("away")
+
+    monkeypatch.setattr(control, "nodes", away)
+    monkeypatch.setattr(follow, "AWAY_SECONDS", 0.1)
+    monkeypatch.setattr(follow, "POLL_SECONDS", 0.05)
+    with pytest.raises(ControlError, match="run run goes on"):
+        follow.follow(home, "run")

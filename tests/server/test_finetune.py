@@ -18,14 +18,9 @@ from tests.server.grid import FakeGrid
 from tests.server.test_wanted import FakeControl
 
 
-class Control(FakeControl):
-    def nodes(self):
-        return []
-
-
 @pytest.fixture
 def control(monkeypatch):
-    fake = Control()
+    fake = FakeControl()
     monkeypatch.setattr(finetune, "connect", lambda _home: contextlib.nullcontext(fake))
     return fake
 

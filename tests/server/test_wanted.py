@@ -23,6 +23,9 @@ class FakeControl:
     def run_state(self, run_id):
         return RunState(run_id, self.states.get(run_id, "unknown"), "details", 0, 0)
 
+    def nodes(self):
+        return []
+
     def stop(self, run_id):
         self.stopped.append(run_id)
         return True
