@@ -85,7 +85,7 @@ def ledger_plan(
     """Say how many rounds of an experiment fit under the cap, and which noise would fit all of them."""
     from client.dataset import current_id
     from client.ledger import Spending, read_ledger
-    from client.privacy import epsilon, max_steps, noise_that_fits
+    from client.privacy import epsilon, noise_that_fits, num_that_fit
     from shared.config import load_experiment
 
     place = find_home(home)
@@ -99,7 +99,7 @@ def ledger_plan(
     rounds, steps = planned.federation.rounds, planned.federation.local_steps
     sigma, rate = planned.privacy.noise_multiplier, planned.privacy.sample_rate
     now, after = epsilon(spent, policy.delta), epsilon([*spent, Spending(sigma, rate, rounds * steps)], policy.delta)
-    fit = max_steps(spent, Spending(sigma, rate, 1), policy.delta, policy.epsilon_cap, rounds * steps) // steps
+    fit = num_that_fit(spent, Spending(sigma, rate, steps), policy.delta, policy.epsilon_cap, rounds)
     typer.echo(f"spent epsilon {now:.3f} per {policy.unit} at delta {policy.delta:g}, cap {policy.epsilon_cap:g}")
     typer.echo(f"{rounds} rounds of {steps} steps at sigma {sigma:g}, q {rate:g}: epsilon {after:.3f}")
     typer.echo(f"rounds that fit under the cap: {fit} of {rounds}")

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from opacus.accountants import PRVAccountant
 from opacus.accountants.analysis.prv import DiscretePRV, Domain, PoissonSubsampledGaussianPRV
 from opacus.accountants.analysis.prv.prvs import TruncatedPrivacyRandomVariable
-from opacus.accountants.utils import get_noise_multiplier
 from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from torch import Tensor, nn
@@ -36,6 +35,8 @@ from shared.uvit import Positions
 
 MARGINS = {"float32": 0.999, "bfloat16": 0.98}
 """Share of C that gradients are clipped to while the noise is set for C: rounding must not lift a norm above C."""
+LEAST_NOISE, MOST_NOISE = 0.5, 1e3
+"""Range of noise multipliers that are planned with; less is no protection worth planning."""
 Ids = NDArray[np.int64]
 
 
@@ -130,37 +131,32 @@ def _power(base: NDArray[np.complex128], exponent: int) -> NDArray[np.complex128
     return result
 
 
-def max_steps(history: Sequence[Spending], step: Spending, delta: float, cap: float, limit: int) -> int:
-    """How many steps with the constants of `step` still fit under `cap`, at most `limit`; by bisection."""
+def num_that_fit(history: Sequence[Spending], part: Spending, delta: float, cap: float, limit: int) -> int:
+    """How many times `part` (a step, or a round of steps) still fits under `cap`, at most `limit`; by bisection."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2
-        fits = epsilon([*history, step._replace(steps=middle)], delta) <= cap
+        fits = epsilon([*history, part._replace(steps=middle * part.steps)], delta) <= cap
         low, high = (middle, high) if fits else (low, middle - 1)
     return low
 
 
 def noise_that_fits(history: Sequence[Spending], sample_rate: float, steps: int, delta: float, cap: float) -> float:
-    """Smallest noise multiplier, to 0.1 percent, at which `steps` steps fit under `cap`; infinity if none does."""
-    if not history:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            start = float(
-                get_noise_multiplier(
-                    target_epsilon=cap, target_delta=delta, sample_rate=sample_rate, steps=steps, accountant="rdp"
-                )
-            )
-    else:
-        start = 1.0
-    low, high = 0.0, start
-    while epsilon([*history, Spending(high, sample_rate, steps)], delta) > cap:
+    """Smallest noise multiplier from LEAST_NOISE on, to 0.2 percent, at which `steps` steps fit; infinity if none."""
+
+    def fits(sigma: float) -> bool:
+        return epsilon([*history, Spending(sigma, sample_rate, steps)], delta) <= cap
+
+    low, high = LEAST_NOISE, 2 * LEAST_NOISE
+    while not fits(high):
         low, high = high, 2 * high
-        if high > 1e4:
+        if high > MOST_NOISE:
             return math.inf
-    while high - low > 1e-3 * high:
-        middle = (low + high) / 2
-        fits = middle > 0.2 and epsilon([*history, Spending(middle, sample_rate, steps)], delta) <= cap
-        low, high = (low, middle) if fits else (middle, high)
+    if low == LEAST_NOISE and fits(low):
+        return low
+    while high > 1.002 * low:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if fits(middle) else (middle, high)
     return high
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from client import privacy
 from client.ledger import Spending
-from client.privacy import epsilon, load_units, max_steps, noise_that_fits, train_private
+from client.privacy import LEAST_NOISE, epsilon, load_units, noise_that_fits, num_that_fit, train_private
 from shared.config import Experiment
 from shared.uvit import build_model
 from tests.client.conftest import DP, SIZE, experiment
@@ -171,10 +171,12 @@ def test_epsilon_at_the_edges():
     assert 0 < epsilon([Spending(5.0, 1.0, 1)], 1e-5) < 2, "the plain Gaussian mechanism"
 
 
-def test_steps_and_noise_that_fit_lie_at_the_cap():
-    step = Spending(1.0254, 64 / 3000, 1)
-    fit = max_steps([], step, 1e-5, 2.0, 400)
-    assert epsilon([step._replace(steps=fit)], 1e-5) <= 2.0 < epsilon([step._replace(steps=fit + 1)], 1e-5)
-    noise = noise_that_fits([], 64 / 3000, fit, 1e-5, 2.0)
-    assert noise == pytest.approx(1.0254, rel=0.003)
-    assert noise_that_fits([step._replace(steps=2 * fit)], 0.02, 10, 1e-5, 2.0) == math.inf
+def test_rounds_and_noise_that_fit_lie_at_the_cap():
+    part = Spending(1.0254, 64 / 3000, 50)
+    assert num_that_fit([part], part, 1e-5, 4.0, 40) == 19
+    assert num_that_fit([], part, 1e-5, 4.0, 3) == 3
+    noise = noise_that_fits([], 64 / 3000, 1000, 1e-5, 4.0)
+    assert noise == pytest.approx(1.0254, rel=0.004)
+    assert epsilon([Spending(noise, 64 / 3000, 1000)], 1e-5) <= 4.0
+    assert noise_that_fits([part._replace(steps=2000)], 0.02, 10, 1e-5, 4.0) == math.inf
+    assert noise_that_fits([], 1e-4, 1, 1e-5, 4.0) == LEAST_NOISE

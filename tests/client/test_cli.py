@@ -1,0 +1,228 @@
+"""The operator's commands, from enrolling to leaving."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from client import cli
+from client.approval import read_approved
+from client.chain import read_chain
+from client.ledger import read_ledger
+from client.settings import Home, load_settings
+from client.view import JournalView, hold_site, is_running
+from deploy.certificates import create_authority
+from deploy.enrolment import read_request, write_bundle
+from deploy.provision import ProvisionError
+from shared.codedigest import installed_digest
+from shared.errors import InputError
+from tests.client.conftest import DP, SIZE, MakeSite, experiment, request_for
+
+
+def call(*arguments: object) -> Result:
+    """Run a command; errors that `main` turns into one line are raised."""
+    result = CliRunner().invoke(cli.app, [str(each) for each in arguments], catch_exceptions=True)
+    if isinstance(result.exception, InputError | ProvisionError):
+        raise result.exception
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "site"
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, home: Path) -> Path:
+    """Enrol the site and get its join bundle from a coordinator that runs the same code."""
+    return make_bundle(tmp_path, home, installed_digest())
+
+
+def make_bundle(folder: Path, home: Path, digest: str) -> Path:
+    line = call("enroll", "site0", "--home", home).stdout.strip()
+    create_authority(folder / "ca.key", folder / "ca.crt")
+    write_bundle(folder / "join.json", read_request(line), "127.0.0.1:1", folder / "ca.crt", digest)
+    return folder / "join.json"
+
+
+def join(bundle: Path, home: Path, photos: Path, *more: object) -> Result:
+    head = home.parent / "head" / "head.json"
+    return call("join", bundle, "--home", home, "--data", photos, "--image-size", SIZE, "--head-file", head, *more)
+
+
+def test_site_joins_with_a_policy_that_says_what_it_allows(bundle: Path, home: Path, photos: Path):
+    output = join(bundle, home, photos, "--epsilon-cap", 3).stdout
+    settings = load_settings(Home(home))
+    assert settings.policy.require_dp
+    assert settings.policy.experiments == "approved"
+    assert settings.policy.epsilon_cap == 3
+    assert "training with DP only, at most epsilon 3" in output
+    assert read_approved(Home(home)).code == {installed_digest()}
+    assert "unbroken" not in output
+
+
+def test_training_without_dp_needs_an_explicit_word(bundle: Path, home: Path, photos: Path):
+    output = join(bundle, home, photos, "--allow-non-private", "--allow-any-experiment").stdout
+    assert "TRAINING WITHOUT DP IS ALLOWED" in output
+    policy = load_settings(Home(home)).policy
+    assert not policy.require_dp
+    assert policy.experiments == "any"
+
+
+def test_joining_other_code_is_refused_and_writes_nothing(tmp_path: Path, home: Path, photos: Path):
+    bundle = make_bundle(tmp_path, home, "0" * 64)
+    with pytest.raises(InputError, match="install the same version"):
+        join(bundle, home, photos)
+    assert not Home(home).settings.exists()
+    assert not Home(home).approved.exists()
+
+
+def test_joining_without_images_is_refused_and_writes_nothing(bundle: Path, home: Path, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no image file"):
+        join(bundle, home, tmp_path / "empty")
+    assert not Home(home).settings.exists()
+
+
+def test_joining_twice_is_refused(bundle: Path, home: Path, photos: Path):
+    join(bundle, home, photos)
+    with pytest.raises(InputError, match="exists already"):
+        join(bundle, home, photos)
+
+
+def test_wrong_policy_value_is_named(bundle: Path, home: Path, photos: Path):
+    with pytest.raises(InputError, match="unit"):
+        join(bundle, home, photos, "--unit", "hospital")
+
+
+def test_first_day_until_doctor(bundle: Path, home: Path, photos: Path):
+    join(bundle, home, photos, "--epsilon-cap", 3)
+    before = call("doctor", "--home", home)
+    assert before.exit_code == 1
+    assert "FAIL data set: no images of 16 pixels are scanned: run `maskfed-client data scan`" in before.stdout
+    scanned = call("data", "scan", "--home", home).stdout
+    assert "images to train on at 16 x 16 pixels" in scanned
+    after = call("doctor", "--home", home).stdout.splitlines()
+    failed = [line for line in after if line.startswith("FAIL")]
+    assert len(failed) == 1
+    assert "127.0.0.1:1 does not answer" in failed[0]
+    assert "unbroken" in call("ledger", "verify", "--home", home).stdout
+    assert "nothing has been charged yet" in call("ledger", "show", "--home", home).stdout
+    assert "3 entries" not in call("journal", "verify", "--home", home).stdout
+    status = call("status", "--home", home).stdout
+    assert "not running" in status
+    assert "epsilon 0.000" in status
+
+
+def test_ledger_is_shown_with_unit_delta_and_open_charges(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch):
+    from client import trainer
+    from client.app import handle
+
+    place, _ = make_site()
+    handle(request_for(experiment(privacy=DP)).to_record(), place)
+    monkeypatch.setattr(trainer.Round, "run", lambda _: 1 / 0)
+    handle(request_for(experiment(privacy=DP), 2).to_record(), place)
+    shown = call("ledger", "show", "--home", place.path).stdout
+    assert "train run round 1: sigma 1, q 0.2, 2 steps, per image\n" in shown
+    assert "round 2: sigma 1, q 0.2, 2 steps, per image  NOT COMPLETED, counts as spent" in shown
+    assert "at delta 1e-05 per image, cap 10" in shown
+    tree = json.loads(call("ledger", "show", "--json", "--home", place.path).stdout)
+    assert len(tree["charges"]) == 2
+    assert len(tree["committed"]) == 1
+    (total,) = tree["totals"].values()
+    assert total["num_uncommitted"] == 1
+    assert total["unit"] == "image"
+    plan = place.path / "plan.toml"
+    plan.write_text(experiment(privacy={**DP, "noise_multiplier": 2.0}).to_toml())
+    planned = call("ledger", "plan", plan, "--home", place.path).stdout
+    assert "rounds that fit under the cap: 3 of 3" in planned
+    assert "noise multiplier at which all 3 rounds fit" in planned
+
+
+def test_plan_without_dp_is_refused(make_site: MakeSite):
+    place, _ = make_site()
+    plan = place.path / "plan.toml"
+    plan.write_text(experiment().to_toml())
+    with pytest.raises(InputError, match="unbounded"):
+        call("ledger", "plan", plan, "--home", place.path)
+
+
+def test_waiting_experiment_is_approved_by_the_beginning_of_its_digest(make_site: MakeSite):
+    from client.app import handle
+
+    place, _ = make_site(experiments="approved")
+    handle(request_for(experiment(privacy=DP)).to_record(), place)
+    listed = call("approve", "list", "--home", place.path).stdout
+    digest = listed.split("waiting: experiment ")[1].split(",")[0]
+    assert "is NOT approved" in listed
+    call("approve", "experiment", digest[:8], "--home", place.path)
+    assert read_approved(place).experiments == {digest}
+    call("approve", "revoke", digest, "--home", place.path)
+    assert read_approved(place).experiments == frozenset()
+    with pytest.raises(InputError, match="not approved"):
+        call("approve", "revoke", digest, "--home", place.path)
+
+
+def test_approving_code_shows_what_changed(make_site: MakeSite):
+    place, _ = make_site()
+    assert "added client/entry.py" in call("approve", "code", "--yes", "--home", place.path).stdout
+    assert "no file has changed" in call("approve", "code", "--yes", "--home", place.path).stdout
+    record = place.path / "approved-files.json"
+    files = json.loads(record.read_bytes())
+    files["client/app.py"] = "0"
+    files["client/gone.py"] = "0"
+    record.write_text(json.dumps(files))
+    shown = call("approve", "code", "--yes", "--home", place.path).stdout
+    assert "changed client/app.py" in shown
+    assert "removed client/gone.py" in shown
+
+
+def test_leaving_closes_the_policy_and_keeps_the_records(bundle: Path, home: Path, photos: Path):
+    join(bundle, home, photos, "--allow-any-experiment")
+    call("data", "scan", "--home", home)
+    call("leave", "--yes", "--home", home)
+    place = Home(home)
+    assert load_settings(place).policy.tasks == ()
+    assert not (home / "node.key").exists()
+    assert read_ledger(place.ledger).entries
+    assert read_chain(place.journal)[-1].kind == "left"
+
+
+def test_running_site_cannot_leave_or_start_twice(make_site: MakeSite):
+    place, _ = make_site()
+    assert not is_running(place)
+    with hold_site(place):
+        assert is_running(place)
+        with pytest.raises(InputError, match="running already"):
+            call("leave", "--yes", "--home", place.path)
+        with pytest.raises(InputError, match="running already"):
+            call("start", "--home", place.path)
+    assert not is_running(place)
+
+
+def test_view_prints_each_new_event_once(make_site: MakeSite):
+    from client.journal import Journal
+
+    place, _ = make_site()
+    lines: list[str] = []
+    view = JournalView(place, lines.append)
+    view.show_new()
+    Journal(place.journal).write("approval", what="code", digest="a" * 64)
+    view.show_new()
+    view.show_new()
+    assert len(lines) == 1
+    assert "approval" in lines[0]
+    assert "a" * 13 not in lines[0], "digests are cut for people"
+
+
+def test_errors_are_one_line_and_exit_code_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("sys.argv", ["maskfed-client", "status", "--home", str(tmp_path)])
+    monkeypatch.setattr("os.umask", lambda _: 0)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
