@@ -74,12 +74,15 @@ def main(arguments: Sequence[str] = ()) -> int:
 def disturbed(local: LocalFederation, init: Path, expected: bytes, target: str, moment: float) -> tuple[str, str]:
     """What became of a run in which `target` was killed `moment` seconds after its start."""
     start = time.monotonic()
-    status = run_once(local, init, lambda: kill(local, target, moment))
+    killed: list[bool] = []
+    status = run_once(local, init, lambda: killed.append(kill(local, target, moment)))
     events = read_metrics(RunDir(local.home / "runs" / RUN).metrics)
     rounds = [event for event in events if event["kind"] == "round"]
     answers = [len(event["answered"]) for event in rounds]
     again = sum(event["kind"] == "resubmitted" for event in events)
     facts = f"{time.monotonic() - start:.0f} s, {again} resubmissions, replies {answers}"
+    if not killed[0]:
+        return "not killed", facts
     if status != "completed":
         return "unfinished", f"{facts}: {events[-1].get('reason', status)}"
     if answers != [local.num_sites] * len(answers):
@@ -104,22 +107,22 @@ def run_once(local: LocalFederation, init: Path, disturb: Callable[[], None]) ->
     return entry.status
 
 
-def kill(local: LocalFederation, target: str, moment: float) -> None:
-    """SIGKILL one process of a kind, `moment` seconds from now, or as soon as there is one."""
+def kill(local: LocalFederation, target: str, moment: float) -> bool:
+    """SIGKILL one process of a kind, `moment` seconds from now, or as soon as there is one; false: none came."""
     time.sleep(moment)
     if target in (MACHINE, SITE):
         name = "coordinator" if target == MACHINE else "site-0"
         local.daemons[name].kill()
         local.daemons[name].wait()
         local.start()
-        return
+        return True
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        found = victims(local, target)
-        if found:
-            found[0].kill()
-            return
+    while not (found := victims(local, target)):
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.05)
+    found[0].kill()
+    return True
 
 
 def victims(local: LocalFederation, target: str) -> list[psutil.Process]:

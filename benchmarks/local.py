@@ -156,11 +156,13 @@ class LocalFederation:
 
 
 def program_of(process: psutil.Process) -> str:
-    """Name of the script that a Python process runs, or of its program."""
+    """Name of the program that a process runs: the script's, where it is Python."""
     try:
         line = process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return "gone"
+    if "client.entry" in line[:6]:
+        return "flwr-clientapp"
     names: Sequence[str] = [Path(part).name for part in line[:3]]
     return next(
         (name for name in names if name.startswith(("flower-", "flwr-", "maskfed-"))), names[0] if names else ""

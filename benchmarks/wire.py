@@ -67,7 +67,7 @@ def report(local: LocalFederation, run: str, peaks: dict[str, float]) -> tuple[i
     print(f"{run}: {sent / 1e6:.1f} MB down, {received / 1e6:.1f} MB up, rounds of {seconds} s")
     for event in rounds:
         print(f"  seconds by stage: {event['seconds']}")
-    print("  peak GB: " + ", ".join(f"{name} {peak:.2f}" for name, peak in sorted(peaks.items())))
+    print("  peak GB: " + ", ".join(f"{name} {peak:.2f}" for name, peak in sorted(peaks.items()) if peak))
     return sent, received
 
 
