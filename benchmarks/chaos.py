@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--targets", nargs="*", choices=TARGETS, default=TARGETS)
     options = parser.parse_args(arguments)
     draw = random.Random(options.seed)
     counts: Counter[str] = Counter()
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         print(f"undisturbed: {duration:.0f} s")
         for index in range(options.runs):
             clear(local, index, remembered)
-            target, moment = TARGETS[index % len(TARGETS)], draw.uniform(0.0, duration)
+            target, moment = options.targets[index % len(options.targets)], draw.uniform(0.0, duration)
             outcome, facts = disturbed(local, init, expected, target, moment)
             counts.update([outcome])
             print(f"{index + 1:3d}: kill {target:18s} after {moment:5.1f} s: {outcome} ({facts})", flush=True)
