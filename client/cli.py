@@ -1,7 +1,6 @@
 """`maskfed-client`: the site operator's commands. Each is thin and imports what it needs when it runs."""
 
 import contextlib
-import logging
 import os
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 
 from client import cli_audit, cli_records, cli_statistics
 from client.settings import Home, SiteConfig, SitePolicy, find_home, load_settings, save_settings
+from deploy.logs import set_up_logging
 from deploy.provision import ProvisionError
 from shared.errors import InputError
 
@@ -27,9 +27,7 @@ HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's fold
 def main() -> None:
     """Run a command; what the user can cure is one line and exit code 2, any other failure exit code 1."""
     os.umask(0o077)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("httpx", "flwr", "shared.decoding"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    set_up_logging(quiet=("httpx", "flwr", "shared.decoding"))
     try:
         app()
     except (InputError, ProvisionError) as error:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from deploy.logs import set_up_logging
 from deploy.provision import ProvisionError
 from server import cli_evaluation, cli_models, cli_rounds
 from shared.errors import InputError
@@ -28,9 +29,7 @@ DEFAULT_HOME = Path("coordinator")
 
 def main() -> None:
     """Run a command; what the user can cure is one line and exit code 2, any other failure exit code 1."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    for noisy in ("httpx", "flwr"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    set_up_logging(quiet=("httpx", "flwr"))
     try:
         app()
     except (InputError, ProvisionError) as error:

@@ -1,0 +1,50 @@
+"""Logs of the long-running commands: for people by default, one JSON object per line with MASKFED_LOG_FORMAT=json.
+
+JSON logs are made to be collected elsewhere, so paths and names of files are taken out of every message; the site's own
+files keep what an operator needs to find the cause.
+"""
+
+import datetime as dt
+import json
+import logging
+import os
+import re
+
+FORMAT_VARIABLE = "MASKFED_LOG_FORMAT"
+_PATH = re.compile(r"(?<![\w:/.])~?(?:/[\w.@+\-]+)+/?")
+_FILE = re.compile(
+    r"\b[\w.@+\-]+\.(?:png|jpe?g|webp|bmp|gif|tiff?|ppm|zip|npy|toml|jsonl?|safetensors|key|pem|crt|txt)\b", re.I
+)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per record: time (UTC), level, logger, message; exceptions by type only."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as one line, scrubbed."""
+        entry = {
+            "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": scrub(record.getMessage()),
+        }
+        if record.exc_info and record.exc_info[0]:
+            entry["exception"] = record.exc_info[0].__name__
+        return json.dumps(entry)
+
+
+def scrub(text: str) -> str:
+    """Replace paths by `<path>` and names of files by `<file>`."""
+    return _FILE.sub("<file>", _PATH.sub("<path>", text))
+
+
+def set_up_logging(quiet: tuple[str, ...] = ()) -> None:
+    """Log to standard error in the format that the environment asks for; `quiet` loggers from warnings on."""
+    handler = logging.StreamHandler()
+    if os.environ.get(FORMAT_VARIABLE) == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    for name in quiet:
+        logging.getLogger(name).setLevel(logging.WARNING)
