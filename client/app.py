@@ -58,6 +58,17 @@ def train(message: Message, context: Context) -> Message:
     return Message(reply.to_record(), reply_to=message)
 
 
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Questions for feature statistics."""
+    from client.query import answer_query
+
+    home = home_of(context.node_config)
+    with site_log(home):
+        reply = answer_query(message.content, home)
+    return Message(reply, reply_to=message)
+
+
 def handle(content: RecordDict, home: Home) -> TrainReply:
     """Answer one training request: the update, or a typed refusal. Never raises."""
     digest, journal = UNKNOWN_REQUEST, Journal(home.journal)

@@ -47,6 +47,8 @@ class SitePolicy(Section):
     """Fewer training images than this, and training is refused."""
     min_images_statistics: int = Field(1000, ge=1)
     """Fewer images than this, and no statistics are released."""
+    extractors: tuple[str, ...] = ()
+    """Feature networks of statistics: `name`, `onnx:FILE`, or `name=FILE` with weights; requests name a sha256."""
     image_count: Literal["hidden", "rounded", "exact"] = "hidden"
     """How the number of training images leaves the site; always hidden under DP."""
     image_count_grid: int = Field(100, ge=2)

@@ -19,6 +19,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from server.evaluations import Evaluations
+from server.federated import QUESTION_FILE, gather
 from server.registry import Registry
 from server.rounds import Rounds, RunFailedError
 from server.transport import ExchangeError, Timing
@@ -87,6 +88,9 @@ def conduct(grid: GridLike, home: Path, run: str, experiment: Experiment, timing
             stored = parse_experiment((folder / "experiment.toml").read_text(encoding="utf-8"), name="experiment.toml")
             if stored != experiment:
                 raise InputError(f"run {run}: the submitted experiment is not the one in its directory: resume it")
+            if (folder / QUESTION_FILE).exists():
+                gather(grid, home, folder, timing)
+                return
             evaluations = Evaluations(folder, experiment.evaluation.every_rounds, metrics)
             with contextlib.closing(evaluations):
                 registry = Registry(home / "sites.json")

@@ -60,7 +60,7 @@ def sample(
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run directory: its newest.")],
-    reference: Annotated[str, typer.Option(help="Folder, zip, image cache, synthetic:SITE:N, or statistics A,B.")],
+    reference: Annotated[str, typer.Option(help="Folder, zip, cache, synthetic:SITE:N, statistics A,B or federated.")],
     extractor: Annotated[
         str,
         typer.Option(help="inception-v3-compat, random-inception, onnx:FILE, clip-*, dinov2-*; default: as trained."),
@@ -68,6 +68,11 @@ def evaluate(
     weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights; default: download.")] = None,
     weights_sha256: Annotated[str, typer.Option(help="Digest that the file must have, if not the published one.")] = "",
     num: Annotated[int, typer.Option("--num", "--num-images", min=0, help="Generated images; 0: as trained.")] = 0,
+    home: Annotated[
+        Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="Coordinator's folder, for `federated`.")
+    ] = Path("coordinator"),
+    private: Annotated[bool, typer.Option("--private", help="`federated`: ask for statistics under DP.")] = False,
+    noise: Annotated[float, typer.Option(help="Noise multiplier of --private.")] = 1.1,
     projection: Annotated[Path | None, typer.Option(help="Projection of the sites' private statistics.")] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the interval of the distance; 0: none.")] = 0,
     name: Annotated[str, typer.Option(help="Of the evaluation; default: the checkpoint's and the distance's.")] = "",
@@ -95,6 +100,10 @@ def evaluate(
             precision=_precision(precision),
             bootstrap=bootstrap,
             projection=projection,
+            home=home,
+            release="dp" if private else "exact",
+            noise_multiplier=noise,
+            say=typer.echo,
             overrides=tuple(overrides or ()),
             device=device,
             name=name,

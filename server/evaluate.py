@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from shared.statistics import accumulate, check_same_space
 from shared.versions import git_commit, installed_versions
 
 RESULT_FILE = "result.json"
+FEDERATED = "federated"
 GRID_IMAGES, GRID_COLUMNS = 32, 8
 WAIT_SECONDS = 24 * 3600.0
 """How long the first rank waits for the others' parts."""
@@ -49,6 +50,11 @@ class Options:
     weights: Weights = "ema"
     precision: Precision = "float32"
     bootstrap: int = 0
+    home: Path | None = None
+    """The coordinator's folder, for the reference `federated`."""
+    release: Literal["exact", "dp"] = "exact"
+    """What sites are asked for, for the reference `federated`; `dp` needs the projection."""
+    noise_multiplier: float = 1.1
     projection: Path | None = None
     """Public projection that the sites' private statistics were made in."""
     overrides: tuple[str, ...] = ()
@@ -57,6 +63,8 @@ class Options:
     """Of the evaluation's folder; empty: the checkpoint's and the distance's name."""
     out: Path | None = None
     """The evaluation's folder; default: below the run's `evaluation`."""
+    say: Callable[[str], None] = field(default=lambda _line: None, compare=False)
+    """Told which sites released statistics."""
     on_progress: Callable[[int, int], None] = field(default=lambda _done, _total: None, compare=False)
     """Told images done and images in all."""
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from shared.errors import InputError
 from shared.files import write_atomically
@@ -183,8 +183,8 @@ def accumulate(batches: Iterable[NDArray[np.floating]], space: FeatureSpace, sou
     return Statistics(space=space, n=n, total_D=total_D, outer_DD=outer_DD, source=source)
 
 
-def save_statistics(statistics: Statistics, path: Path) -> None:
-    """Write one safetensors file (float64 `total`, `outer`, and text metadata) by a temporary name and a rename."""
+def statistics_bytes(statistics: Statistics) -> bytes:
+    """One safetensors file: float64 `total` and `outer`, and metadata as JSON texts."""
     known = {
         "schema": SCHEMA_VERSION,
         "n": statistics.n,
@@ -199,25 +199,23 @@ def save_statistics(statistics: Statistics, path: Path) -> None:
         "images": statistics.images,
     }
     metadata = {key: json.dumps(value) for key, value in known.items()}
-    tensors = {"total": statistics.total_D, "outer": np.ascontiguousarray(statistics.outer_DD)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, save(tensors, metadata))
+    return save({"total": statistics.total_D, "outer": np.ascontiguousarray(statistics.outer_DD)}, metadata)
 
 
-def load_statistics(path: Path) -> Statistics:
-    """Read a statistics file.
+def parse_statistics(data: bytes, name: str) -> Statistics:
+    """Read `statistics_bytes`; `name` stands before an error.
 
     Raises:
-        InputError: not a statistics file, another schema, or numbers that are not finite.
+        InputError: something else, another schema, or numbers that are not finite.
     """
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
-            tensors = {key: file.get_tensor(key) for key in ("total", "outer")}
-    except (OSError, SafetensorError, ValueError) as error:
-        raise InputError(f"{path}: not a feature statistics file ({error}): give one that `evaluate` wrote") from error
+        tensors = load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = {key: json.loads(value) for key, value in header.get("__metadata__", {}).items()}
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{name}: not a feature statistics file ({error}): give one that `evaluate` wrote") from error
     if metadata.get("schema") != SCHEMA_VERSION:
-        raise InputError(f"{path}: statistics schema {metadata.get('schema')}, this version reads {SCHEMA_VERSION}")
+        raise InputError(f"{name}: statistics schema {metadata.get('schema')}, this version reads {SCHEMA_VERSION}")
     try:
         return Statistics(
             space=FeatureSpace(metadata["extractor"], metadata["layer"], metadata["extractor_sha256"]),
@@ -231,5 +229,26 @@ def load_statistics(path: Path) -> Statistics:
             source=metadata["source"],
             images=metadata["images"],
         )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: statistics without {error}: give a file that `evaluate` wrote") from error
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{name}: statistics without {error}: give a file that `evaluate` wrote") from error
+
+
+def save_statistics(statistics: Statistics, path: Path) -> None:
+    """Write the statistics as a file, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, statistics_bytes(statistics))
+
+
+def load_statistics(path: Path) -> Statistics:
+    """Read a statistics file.
+
+    Raises:
+        InputError: not a statistics file, another schema, or numbers that are not finite.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: not a feature statistics file ({error.strerror}): give its path") from error
+    return parse_statistics(data, str(path))

@@ -1,0 +1,87 @@
+"""A site's answer to a question for feature statistics: policy first, then the charged release. No torch before it."""
+
+import hashlib
+import logging
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from client.chain import BusyError
+from client.journal import Journal
+from client.settings import Home, SiteConfig, load_settings
+from shared.errors import InputError
+from shared.statistics_query import MAX_FILE_BYTES, StatisticsAnswer, StatisticsQuery, parse_query
+
+log = logging.getLogger("maskfed.client")
+FAILED = "the site's statistics failed; its operator finds the cause in the site's log"
+
+
+def answer_query(content: RecordDict, home: Home) -> RecordDict:
+    """Statistics, or a refusal with its reason. Never raises."""
+    journal = Journal(home.journal)
+    try:
+        settings = load_settings(home)
+        text = str(content.config_records["header"]["json"])
+        query = parse_query(text)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        journal.write("request", task="statistics", run=query.run, request_digest=digest)
+        return _record(StatisticsAnswer(status="released"), _release(query, content, digest, home, settings))
+    except BusyError:
+        reason = "a round or a scan is running at the site"
+    except InputError as error:
+        reason = str(error)[:500]
+    except Exception:
+        log.exception("statistics failed")
+        reason = FAILED
+    log.info("statistics refused: %s", reason)
+    journal.write("refusal", code="statistics", reason=reason)
+    return _record(StatisticsAnswer(status="refused", reason=reason))
+
+
+def _release(query: StatisticsQuery, content: RecordDict, digest: str, home: Home, settings: SiteConfig) -> bytes:
+    if "statistics" not in settings.policy.tasks:
+        raise InputError("policy.tasks does not list `statistics`: this site releases none")
+    from client.app import epsilon_of
+    from client.statistics import StatisticsPlan, release_statistics
+    from shared.extractor import Extractor
+    from shared.features import load_extractor
+    from shared.private_statistics import Projection, load_projection
+    from shared.statistics import statistics_bytes
+
+    allowed = [load_extractor(spec, weights=weights) for spec, weights in _allowed(settings)]
+    network = next((each for each in allowed if each.space == query.space), None)
+    if network is None:
+        raise InputError(
+            f"extractor {query.extractor} with sha256 {query.extractor_sha256[:16]} is not in policy.extractors"
+        )
+    chosen: Extractor = network
+    projection: Projection | None = None
+    if query.kind == "dp":
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "projection.safetensors"
+            path.write_bytes(_file(content))
+            projection = load_projection(path)
+    plan = StatisticsPlan(query.kind, query.space, projection, query.noise_multiplier, query.run, digest)
+    return statistics_bytes(release_statistics(home, settings, plan, lambda: chosen, epsilon_of))
+
+
+def _allowed(settings: SiteConfig) -> list[tuple[str, Path | None]]:
+    """Entries `name` or `name=weights file` of `policy.extractors`."""
+    pairs = [entry.partition("=") for entry in settings.policy.extractors]
+    return [(name, Path(path) if path else None) for name, _, path in pairs]
+
+
+def _file(content: RecordDict) -> bytes:
+    record = content.array_records.get("arrays")
+    array = None if record is None else record.get("file")
+    if array is None or len(array.data) > MAX_FILE_BYTES:
+        raise InputError("statistics query without its projection")
+    return np.asarray(array.numpy(), np.uint8).tobytes()
+
+
+def _record(answer: StatisticsAnswer, file: bytes = b"") -> RecordDict:
+    arrays = {"file": Array(np.frombuffer(file, np.uint8))} if file else {}
+    header = ConfigRecord({"json": answer.model_dump_json()})
+    return RecordDict({"arrays": ArrayRecord(arrays), "header": header})
