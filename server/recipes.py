@@ -2,6 +2,7 @@
 
 from itertools import takewhile
 from pathlib import Path
+from textwrap import shorten
 
 from shared.errors import InputError
 
@@ -14,10 +15,10 @@ def recipe_names() -> list[str]:
 
 
 def describe(name: str) -> str:
-    """First sentence of the comment that a recipe opens with."""
+    """First sentence of the comment that a recipe opens with, at most 160 characters."""
     lines = (FOLDER / f"{name}.toml").read_text(encoding="utf-8").splitlines()
     comment = " ".join(line.removeprefix("#").strip() for line in takewhile(lambda line: line.startswith("#"), lines))
-    return comment.split(". ")[0].removesuffix(".")
+    return shorten(comment.split(". ")[0].removesuffix("."), 160, placeholder=" ...")
 
 
 def find_experiment(name: str) -> Path:
