@@ -201,7 +201,7 @@ def start(
 ) -> None:
     """Take part, in the foreground, until Ctrl-C or SIGTERM; processes that exit are started again."""
     from client.gauges import site_gauges
-    from client.view import JournalView, hold_site
+    from client.view import SiteView, hold_site
     from deploy.exposition import serve
     from deploy.processes import check_port_free, free_ports, handle_signals
     from deploy.supervision import Supervisor
@@ -218,7 +218,7 @@ def start(
             site_services(SitePlan(place.path, settings.address, *ports, entry_module="client.entry"))
         )
         handle_signals(supervisor.request_stop)
-        view = JournalView(place, print)
+        view = SiteView(place, print)
         print(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
         with contextlib.ExitStack() as stack:
             stack.enter_context(supervisor)

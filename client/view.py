@@ -42,27 +42,31 @@ def is_running(home: Home) -> bool:
     return descriptor is None
 
 
-class JournalView:
-    """Prints each new journal entry as one line."""
+class SiteView:
+    """Prints each new journal entry as one line, and how far a running round is."""
 
     def __init__(self, home: Home, write: Callable[[str], None]) -> None:
-        self._path, self._write = home.journal, write
-        self._seen = len(read_chain(self._path))
-        self._size = self._current_size()
+        self._journal, self._log, self._write = home.journal, home.logs / "rounds.log", write
+        self._seen = len(read_chain(self._journal))
+        self._journal_size, self._log_size = _size(self._journal), _size(self._log)
 
     def show_new(self) -> None:
-        """Print what was appended since the last call; the file is read only when it has grown."""
-        size = self._current_size()
-        if size == self._size:
+        """Print what was appended since the last call; files are read only when they have grown."""
+        size = _size(self._log)
+        if size > self._log_size:
+            with self._log.open("rb") as file:
+                file.seek(self._log_size)
+                steps = [line for line in file.read().decode(errors="replace").splitlines() if ": step " in line]
+            if steps:
+                self._write(f"  training: {steps[-1].rpartition(': ')[2]}")
+        self._log_size = size
+        if _size(self._journal) == self._journal_size:
             return
-        self._size = size
-        entries = read_chain(self._path)
+        self._journal_size = _size(self._journal)
+        entries = read_chain(self._journal)
         for entry in entries[self._seen :]:
             self._write(event_line(entry))
         self._seen = len(entries)
-
-    def _current_size(self) -> int:
-        return self._path.stat().st_size if self._path.exists() else 0
 
 
 def event_line(entry: Entry) -> str:
@@ -90,6 +94,10 @@ def summary(home: Home, settings: SiteConfig) -> Iterator[str]:
         yield f"of these {total.num_uncommitted} were reserved and never completed; they count as spent"
     for entry in read_chain(home.journal)[-NEWEST_EVENTS:]:
         yield event_line(entry)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _short(value: object) -> str:

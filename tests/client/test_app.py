@@ -2,6 +2,8 @@
 
 import errno
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +317,31 @@ def test_log_stays_at_the_site(make_site: MakeSite, monkeypatch: pytest.MonkeyPa
     assert "the cause" in (home.logs / "rounds.log").read_text()
     assert (home.logs / "rounds.log").stat().st_mode & 0o077 == 0
     assert logging.getLogger("maskfed").handlers == []
+
+
+def test_refusal_loads_neither_torch_nor_opacus(make_site: MakeSite):
+    home, _ = make_site(min_noise_multiplier=5.0)
+    code = """
+import sys
+from pathlib import Path
+import numpy as np
+from client.app import handle
+from client.settings import Home
+from shared.config import parse_experiment
+from shared.messages import Manifest, RequestHeader, TensorSpec, TrainRequest
+plan = parse_experiment('[privacy]\\nmechanism = "dp-sgd"\\n[federation]\\nlocal_steps = 1\\n')
+manifest = Manifest(tensors=(TensorSpec(name="w", shape=(2,)),))
+header = RequestHeader(run="r", server_round=1, experiment=plan, precision="float32", manifest=manifest)
+reply = handle(TrainRequest(header, np.zeros(2, np.float32)).to_record(), Home(Path(sys.argv[1])))
+assert reply.header.refusal == "noise_too_small", reply.header
+assert "torch" not in sys.modules and "opacus" not in sys.modules
+"""
+    root = Path(__file__).parent.parent.parent
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(home.path)], check=True, cwd=root, timeout=120)
+
+
+def test_plain_round_does_not_load_opacus(make_site: MakeSite):
+    home, _ = make_site()
+    code = "import sys, client.trainer, client.app; sys.exit('opacus' in sys.modules)"
+    root = Path(__file__).parent.parent.parent
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(home.path)], check=True, cwd=root, timeout=120)

@@ -1,17 +1,19 @@
 """The operator's commands, from enrolling to leaving."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from client import cli
+from client.app import site_log
 from client.approval import read_approved
 from client.chain import read_chain
 from client.ledger import read_ledger
 from client.settings import Home, load_settings
-from client.view import JournalView, hold_site, is_running
+from client.view import SiteView, hold_site, is_running
 from deploy.certificates import create_authority
 from deploy.enrolment import read_request, write_bundle
 from deploy.provision import ProvisionError
@@ -207,7 +209,7 @@ def test_view_prints_each_new_event_once(make_site: MakeSite):
 
     place, _ = make_site()
     lines: list[str] = []
-    view = JournalView(place, lines.append)
+    view = SiteView(place, lines.append)
     view.show_new()
     Journal(place.journal).write("approval", what="code", digest="a" * 64)
     view.show_new()
@@ -215,6 +217,11 @@ def test_view_prints_each_new_event_once(make_site: MakeSite):
     assert len(lines) == 1
     assert "approval" in lines[0]
     assert "a" * 13 not in lines[0], "digests are cut for people"
+    with site_log(place):
+        for step in (1, 2):
+            logging.getLogger("maskfed.client").info("step %d of 2", step)
+    view.show_new()
+    assert lines[1:] == ["  training: step 2 of 2"]
 
 
 def test_errors_are_one_line_and_exit_code_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
