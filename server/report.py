@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from server.charts import Series, line_chart
+from server.curves import write_curves
 from server.rundata import OUTCOMES, Evaluation, RunData, read_run
 from server.rundir import RunDir
 from shared.files import write_atomically
@@ -56,7 +57,7 @@ class Page:
 
 
 def report(runs: list[Path], out: Path | None = None) -> Path:
-    """Write the page.
+    """Write the page, and the same figures for TensorBoard.
 
     Args:
         runs: run directories; several are compared.
@@ -69,6 +70,8 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
         InputError: a path that is no run directory, or a damaged result.
     """
     pages = [build_page(read_run(path)) for path in runs]
+    for page in pages:
+        write_curves(page.data)
     target = out or (RunDir(runs[0]).report if len(runs) == 1 else runs[0].resolve().parent / "comparison.html")
     environment = Environment(
         loader=PackageLoader("server", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True

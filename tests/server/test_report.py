@@ -145,6 +145,18 @@ def test_an_empty_run_still_makes_a_page(tmp_path):
     assert "not started" in report([run.path]).read_text()
 
 
+def test_tensorboard_gets_the_same_figures_and_grids(federated):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for _ in range(2):  # The second report replaces the curves of the first.
+        report([federated.path])
+    curves = EventAccumulator(str(federated.tensorboard / "report"), size_guidance={"images": 0}).Reload()
+    points = [(event.step, event.value) for event in curves.Scalars("evaluation/fd_random_inception_192")]
+    assert points == [(0, 20.0), (1, 16.0), (2, 12.0), (3, 5.0)]
+    assert [event.value for event in curves.Scalars("round/answered")] == [2.0, 1.0, 1.0]
+    assert len(curves.Images("samples")) == 4
+
+
 def test_runs_are_compared_in_one_chart_when_they_measured_the_same(federated, central, tmp_path):
     page = report([federated.path, central.path], tmp_path / "out" / "both.html").read_text()
     assert "Comparison of 2 runs" in page and "no common chart" in page
