@@ -31,7 +31,9 @@ def answer_query(content: RecordDict, home: Home) -> RecordDict:
     except BusyError:
         reason = "a round or a scan is running at the site"
     except InputError as error:
-        reason = str(error)[:500]
+        log.warning("statistics: %s", error)
+        # Texts made for the operator may name files of the site; those stay here.
+        reason = FAILED if "/" in str(error) else str(error)[:500]
     except Exception:
         log.exception("statistics failed")
         reason = FAILED
