@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from deploy.processes import free_ports
+from deploy.processes import free_ports, spawn
 from shared.checkpoint import save_checkpoint
 from shared.config import Experiment, parse_experiment
 from shared.synthetic import write_folder
@@ -145,10 +145,8 @@ class LocalFederation:
     def _daemon(self, name: str, *arguments: str) -> None:
         if name in self.daemons and self.daemons[name].poll() is None:
             return
-        with (self.root / f"{name}.log").open("ab") as log:
-            self.daemons[name] = subprocess.Popen(
-                command(*arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=dict(os.environ)
-            )
+        # The kernel ends a daemon with us: a benchmark that is killed must not leave a federation behind.
+        self.daemons[name] = spawn(command(*arguments), dict(os.environ), self.root / f"{name}.log")
         if name == "coordinator":
             from server.control import superlink_address, wait_ready
 
