@@ -133,13 +133,21 @@ def _review_privacy(experiment: Experiment, policy: SitePolicy, facts: Facts) ->
         return Refusal("unit_mismatch", f"this site protects the unit {policy.unit!r}, asked is {privacy.unit!r}")
     if facts.spent_unit not in (None, privacy.unit):
         return Refusal("unit_mismatch", f"spending of this data set is counted per {facts.spent_unit}")
+    if experiment.model.backbone != "uvit":
+        return Refusal("task_not_allowed", f"DP training knows the backbone 'uvit', not {experiment.model.backbone!r}")
+    return _review_constants(experiment, policy)
+
+
+def _review_constants(experiment: Experiment, policy: SitePolicy) -> Refusal | None:
+    privacy = experiment.privacy
     if privacy.noise_multiplier < policy.min_noise_multiplier:
         return Refusal(
             "noise_too_small",
             f"noise multiplier {privacy.noise_multiplier:g} is below the site's {policy.min_noise_multiplier:g}",
         )
-    if experiment.model.backbone != "uvit":
-        return Refusal("task_not_allowed", f"DP training knows the backbone 'uvit', not {experiment.model.backbone!r}")
+    if privacy.delta > policy.delta:
+        # The ledger counts at the site's delta anyway; a plan that promises less must not look agreed to.
+        return Refusal("budget_exceeded", f"the plan's delta {privacy.delta:g} is above the site's {policy.delta:g}")
     return None
 
 

@@ -75,6 +75,11 @@ def test_noise_must_be_large_enough():
     assert decide(min_noise_multiplier=1.0) == "accepted"
 
 
+def test_delta_of_the_plan_must_not_pass_the_sites():
+    assert decide(delta=1e-6) == "budget_exceeded"
+    assert decide(delta=1e-5) == decide(delta=1e-4) == "accepted"
+
+
 def test_backbone_must_be_one_that_dp_knows():
     unet = experiment(privacy=DP, model={"backbone": "unet"})
     assert decide(unet) == "task_not_allowed"
