@@ -151,10 +151,10 @@ def _copies(generated: Tensor, data: Dataset, extractor: Extractor | None) -> Co
 def _membership_verdict(
     site: str, checkpoint: str, loaded: LoadedModel, attacks: dict[str, AttackResult], control: AttackResult
 ) -> Verdict:
-    limits, found = loaded.experiment.release, attacks["calibrated"]
+    config, found = loaded.experiment.release, attacks["calibrated"]
     # The attack works when it surely finds more in the control than the limit allows in the model.
-    is_working = control.auc_interval[0] > limits.max_auc
-    is_hidden = found.auc <= limits.max_auc and found.tpr <= limits.max_tpr
+    is_working = control.auc_interval[0] > config.max_auc
+    is_hidden = found.auc <= config.max_auc and found.tpr <= config.max_tpr
     reason = "" if is_working and is_hidden else "members can be told from others" if is_working else (
         "inconclusive: the attack does not find the images of its control model"
     )  # fmt: skip

@@ -69,17 +69,17 @@ def audit_problems(experiment: Experiment, audits: list[dict[str, Any]], sites: 
 
     Without sites (central training) one audit of each kind suffices, whoever ran it.
     """
-    limits = experiment.release
+    config = experiment.release
     bounds = {
-        "copy_rate": limits.max_copy_rate,
-        "auc": limits.max_auc,
-        "tpr_at_1_percent_fpr": limits.max_tpr,
+        "copy_rate": config.max_copy_rate,
+        "auc": config.max_auc,
+        "tpr_at_1_percent_fpr": config.max_tpr,
     }
     found = {(each.get("site"), each.get("audit")): each for each in audits}
     by_kind = {each.get("audit"): each for each in audits}
     problems = []
     for site in sites or ["the training data"]:
-        for kind in limits.audits:
+        for kind in config.audits:
             done = found.get((site, kind)) if sites else by_kind.get(kind)
             if done is None:
                 problems.append(f"{kind} audit of {site} is missing: put its verdict into {run / AUDITS_FOLDER}")
