@@ -68,7 +68,10 @@ class Budget:
         steps_worth = evaluation.num_images * (evaluation.steps / FORWARD_SPEEDUP + 2)
         evaluation_seconds = steps_worth / speed.whole
         seconds = self.left() - END_SECONDS - rounds * ROUND_OVERHEAD_SECONDS
-        every = 1 if (rounds + 1) * evaluation_seconds < 0.5 * seconds else rounds
+        # The last round is always measured, so only divisors of the number of rounds come into question.
+        divisors = (every for every in range(1, rounds) if rounds % every == 0)
+        affordable = (every for every in divisors if (rounds // every + 1) * evaluation_seconds < 0.55 * seconds)
+        every = next(affordable, rounds)
         training = seconds - (rounds // every + 1) * evaluation_seconds
         steps = training * speed.whole / num_sites / experiment.train.batch / rounds
         return RoundPlan(_limited(steps, experiment.federation.local_steps), every)

@@ -188,6 +188,7 @@ class Demo:
     def _finetune(self, pretrained: Path, reference: Path, speed: Speed) -> None:
         recipe, experiment = self._experiment()
         rounds, num_sites = self.settings.rounds, len(self.aliases)
+        precision = load_experiment(pretrained / "experiment.toml").train.precision
         plan = self.budget.rounds(speed, experiment, rounds, num_sites)
         self._title(f"{rounds} rounds of {plan.local_steps} steps at each site, on images that stay there")
         chosen = {
@@ -196,9 +197,12 @@ class Demo:
             "federation.min_available": num_sites,
             "federation.min_replies": max(1, num_sites - 1),
             "evaluation.every_rounds": plan.evaluate_every,
+            # The sites are this machine, so what pre-training found to be faster here holds for them too.
+            "train.precision": precision,
         }
         overrides = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
         start = ("--run", RUN, "--init", str(pretrained), "--reference", str(reference))
+        start += tuple(f"--evaluate-arg={argument}" for argument in ("--precision", precision))
         self.commands.run("maskfed-server", "finetune", recipe, *self._at(self.home), *start, *overrides)
 
     def _report(self) -> Path:

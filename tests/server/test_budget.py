@@ -49,6 +49,13 @@ def test_a_slow_machine_measures_only_the_first_and_the_last_model():
     assert Budget(2400).rounds(FAST, WHOLE, rounds=4, num_sites=3).evaluate_every == 1
 
 
+def test_the_last_round_is_measured_whatever_the_time_allows():
+    every = {
+        Budget(seconds).rounds(FAST, WHOLE, rounds=4, num_sites=3).evaluate_every for seconds in range(60, 900, 20)
+    }
+    assert every == {1, 2, 4}
+
+
 def test_speed_is_that_of_the_warm_end(tmp_path: Path):
     log = RunLog(tmp_path / "metrics.jsonl")
     for rate in (10.0, 90.0, 100.0):
