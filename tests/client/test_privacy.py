@@ -141,7 +141,7 @@ def test_person_rounds_train(draws: int):
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-# Values of the notes' table, q = 64/3000 and delta 1e-5, computed with an independent accountant.
+# Reference values: q = 64/3000 and delta 1e-5, computed with dp-accounting's PLD accountant.
 PLD = [(0.5, 50, 8.264), (1.0, 50, 1.216), (1.0, 1000, 4.188), (2.0, 50, 0.310), (2.0, 1000, 1.428)]
 
 
