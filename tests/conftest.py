@@ -2,7 +2,11 @@
 
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -11,3 +15,23 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 for name in ("MASKFED_SERVER_HOME", "MASKFED_CLIENT_HOME"):
     os.environ.pop(name, None)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, None]:
+    """In CI nothing is skipped: where MASKFED_REQUIRE_ALL is set, a skip is a failure."""
+    outcome = yield
+    _refuse_skip(outcome.get_result())
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report() -> Generator[None, Any, None]:
+    """The same for modules that skip themselves while they are collected."""
+    outcome = yield
+    _refuse_skip(outcome.get_result())
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and os.environ.get("MASKFED_REQUIRE_ALL") == "1":
+        report.outcome = "failed"
+        report.longrepr = f"MASKFED_REQUIRE_ALL is set, but this was skipped: {report.longrepr}"
