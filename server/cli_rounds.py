@@ -50,7 +50,8 @@ def finetune(
             changed = load_experiment(find_experiment(experiment), overrides)
         elif overrides:
             changed = parse_experiment(RunDir(home / "runs" / resume).experiment.to_toml(), overrides)
-        resume_run(home, resume, changed, force=force)
+        if not resume_run(home, resume, changed, force=force):
+            typer.echo(f"run {resume} has not ended: following it", err=True)
     elif not experiment:
         raise InputError("finetune needs an experiment file, or --resume and the name of a run")
     else:

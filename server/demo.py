@@ -201,8 +201,8 @@ class Demo:
             "train.precision": precision,
         }
         overrides = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
-        start = ("--run", RUN, "--init", str(pretrained), "--reference", str(reference))
-        start += tuple(f"--evaluate-arg={argument}" for argument in ("--precision", precision))
+        start = ["--run", RUN, "--init", str(pretrained), "--reference", str(reference)]
+        start += [f"--evaluate-arg={argument}" for argument in ("--precision", precision)]
         self.commands.run("maskfed-server", "finetune", recipe, *self._at(self.home), *start, *overrides)
 
     def _report(self) -> Path:

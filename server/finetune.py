@@ -85,8 +85,11 @@ def start_run(home: Path, start: Start) -> str:
     return run
 
 
-def resume_run(home: Path, run: str, changed: Experiment | None = None, *, force: bool = False) -> None:
-    """Submit a run again, from its last complete checkpoint.
+def resume_run(home: Path, run: str, changed: Experiment | None = None, *, force: bool = False) -> bool:
+    """Submit a run again, from its last complete checkpoint; false when it is running, so that there is nothing to do.
+
+    A run whose ServerApp was killed counts as running until the SuperLink has noticed; then it is submitted again by
+    whoever follows it, and by `maskfed-server start`.
 
     Args:
         home: the coordinator's folder.
@@ -95,13 +98,16 @@ def resume_run(home: Path, run: str, changed: Experiment | None = None, *, force
         force: take `changed` although it differs; never in seeds, precision, privacy, model or data.
 
     Raises:
-        InputError: no such run, it is complete or running, or the experiment differs.
+        InputError: no such run, it is complete, it is running and the experiment shall change, or that differs.
     """
     check_name(run)
     made = RunDir(home / "runs" / run)
     if not made.path.is_dir():
         known = sorted(path.name for path in made.path.parent.glob("*") if path.is_dir())
         raise InputError(f"run {run!r} is unknown: known are {', '.join(known) or 'none'}")
+    entry = Wanted(home).runs().get(run)
+    if changed is None and entry is not None and entry.status == "running":
+        return False
     experiment = made.experiment
     if changed is not None:
         experiment = _merged(run, experiment, resolve(changed), force=force)
@@ -118,6 +124,7 @@ def resume_run(home: Path, run: str, changed: Experiment | None = None, *, force
         control.nodes()
         write_atomically(made.experiment_file, experiment.to_toml())
         Wanted(home).submit(control, run)
+    return True
 
 
 def check_name(run: str) -> None:

@@ -123,7 +123,7 @@ class Wanted:
             return entry
         end = self._end(entry)
         if end.get("status") == "completed":
-            return entry.model_copy(update={"status": "completed"})
+            return entry.model_copy(update={"status": "completed", "reason": ""})
         if end.get("status") == "stopped" or state.status == "finished:stopped":
             return entry.model_copy(update={"status": "stopped", "reason": end.get("reason") or state.details})
         reason = str(end.get("reason") or state.details or state.status)

@@ -127,6 +127,12 @@ def test_resume_of_unknown_and_complete_runs_is_refused(home, control):
         resume_run(home, "run")
 
 
+def test_resuming_a_run_that_has_not_ended_submits_nothing(home, control):
+    assert resume_run(home, "run") is True
+    assert resume_run(home, "run") is False
+    assert control.submitted == ["run"]
+
+
 def test_a_run_is_summarised_as_a_table_and_as_json(home, control):
     resume_run(home, "run")
     run_rounds(home, FakeGrid(honest_sites()), make_experiment())
