@@ -19,8 +19,8 @@ SHORT_PRETRAINING_SHARE = 0.1
 ROUND_OVERHEAD_SECONDS = 14.0
 START_SECONDS = 30.0
 END_SECONDS = 20.0
-FORWARD_SPEEDUP = 2.5
-"""A forward pass alone against a training step, per image; features of an image cost about as much as a step."""
+FORWARD_SPEEDUP = 3.5
+"""A forward pass alone against a training step, per image; an image's features cost about as much as a step."""
 LEAST_STEPS = 5
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -65,7 +65,7 @@ class Budget:
     def rounds(self, speed: Speed, experiment: Experiment, rounds: int, num_sites: int) -> RoundPlan:
         """Steps per site and round such that rounds and evaluations fit; few evaluations when time is short."""
         evaluation = experiment.evaluation
-        steps_worth = evaluation.num_images * (evaluation.steps / FORWARD_SPEEDUP + 2)
+        steps_worth = evaluation.num_images * (evaluation.steps / FORWARD_SPEEDUP + 1)
         evaluation_seconds = steps_worth / speed.whole
         seconds = self.left() - END_SECONDS - rounds * ROUND_OVERHEAD_SECONDS
         # The last round is always measured, so only divisors of the number of rounds come into question.
