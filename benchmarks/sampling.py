@@ -7,6 +7,7 @@ all samplers.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ SAMPLERS = {
 Features = NDArray[np.float64]
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Print evaluations and distances; 0 when the fewer evaluations are no worse than the better DDIM within noise."""
     checkpoints = [Path(arguments[0])] if arguments else sorted(path.parent for path in MODELS.glob("*/meta.json"))
     if not checkpoints:
