@@ -157,8 +157,10 @@ def calibrate(scores: Scores, reference_scores: Scores, others: slice) -> Scores
     Both arguments are minus losses, (N,); the factor is clipped to [0, 1].
     """
     ours, theirs = np.log(-scores), np.log(-reference_scores)
-    spread = theirs[others].var()
-    factor = float(np.cov(ours[others], theirs[others], bias=True)[0, 1] / spread) if spread > 0 else 0.0
+    centred, wanted = theirs[others] - theirs[others].mean(), ours[others] - ours[others].mean()
+    # One formula for both sums: a reference that equals the model gets exactly 1, and nothing of it is left.
+    spread = float(np.sum(centred * centred))
+    factor = float(np.sum(centred * wanted)) / spread if spread > 0 else 0.0
     found: Scores = min(1.0, max(0.0, factor)) * theirs - ours
     return found
 
