@@ -84,7 +84,7 @@ def scan(
         on_progress: told files done and in all.
 
     Raises:
-        InputError: no usable images.
+        InputError: no usable images, or none left to train on.
         BusyError: a round is running.
     """
     with private_files(), open_ledger(home.ledger, Path(settings.head_file)) as ledger:
@@ -112,6 +112,11 @@ def scan(
         is_held_out = np.array(
             [split.place(key, records[row], persons[row] if persons else None, settings.held_out_ratio) for row in keep]
         )
+        if is_held_out.all():
+            raise InputError(
+                f"held_out_ratio {settings.held_out_ratio} sets all {len(keep)} images of {source.path} aside: nothing "
+                "is left to train on, lower it or add persons"
+            )
         fingerprint = hmac.new(key, "\n".join(sorted(records[row][0] for row in keep)).encode(), hashlib.sha256)
         linked = sorted(_sharing(home, ledger.dataset_ids - {dataset_id}, set(split.records)))
         index = {

@@ -70,12 +70,18 @@ def idwt(bands_BCHW: Tensor, wavelet: str) -> Tensor:
 
 
 def haar(x_BCHW: Tensor) -> Tensor:
-    """`dwt` for `haar`, by slices: no filters, nothing to look up, so it compiles to one kernel."""
-    # a b over c d is the 2 x 2 square.
-    a, b = x_BCHW[..., ::2, ::2], x_BCHW[..., ::2, 1::2]
-    c, d = x_BCHW[..., 1::2, ::2], x_BCHW[..., 1::2, 1::2]
-    top, bottom, top_step, bottom_step = a + b, c + d, a - b, c - d
-    return torch.cat([top + bottom, top - bottom, top_step + bottom_step, top_step - bottom_step], dim=1) * 0.25
+    """`dwt` for `haar`, by slices: no filters, nothing to look up, so it compiles to one kernel.
+
+    Rows are paired first, where memory is contiguous; a mean by `lerp` and a difference from it carry the scale, so
+    that no pass over memory is spent on scaling. On a CPU that is what the time goes into.
+    """
+    upper, lower = x_BCHW[..., ::2, :], x_BCHW[..., 1::2, :]
+    mean = torch.lerp(upper, lower, 0.5)
+    step = mean - lower
+    approximation = torch.lerp(mean[..., ::2], mean[..., 1::2], 0.5)
+    horizontal = torch.lerp(step[..., ::2], step[..., 1::2], 0.5)
+    vertical, diagonal = approximation - mean[..., 1::2], horizontal - step[..., 1::2]
+    return torch.cat([approximation, horizontal, vertical, diagonal], dim=1)
 
 
 def inverse_haar(bands_BCHW: Tensor) -> Tensor:

@@ -39,6 +39,11 @@ def test_persons_are_held_out_whole(make_site: MakeSite):
     assert len(data.train) + len(data.held_out) == 24
 
 
+def test_split_that_leaves_nothing_to_train_on_is_refused(make_site: MakeSite):
+    with pytest.raises(InputError, match="sets all 24 images of .* aside"):
+        make_site(held_out_ratio=0.999999)
+
+
 def test_adding_images_keeps_id_and_split(make_site: MakeSite, folder: Path):
     home, settings = make_site(folder, held_out_ratio=0.5)
     first, before = current_id(home), held_out_names(home, settings)
