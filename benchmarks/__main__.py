@@ -1,9 +1,13 @@
-"""`python -m benchmarks [NAME ...]`: run benchmarks, by default all that need no GPU, and rewrite the table."""
+"""`python -m benchmarks [NAME ...]`: run benchmarks, by default all that need no GPU, and rewrite the table.
+
+A name with options, as one argument, is a row of its own: `python -m benchmarks "chaos --runs 100"`.
+"""
 
 import datetime
 import importlib
 import inspect
 import pkgutil
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,18 +29,20 @@ Row = tuple[str, ...]
 
 
 def main(arguments: list[str]) -> int:
-    """Run the named benchmarks and write the page; 0 when every figure is reached."""
+    """Run the named benchmarks and write the page; 0 when every figure is reached, 2 for an unknown name."""
     modules = discover()
-    if unknown := sorted(set(arguments) - set(modules)):
+    if unknown := sorted({module_name(argument) for argument in arguments} - set(modules)):
         print(f"error: no benchmark {unknown[0]!r}: there are {', '.join(modules)}", file=sys.stderr)
         return 2
     chosen = arguments or [name for name, module in modules.items() if not getattr(module, "NEEDS_GPU", False)]
     rows, failed = read_rows(PAGE), []
     for name in chosen:
         status, figure = run(name)
-        rows[name] = make_row(name, modules[name], figure)
-        failed += [name] if status else []
-        PAGE.write_text(render({known: rows.get(known) for known in modules}), encoding="utf-8")
+        row = make_row(name, modules[module_name(name)], figure)
+        rows[row[0]] = row
+        failed += [row[0]] if status else []
+        known = sorted({*modules, *(key for key in rows if module_name(key) in modules)})
+        PAGE.write_text(render({key: rows.get(key) for key in known}), encoding="utf-8")
     print(
         f"{len(chosen) - len(failed)} of {len(chosen)} figures reached"
         + (f"; short: {', '.join(failed)}" if failed else "")
@@ -58,18 +64,27 @@ def is_benchmark(module: ModuleType) -> bool:
     return main is not None and all(parameter.default is not parameter.empty for parameter in needed)
 
 
+def module_name(row: str) -> str:
+    """The module of a row: its first word."""
+    return row.split(maxsplit=1)[0]
+
+
 def run(name: str) -> tuple[int, str]:
-    """Exit status and last line of one benchmark, in a process of its own; its output is passed on."""
+    """Exit status and last line of one benchmark, in a process of its own; its output is passed on line by line."""
     print(f"== {name}", flush=True)
-    command = [sys.executable, "-m", f"benchmarks.{name}"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=PAGE.parent.parent)
-    print(done.stdout, end="", flush=True)
-    lines = done.stdout.strip().splitlines()
-    return done.returncode, lines[-1] if lines else f"failed with exit status {done.returncode}"
+    module, *options = shlex.split(name)
+    command = [sys.executable, "-m", f"benchmarks.{module}", *options]
+    last = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PAGE.parent.parent) as process:
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            last = line.strip() or last
+    return process.returncode, last or f"failed with exit status {process.returncode}"
 
 
 def make_row(name: str, module: ModuleType, figure: str) -> Row:
-    """One line of the table, for a run of just now."""
+    """One line of the table, for a run of just now; of files among the options only the name is kept."""
+    name = " ".join(Path(word).name for word in shlex.split(name))
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     rounds, seed = str(getattr(module, "ROUNDS", "-")), str(getattr(module, "SEED", "-"))
     command, commit = f"`python -m benchmarks.{name}`", (git_commit() or "-")

@@ -11,6 +11,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -48,8 +50,21 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--targets", nargs="*", choices=TARGETS, default=TARGETS)
+    parser.add_argument("--jobs", type=int, default=1, help="federations side by side, which share the kills")
     options = parser.parse_args(arguments)
-    draw = random.Random(options.seed)
+    shares = [
+        (options.seed + job, [*range(job, options.runs, options.jobs)], options.targets) for job in range(options.jobs)
+    ]
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        counts = sum(pool.map(series, *zip(*shares, strict=True)), Counter())
+    figure = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    bad = counts["unfinished"] + counts["DIFFERENT"] + counts["processes left"]
+    return verdict(f"chaos, {options.runs} kills", figure, reached=not bad)
+
+
+def series(seed: int, kills: Sequence[int], targets: Sequence[str]) -> Counter[str]:
+    """Outcomes of the runs numbered `kills`, one after the other in a federation of their own."""
+    draw = random.Random(seed)
     counts: Counter[str] = Counter()
     with federation(2) as local:
         init = random_checkpoint(local.root / "init", make_experiment(EXPERIMENT))
@@ -58,18 +73,16 @@ def main(arguments: Sequence[str] = ()) -> int:
         counts["unfinished"] += run_once(local, init, lambda: None) != "completed"
         duration = time.monotonic() - start
         expected = final_weights(local)
-        print(f"undisturbed: {duration:.0f} s")
-        for index in range(options.runs):
-            clear(local, index, remembered)
-            target, moment = options.targets[index % len(options.targets)], draw.uniform(0.0, duration)
+        print(f"undisturbed: {duration:.0f} s", flush=True)
+        for number in kills:
+            clear(local, number, remembered)
+            target, moment = targets[number % len(targets)], draw.uniform(0.0, duration)
             outcome, facts = disturbed(local, init, expected, target, moment)
             counts.update([outcome])
-            print(f"{index + 1:3d}: kill {target:18s} after {moment:5.1f} s: {outcome} ({facts})", flush=True)
+            print(f"{number + 1:3d}: kill {target:18s} after {moment:5.1f} s: {outcome} ({facts})", flush=True)
         local.stop()
         counts["processes left"] = len(leftovers(local.root))
-    figure = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
-    bad = counts["unfinished"] + counts["DIFFERENT"] + counts["processes left"]
-    return verdict(f"chaos, {options.runs} kills", figure, reached=not bad)
+    return counts
 
 
 def disturbed(local: LocalFederation, init: Path, expected: bytes, target: str, moment: float) -> tuple[str, str]:

@@ -71,6 +71,17 @@ def test_page_keeps_rows_that_are_not_run_again(tmp_path, monkeypatch, capsys):
     assert runner.main(["four"]) == 2
 
 
+def test_options_make_a_row_of_their_own_without_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "PAGE", tmp_path / "BENCHMARKS.md")
+    monkeypatch.setattr(runner, "discover", lambda: {"one": object()})
+    ran = []
+    monkeypatch.setattr(runner, "run", lambda name: (ran.append(name), (0, "figure"))[1])
+    assert runner.main(["one --faces /home/me/faces.zip", "one"]) == 0
+    assert ran == ["one --faces /home/me/faces.zip", "one"]
+    assert "/home" not in (tmp_path / "BENCHMARKS.md").read_text(encoding="utf-8")
+    assert set(runner.read_rows(tmp_path / "BENCHMARKS.md")) == {"one", "one --faces faces.zip"}
+
+
 def test_run_passes_output_on_and_returns_the_last_line(capfd, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     status, figure = runner.run("gpu")
