@@ -8,13 +8,13 @@ sampling, micro-batches, clipping, noise. With the noise off the lower bound mus
 With noise it must stay at or below the ledger's epsilon.
 """
 
+import math
 import sys
 from unittest import mock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binom
 from torch import Tensor, nn
 
 from benchmarks.measure import verdict
@@ -124,10 +124,11 @@ def lower_bound(canaries: int, guesses: int, right: int) -> float:
 
 def p_value(canaries: int, guesses: int, right: int, candidate: float) -> float:
     """Probability of so many correct guesses under (candidate, delta) (theorem 5.2 of the paper, fair coins)."""
-    q = 1 / (1 + np.exp(-candidate))
-    steps = np.arange(1, right + 1)
-    alpha = (np.cumsum(binom.pmf(right - steps, guesses, q)) / steps).max(initial=0.0)
-    return float(min(1.0, binom.sf(right - 1, guesses, q) + 2 * canaries * DELTA * alpha))
+    q = 1 / (1 + math.exp(-candidate))
+    # Binomial probabilities of 0 to `guesses` correct ones.
+    pmf = np.array([math.comb(guesses, k) * q**k * (1 - q) ** (guesses - k) for k in range(guesses + 1)])
+    alpha = (np.cumsum(pmf[:right][::-1]) / np.arange(1, right + 1)).max(initial=0.0)
+    return float(min(1.0, pmf[right:].sum() + 2 * canaries * DELTA * alpha))
 
 
 if __name__ == "__main__":
