@@ -1,7 +1,7 @@
 """A large model over the wire: bytes, seconds and peak memory of every process, float32 against bfloat16.
 
 Default: the S model at 64 px (44 M), 2 sites, 2 rounds. `--size L --sites 1 --rounds 1 --dtypes float32 --wavelet`
-is one round of the L model on wavelet bands of 256 px (232 M, 0.93 GB); that needs about 24 GB of memory in all.
+is one round of the L model on wavelet bands of 256 px (232 M, 0.93 GB); all processes together need about 17 GB.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--wavelet", action="store_true", help="256 px as Haar bands, as in the paper's L model")
     options = parser.parse_args(arguments)
     image_size = 256 if options.wavelet else 64
-    sizes = {}
+    sizes, costs = {}, []
     with federation(options.sites, image_size, 4) as local:
         for dtype in options.dtypes:
             text = f"""
@@ -50,25 +50,34 @@ def main(arguments: Sequence[str] = ()) -> int:
             init = random_checkpoint(local.root / "init", experiment)
             peaks = Peaks(local)
             local.finetune(init, experiment, dtype)
-            sizes[dtype] = report(local, dtype, peaks.stop())
+            highest = peaks.stop()
+            sizes[dtype], seconds = report(local, dtype, highest)
+            costs.append(f"{dtype} rounds of {max(seconds):.0f} s, {describe(highest)}")
     first, *others = [sum(size) for size in sizes.values()]
     shares = [other / first for other in others]
     figure = f"{first / 1e6:.0f} MB in {options.dtypes[0]}" + "".join(f", {share:.3f} of that" for share in shares)
+    figure = "; ".join([figure, *costs])
     return verdict(
         f"bytes of {options.rounds} rounds, {options.size}", figure, reached=all(share < 0.505 for share in shares)
     )
 
 
-def report(local: LocalFederation, run: str, peaks: dict[str, float]) -> tuple[int, int]:
-    """Print what a run cost; bytes down and up."""
+def report(local: LocalFederation, run: str, peaks: dict[str, float]) -> tuple[tuple[int, int], list[float]]:
+    """Print what a run cost; bytes down and up, and the seconds of each round."""
     rounds = [event for event in read_metrics(RunDir(local.home / "runs" / run).metrics) if event["kind"] == "round"]
     sent, received = (sum(event[key] for event in rounds) for key in ("bytes_sent", "bytes_received"))
     seconds = [event["seconds"]["total"] for event in rounds]
     print(f"{run}: {sent / 1e6:.1f} MB down, {received / 1e6:.1f} MB up, rounds of {seconds} s")
     for event in rounds:
         print(f"  seconds by stage: {event['seconds']}")
-    print("  peak GB: " + ", ".join(f"{name} {peak:.2f}" for name, peak in sorted(peaks.items()) if peak))
-    return sent, received
+    print(f"  {describe(peaks)}")
+    return (sent, received), seconds
+
+
+def describe(peaks: dict[str, float]) -> str:
+    """Highest memory of each program that runs Flower's parts."""
+    parts = [f"{name} {peak:.2f}" for name, peak in sorted(peaks.items()) if name.startswith(("flwr-", "flower-super"))]
+    return f"peak GB: {', '.join(parts)}"
 
 
 @dataclass
