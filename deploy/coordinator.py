@@ -10,6 +10,7 @@ from pathlib import Path
 import tomli_w
 
 from deploy.certificates import create_authority, issue_server_certificate, renew_server_certificate
+from deploy.clock import check_own_clock
 from deploy.edge import edge_service
 from deploy.enrolment import split_address
 from deploy.processes import check_port_free
@@ -18,6 +19,7 @@ from deploy.provision import (
     certificate_hosts,
     check_certificate,
     check_private,
+    check_private_folder,
     create_file,
     create_secret,
     load_certificate,
@@ -91,7 +93,9 @@ def read_coordinator(home: Path) -> Coordinator:
         ProvisionError: not a coordinator's folder, bad settings, wrong modes, or a certificate that does not fit.
     """
     settings = read_settings(home)
-    for private in (home / "pki" / "server.key", home / "superexec.secret"):
+    check_private_folder(home)
+    needed = (home / "pki" / "server.key", home / "superexec.secret")
+    for private in (*needed, *filter(Path.exists, (home / "ca" / "ca.key", home / "superlink.db"))):
         check_private(private)
     check_certificate(home / "pki" / "server.pem", ["127.0.0.1", split_address(settings.address)[0]])
     return settings
@@ -134,7 +138,12 @@ def renew_certificate(home: Path, ca_key: Path, hosts: list[str], days: int) -> 
 
 
 def start_plan(home: Path, settings: Coordinator, on_superlink_ready: Callable[[], None]) -> list[Service]:
-    """The coordinator's services, ports checked: SuperLink, superexec and, with an edge, nginx."""
+    """The coordinator's services, clock and ports checked: SuperLink, superexec and, with an edge, nginx.
+
+    Raises:
+        ProvisionError: the clock stands before the coordinator's own files, a port is in use, nginx is missing.
+    """
+    check_own_clock(home / name for name in (SETTINGS, "pki/server.pem", "sites.json", "wanted.json"))
     check_port_free("127.0.0.1", settings.port, "SuperLink")
     check_port_free("127.0.0.1", settings.health_port, "health check")
     database = home / "superlink.db" if settings.database else None

@@ -62,6 +62,17 @@ def check_private(path: Path) -> None:
         raise ProvisionError(f"{path} has mode {mode:04o}, at most 0600 is safe: chmod 600 {path}")
 
 
+def check_private_folder(path: Path) -> None:
+    """Refuse a folder of private files that somebody else could enter.
+
+    Raises:
+        ProvisionError: its mode has any bit for group or others.
+    """
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise ProvisionError(f"{path} has mode {mode:04o}, at most 0700 is safe: chmod 700 {path}")
+
+
 def create_secret(path: Path) -> None:
     """Write 32 random bytes that superlink or supernode share with their superexec."""
     create_file(path, secrets.token_bytes(SECRET_BYTES), 0o600)

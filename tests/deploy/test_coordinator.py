@@ -1,3 +1,5 @@
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,11 +89,28 @@ def test_an_address_outside_the_certificate_is_named_with_its_cure_and_renewing_
     assert read_coordinator(home).address == "new.example:443"
 
 
-def test_a_key_that_others_can_read_stops_the_start(tmp_path: Path):
+@pytest.mark.parametrize("name", ["superexec.secret", "pki/server.key", "ca/ca.key", "superlink.db"])
+def test_a_private_file_that_others_can_read_stops_the_start(name: str, tmp_path: Path):
     create_coordinator(tmp_path / "home", LOCAL, [])
-    (tmp_path / "home" / "superexec.secret").chmod(0o644)
-    with pytest.raises(ProvisionError, match="chmod 600"):
+    (tmp_path / "home" / name).touch()
+    (tmp_path / "home" / name).chmod(0o644)
+    with pytest.raises(ProvisionError, match=rf"{name} has mode 0644.*chmod 600"):
         read_coordinator(tmp_path / "home")
+
+
+def test_a_folder_that_others_can_enter_stops_the_start(tmp_path: Path):
+    create_coordinator(tmp_path / "home", LOCAL, [])
+    (tmp_path / "home").chmod(0o755)
+    with pytest.raises(ProvisionError, match=r"mode 0755.*chmod 700"):
+        read_coordinator(tmp_path / "home")
+
+
+def test_a_clock_that_stands_before_the_certificate_stops_the_start(tmp_path: Path):
+    create_coordinator(tmp_path / "home", LOCAL, [])
+    later = time.time() + 3600
+    os.utime(tmp_path / "home" / "pki" / "server.pem", (later, later))
+    with pytest.raises(ProvisionError, match=r"the clock says .*server.pem was written at .*set-ntp"):
+        start_plan(tmp_path / "home", LOCAL, lambda: None)
 
 
 def test_an_edge_adds_nginx_last_and_a_database_its_flag(tmp_path: Path):

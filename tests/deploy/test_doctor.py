@@ -80,7 +80,18 @@ def test_clocks_that_differ_too_much_are_named(home: Path, door: int):
     Clock.ahead = dt.timedelta(seconds=400)
     found = named(door_checks(f"127.0.0.1:{door}", home / "pki" / "ca.crt"))
     assert not found["clock"].is_ok
-    assert "differs by -400 s" in found["clock"].text or "differs by -399 s" in found["clock"].text
+    assert "s behind the coordinator's" in found["clock"].text
+    Clock.ahead = dt.timedelta(seconds=-30)
+    assert "30 s ahead of" in named(door_checks(f"127.0.0.1:{door}", home / "pki" / "ca.crt"))["clock"].text
+
+
+def test_calls_that_were_refused_for_their_time_are_a_finding(home: Path):
+    (home / "logs").mkdir()
+    line = '{"time":"2026-11-23T12:00:00+00:00","from":"10.0.0.9","status":401,"signed":"2026-11-23T12:01:00+00:00"}\n'
+    (home / "logs" / "edge.log").write_text(line)
+    found = named(coordinator_checks(home))
+    assert not found["clock"].is_ok
+    assert "10.0.0.9 is 60 s ahead" in found["clock"].text
 
 
 def test_a_door_of_another_federation_is_not_trusted(door: int, tmp_path: Path):
