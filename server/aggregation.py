@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.config import FederationConfig
 from shared.errors import InputError
 from shared.messages import Manifest, MessageError, WireDtype, decode
+from shared.sections import FederationConfig
 
 SCALE_BITS = 36
 MAX_TOTAL_WEIGHT = 2**20

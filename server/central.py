@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.aggregation import Noise
-from shared.config import FederationConfig
 from shared.files import write_atomically
+from shared.sections import FederationConfig
 from shared.seeding import derive_seed
 
 SECRET_FILE = "central.secret"

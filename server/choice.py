@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from server.aggregation import check_total_weight
 from server.tally import SiteRecord
-from shared.config import Experiment, FederationConfig
+from shared.config import Experiment
+from shared.sections import FederationConfig
 from shared.seeding import derive_seed
 
 

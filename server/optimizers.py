@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.config import FederationConfig
+from shared.sections import FederationConfig
 
 Flat = NDArray[np.float32]
 CHUNK_ELEMENTS = 2**20

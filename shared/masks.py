@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from shared.config import MaskConfig
 from shared.errors import InputError
+from shared.sections import MaskConfig
 
 
 def sample_visible(

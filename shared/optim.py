@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from shared.config import OptimConfig
+from shared.sections import OptimConfig
 from shared.uvit import Positions
 
 

@@ -11,9 +11,9 @@ from server.aggregation import (
     site_weight,
     update_norm,
 )
-from shared.config import FederationConfig
 from shared.errors import InputError
 from shared.messages import Manifest, TensorSpec, encode
+from shared.sections import FederationConfig
 from tests.server.federation import permutations_of
 
 MANIFEST = Manifest(tensors=(TensorSpec(name="first", shape=(3,)), TensorSpec(name="second", shape=(2, 2))))

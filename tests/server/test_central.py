@@ -5,8 +5,9 @@ import pytest
 
 from server.aggregation import FixedPointSum
 from server.central import central_epsilon, central_noise, read_secret
-from shared.config import FederationConfig, parse_experiment
+from shared.config import parse_experiment
 from shared.errors import InputError
+from shared.sections import FederationConfig
 from tests.server.federation import honest_sites, make_experiment, make_home, rounds_of, run_rounds, same, weights_of
 from tests.server.grid import FakeGrid
 

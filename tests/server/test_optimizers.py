@@ -5,7 +5,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from flwr.supercore.task_identity import TaskIdentity
 
 from server.optimizers import ServerState, apply_update, average, ema_decay
-from shared.config import FederationConfig
+from shared.sections import FederationConfig
 
 SIZE, ROUNDS = 500, 5
 

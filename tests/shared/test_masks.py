@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
-from shared.config import Experiment, MaskConfig
+from shared.config import Experiment
 from shared.errors import InputError
 from shared.masks import sample_visible
+from shared.sections import MaskConfig
 
 
 def draw(kind, ratio, grid_size, batch, block_size=4, seed=0):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from shared.config import OptimConfig
 from shared.optim import lr_at, make_optimizer, set_lr
+from shared.sections import OptimConfig
 from shared.uvit import UViT
 
 
