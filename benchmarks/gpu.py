@@ -1,12 +1,15 @@
 """Training and sampling speed on a GPU: share of the bfloat16 peak (MFU) and images per second.
 
 Needs torch, einops, numpy, PyWavelets, pydantic and safetensors only. Goals are those for an H100 (800 TFLOP/s dense
-bfloat16); other GPUs print their MFU against their own measured 8192^3 product.
+bfloat16); other GPUs print their MFU against their own measured 8192^3 product. `--round` measures a site's round
+instead (`client_round`), which needs all of maskfed; further options are those of that module.
 """
 
+import argparse
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 
 import torch
 
@@ -33,8 +36,17 @@ TRAIN_ROWS = [
 SAMPLING_BATCH, SAMPLING_STEPS, SAMPLING_GOAL = 256, 250, 60.0
 
 
-def main() -> int:
+def main(arguments: Sequence[str] = ()) -> int:
     """Print every row; 0 when all goals are reached, the GPU is no H100, or there is none."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--round", action="store_true", help="a site's round from a request, plain and with DP-SGD")
+    options, others = parser.parse_known_args(arguments)
+    if options.round:
+        from benchmarks import client_round
+
+        return client_round.main(others)
+    if others:
+        parser.error(f"unknown option {others[0]}")
     if not torch.cuda.is_available():
         print("gpu: not measured: no GPU here")
         return 0
@@ -112,4 +124,4 @@ def median_seconds(action: Action, calls: int = 5) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

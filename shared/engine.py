@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from shared.compiling import should_compile
 from shared.config import Experiment
 from shared.dataorder import DataOrder
 from shared.ema import Ema
@@ -224,11 +225,6 @@ def run_training(
                 break
     engine.finite_check.settle()
     return engine.steps_done
-
-
-def should_compile(experiment: Experiment, device: torch.device) -> bool:
-    """Whether the network goes through `torch.compile`: on GPUs, unless forbidden; shapes are static."""
-    return device.type == "cuda" and experiment.train.compile == "auto"
 
 
 def flip_half(images_BCHW: Tensor, random: torch.Generator) -> Tensor:

@@ -50,8 +50,11 @@ class Attention(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v; the fused kernel's backward pass in bfloat16 on a CPU is several times slower."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    """softmax(q k^T / sqrt(d)) v; the fused kernel's backward pass in bfloat16 on a CPU is several times slower.
+
+    The fused kernels of GPUs refuse an empty batch (pytorch issue 133780), which Poisson sampling yields.
+    """
+    if len(q) == 0 or (q.device.type == "cpu" and q.dtype == torch.bfloat16):
         scores = q * (1 / math.sqrt(q.shape[-1])) @ k.transpose(-2, -1)
         return scores.softmax(-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v)

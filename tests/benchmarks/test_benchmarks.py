@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import __main__ as runner
+from benchmarks import client_round, gpu
 from benchmarks.measure import cpu_seconds, medians, paired_ratio, train_flops, verdict
 from shared.config import parse_experiment
 
@@ -88,6 +90,36 @@ def test_run_passes_output_on_and_returns_the_last_line(capfd, monkeypatch):
     assert status == 0
     assert figure == "gpu: not measured: no GPU here"
     assert "== gpu" in capfd.readouterr().out
+
+
+def test_round_of_a_gpu_is_never_guessed(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert gpu.main(["--round"]) == 0
+    assert capsys.readouterr().out == "client round: not measured: no GPU here\n"
+    with pytest.raises(SystemExit):
+        gpu.main(["--rounds"])
+
+
+def test_round_on_a_device_is_compared_with_the_cpu(monkeypatch, capsys):
+    monkeypatch.setattr(client_round, "BATCH", 4)
+    monkeypatch.setattr(client_round, "NUM_IMAGES", 16)
+    monkeypatch.setattr(client_round, "IMAGE_SIZE", 16)
+    options = ["--round", "--device", "cpu", "--size", "T", "--steps", "2"]
+    assert gpu.main(options) == 0
+    figure = capsys.readouterr().out.splitlines()[-1]
+    assert "DP gradients differ by 0.0e+00" in figure and figure.endswith(": reached")
+
+
+@pytest.mark.parametrize(("losses", "gradients"), [((1.0, 1.1), (1.0, 1.0)), ((1.0, 1.0), (1.0, 1.1))])
+def test_round_with_other_numbers_than_the_cpus_falls_short(monkeypatch, losses, gradients):
+    monkeypatch.setattr(client_round, "make_site", lambda _: (Path(), None))
+    for name in ("open_dataset", "with_device", "make_request"):
+        monkeypatch.setattr(client_round, name, lambda *_, **__: None)
+    monkeypatch.setattr(client_round, "images_per_second", lambda *_: 1.0)
+    found = {"round_loss": iter(losses), "clipped_sum": map(torch.tensor, gradients)}
+    for name, values in found.items():
+        monkeypatch.setattr(client_round, name, lambda *_, values=values: next(values))
+    assert gpu.main(["--round", "--device", "cpu"]) == 1
 
 
 def test_gpu_rows_import_and_step_with_the_packages_of_a_gpu_image_only():

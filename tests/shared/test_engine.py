@@ -10,7 +10,7 @@ import torch
 from shared.checkpoint import load_group, save_checkpoint
 from shared.config import parse_experiment
 from shared.dataorder import DataOrder
-from shared.engine import Engine, NonFiniteLossError, flip_half, run_training, should_compile
+from shared.engine import Engine, NonFiniteLossError, flip_half, run_training
 from shared.errors import InputError
 from shared.figures import FiniteCheck
 from shared.imageset import ImageCache, ResidentImages
@@ -245,13 +245,6 @@ def test_on_step_can_end_the_training():
     trained = engine()
     assert run_training(trained, IMAGES, steps=20, on_step=lambda step, result: step == 3) == 3
     assert trained.steps_done == 3
-
-
-def test_networks_are_compiled_on_gpus_unless_forbidden():
-    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
-    assert should_compile(experiment(), gpu)
-    assert not should_compile(experiment("train.compile=never"), gpu)
-    assert not should_compile(experiment(), cpu)
 
 
 def test_flip_mirrors_about_half_of_the_images():

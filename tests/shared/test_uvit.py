@@ -138,6 +138,16 @@ def test_bfloat16_never_calls_the_fused_kernel_on_the_cpu(monkeypatch):
         tiny()(*inputs())
 
 
+def test_empty_batch_never_calls_the_fused_kernel(monkeypatch):
+    def fused(*_):
+        raise RuntimeError("batch size must be positive")
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", fused)
+    output = tiny()(*(each[:0] for each in inputs()))
+    torch.autograd.backward(output.sum())
+    assert len(output) == 0
+
+
 def test_bfloat16_weights_stay_close_to_float32():
     expected, got = tiny()(*inputs()), tiny().bfloat16()(*inputs())
     torch.testing.assert_close(got, expected, rtol=0.1, atol=0.02)
