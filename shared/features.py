@@ -1,15 +1,19 @@
 # ruff: noqa: N803
-"""Feature networks by name: torch-fidelity's Inception, CLIP and DINOv2, a random one for offline use, ONNX files."""
+"""Feature networks by name: Inception, CLIP and DINOv2 as torch-fidelity feeds them, a random one, ONNX files.
 
-import hashlib
+Weights are files with a known digest, given or downloaded once; none is fetched or run before it is checked.
+"""
+
 import socket
 import urllib.error
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from shared.dinov2 import NETWORKS as DINOV2
+from shared.dinov2 import build_dinov2
 from shared.errors import InputError
 from shared.extractor import Extractor, check_digest, exact_convolutions
 from shared.onnxnet import ONNX_PREFIX, onnx_extractor
@@ -23,6 +27,15 @@ INCEPTION_LAYERS = ("64", "192", "768", "2048")
 _DOWNLOAD_TIMEOUT_SECONDS = 30.0
 
 
+class WeightsFile(NamedTuple):
+    """The published weights of a network."""
+
+    url: str
+    sha256: str
+    cached_as: str
+    """Name in torch hub's cache: that of torch-fidelity where it keeps the same file."""
+
+
 def load_extractor(
     spec: str, *, weights: Path | None = None, weights_sha256: str = "", device: torch.device | str = "cpu"
 ) -> Extractor:
@@ -31,7 +44,7 @@ def load_extractor(
     Args:
         spec: `inception-v3-compat` (layer 2048, or `inception-v3-compat:768`), `random-inception`, a CLIP or DINOv2
             name of torch-fidelity (`clip-vit-b-32`, `dinov2-vit-b-14`), or `onnx:FILE`.
-        weights: file of the weights; without it torch-fidelity's own copy is used or downloaded.
+        weights: file of the weights; without it the published file is taken from torch hub's cache or downloaded.
         weights_sha256: the digest that `weights` must have, where it is not the published file.
         device: where PyTorch networks run; ONNX files run on the CPU.
 
@@ -44,56 +57,104 @@ def load_extractor(
         return random_inception(device)
     if spec.startswith(ONNX_PREFIX):
         return onnx_extractor(Path(spec.removeprefix(ONNX_PREFIX)), weights_sha256)
-    if name == INCEPTION:
-        return _inception(layer or "2048", weights, weights_sha256, device)
-    if name.startswith(("clip-", "dinov2-")) and not layer:
-        return _torch_fidelity(name, weights, weights_sha256, device)
+    if name == INCEPTION and (layer or "2048") not in INCEPTION_LAYERS:
+        raise InputError(f"{INCEPTION} has no layer {layer!r}: give one of {', '.join(INCEPTION_LAYERS)}")
+    if name == INCEPTION or (name.startswith(("clip-", "dinov2-")) and not layer):
+        return _torch_fidelity(name, layer, weights, weights_sha256, device)
     raise InputError(
         f"extractor {spec!r} is unknown: give {INCEPTION}, {RANDOM_INCEPTION}, {ONNX_PREFIX}FILE, clip-vit-b-32 or "
         "dinov2-vit-b-14"
     )
 
 
-def _inception(layer: str, weights: Path | None, weights_sha256: str, device: torch.device) -> Extractor:
-    if layer not in INCEPTION_LAYERS:
-        raise InputError(f"{INCEPTION} has no layer {layer!r}: give one of {', '.join(INCEPTION_LAYERS)}")
-    path = weights or _download_inception()
-    remedy = "give the Inception-2015 file of torch-fidelity, or name this file's own digest with --weights-sha256"
-    digest = check_digest(path, weights_sha256 or INCEPTION_2015_SHA256, remedy)
-    _load_safely(path)
-    fidelity = _fidelity_class(INCEPTION)
-    network = fidelity(INCEPTION, [layer], feature_extractor_weights_path=str(path))
-    return _wrap(network, FeatureSpace(INCEPTION, layer, digest), device)
+def _torch_fidelity(
+    name: str, layer: str, weights: Path | None, weights_sha256: str, device: torch.device
+) -> Extractor:
+    """A network with the resizing and scaling of torch-fidelity, from a file whose digest is checked first."""
+    fidelity = _fidelity_class(name)
+    published = _published(name)
+    path = weights or _download(name, published)
+    remedy = f"give the file of {published.url}, or name this file's own digest with --weights-sha256"
+    digest = check_digest(path, weights_sha256 or published.sha256, remedy)
+    layer = layer or fidelity.get_default_feature_layer_for_metric("fid")
+    match name.partition("-")[0]:
+        case "dinov2":
+            network = _dinov2(fidelity, name, layer, build_dinov2(name, _plain_tensors(path)))
+        case "clip":
+            network = _clip(fidelity, name, layer, path)
+        case _:
+            # torch-fidelity unpickles this file, which runs any code in it; one that loads as plain tensors has none.
+            _plain_tensors(path)
+            network = fidelity(name, [layer], feature_extractor_weights_path=str(path))
+    return _wrap(network, FeatureSpace(name, layer, digest), device)
 
 
-def _load_safely(path: Path) -> None:
-    """torch-fidelity unpickles its file, which runs any code in it; a file that loads as plain tensors has none."""
+def _clip(fidelity: Any, name: str, layer: str, path: Path) -> nn.Module:  # noqa: ANN401  # as `_fidelity_class`
+    """CLIP's image tower of a TorchScript archive, OpenAI's format."""
     try:
-        torch.load(path, map_location="cpu", weights_only=True)
+        network: nn.Module = fidelity(name, [layer], feature_extractor_weights_path=str(path), verbose=False)
+    except (RuntimeError, KeyError, ValueError) as error:
+        first = str(error).splitlines()[0][:100]
+        raise InputError(f"weights {path}: not OpenAI's archive of {name} ({first}): give that .pt file") from error
+    return network
+
+
+def _dinov2(fidelity: Any, name: str, layer: str, model: nn.Module) -> nn.Module:  # noqa: ANN401  # as above
+    """torch-fidelity's preparation of images in front of our network: its constructor would fetch code to run."""
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+    network: nn.Module = fidelity.__new__(fidelity)
+    FeatureExtractorBase.__init__(network, name, [layer])
+    network.feature_extractor_internal_dtype = torch.float32  # type: ignore[assignment]  # as its constructor does
+    network.model = model
+    return network.requires_grad_(False)
+
+
+def _plain_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that holds nothing else.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # any failure means the same: no plain weights
         first = str(error).splitlines()[0][:100]
         raise InputError(
-            f"weights {path}: not a file of plain tensors ({first}): give torch-fidelity's file"
+            f"weights {path}: not a file of plain tensors ({first}): give the published weights file"
         ) from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise InputError(f"weights {path}: not a dictionary of tensors: give the published weights file")
+    return tensors
 
 
-def _download_inception() -> Path:
-    """torch-fidelity's file in torch hub's cache, downloaded there on first use."""
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as URL
+def _published(name: str) -> WeightsFile:
+    from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-    path: Path = Path(torch.hub.get_dir()) / "checkpoints" / URL.rpartition("/")[2]
+    if name in DINOV2:
+        return WeightsFile(DINOV2[name].url, DINOV2[name].sha256, f"{DINOV2[name].filename}_pretrain.pth")
+    if name in MODEL_URLS:
+        digest = MODEL_METADATA[name]["hash"]
+        return WeightsFile(MODEL_URLS[name], digest, f"{name}-{digest}.pt")
+    return WeightsFile(URL_INCEPTION_V3, INCEPTION_2015_SHA256, URL_INCEPTION_V3.rpartition("/")[2])
+
+
+def _download(name: str, published: WeightsFile) -> Path:
+    """The published file in torch hub's cache, downloaded there on first use."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / published.cached_as
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_SECONDS)
     try:
-        torch.hub.download_url_to_file(URL, str(path), INCEPTION_2015_SHA256, progress=False)
+        torch.hub.download_url_to_file(published.url, str(path), published.sha256, progress=False)
     except (OSError, RuntimeError) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise InputError(
-            f"Inception weights cannot be downloaded ({reason}): fetch {URL} elsewhere and give --weights FILE, "
-            f"or measure with --extractor {RANDOM_INCEPTION}, which is no FID"
+            f"weights of {name} cannot be downloaded ({reason}): fetch {published.url} elsewhere and give --weights "
+            f"FILE, or measure with --extractor {RANDOM_INCEPTION}, which is no FID"
         ) from error
     finally:
         socket.setdefaulttimeout(before)
@@ -112,43 +173,6 @@ def _fidelity_class(name: str) -> Any:  # noqa: ANN401  # an untyped class of to
         known = sorted(key for key in FEATURE_EXTRACTORS_REGISTRY if key.startswith(("clip", "dinov2")))
         raise InputError(f"extractor {name!r} is unknown to torch-fidelity: give one of {', '.join(known)}")
     return FEATURE_EXTRACTORS_REGISTRY[name]
-
-
-def _torch_fidelity(name: str, weights: Path | None, weights_sha256: str, device: torch.device) -> Extractor:
-    """CLIP or DINOv2 as torch-fidelity builds them; CLIP weights are checked against OpenAI's published digest."""
-    fidelity = _fidelity_class(name)
-    layer = fidelity.get_default_feature_layer_for_metric("fid")
-    options: dict[str, object] = {"verbose": False}
-    digest = ""
-    if weights is not None:
-        if name.startswith("dinov2-"):
-            raise InputError(
-                f"extractor {name!r} has no reader for weight files in torch-fidelity: leave out --weights"
-            )
-        from torch_fidelity.feature_extractor_clip import MODEL_METADATA
-
-        remedy = (
-            f"give OpenAI's {MODEL_METADATA[name]['filename']}.pt, or name this file's digest with --weights-sha256"
-        )
-        digest = check_digest(weights, weights_sha256 or MODEL_METADATA[name]["hash"], remedy)
-        options["feature_extractor_weights_path"] = str(weights)
-    try:
-        network = fidelity(name, [layer], **options)
-    except (OSError, RuntimeError) as error:
-        first = str(error).splitlines()[0][:160]
-        raise InputError(
-            f"weights of {name} cannot be had ({first}): check the network connection or --weights"
-        ) from error
-    return _wrap(network, FeatureSpace(name, layer, digest or state_digest(network)), device)
-
-
-def state_digest(network: nn.Module) -> str:
-    """SHA-256 over the names and bytes of all tensors of a network, for weights that come from no single file."""
-    hasher = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        hasher.update(name.encode())
-        hasher.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return hasher.hexdigest()
 
 
 def _wrap(network: nn.Module, space: FeatureSpace, device: torch.device) -> Extractor:

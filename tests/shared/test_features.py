@@ -1,10 +1,12 @@
 import hashlib
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from shared.dinov2 import NETWORKS, DinoV2
 from shared.errors import InputError
 from shared.features import check_digest, load_extractor
 from shared.randomnet import random_filters, stem_features
@@ -113,6 +115,158 @@ def test_images_must_be_uint8_rgb():
 def test_unknown_extractors_are_refused(spec):
     with pytest.raises(InputError, match="unknown"):
         load_extractor(spec)
+
+
+# ---- CLIP and DINOv2 from files ----
+
+
+@pytest.fixture(scope="module")
+def clip_archive(tmp_path_factory):
+    """A TorchScript archive in the layout of OpenAI's, a tiny random network inside, and that network."""
+    from torch_fidelity.feature_extractor_clip import VisionTransformer
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.visual = VisionTransformer(64, 32, width=64, layers=2, heads=1, output_dim=16)
+            self.text_projection = nn.Parameter(torch.zeros(8, 16))
+
+        def forward(self, x):
+            return self.visual(x)
+
+    torch.manual_seed(0)
+    both = Both().eval().requires_grad_(False)
+    # torch-fidelity reads weights in half precision: these survive it.
+    for tensor in both.state_dict().values():
+        tensor.copy_(tensor.half().float())
+    path = tmp_path_factory.mktemp("clip") / "tiny.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(both, torch.zeros(1, 3, 64, 64)).save(str(path))
+    return path, hashlib.sha256(path.read_bytes()).hexdigest(), both.visual
+
+
+def test_clip_from_a_file_gives_its_own_features(clip_archive):
+    path, digest, visual = clip_archive
+    extractor = load_extractor("clip-vit-b-32", weights=path, weights_sha256=digest)
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    mean = 255 * torch.tensor([0.48145466, 0.4578275, 0.40821073]).reshape(3, 1, 1)
+    deviation = 255 * torch.tensor([0.26862954, 0.26130258, 0.27577711]).reshape(3, 1, 1)
+    np.testing.assert_allclose(extractor(images), visual((images.float() - mean) / deviation), rtol=1e-4, atol=1e-5)
+    assert extractor.space.sha256 == digest and extractor.width == 16
+    assert extractor.space.distance_name == "fd_clip-vit-b-32"
+
+
+def test_clip_archive_of_something_else_is_refused(clip_archive, tmp_path):
+    path, digest, _ = clip_archive
+    with pytest.raises(InputError, match=rf"{digest}.*expected 40d36571.*--weights-sha256"):
+        load_extractor("clip-vit-b-32", weights=path)
+    other = tmp_path / "other.pt"
+    torch.save({"a": torch.zeros(2)}, other)
+    with pytest.raises(InputError, match="not OpenAI's archive"):
+        load_extractor("clip-vit-b-32", weights=other, weights_sha256=hashlib.sha256(other.read_bytes()).hexdigest())
+
+
+def folded(network, width):
+    """The same network out of PyTorch's own encoder layers: the scales are folded into the projections before them."""
+    layers = []
+    for block in network.blocks:
+        layer = nn.TransformerEncoderLayer(
+            width, width // 64, 4 * width, 0.0, "gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
+        )
+        one, two = block.ls1.gamma, block.ls2.gamma
+        tensors = {
+            "self_attn.in_proj_weight": block.attn.qkv.weight,
+            "self_attn.in_proj_bias": block.attn.qkv.bias,
+            "self_attn.out_proj.weight": one[:, None] * block.attn.proj.weight,
+            "self_attn.out_proj.bias": one * block.attn.proj.bias,
+            "linear1.weight": block.mlp.fc1.weight,
+            "linear1.bias": block.mlp.fc1.bias,
+            "linear2.weight": two[:, None] * block.mlp.fc2.weight,
+            "linear2.bias": two * block.mlp.fc2.bias,
+        }
+        for name in ("norm1", "norm2"):
+            for kind in ("weight", "bias"):
+                tensors[f"{name}.{kind}"] = getattr(getattr(block, name), kind)
+        layer.load_state_dict(tensors)
+        layers.append(layer)
+    return nn.Sequential(*layers).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def dinov2_file(tmp_path_factory):
+    """A file in the layout of DINOv2's ViT-S/14 with random content, its digest and its network."""
+    torch.manual_seed(0)
+    network = DinoV2(384, 12, is_gated=False).eval().requires_grad_(False)
+    for name, tensor in network.named_parameters():
+        if name.endswith(("gamma", "pos_embed", "cls_token")):
+            tensor.normal_(0.3, 0.2)
+    path = tmp_path_factory.mktemp("dinov2") / "vits.pth"
+    torch.save(network.state_dict(), path)
+    return path, hashlib.sha256(path.read_bytes()).hexdigest(), network
+
+
+def test_dinov2_from_a_file_equals_pytorchs_own_layers(dinov2_file):
+    path, digest, network = dinov2_file
+    extractor = load_extractor("dinov2-vit-s-14", weights=path, weights_sha256=digest)
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    mean = 255 * torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1)
+    deviation = 255 * torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1)
+    patches = network.patch_embed["proj"]((images.float() - mean) / deviation).flatten(2).mT
+    grid = network.pos_embed[:, 1:].reshape(1, 37, 37, 384).permute(0, 3, 1, 2)
+    positions = nn.functional.interpolate(grid, scale_factor=16.1 / 37, mode="bicubic").flatten(2).mT
+    tokens = torch.cat([(network.cls_token + network.pos_embed[:, :1]).expand(2, -1, -1), patches + positions], 1)
+    expected = network.norm(folded(network, 384)(tokens))[:, 0]
+    np.testing.assert_allclose(extractor(images), expected.numpy(), rtol=1e-3, atol=1e-4)
+    assert extractor.space.sha256 == digest and extractor.space.distance_name == "fd_dinov2-vit-s-14"
+
+
+def test_dinov2_files_of_another_network_or_digest_are_refused(dinov2_file, tmp_path):
+    path, digest, _ = dinov2_file
+    with pytest.raises(InputError, match=rf"{digest}.*expected b938bf1b.*dinov2_vits14_pretrain.pth"):
+        load_extractor("dinov2-vit-s-14", weights=path)
+    with pytest.raises(InputError, match=r"'blocks.0.attn.proj.bias' is \(384,\) in the file, \(768,\)"):
+        load_extractor("dinov2-vit-b-14", weights=path, weights_sha256=digest)
+    number = tmp_path / "number.pth"
+    torch.save(3, number)
+    with pytest.raises(InputError, match="not a dictionary of tensors"):
+        load_extractor(
+            "dinov2-vit-s-14", weights=number, weights_sha256=hashlib.sha256(number.read_bytes()).hexdigest()
+        )
+
+
+@pytest.mark.parametrize(("name", "millions"), [("s", 22.06), ("b", 86.58), ("l", 304.37), ("g", 1136.48)])
+def test_dinov2_networks_have_the_published_numbers_of_parameters(name, millions):
+    published = NETWORKS[f"dinov2-vit-{name}-14"]
+    with torch.device("meta"):
+        network = DinoV2(published.width, published.depth, is_gated=name == "g")
+    assert sum(parameter.numel() for parameter in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_positions_are_the_published_ones_on_their_own_grid():
+    network = DinoV2(64, 1, is_gated=True)
+    nn.init.normal_(network.pos_embed)
+    assert network._positions(37, 37) is network.pos_embed
+    assert network(torch.zeros(1, 3, 28, 42)).shape == (1, 64)
+
+
+@pytest.mark.parametrize("name", ["clip-vit-b-32", "dinov2-vit-s-14"])
+def test_other_networks_name_their_published_file_too(tmp_path, monkeypatch, name):
+    def fail(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(InputError, match=rf"{name} cannot be downloaded \(no route\): fetch https://.*--weights"):
+        load_extractor(name)
+
+
+def test_a_cached_file_is_checked_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "dinov2_vits14_pretrain.pth").write_bytes(b"half a download")
+    with pytest.raises(InputError, match="sha256 is"):
+        load_extractor("dinov2-vit-s-14")
 
 
 def write_onnx(path, input_type):
