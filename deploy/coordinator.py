@@ -137,7 +137,7 @@ def renew_certificate(home: Path, ca_key: Path, hosts: list[str], days: int) -> 
     return list(dict.fromkeys(names))
 
 
-def start_plan(home: Path, settings: Coordinator, on_superlink_ready: Callable[[], None]) -> list[Service]:
+def start_plan(home: Path, settings: Coordinator, on_superlink_ready: Callable[[], object]) -> list[Service]:
     """The coordinator's services, clock and ports checked: SuperLink, superexec and, with an edge, nginx.
 
     Raises:

@@ -34,11 +34,11 @@ def create_file(path: Path, data: bytes, mode: int = 0o644) -> None:
     Raises:
         ProvisionError: the file exists already or the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        raise ProvisionError(f"{path} exists already: move it away first, nothing is overwritten")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    except FileExistsError as error:
-        raise ProvisionError(f"{path} exists already: move it away first, nothing is overwritten") from error
     except OSError as error:
         raise ProvisionError(f"{path}: {error.strerror}; give a folder that this user can write") from error
     with os.fdopen(descriptor, "wb") as file:

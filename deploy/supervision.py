@@ -38,7 +38,7 @@ class Service:
     env: dict[str, str]
     log: Path
     ready: Callable[[], bool] | None = None
-    after_ready: Callable[[], None] | None = None
+    after_ready: Callable[[], object] | None = None
     takes_along: tuple[str, ...] = ()
 
 

@@ -98,7 +98,7 @@ def program(name: str) -> str:
     return str(path)
 
 
-def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], None]) -> list[Service]:
+def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) -> list[Service]:
     """SuperLink and its superexec; `on_superlink_ready` registers the sites' keys after each start of the SuperLink."""
     pki, secret = plan.home / "pki", plan.home / "superexec.secret"
     for private in (pki / "server.key", secret):

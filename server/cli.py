@@ -11,12 +11,11 @@ import typer
 
 from deploy.logs import set_up_logging
 from deploy.provision import ProvisionError
-from server import cli_evaluation, cli_models, cli_rounds
+from server import cli_evaluation, cli_models, cli_rounds, cli_sites
 from shared.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
-sites = typer.Typer(no_args_is_help=True, help="Who may take part.")
-app.add_typer(sites, name="sites")
+app.add_typer(cli_sites.sites, name="sites")
 cli_models.register(app)
 cli_evaluation.register(app)
 cli_rounds.register(app)
@@ -85,102 +84,6 @@ def renew(
     print(f"new server certificate for {', '.join(names)}, valid {days} days; restart `maskfed-server start`")
 
 
-@sites.command("add")
-def sites_add(
-    requests: Annotated[list[str], typer.Argument(help="Enrolment lines of sites, or files that hold one each.")],
-    home: Home = DEFAULT_HOME,
-    bundle: Annotated[Path | None, typer.Option(help="Where the join bundle goes; default: <alias>.join.json.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-) -> None:
-    """Register sites and write their join bundles, which hold no secret; a line that was used before is refused."""
-    import json
-
-    from deploy.coordinator import read_coordinator
-    from deploy.enrolment import read_request, write_bundle
-    from deploy.provision import fingerprint
-    from server.registry import Registry
-    from shared.codedigest import installed_digest
-
-    settings, registry = read_coordinator(home), Registry(home / "sites.json")
-    if bundle and len(requests) > 1:
-        raise InputError(f"--bundle names one file, but there are {len(requests)} requests: leave it out")
-    enrolments = [read_request(_line(request)) for request in requests]
-    targets = [bundle or Path(f"{enrolment.alias}.join.json") for enrolment in enrolments]
-    for enrolment, target in zip(enrolments, targets, strict=True):
-        if any(site.alias == enrolment.alias for site in registry.sites()):
-            raise InputError(f"site {enrolment.alias!r} is registered already, or was removed: choose another alias")
-        if target.exists():
-            raise ProvisionError(f"{target} exists already: move it away first, or give --bundle")
-    for enrolment, target in zip(enrolments, targets, strict=True):
-        registry.add(enrolment.alias, enrolment.public_key)
-        write_bundle(target, enrolment, settings.address, home / "pki" / "ca.crt", installed_digest())
-    _register_sites(home)
-    digest = fingerprint(home / "pki" / "ca.crt")
-    aliases = [enrolment.alias for enrolment in enrolments]
-    if as_json:
-        added = [{"alias": alias, "bundle": str(target)} for alias, target in zip(aliases, targets, strict=True)]
-        print(json.dumps({"added": added, "ca_fingerprint": digest}))
-        return
-    for alias, target in zip(aliases, targets, strict=True):
-        print(f"site {alias} added; send it {target}")
-    print(f"CA fingerprint, to compare by phone:\n  {digest}")
-
-
-@sites.command("list")
-def sites_list(
-    home: Home = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False
-) -> None:
-    """Show every site: alias, whether it is online, when it was added or removed."""
-    import json
-
-    from deploy.coordinator import read_coordinator
-    from deploy.topology import is_healthy
-    from server.control import connect
-    from server.registry import Registry
-
-    settings = read_coordinator(home)
-    status: dict[str, str] = {}
-    if is_healthy(f"127.0.0.1:{settings.port}", home / "pki" / "ca.crt"):
-        with connect(home) as control:
-            status = {node.alias: node.status for node in control.nodes()}
-    found = [
-        {"alias": site.alias, "added": site.added, "removed": site.revoked,
-         "status": "removed" if site.revoked else status.get(site.alias, "unknown (no SuperLink)")}
-        for site in Registry(home / "sites.json").sites()
-    ]  # fmt: skip
-    if as_json:
-        print(json.dumps(found, indent=1))
-    for site in found if not as_json else []:
-        state = f"removed {site['removed']}" if site["removed"] else site["status"]
-        print(f"{site['alias']:32} {state:32} added {site['added']}")
-
-
-@sites.command("remove")
-def sites_remove(
-    alias: str,
-    home: Home = DEFAULT_HOME,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
-) -> None:
-    """Revoke a site: its key is refused from now on, also by a running SuperLink, and never accepted again."""
-    import json
-
-    from deploy.coordinator import read_coordinator
-    from deploy.topology import is_healthy
-    from server.control import connect, node_key
-    from server.registry import Registry
-
-    settings = read_coordinator(home)
-    registry = Registry(home / "sites.json")
-    key = node_key(registry.get(alias).public_key)
-    registry.revoke(alias)
-    if is_healthy(f"127.0.0.1:{settings.port}", home / "pki" / "ca.crt"):
-        with connect(home) as control:
-            for node in control.nodes():
-                if node.public_key == key and node.status != "unregistered":
-                    control.unregister(node.node_id)
-    print(json.dumps({"alias": alias, "removed": True}) if as_json else f"site {alias} removed")
-
-
 @app.command()
 def start(
     home: Home = DEFAULT_HOME,
@@ -194,7 +97,7 @@ def start(
 
     settings = read_coordinator(home)
     with only_one(home / "start.lock"):
-        supervisor = Supervisor(start_plan(home, settings, lambda: _register_sites(home)))
+        supervisor = Supervisor(start_plan(home, settings, lambda: cli_sites.register_sites(home)))
         handle_signals(supervisor.request_stop)
         with supervisor, _metrics(metrics_port, lambda: coordinator_gauges(home)):
             print(f"ready: sites connect to {settings.address}", flush=True)
@@ -245,27 +148,6 @@ def _metrics(
         return contextlib.nullcontext()
     check_port_free("127.0.0.1", port, "metrics")
     return serve(port, collect)
-
-
-def _line(request: str) -> str:
-    """An enrolment line, given itself or as a file."""
-    is_file = len(request) < 256 and Path(request).is_file()
-    return Path(request).read_text(encoding="utf-8", errors="replace") if is_file else request
-
-
-def _register_sites(home: Path) -> None:
-    """Tell a running SuperLink about every active site; without one, `start` does it later."""
-    from deploy.coordinator import read_coordinator
-    from deploy.topology import is_healthy
-    from server.control import ControlError, connect, register_all
-    from server.registry import Registry
-
-    if is_healthy(f"127.0.0.1:{read_coordinator(home).port}", home / "pki" / "ca.crt"):
-        try:
-            with connect(home) as control:
-                register_all(control, Registry(home / "sites.json"))
-        except ControlError as error:
-            raise ProvisionError(f"sites could not be registered: {error}") from error
 
 
 def _look_after_runs(home: Path) -> None:

@@ -9,7 +9,6 @@ import ssl
 import time
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -38,7 +37,8 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 import shared
-from server.registry import Registry, Site, check_home
+from server.registry import Site, check_home
+from server.superlink import Node, RunState, Simulation
 from shared.config import Experiment
 
 FLWR_VERSION = "1.41.0"
@@ -67,45 +67,6 @@ run = ""
 
 class ControlError(RuntimeError):
     """The SuperLink refused a request or cannot be reached; the text is one line for the operator."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A registered node as the SuperLink sees it."""
-
-    node_id: int
-    alias: str
-    status: str
-    """`registered`, `online`, `offline` or `unregistered`."""
-    public_key: bytes
-
-
-@dataclass(frozen=True)
-class Simulation:
-    """Limits of a simulated federation."""
-
-    num_sites: int
-    cpus_per_site: int
-    gpus_per_site: float
-    num_cpus: int
-    num_gpus: int
-
-
-@dataclass(frozen=True)
-class RunState:
-    """A submitted run as the SuperLink sees it."""
-
-    run_id: int
-    status: str
-    """`pending`, `starting`, `running`, `finished:completed`, `finished:failed`, `finished:stopped` or `unknown`."""
-    details: str
-    bytes_sent: int
-    bytes_received: int
-
-    @property
-    def is_finished(self) -> bool:
-        """Nothing more will come; `unknown` is what a SuperLink says that lost its memory."""
-        return self.status.startswith("finished:") or self.status == "unknown"
 
 
 def build_bundle() -> bytes:
@@ -247,12 +208,6 @@ def superlink_address(home: Path) -> str:
     check_home(home)
     settings = tomllib.loads((home / "coordinator.toml").read_text(encoding="utf-8"))
     return f"127.0.0.1:{settings['port']}"
-
-
-def register_all(control: Control, registry: Registry) -> None:
-    """Register every active site with a SuperLink that may have lost its state, and record the node ids."""
-    for site in registry.active():
-        registry.set_node_id(site.alias, control.register(site))
 
 
 def node_key(public_key: str) -> bytes:

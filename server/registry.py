@@ -8,7 +8,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -79,6 +79,21 @@ class Registry:
                 return site
         known = ", ".join(site.alias for site in self.active()) or "none"
         raise InputError(f"site {alias!r} is not registered: registered are {known}")
+
+    def check_new(self, requested: Sequence[tuple[str, str]]) -> None:
+        """Refuse sites (alias, public key) that `add` would not all take up as new.
+
+        Raises:
+            InputError: an alias or a key is known already, or stands there twice.
+        """
+        keys = {" ".join(key.split()[:2]): alias for alias, key in requested}
+        if len(keys) < len(requested) or len(set(keys.values())) < len(requested):
+            raise InputError("two requests have the same alias or the same key: give each site once")
+        for known in self.sites():
+            if known.alias in keys.values():
+                raise InputError(f"site {known.alias!r} is registered already, or was removed: choose another alias")
+            if known.public_key in keys:
+                raise InputError(f"this key belongs to site {known.alias!r}: each site makes its own key")
 
     def add(self, alias: str, public_key: str) -> Site:
         """Add a site; adding the same alias with the same key again changes nothing.

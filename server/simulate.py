@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.live import Live
 
 from server import rundir
-from server.control import Control, Simulation, wait_ready
+from server.control import Control, wait_ready
 from server.evaluations import SETTINGS_FILE
 from server.finetune import check_fits, check_sites, find_init, initial_model, resolve
 from server.follow import EXIT_CODES, summarise, table
@@ -29,6 +29,7 @@ from server.globalmodel import save_global
 from server.partition import Skew, partition
 from server.recipes import find_experiment
 from server.registry import write_json
+from server.superlink import Simulation
 from server.wanted import Status, WantedRun
 from shared.config import Experiment, load_experiment
 from shared.errors import InputError

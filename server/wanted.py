@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from server.control import Control, ControlError, RunState
+from server.control import Control, ControlError
 from server.registry import write_json
+from server.superlink import RunState
 from shared.checkpoint import checkpoint_number, list_checkpoints
 from shared.config import Section, explain, parse_experiment
 from shared.errors import InputError

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "client", "shared", "deploy")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 ALLOWED = {"server": {"server", "shared"}, "client": {"client", "shared"}, "shared": {"shared"}, "deploy": {"deploy"}}
-MAY_IMPORT_DEPLOY = {"server/cli.py", "client/cli.py", "server/demo.py"}
+MAY_IMPORT_DEPLOY = {"server/cli.py", "server/cli_sites.py", "client/cli.py", "server/demo.py"}
 INSIDE_FUNCTIONS_ONLY = {"torch_fidelity", "onnxruntime", "diffusers"}
 WITHOUT_TORCH = [
     "shared.config",

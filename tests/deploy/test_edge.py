@@ -143,7 +143,7 @@ def test_every_refusal_leaves_one_line(door: Door):
 
 
 def test_a_removed_site_is_unknown_to_the_superlink_at_once(door: Door, tmp_path: Path):
-    from server.cli import sites_remove
+    from server.cli_sites import sites_remove
 
     request = read_request(create_identity(tmp_path / "site", "gone"))
     registry = Registry(door.home / "sites.json")

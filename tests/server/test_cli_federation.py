@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from deploy.coordinator import Coordinator, create_coordinator
 from deploy.processes import free_ports
+from deploy.site import create_identity
 from server import cli, follow
 from server.control import ControlError
 from server.registry import Registry
@@ -130,3 +131,30 @@ def test_a_follower_does_not_wait_for_ever_for_a_superlink_that_is_away(run_home
     monkeypatch.setattr(follow, "POLL_SECONDS", 0.05)
     with pytest.raises(ControlError, match="run run goes on"):
         follow.follow(home, "run")
+
+
+def enrolment(folder, alias):
+    return create_identity(folder / alias, alias)
+
+
+def test_sites_that_cannot_all_be_added_are_not_added_at_all(coordinator, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    before = Registry(coordinator / "sites.json").sites()
+    first, second = enrolment(tmp_path, "pair-a"), enrolment(tmp_path, "pair-b")
+    (tmp_path / "pair-b.join.json").write_text("in the way")
+    bad = [[first, first], [first, second], [first, "maskfed-enrol-1:garbage"]]
+    for requests in bad:
+        code, _out, err = call(monkeypatch, capsys, "sites", "add", *requests, "--home", coordinator)
+        assert (code, err.count("\n")) == (2, 1)
+    assert Registry(coordinator / "sites.json").sites() == before
+    assert not (tmp_path / "pair-a.join.json").exists()
+    lines = (coordinator / "logs" / "admissions.log").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines][-len(bad) :] == ["added refused"] * len(bad)
+
+
+def test_a_bundle_that_cannot_be_written_leaves_no_site_behind(coordinator, monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    line = enrolment(tmp_path, "unlucky")
+    arguments = ("sites", "add", line, "--home", coordinator, "--bundle")
+    assert call(monkeypatch, capsys, *arguments, tmp_path / "file" / "x.json")[0] == 2
+    assert call(monkeypatch, capsys, *arguments, tmp_path / "x.json")[0] == 0

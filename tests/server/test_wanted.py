@@ -1,6 +1,7 @@
 import pytest
 
-from server.control import ControlError, RunState
+from server.control import ControlError
+from server.superlink import RunState
 from server.wanted import MAX_SUBMISSIONS, Wanted
 from shared.checkpoint import save_checkpoint
 from shared.errors import InputError
