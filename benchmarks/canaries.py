@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from benchmarks.measure import verdict
 from client import privacy
-from client.ledger import Spending
 from client.privacy import epsilon, train_private
+from client.spending import Spending
 from shared.config import Experiment
 
 SEED = 0

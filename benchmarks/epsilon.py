@@ -10,8 +10,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure import verdict
-from client.ledger import BudgetError, Charge, Spending, open_ledger
+from client.ledger import BudgetError, open_ledger
 from client.privacy import epsilon
+from client.spending import Charge, Spending
 
 SEED = 0
 ROUNDS = 1

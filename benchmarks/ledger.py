@@ -28,8 +28,9 @@ from benchmarks.measure import verdict
 from client import app, trainer
 from client.chain import open_chain, read_chain
 from client.dataset import scan
-from client.ledger import Charge, Spending, open_ledger, read_ledger
+from client.ledger import open_ledger, read_ledger
 from client.settings import Home, SiteConfig, SitePolicy, save_settings
+from client.spending import Charge, Spending
 from shared.config import Experiment
 from shared.messages import Manifest, RequestHeader, TensorSpec, TrainRequest
 from shared.synthetic import write_folder

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.measure import verdict
-from client.privacy import noise_that_fits
+from client.planning import noise_that_fits
 from shared.cache import open_images
 from shared.features import load_extractor
 from shared.frechet import frechet_distance

@@ -24,11 +24,12 @@ from client.approval import keep_pending, read_approved
 from client.chain import BusyError, ChainError, Entry
 from client.dataset import Dataset, open_dataset
 from client.journal import Journal
-from client.ledger import BudgetError, Ledger, Spending, Total, UnitError, open_ledger
+from client.ledger import BudgetError, Ledger, UnitError, open_ledger
 from client.policy import Facts, charge_for, released_count, released_scalars, review
 from client.replies import find_reply, keep_reply
 from client.settings import Home, SiteConfig, SitePolicy, load_settings, private_files, write_private
 from client.simulated import home_of
+from client.spending import Spending, Total
 from shared.errors import InputError
 from shared.messages import MessageError, RefusalCode, ReplyHeader, TrainReply, TrainRequest, encode
 

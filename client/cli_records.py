@@ -84,8 +84,10 @@ def ledger_plan(
 ) -> None:
     """Say how many rounds of an experiment fit under the cap, and which noise would fit all of them."""
     from client.dataset import current_id
-    from client.ledger import Spending, read_ledger
-    from client.privacy import epsilon, noise_that_fits, num_that_fit
+    from client.ledger import read_ledger
+    from client.planning import noise_that_fits, num_that_fit
+    from client.privacy import epsilon
+    from client.spending import Spending
     from shared.config import load_experiment
 
     place = find_home(home)

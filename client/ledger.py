@@ -9,74 +9,16 @@ history into epsilon is handed in, so that a refusal costs no import of torch.
 import datetime as dt
 import json
 import secrets
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-from pydantic import Field
 
 from client.chain import Chain, ChainError, Entry, Head, open_chain, read_chain
-from client.settings import Task, Unit, write_private
-from shared.config import Section
+from client.settings import Unit, write_private
+from client.spending import Charge, EpsilonOf, Spending, Total, merged, spending_of, total_of
 from shared.errors import InputError
 
 CLOCK_TOLERANCE = dt.timedelta(minutes=5)
-
-
-class Spending(NamedTuple):
-    """So many steps of the Poisson-subsampled Gaussian mechanism with the same constants."""
-
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-
-
-EpsilonOf = Callable[[list[Spending], float], float]
-"""Total epsilon of a history at a delta."""
-
-
-class Charge(Section):
-    """One release that is about to be made from a data set: who asked, what for, at which constants."""
-
-    dataset_id: str
-    fingerprint: str
-    task: Task
-    run: str
-    server_round: int = Field(ge=0)
-    request_digest: str
-    plan_digest: str
-    """Fixed by the first charge of a run."""
-    mechanism: Literal["none", "dp-sgd", "gaussian"]
-    noise_multiplier: float = 0.0
-    """sigma; of no meaning with mechanism `none`."""
-    sample_rate: float = Field(0.0, ge=0, le=1)
-    steps: int = Field(0, ge=0)
-    unit: Unit = "image"
-    remarks: str = ""
-    """What a reader of the total should know, e.g. that clipping ran in bfloat16."""
-
-
-@dataclass(frozen=True)
-class Total:
-    """What a data set has spent."""
-
-    epsilon: float
-    """Of the DP releases alone; infinity where no bound exists."""
-    is_unbounded: bool
-    """A release without DP was made (or reserved): no epsilon holds for the whole."""
-    delta: float
-    unit: Unit | None
-    """None before the first DP charge."""
-    num_charges: int
-    num_uncommitted: int
-    """Charges without a commit: counted as spent."""
-
-    def __str__(self) -> str:
-        part = f"epsilon {self.epsilon:.3f} at delta {self.delta:g} per {self.unit or 'unit'}"
-        return f"unbounded (the DP part alone: {part})" if self.is_unbounded else part
 
 
 class BudgetError(InputError):
@@ -141,16 +83,8 @@ class History:
 
     def total(self, dataset_id: str, delta: float, epsilon_of: EpsilonOf) -> Total:
         """Everything spent so far on the data set."""
-        charges, committed = self.charges_of(dataset_id), self.committed
-        private = [charge for _, charge in charges if charge.mechanism != "none"]
-        return Total(
-            epsilon=epsilon_of(merged([spending_of(charge) for charge in private]), delta) if private else 0.0,
-            is_unbounded=len(private) < len(charges),
-            delta=delta,
-            unit=private[0].unit if private else None,
-            num_charges=len(charges),
-            num_uncommitted=sum(entry.sequence not in committed for entry, _ in charges),
-        )
+        charges = self.charges_of(dataset_id)
+        return total_of([charge for _, charge in charges], delta, epsilon_of, self._num_uncommitted(charges))
 
     def unit_of(self, dataset_id: str) -> Unit | None:
         """The unit that the first DP charge has fixed, if there was one."""
@@ -168,6 +102,10 @@ class History:
     def num_since(self, moment: dt.datetime) -> int:
         """Reservations made after `moment`; entries with times in the future count."""
         return sum(entry.time > moment for entry in self._of_kind("reserve"))
+
+    def _num_uncommitted(self, charges: list[tuple[Entry, Charge]]) -> int:
+        committed = self.committed
+        return sum(entry.sequence not in committed for entry, _ in charges)
 
     def _of_kind(self, kind: str) -> Iterator[Entry]:
         return (entry for entry in self.entries if entry.kind == kind)
@@ -215,26 +153,14 @@ class Ledger(History):
             OSError: not written (disk full).
         """
         earlier = self.charges_of(charge.dataset_id)
-        private = [other for _, other in earlier if other.mechanism != "none"]
-        if charge.mechanism != "none":
-            if private and private[0].unit != charge.unit:
-                raise UnitError(
-                    f"spending is counted per {private[0].unit}, asked is per {charge.unit}: ask for the same unit"
-                )
-            private.append(charge)
-        spent = merged([spending_of(other) for other in private])
-        epsilon = epsilon_of(spent, delta) if spent else 0.0
-        if charge.mechanism != "none" and not epsilon <= cap:
-            raise BudgetError(epsilon, cap, charge.unit)
-        entry, committed = self._append("reserve", **charge.model_dump(mode="json")), self.committed
-        return entry, Total(
-            epsilon=epsilon,
-            is_unbounded=len(private) < len(earlier) + 1,
-            delta=delta,
-            unit=private[0].unit if private else None,
-            num_charges=len(earlier) + 1,
-            num_uncommitted=1 + sum(other.sequence not in committed for other, _ in earlier),
-        )
+        unit = next((other.unit for _, other in earlier if other.mechanism != "none"), None)
+        if charge.mechanism != "none" and unit not in (None, charge.unit):
+            raise UnitError(f"spending is counted per {unit}, asked is per {charge.unit}: ask for the same unit")
+        charges = [*(other for _, other in earlier), charge]
+        total = total_of(charges, delta, epsilon_of, self._num_uncommitted(earlier) + 1)
+        if charge.mechanism != "none" and not total.epsilon <= cap:
+            raise BudgetError(total.epsilon, cap, charge.unit)
+        return self._append("reserve", **charge.model_dump(mode="json")), total
 
     def commit(self, reservation: Entry) -> None:
         """Record that a reserved release was made. A second commit of the same reservation writes nothing."""
@@ -303,19 +229,6 @@ def head_problem(history: History, head_path: Path) -> str | None:
         f"the ledger has {len(history.entries)} entries, but entry {seen.sequence} with another history was seen: "
         "restore the newest copy"
     )
-
-
-def spending_of(charge: Charge) -> Spending:
-    """What a DP charge adds to the history."""
-    return Spending(charge.noise_multiplier, charge.sample_rate, charge.steps)
-
-
-def merged(history: list[Spending]) -> list[Spending]:
-    """Rows with equal constants added up, sorted: the same history in any order gives the same epsilon."""
-    totals: Counter[tuple[float, float]] = Counter()
-    for noise_multiplier, sample_rate, steps in history:
-        totals[noise_multiplier, sample_rate] += steps
-    return [Spending(sigma, q, steps) for (sigma, q), steps in sorted(totals.items()) if steps > 0]
 
 
 def _write_head(path: Path, ledger_id: str, head: Head) -> None:

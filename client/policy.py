@@ -6,8 +6,8 @@ Order matters only for which reason is named first. Nothing here touches files, 
 import hashlib
 from dataclasses import dataclass
 
-from client.ledger import Charge
 from client.settings import SitePolicy, Unit
+from client.spending import Charge
 from shared.config import Experiment
 from shared.messages import RefusalCode, RequestHeader, canonical_json, experiment_digest
 

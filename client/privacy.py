@@ -10,10 +10,8 @@ Shapes: B units of a micro-batch, K draws per unit, C channels, H W pixels, L to
 """
 
 import math
-import secrets
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,7 +24,8 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
 from client.clipping import clipped_gradients, position_gradients, validate
-from client.ledger import Spending, merged
+from client.spending import Spending, merged
+from client.units import Ids, Images, load_units, secret_generator
 from shared.config import Experiment
 from shared.losses import draw_noise, per_image_loss
 from shared.optim import lr_at, make_optimizer, set_lr
@@ -35,16 +34,6 @@ from shared.uvit import Positions
 
 MARGINS = {"float32": 0.999, "bfloat16": 0.98}
 """Share of C that gradients are clipped to while the noise is set for C: rounding must not lift a norm above C."""
-LEAST_NOISE, MOST_NOISE = 0.5, 1e3
-"""Range of noise multipliers that are planned with; less is no protection worth planning."""
-Ids = NDArray[np.int64]
-
-
-class Images(Protocol):
-    """Where batches come from."""
-
-    def batch(self, ids: Ids) -> Tensor:
-        """uint8 (B, 3, H, W)."""
 
 
 @register_grad_sampler(Positions)  # type: ignore[untyped-decorator]
@@ -129,35 +118,6 @@ def _power(base: NDArray[np.complex128], exponent: int) -> NDArray[np.complex128
         exponent //= 2
         base = base * base if exponent else base
     return result
-
-
-def num_that_fit(history: Sequence[Spending], part: Spending, delta: float, cap: float, limit: int) -> int:
-    """How many times `part` (a step, or a round of steps) still fits under `cap`, at most `limit`; by bisection."""
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = epsilon([*history, part._replace(steps=middle * part.steps)], delta) <= cap
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low
-
-
-def noise_that_fits(history: Sequence[Spending], sample_rate: float, steps: int, delta: float, cap: float) -> float:
-    """Smallest noise multiplier from LEAST_NOISE on, to 0.2 percent, at which `steps` steps fit; infinity if none."""
-
-    def fits(sigma: float) -> bool:
-        return epsilon([*history, Spending(sigma, sample_rate, steps)], delta) <= cap
-
-    low, high = LEAST_NOISE, 2 * LEAST_NOISE
-    while not fits(high):
-        low, high = high, 2 * high
-        if high > MOST_NOISE:
-            return math.inf
-    if low == LEAST_NOISE and fits(low):
-        return low
-    while high > 1.002 * low:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high
 
 
 def train_private(
@@ -275,32 +235,3 @@ class _MarginOptimizer(DPOptimizer):  # type: ignore[misc]
             super().clip_and_accumulate()
         finally:
             self.max_grad_norm = noise_norm
-
-
-def secret_generator(device: str | torch.device) -> torch.Generator:
-    """A generator whose seed comes from the operating system and is kept nowhere. Not cryptographic: see the README."""
-    return torch.Generator(device).manual_seed(secrets.randbits(63))
-
-
-def load_units(
-    images: Images, units: Sequence[Ids], experiment: Experiment, generator: torch.Generator, device: torch.device
-) -> Tensor:
-    """Images of a micro-batch, uint8: (B, 3, H, W), or (B, K, 3, H, W) when the K draws take images of a person.
-
-    A person with fewer than K images gives some of them more than once.
-    """
-    draws = experiment.privacy.draws
-    is_person = experiment.privacy.unit == "person"
-    per_unit = draws if is_person else 1
-    ids = np.array([_pick(unit, per_unit, generator) for unit in units], np.int64).reshape(-1)
-    x_BCHW = images.batch(ids).to(device, non_blocking=True)
-    if experiment.data.horizontal_flip:
-        flipped = torch.rand(len(x_BCHW), generator=generator) < 0.5
-        x_BCHW = torch.where(flipped.to(device)[:, None, None, None], x_BCHW.flip(-1), x_BCHW)
-    return x_BCHW.reshape(len(units), draws, *x_BCHW.shape[1:]) if is_person and draws > 1 else x_BCHW
-
-
-def _pick(members: Ids, count: int, generator: torch.Generator) -> Ids:
-    rounds = [torch.randperm(len(members), generator=generator).numpy() for _ in range(-(-count // len(members)))]
-    picked: Ids = members[np.concatenate(rounds)[:count]]
-    return picked

@@ -15,8 +15,9 @@ import numpy as np
 
 from client.dataset import Dataset, open_dataset
 from client.journal import Journal
-from client.ledger import Charge, EpsilonOf, Ledger, Total, open_ledger
+from client.ledger import Ledger, open_ledger
 from client.settings import Home, SiteConfig, SitePolicy
+from client.spending import Charge, EpsilonOf, Total
 from shared.errors import InputError
 from shared.extractor import Extractor
 from shared.private_statistics import Projection, private_statistics

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from client.dataset import open_dataset
 from client.journal import Journal
-from client.ledger import Charge, EpsilonOf, open_ledger
+from client.ledger import open_ledger
 from client.settings import Home, SiteConfig
+from client.spending import Charge, EpsilonOf
 from shared.errors import InputError
 from shared.versions import installed_versions
 

@@ -296,7 +296,7 @@ def test_damaged_journal_stops_the_site(make_site: MakeSite):
 
 
 def test_epsilon_without_a_bound_is_sent_as_unbounded(make_site: MakeSite):
-    from client.ledger import Total
+    from client.spending import Total
 
     _, settings = make_site()
     total = Total(float("inf"), False, 1e-5, "image", 1, 0)

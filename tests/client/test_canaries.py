@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.canaries import DELTA, audit, lower_bound, p_value
-from client.ledger import Spending
 from client.privacy import epsilon
+from client.spending import Spending
 
 
 @pytest.mark.parametrize("clipping", ["fast", "hooks"])

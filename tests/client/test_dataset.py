@@ -40,7 +40,7 @@ def test_persons_are_held_out_whole(make_site: MakeSite):
 
 
 def test_split_that_leaves_nothing_to_train_on_is_refused(make_site: MakeSite):
-    with pytest.raises(InputError, match="sets all 24 images of .* aside"):
+    with pytest.raises(InputError, match=r"sets all 24 images of .* aside"):
         make_site(held_out_ratio=0.999999)
 
 

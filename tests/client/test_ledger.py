@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from client.chain import BusyError, ChainError
-from client.ledger import BudgetError, Charge, Ledger, Spending, UnitError, merged, open_ledger, read_ledger
+from client.ledger import BudgetError, Ledger, UnitError, open_ledger, read_ledger
+from client.spending import Charge, Spending
 from shared.errors import InputError
 
 
@@ -235,8 +236,3 @@ def test_clock_before_the_newest_entry_is_noticed(path: Path, head: Path):
 def test_head_file_beside_the_ledger_is_refused(path: Path):
     with pytest.raises(InputError, match="outside"), open_ledger(path, path.parent / "head.json"):
         pass
-
-
-def test_equal_rows_merge_and_empty_ones_vanish():
-    rows = [Spending(1.0, 0.1, 2), Spending(2.0, 0.1, 0), Spending(1.0, 0.1, 3)]
-    assert merged(rows) == [Spending(1.0, 0.1, 5)]

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client import privacy
-from client.ledger import Spending
-from client.privacy import LEAST_NOISE, epsilon, load_units, noise_that_fits, num_that_fit, train_private
+from client.privacy import epsilon, train_private
+from client.spending import Spending
 from shared.config import Experiment
 from shared.uvit import build_model
 from tests.client.conftest import DP, SIZE, experiment
@@ -116,22 +116,6 @@ def test_each_unit_is_taken_with_the_planned_rate():
     assert np.mean(sizes) == pytest.approx(50, abs=4 * math.sqrt(500 * 0.1 * 0.9 / 4))
 
 
-def test_draws_of_a_person_take_different_images_of_that_person():
-    settings = plan(unit="person", draws=3)
-    batch = load_units(Photos(8), units_of(4, 1, 3), settings, torch.Generator().manual_seed(0), CPU)
-    assert batch.shape == (3, 3, 3, SIZE, SIZE)
-    numbers = batch[:, :, 0, 0, 0]
-    assert set(numbers[0].tolist()) < {0, 1, 2, 3}
-    assert len(set(numbers[0].tolist())) == 3
-    assert numbers[1].tolist() == [4, 4, 4]
-    assert sorted(numbers[2].tolist()) == [5, 6, 7]
-
-
-def test_draws_of_an_image_share_it():
-    batch = load_units(Photos(8), units_of(1, 1), plan(draws=3), torch.Generator(), CPU)
-    assert batch.shape == (2, 3, SIZE, SIZE)
-
-
 @pytest.mark.parametrize("draws", [1, 2])
 def test_person_rounds_train(draws: int):
     settings = plan(2, unit="person", draws=draws, sample_rate=0.7)
@@ -169,14 +153,3 @@ def test_epsilon_at_the_edges():
     assert epsilon([Spending(1.0, 0.1, 0)], 1e-5) == 0
     assert epsilon([Spending(0.0, 0.1, 1)], 1e-5) == math.inf
     assert 0 < epsilon([Spending(5.0, 1.0, 1)], 1e-5) < 2, "the plain Gaussian mechanism"
-
-
-def test_rounds_and_noise_that_fit_lie_at_the_cap():
-    part = Spending(1.0254, 64 / 3000, 50)
-    assert num_that_fit([part], part, 1e-5, 4.0, 40) == 19
-    assert num_that_fit([], part, 1e-5, 4.0, 3) == 3
-    noise = noise_that_fits([], 64 / 3000, 1000, 1e-5, 4.0)
-    assert noise == pytest.approx(1.0254, rel=0.004)
-    assert epsilon([Spending(noise, 64 / 3000, 1000)], 1e-5) <= 4.0
-    assert noise_that_fits([part._replace(steps=2000)], 0.02, 10, 1e-5, 4.0) == math.inf
-    assert noise_that_fits([], 1e-4, 1, 1e-5, 4.0) == LEAST_NOISE
