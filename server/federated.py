@@ -6,28 +6,24 @@ in the ServerApp of that run: it asks the sites that are online and writes each 
 
 import functools
 import operator
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
-from server.registry import Registry
+from server.inquiry import collect, reasons, submit
 from server.rundir import create
 from server.transport import Grid, Timing
 from shared.config import Experiment
 from shared.errors import InputError
 from shared.files import write_atomically
-from shared.runlog import RunLog, read_metrics
+from shared.runlog import RunLog
 from shared.statistics import FeatureSpace, check_same_space, load_statistics, parse_statistics, save_statistics
 from shared.statistics_query import MAX_FILE_BYTES, StatisticsQuery, parse_answer, parse_query
-
-if TYPE_CHECKING:
-    from server.control import Control
 
 QUESTION_FILE, PROJECTION_FILE, SITES_FOLDER, POOLED_FILE = (
     "question.json",
@@ -92,21 +88,14 @@ def ask_sites(
     """
     if home is None:
         raise InputError("--reference federated asks the sites: give --home, the coordinator's folder")
-    from server.control import connect
-
     run = create(home / "runs" / question.query.run, experiment)
     write_atomically(run.path / QUESTION_FILE, question.query.model_dump_json(indent=2) + "\n")
     if question.projection is not None:
         write_atomically(run.path / PROJECTION_FILE, question.projection.read_bytes())
-    with connect(home) as control:
-        _wait(control, control.submit(experiment, question.query.run), poll_seconds)
-    outcomes = [event for event in read_metrics(run.metrics) if event["kind"] == "statistics"]
-    for event in outcomes:
-        say(f"{event['site']}: {event['status']}{': ' + event['reason'] if event['reason'] else ''}")
+    outcomes = submit(home, experiment, question.query.run, "statistics", poll_seconds, say)
     files = sorted((run.path / SITES_FOLDER).glob("*.safetensors"))
     if not files:
-        reasons = "; ".join(f"{event['site']} {event['reason']}" for event in outcomes) or "no site was online"
-        raise InputError(f"no site released statistics: {reasons}")
+        raise InputError(f"no site released statistics: {reasons(outcomes)}")
     pooled = functools.reduce(operator.add, (load_statistics(file) for file in files))
     save_statistics(pooled, run.path / POOLED_FILE)
     return run.path / POOLED_FILE
@@ -116,36 +105,23 @@ def gather(
     grid: Grid, home: Path, folder: Path, timing: Timing | None = None, deadline_seconds: float = DEADLINE_SECONDS
 ) -> None:
     """Ask, and write what comes: `sites/<alias>.safetensors`, and one line per site in the run log."""
-    timing = timing or Timing()
     query = parse_query((folder / QUESTION_FILE).read_text(encoding="utf-8"))
-    metrics = RunLog(folder / "metrics.jsonl")
-    online = {node.node_id for node in grid.get_nodes()}
-    sites = [site for site in Registry(home / "sites.json").active() if site.node_id in online]
     file = folder / PROJECTION_FILE
-    record = _record(query, file.read_bytes() if file.exists() else b"")
-    messages = [
-        Message(record, site.node_id, MessageType.QUERY, ttl=deadline_seconds)
-        for site in sites
-        if site.node_id is not None
-    ]
-    waiting = {message_id: site.alias for message_id, site in zip(grid.push_messages(messages), sites, strict=True)}
-    end = time.monotonic() + deadline_seconds
-    while waiting and time.monotonic() < end:
-        for message in grid.pull_messages(list(waiting)):
-            alias = waiting.pop(str(message.metadata.reply_to_message_id), None)
-            if alias is not None:
-                status, reason = _take(message, query, alias, folder / SITES_FOLDER)
-                metrics.write("statistics", site=alias, status=status, reason=reason)
-        time.sleep(timing.poll_seconds if waiting else 0)
-    for alias in waiting.values():
-        metrics.write("statistics", site=alias, status="late", reason=f"no answer within {deadline_seconds:g} s")
-    metrics.write("end", status="completed")
+    collect(
+        grid,
+        home,
+        _record(query, file.read_bytes() if file.exists() else b""),
+        MessageType.QUERY,
+        lambda message, alias: _take(message, query, alias, folder / SITES_FOLDER),
+        RunLog(folder / "metrics.jsonl"),
+        "statistics",
+        timing=timing,
+        deadline_seconds=deadline_seconds,
+    )
 
 
 def _take(message: Message, query: StatisticsQuery, alias: str, folder: Path) -> tuple[str, str]:
     """Check an answer and keep its statistics; its outcome and reason."""
-    if message.has_error():
-        return "failed", str(message.error.reason)[:500]
     try:
         answer = parse_answer(str(message.content.config_records["header"]["json"]))
         if answer.status == "refused":
@@ -167,8 +143,3 @@ def _take(message: Message, query: StatisticsQuery, alias: str, folder: Path) ->
 def _record(query: StatisticsQuery, file: bytes) -> RecordDict:
     arrays = {"file": Array(np.frombuffer(file, np.uint8))} if file else {}
     return RecordDict({"arrays": ArrayRecord(arrays), "header": ConfigRecord({"json": query.model_dump_json()})})
-
-
-def _wait(control: "Control", run_id: int, poll_seconds: float) -> None:
-    while not control.run_state(run_id).is_finished:
-        time.sleep(poll_seconds)

@@ -219,7 +219,7 @@ class TrainRequest:
         arrays = {"weights": Array(encode(self.weights, dtype))}
         if self.base is not None:
             arrays["base"] = Array(encode(self.base, "float32"))
-        return RecordDict({"arrays": ArrayRecord(arrays), "header": _header_record(self.header)})
+        return RecordDict({"arrays": ArrayRecord(arrays), "header": header_record(self.header)})
 
     @classmethod
     def from_record(cls, content: RecordDict) -> "TrainRequest":
@@ -228,12 +228,12 @@ class TrainRequest:
         Raises:
             MessageError: unknown schema, unknown keys, missing or misshapen arrays, hostile sizes.
         """
-        header = _validated(RequestHeader, _read_header(content))
+        header = validated(RequestHeader, read_header(content))
         dtype = header.experiment.federation.wire_dtype
-        weights = decode(_read_array(content, "weights", header.manifest.num_elements), dtype)
+        weights = decode(read_array(content, "weights", header.manifest.num_elements), dtype)
         base = None
         if "base" in content.array_records["arrays"]:
-            base = decode(_read_array(content, "base", header.base_manifest.num_elements), "float32")
+            base = decode(read_array(content, "base", header.base_manifest.num_elements), "float32")
             if array_digest(base) != header.base_digest:
                 raise MessageError("the frozen tensors do not have the digest that the header names: send them again")
         return cls(header, weights, base)
@@ -255,7 +255,7 @@ class TrainReply:
     def to_record(self) -> RecordDict:
         """The Flower content."""
         arrays = {} if self.update is None else {"update": Array(self.update)}
-        return RecordDict({"arrays": ArrayRecord(arrays), "header": _header_record(self.header)})
+        return RecordDict({"arrays": ArrayRecord(arrays), "header": header_record(self.header)})
 
     @classmethod
     def from_record(cls, content: RecordDict, num_elements: int) -> "TrainReply":
@@ -264,10 +264,10 @@ class TrainReply:
         Raises:
             MessageError: unknown schema or keys, or an update whose length is not `num_elements`.
         """
-        header = _validated(ReplyHeader, _read_header(content))
+        header = validated(ReplyHeader, read_header(content))
         if header.status == "refused":
             return cls(header)
-        update = _read_array(content, "update", num_elements)
+        update = read_array(content, "update", num_elements)
         content.array_records["arrays"].pop("update")
         return cls(header, update)
 
@@ -287,14 +287,24 @@ def experiment_digest(experiment: Experiment) -> str:
     return hashlib.sha256(canonical_json(experiment.model_dump(mode="json"))).hexdigest()
 
 
-def _header_record(header: Section) -> ConfigRecord:
+def header_record(header: Section) -> ConfigRecord:
+    """A header as it travels.
+
+    Raises:
+        MessageError: too large.
+    """
     text = header.model_dump_json()
     if len(text) > MAX_HEADER_BYTES:
         raise MessageError(f"message header has {len(text)} bytes, at most {MAX_HEADER_BYTES}: train fewer tensors")
     return ConfigRecord({"json": text})
 
 
-def _read_header(content: RecordDict) -> Any:  # noqa: ANN401  # JSON, validated by the caller's model
+def read_header(content: RecordDict) -> Any:  # noqa: ANN401  # JSON, validated by the caller's model
+    """The JSON of a message's header, of our schema version.
+
+    Raises:
+        MessageError: there is none, it is too large, or of another version.
+    """
     try:
         text = content.config_records["header"]["json"]
     except KeyError as error:
@@ -314,7 +324,12 @@ def _checked(header: Any) -> Any:  # noqa: ANN401  # JSON
     return header
 
 
-def _read_array(content: RecordDict, name: str, num_elements: int) -> NDArray[Any]:
+def read_array(content: RecordDict, name: str, num_elements: int) -> NDArray[Any]:
+    """A flat array of a message.
+
+    Raises:
+        MessageError: it is missing, not (num_elements,), or not readable.
+    """
     record = content.array_records.get("arrays")
     array = None if record is None else record.get(name)
     if array is None:
@@ -333,7 +348,12 @@ def _read_array(content: RecordDict, name: str, num_elements: int) -> NDArray[An
     return value
 
 
-def _validated(model: type[Header], header: Any) -> Header:  # noqa: ANN401  # JSON
+def validated(model: type[Header], header: Any) -> Header:  # noqa: ANN401  # JSON
+    """The header as `model`.
+
+    Raises:
+        MessageError: unknown keys or values out of range.
+    """
     try:
         return model.model_validate(header)
     except ValidationError as error:
