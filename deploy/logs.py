@@ -9,8 +9,11 @@ import json
 import logging
 import os
 import re
+import shutil
+from pathlib import Path
 
 FORMAT_VARIABLE = "MASKFED_LOG_FORMAT"
+LARGEST_LOG_BYTES = 64 * 2**20
 _PATH = re.compile(r"(?<![\w:/.])~?(?:/[\w.@+\-]+)+/?")
 _FILE = re.compile(
     r"\b[\w.@+\-]+\.(?:png|jpe?g|webp|bmp|gif|tiff?|ppm|zip|npy|toml|jsonl?|safetensors|key|pem|crt|txt)\b", re.I
@@ -48,3 +51,14 @@ def set_up_logging(quiet: tuple[str, ...] = ()) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in quiet:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def cap_logs(folder: Path, largest_bytes: int = LARGEST_LOG_BYTES) -> None:
+    """Empty every `*.log` of a folder that has grown too large, its lines kept as `<name>.1`: no disk fills up.
+
+    Their writers append, so they go on at the start of the file; lines of that very moment can be lost.
+    """
+    for log in folder.glob("*.log"):
+        if log.stat().st_size > largest_bytes:
+            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+            os.truncate(log, 0)

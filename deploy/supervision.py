@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 
+from deploy.logs import cap_logs
 from deploy.processes import end_group, end_processes, family, last_line, spawn
 from deploy.provision import ProvisionError
 
@@ -23,6 +24,7 @@ READY_SECONDS = 90.0
 POLL_SECONDS = 0.25
 LONGEST_BACKOFF_SECONDS = 60.0
 STABLE_SECONDS = 60.0
+LOG_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,14 @@ class Supervisor:
             raise
 
     def watch(self, tick: Callable[[], None] | None = None, tick_seconds: float = 2.0) -> None:
-        """Restart what exits until `request_stop` is called; `tick` runs every `tick_seconds` in between."""
-        next_tick = time.monotonic()
+        """Restart what exits and keep logs small until `request_stop`; `tick` runs every `tick_seconds` in between."""
+        next_tick = next_cap = time.monotonic()
         while not self._stopping.wait(POLL_SECONDS):
             self._restart_exited()
+            if time.monotonic() >= next_cap:
+                for folder in {service.log.parent for service in self.services}:
+                    cap_logs(folder)
+                next_cap = time.monotonic() + LOG_SECONDS
             if tick is not None and time.monotonic() >= next_tick:
                 tick()
                 next_tick = time.monotonic() + tick_seconds

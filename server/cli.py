@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -95,6 +96,7 @@ def start(
     from deploy.supervision import Supervisor
     from server.gauges import coordinator_gauges
 
+    os.umask(0o077)
     settings = read_coordinator(home)
     with only_one(home / "start.lock"):
         supervisor = Supervisor(start_plan(home, settings, lambda: cli_sites.register_sites(home)))

@@ -38,6 +38,12 @@ def test_every_copied_file_exists_and_may_enter_the_build(path: Path):
 def test_nothing_enters_a_build_unless_it_is_listed():
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
     assert lines[0] == "*"
+    # The last line that matches decides.
+    assert {"**/*.key", "**/*.pem", "**/*.secret"} <= set(lines[max(map(lines.index, [*filter(is_kept, lines)])) :])
+
+
+def is_kept(line: str) -> bool:
+    return line.startswith("!")
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])
@@ -50,13 +56,31 @@ def test_service_is_read_only_without_capabilities_and_restarts_always(name: str
 
 
 def test_only_the_door_is_published():
+    assert [name for name, service in COMPOSE["services"].items() if "ports" in service] == ["server"]
     assert COMPOSE["services"]["server"]["ports"] == ["443:443"]
-    assert "ports" not in COMPOSE["services"]["site"]
 
 
-def test_images_are_mounted_read_only():
-    (mount,) = (each for each in COMPOSE["services"]["site"]["volumes"] if "/images" in each)
-    assert mount.endswith(":/images:ro")
+@pytest.mark.parametrize("name", ["site", "site-cpu"])
+def test_images_are_mounted_read_only(name: str):
+    (mount,) = (each for each in COMPOSE["services"][name]["volumes"] if "/images" in str(each))
+    assert mount["target"] == "/images"
+    assert mount["read_only"] is True
+
+
+def test_no_variable_must_be_set_to_start_the_other_service():
+    """Compose fills in the whole file, whichever service is started."""
+    assert ":?" not in (ROOT / "deploy" / "compose.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_every_volume_covers_a_folder_that_the_images_user_owns(name: str):
+    """A new volume takes owner and mode from the image; without such a folder it belongs to root."""
+    text = (ROOT / COMPOSE["services"][name]["build"]["dockerfile"]).read_text()
+    volumes = [each.split(":") for each in COMPOSE["services"][name]["volumes"] if isinstance(each, str)]
+    assert volumes
+    for _volume, target in volumes:
+        assert re.search(rf"(--home-dir|install -d .*-o maskfed.*) {target}\b", text), target
+        assert re.search(rf"^VOLUME .*{target}\b", text, re.MULTILINE)
 
 
 def test_probe_tells_a_serving_process_from_none():

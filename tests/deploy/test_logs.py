@@ -3,10 +3,11 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from deploy.logs import JsonFormatter, scrub
+from deploy.logs import JsonFormatter, cap_logs, scrub
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,14 @@ def test_the_environment_chooses_the_format(is_json: bool):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stderr.startswith("{") == is_json
     assert "hello" in done.stderr
+
+
+def test_a_log_that_is_too_large_begins_again_while_its_writer_goes_on(tmp_path: Path):
+    with (tmp_path / "a.log").open("ab", buffering=0) as writer:
+        writer.write(b"x" * 101)
+        (tmp_path / "b.log").write_bytes(b"small")
+        cap_logs(tmp_path, largest_bytes=100)
+        writer.write(b"next")
+    assert (tmp_path / "a.log").read_bytes() == b"next"
+    assert (tmp_path / "a.log.1").read_bytes() == b"x" * 101
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.log", "a.log.1", "b.log"]

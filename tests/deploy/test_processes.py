@@ -124,3 +124,12 @@ def test_two_supervisors_never_share_a_folder(tmp_path: Path):
         pass
     with only_one(tmp_path / "lock"):
         pass
+
+
+def test_a_supervisor_keeps_its_logs_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    capped: list[Path] = []
+    monkeypatch.setattr("deploy.supervision.cap_logs", capped.append)
+    supervisor = Supervisor([service(tmp_path, "a", SLEEP)])
+    with supervisor:
+        supervisor.watch(supervisor.request_stop)
+    assert capped == [tmp_path]
