@@ -150,13 +150,16 @@ def _history(event: dict[str, Any], evaluation: dict[str, Any] | None) -> dict[s
 
 def _epsilon(event: dict[str, Any]) -> str:
     """The largest epsilon that a site released, and that of client-level DP, each with what it protects."""
-    released = [(entry["epsilon"], entry.get("unit")) for entry in event["answered"] if "epsilon" in entry]
+    released = [entry for entry in event["answered"] if "epsilon" in entry]
     parts = []
-    if any(epsilon == "unbounded" for epsilon, _ in released):
-        parts.append("unbounded")
+    unbounded = [entry for entry in released if entry["epsilon"] == "unbounded"]
+    if unbounded:
+        private = [entry for entry in unbounded if "dp_epsilon" in entry]
+        worst = max(private, key=lambda entry: entry["dp_epsilon"], default=None)
+        parts.append("unbounded" + (f" (DP part {worst['dp_epsilon']:.3g} per {worst['unit']})" if worst else ""))
     elif released:
-        epsilon, unit = max(released, key=lambda pair: pair[0])
-        parts.append(f"{epsilon:.3g} per {unit}")
+        worst = max(released, key=lambda entry: entry["epsilon"])
+        parts.append(f"{worst['epsilon']:.3g} per {worst.get('unit')}")
     if "central_epsilon" in event:
         parts.append(f"{event['central_epsilon']:.3g} per {event['central_unit']}")
     return ", ".join(parts)

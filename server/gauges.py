@@ -53,3 +53,9 @@ def _released(run: dict[str, str], rounds: list[dict[str, Any]], events: list[di
         spent = float(value) if isinstance(value, int | float) else float("inf")
         if value is not None:
             yield "maskfed_site_epsilon", "gauge", "Epsilon as the site reports it.", {**run, "site": site}, spent
+    private = {
+        reply["site"]: reply["dp_epsilon"] for event in rounds for reply in event["answered"] if "dp_epsilon" in reply
+    }
+    for site, value in private.items():
+        text = "Epsilon of the part with DP, where the whole is infinite."
+        yield "maskfed_site_dp_epsilon", "gauge", text, {**run, "site": site}, value

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from server.report import format_number
-from server.rundata import AUDITS_FOLDER, Evaluation, RunData, read_run
+from server.rundata import AUDITS_FOLDER, Evaluation, RunData, read_run, spent_text
 from shared.checkpoint import check_files, load_group, resolve_checkpoint, save_checkpoint
 from shared.config import Experiment
 from shared.errors import InputError
@@ -108,13 +108,16 @@ def epsilons(data: RunData, sites: list[str], last_round: int) -> list[dict[str,
         ]
         if not entries:
             value = "not released" if is_private else "unbounded"
-            found.append({"site": site, "epsilon": value, "cap": "–", "unit": data.experiment.privacy.unit})
+            found.append(
+                {"site": site, "epsilon": value, "delta": "–", "cap": "–", "unit": data.experiment.privacy.unit}
+            )
         else:
             last = entries[-1]
             found.append(
                 {
                     "site": site,
-                    "epsilon": format_number(last["epsilon"]),
+                    "epsilon": spent_text(last),
+                    "delta": "–" if last.get("delta") is None else f"{last['delta']:g}",
                     "cap": format_number(last.get("epsilon_cap")),
                     "unit": str(last.get("unit") or "–"),
                 }

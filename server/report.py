@@ -13,7 +13,7 @@ from PIL import Image
 
 from server.charts import Series, line_chart
 from server.curves import write_curves
-from server.rundata import OUTCOMES, Evaluation, RunData, read_run
+from server.rundata import OUTCOMES, Evaluation, RunData, read_run, spent_text
 from server.rundir import RunDir
 from shared.files import write_atomically
 from shared.versions import installed_versions
@@ -76,7 +76,12 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
     environment = Environment(
         loader=PackageLoader("server", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"number": format_number, "bytes": format_bytes, "seconds": format_seconds}
+    environment.filters |= {
+        "number": format_number,
+        "bytes": format_bytes,
+        "seconds": format_seconds,
+        "spent": spent_text,
+    }
     html = environment.get_template("report.html").render(
         pages=pages,
         comparison=_comparison(pages) if len(pages) > 1 else "",

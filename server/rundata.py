@@ -1,6 +1,7 @@
 """What a run directory tells, for the report: metrics, evaluations, sample grids, audits, provenance. No torch."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,13 @@ class Evaluation:
     def group(self) -> tuple[str, str]:
         """What must agree for two distances to compare: metric and reference."""
         return self.distance_name, str(self.result["reference"]["name"])
+
+
+def spent_text(reply: Mapping[str, Any]) -> str:
+    """Epsilon of a site, from its record in a round; where it is `unbounded`, that of the DP part stands beside it."""
+    epsilon = reply["epsilon"]
+    text = epsilon if isinstance(epsilon, str) else f"{epsilon:.4g}"
+    return f"{text} (DP part {reply['dp_epsilon']:.4g})" if "dp_epsilon" in reply else text
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,9 @@ class Tally:
             answer |= {"norm": norm, "clipped_by": factor} if factor < 1 else {"norm": norm}
         if header.epsilon is not None or header.is_unbounded:
             answer["epsilon"] = "unbounded" if header.is_unbounded else header.epsilon
-            answer |= {"epsilon_cap": header.epsilon_cap, "unit": header.unit}
+            if header.is_unbounded and header.epsilon:
+                answer["dp_epsilon"] = header.epsilon
+            answer |= {"delta": header.delta, "epsilon_cap": header.epsilon_cap, "unit": header.unit}
         if header.ledger_sequence is not None:
             answer |= {"ledger_sequence": header.ledger_sequence, "ledger_hash": header.ledger_hash}
         return answer

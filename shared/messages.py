@@ -188,10 +188,13 @@ class ReplyHeader(Section):
     num_examples: int = Field(1, ge=0, le=2**53)
     """1 unless the policy releases image counts."""
     scalars: dict[str, float] = Field(default_factory=dict, max_length=32)
-    epsilon: float | None = None
-    """Spent so far on this data set as released by policy; infinity is sent as `unbounded`."""
+    epsilon: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Spent so far on this data set in all runs; None where no bound exists. Of the DP part alone if `is_unbounded`."""
+    delta: float | None = Field(None, gt=0, lt=1)
+    """At which epsilon holds: the site's own."""
     is_unbounded: bool = False
-    epsilon_cap: float | None = None
+    """A release without DP was made: no epsilon holds for the whole."""
+    epsilon_cap: float | None = Field(None, ge=0)
     unit: Literal["image", "person"] | None = None
     ledger_sequence: int | None = Field(None, ge=0)
     ledger_hash: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")

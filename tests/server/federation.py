@@ -67,7 +67,7 @@ def trained(site: str, content: RecordDict, **header: Any) -> RecordDict:
     return reply(request, delta, **header)
 
 
-def reply(request: TrainRequest, delta: np.ndarray, **header: Any) -> RecordDict:
+def reply(request: TrainRequest, delta: np.ndarray, /, **header: Any) -> RecordDict:
     facts = {"request_digest": request.digest, "status": "trained", "num_examples": 100, "scalars": {"loss": 0.5}}
     wire = encode(delta, request.header.experiment.federation.wire_dtype)
     return TrainReply(ReplyHeader(**(facts | header)), wire).to_record()

@@ -152,10 +152,11 @@ def test_a_run_is_summarised_as_a_table_and_as_json(home, control):
 
 def test_every_epsilon_is_shown_with_what_it_protects():
     def shown(*entries, **fields):
-        answered = [{"epsilon": epsilon, "unit": unit} for epsilon, unit in entries]
+        answered = [dict(zip(("epsilon", "unit", "dp_epsilon"), entry, strict=False)) for entry in entries]
         return follow._epsilon({"answered": [*answered, {"site": "silent"}], **fields})
 
     assert shown((9.25, "person"), (10.5, "person")) == "10.5 per person"
     assert shown((3.0, "image"), ("unbounded", None)) == "unbounded"
+    assert shown(("unbounded", "image", 2.5), ("unbounded", "image", 3.25)) == "unbounded (DP part 3.25 per image)"
     assert shown() == ""
     assert shown(central_epsilon=2.0, central_unit="site") == "2 per site"

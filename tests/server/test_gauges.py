@@ -34,10 +34,11 @@ def test_rounds_participants_bytes_and_seconds_are_counted_once_each(tmp_path: P
 
 def test_epsilon_is_shown_as_released_and_unbounded_is_infinite(tmp_path: Path):
     log = RunLog(tmp_path / "runs" / "one" / "metrics.jsonl")
-    answered = [{"site": "a", "epsilon": 1.5}, {"site": "b", "epsilon": "unbounded"}, {"site": "c"}]
+    answered = [{"site": "a", "epsilon": 1.5}, {"site": "b", "epsilon": "unbounded", "dp_epsilon": 2.5}, {"site": "c"}]
     log.write("round", **record(1, answered=answered))
     log.write("evaluation", round=1, name="r", metrics={"fd_x": 3.5, "note": "text"})
     assert values(tmp_path, "maskfed_site_epsilon") == {"a": 1.5, "b": float("inf")}
+    assert values(tmp_path, "maskfed_site_dp_epsilon") == {"b": 2.5}
     assert values(tmp_path, "maskfed_distance") == {"fd_x": 3.5}
 
 

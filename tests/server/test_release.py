@@ -13,13 +13,13 @@ from shared.runlog import RunLog
 WEIGHTS = {"a": np.arange(3, dtype=np.float32)}
 
 
-def finish(path, *, privacy="none", groups=("ema",), sites=("north", "south"), settings=()):
+def finish(path, *, privacy="none", groups=("ema",), sites=("north", "south"), settings=(), **spent):
     """A run of one round; returns it and the digest of its checkpoint."""
     run = create(path, parse_experiment("", [f"privacy.mechanism={privacy}", *settings]))
     log = RunLog(run.metrics)
     answered = [{"site": site} for site in sites]
     if privacy != "none":
-        answered[0] |= {"epsilon": 3.25, "epsilon_cap": 8.0, "unit": "person"}
+        answered[0] |= {"epsilon": 3.25, "delta": 1e-5, "epsilon_cap": 8.0, "unit": "person"} | spent
     if sites:
         log.write("round", round=1, asked=answered, answered=answered, lost=[{"site": "gone"}])
     place = {"round": 1} if sites else {"step": 9}
@@ -66,7 +66,7 @@ def test_a_model_with_all_evidence_is_released_with_its_card(tmp_path):
     for text in (
         "north, south",
         "| fd_random_inception_192 | 4.5 | 1000 | held-out | 500 |",
-        "| north | 3.25 | 8 | person |",
+        "| north | 3.25 | 1e-05 | 8 | person |",
     ):
         assert text in card
     assert (
@@ -81,6 +81,14 @@ def test_training_without_dp_is_unbounded_in_the_card(tmp_path):
     audited(run, digest)
     card = (release(run.path, tmp_path / "out") / "MODEL_CARD.md").read_text()
     assert "| north | unbounded |" in card
+
+
+def test_epsilon_of_the_dp_part_stands_beside_unbounded_in_the_card(tmp_path):
+    run, digest = finish(tmp_path / "run", privacy="dp-sgd", epsilon="unbounded", dp_epsilon=3.25)
+    measure(run, digest)
+    audited(run, digest)
+    card = (release(run.path, tmp_path / "out") / "MODEL_CARD.md").read_text()
+    assert "| north | unbounded (DP part 3.25) | 1e-05 | 8 | person |" in card
 
 
 def test_without_a_distance_nothing_is_released(tmp_path):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from server.charts import Series, line_chart
 from server.report import format_bytes, format_number, format_seconds, report
-from server.rundata import read_run
+from server.rundata import read_run, spent_text
 from server.rundir import create
 from shared.checkpoint import save_checkpoint
 from shared.config import parse_experiment
@@ -46,7 +46,14 @@ def write_result(run, name, content):
 def record(number, states):
     entries = {state: [] for state in OUTCOMES}
     for site, state in zip(SITES, states, strict=True):
-        done = {"epsilon": 1.5 * number, "epsilon_cap": 8.0, "unit": "person", "scalars": {"loss": 1 / number}}
+        done = {
+            "epsilon": "unbounded",
+            "dp_epsilon": 1.5 * number,
+            "delta": 1e-5,
+            "epsilon_cap": 8.0,
+            "unit": "person",
+            "scalars": {"loss": 1 / number},
+        }
         entries[state].append({"site": site} | (done if state == "answered" else {"reason": f"why {state}"}))
     costs = {"bytes_sent": 2_500_000, "bytes_received": 1_200_000, "seconds": {"train": 3.0, "total": 4.5}}
     return {"round": number, "asked": [{"site": site} for site in SITES], **entries, **costs, "update_norm": 1.0}
@@ -114,7 +121,16 @@ def test_page_tells_who_took_part_and_why_not(federated):
     page = report([federated.path]).read_text()
     for state in ("answered", "refused", "failed", "late", "lost", "rejected"):
         assert f'class="cell {state}"' in page
-    for text in ("south lost: why lost", "weights unchanged, too few", "2.5 MB", "4.5 s", "per</th>", "person"):
+    for text in (
+        "south lost: why lost",
+        "weights unchanged, too few",
+        "2.5 MB",
+        "4.5 s",
+        "per</th>",
+        "person",
+        "unbounded (DP part 4.5)",
+        "1e-05",
+    ):
         assert text in page
     assert "0.91" in page and ">fail<" in page
 
@@ -199,6 +215,9 @@ def test_chart_takes_the_pages_colours_and_escapes_labels():
     [
         (format_number(None), "–"),
         (format_number("unbounded"), "unbounded"),
+        (spent_text({"epsilon": 3.14159}), "3.142"),
+        (spent_text({"epsilon": "unbounded"}), "unbounded"),
+        (spent_text({"epsilon": "unbounded", "dp_epsilon": 2.5}), "unbounded (DP part 2.5)"),
         (format_number(12345.6), "12,346"),
         (format_number(0.012346), "0.01235"),
         (format_bytes(999), "999 B"),

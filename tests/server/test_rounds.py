@@ -121,6 +121,26 @@ def test_the_other_two_sites_decide_the_round_and_the_record_says_why(tmp_path, 
     assert same(weights_of(home, 1), two_site_weights)
 
 
+def test_what_a_site_has_spent_is_recorded_with_delta_unit_and_the_dp_part_of_an_unbounded_total(tmp_path):
+    experiment = make_experiment(rounds=1)
+    home = make_home(tmp_path, experiment)
+    spent = {"epsilon": 2.5, "delta": 1e-6, "epsilon_cap": 8.0, "unit": "person"}
+    sites = honest_sites(
+        site_0=lambda content, _: trained("site-0", content, **spent),
+        site_1=lambda content, _: trained("site-1", content, **spent, is_unbounded=True),
+        site_2=lambda content, _: trained("site-2", content, epsilon=0.0, is_unbounded=True),
+    )
+    run_rounds(home, FakeGrid(sites), experiment)
+    names = (*spent, "dp_epsilon")
+    found = [{name: entry[name] for name in names if name in entry} for entry in rounds_of(home)[0]["answered"]]
+    nothing = {"delta": None, "epsilon_cap": None, "unit": None}
+    assert found == [
+        spent,
+        spent | {"epsilon": "unbounded", "dp_epsilon": 2.5},
+        nothing | {"epsilon": "unbounded"},
+    ]
+
+
 def test_a_site_that_claims_a_million_million_images_counts_no_more_than_the_clamp(tmp_path):
     experiment = make_experiment(rounds=1, weighting="examples", max_examples=1000, examples_grid=100)
     home = make_home(tmp_path, experiment)

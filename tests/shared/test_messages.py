@@ -173,10 +173,13 @@ def test_a_refusal_carries_its_code_and_no_update():
         {"status": "refused"},
         {"status": "trained", "refusal": "clock"},
         {"status": "trained", "scalars": {"loss": float("nan")}},
+        {"status": "trained", "epsilon": float("nan")},
+        {"status": "trained", "epsilon": float("inf")},
+        {"status": "trained", "epsilon": -1.0},
     ],
 )
 def test_a_reply_that_contradicts_itself_cannot_be_made(fields: dict[str, object]):
-    with pytest.raises(ValueError, match=r"refusal|finite"):
+    with pytest.raises(ValueError, match=r"refusal|finite|greater"):
         ReplyHeader(request_digest="0" * 64, **fields)
 
 
