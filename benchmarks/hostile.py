@@ -1,8 +1,8 @@
 """What strangers and bad neighbours try, against a running coordinator behind its edge: nothing may be accepted.
 
-Every attempt must be refused and leave exactly one line where its victim looks: in the coordinator's `edge.log` (calls),
-`edge-error.log` (what never became a call) or `admissions.log`, in the site's journal, or on the console of the one who
-was to run something. The coordinator must stay up, with the same processes. The fuzzed requests go to every path that
+Every attempt must be refused and leave exactly one line where its victim looks: the coordinator's `edge.log` (calls),
+`edge-error.log` (what never became a call) or `admissions.log`, the site's journal, or the console of the one who was
+to run something. The coordinator must stay up, with the same processes. The fuzzed requests go to every path that
 the edge lets through.
 """
 
