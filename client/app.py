@@ -5,7 +5,6 @@ files or carry data.
 """
 
 import datetime as dt
-import errno
 import io
 import logging
 import math
@@ -21,33 +20,24 @@ from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
 from client.approval import keep_pending, read_approved
-from client.chain import BusyError, ChainError, Entry
+from client.chain import Entry
 from client.dataset import Dataset, open_dataset
 from client.journal import Journal
 from client.ledger import BudgetError, Ledger, UnitError, open_ledger
 from client.policy import Facts, charge_for, released_count, released_scalars, review
+from client.refusals import RefusedError, note_refusal, refusal_of
 from client.replies import find_reply, keep_reply
 from client.settings import Home, SiteConfig, SitePolicy, load_settings, private_files, write_private
 from client.simulated import home_of
 from client.spending import Spending, Total
+from shared.audit_query import AUDIT_ACTION
 from shared.errors import InputError
-from shared.messages import MessageError, RefusalCode, ReplyHeader, TrainReply, TrainRequest, encode
+from shared.messages import ReplyHeader, TrainReply, TrainRequest, encode
 
 app = ClientApp()
 log = logging.getLogger("maskfed.client")
 UNKNOWN_REQUEST = "0" * 64
 MOST_BASES = 2
-FAILED = "the site's round failed; its operator finds the cause in the site's log"
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-class RefusedError(Exception):
-    """A decision against the request; carried to the one place that answers."""
-
-    def __init__(self, code: RefusalCode, reason: str) -> None:
-        super().__init__(reason)
-        self.code: RefusalCode = code
-        self.reason = reason
 
 
 @app.train()
@@ -70,6 +60,17 @@ def query(message: Message, context: Context) -> Message:
     return Message(reply, reply_to=message)
 
 
+@app.query(AUDIT_ACTION)
+def query_audit(message: Message, context: Context) -> Message:
+    """Questions for audits of a model."""
+    from client.audit_request import answer_audit
+
+    home = home_of(context.node_config)
+    with site_log(home):
+        reply = answer_audit(message.content, home)
+    return Message(reply, reply_to=message)
+
+
 def handle(content: RecordDict, home: Home) -> TrainReply:
     """Answer one training request: the update, or a typed refusal. Never raises."""
     digest, journal = UNKNOWN_REQUEST, Journal(home.journal)
@@ -80,33 +81,9 @@ def handle(content: RecordDict, home: Home) -> TrainReply:
         header = request.header
         journal.write("request", task="train", run=header.run, server_round=header.server_round, request_digest=digest)
         return _answer(request, digest, home, settings, journal)
-    except RefusedError as error:
-        code, reason = error.code, error.reason
-    except MessageError as error:
-        log.warning("malformed request: %s", error)
-        code = "schema" if str(error).startswith("message schema") else "malformed"
-        reason = "the request does not follow the protocol of this version"
-    except BusyError:
-        code, reason = "ledger_busy", "another round or a scan is running at the site"
-    except ChainError as error:
-        log.error("ledger: %s", error)
-        code, reason = "ledger_damaged", "the site's ledger is damaged or not its newest copy; its operator must act"
-    except OSError as error:
-        log.exception("round failed")
-        is_full = error.errno in DISK_FULL
-        code, reason = ("disk_full", "the site's disk is full") if is_full else ("failed", FAILED)
-    except Exception:
-        log.exception("round failed")
-        code, reason = "failed", FAILED
-    return _refuse(code, reason, digest, journal)
-
-
-def _refuse(code: RefusalCode, reason: str, digest: str, journal: Journal) -> TrainReply:
-    log.info("refused: %s: %s", code, reason)
-    try:
-        journal.write("refusal", code=code, reason=reason, request_digest=digest)
-    except (OSError, InputError) as error:
-        log.error("journal: %s", error)
+    except Exception as error:  # every failure becomes a typed refusal
+        code, reason = refusal_of(error)
+    note_refusal(journal, code, reason, digest)
     return TrainReply(ReplyHeader(request_digest=digest, status="refused", refusal=code, reason=reason))
 
 
@@ -221,6 +198,7 @@ def _spent(total: Total, policy: SitePolicy) -> dict[str, object]:
     is_finite = math.isfinite(total.epsilon)
     return {
         "epsilon": total.epsilon if is_finite else None,
+        "delta": total.delta,
         "is_unbounded": total.is_unbounded or not is_finite,
         "epsilon_cap": policy.epsilon_cap,
         "unit": total.unit,

@@ -6,132 +6,87 @@ release, see `verdicts.py`.
 
 import json
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from client.audited import Subject
 from client.dataset import Dataset, open_dataset
 from client.settings import Home, SiteConfig, private_files, write_private
 from client.verdicts import Verdict
-from shared.checkpoint import resolve_checkpoint
-from shared.config import Experiment
-from shared.engine import Engine
+from shared.audit_query import MIN_HELD_OUT, PIXELS
 from shared.errors import InputError
 from shared.extractor import Extractor
-from shared.features import load_extractor
 from shared.imageset import ImageCache
 from shared.membership import AttackResult, attack
 from shared.memorisation import CopyResult, copies, features_of, pixel_features
-from shared.sampling import LoadedModel, grid_png, load_model, sample_images
-from shared.seeding import Streams
+from shared.retraining import retrained
+from shared.sampling import grid_png, sample_images
 
-MIN_OTHERS = 100
-"""Held-out images below which a rate of 1 percent cannot be measured."""
+BATCH = 64
 MAX_MEMBERS = 2000
 CONTROL_IMAGES = 32
 """The control is trained to know this many images by heart."""
-PIXELS = "pixels"
 
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """What is audited, and with what.
+    """How a model is audited.
 
     Attributes:
-        checkpoint: the model, a checkpoint folder or run directory.
-        references: models that never saw this site's images; the public pre-trained one, and the same after a short
-            fine-tuning on public images.
-        extractor: feature space of the copy test: `pixels`, or a name of `shared.features`.
+        extractor: feature space of the copy test; None: pixels.
         num_images: generated images of the copy test.
         control_steps: optimizer steps of the control model.
-        overrides: changes to the checkpoint's experiment, e.g. a faster sampler.
-        device: where networks run.
         on_stage: told what is being done.
     """
 
-    checkpoint: Path
-    references: tuple[Path, ...]
-    extractor: str = PIXELS
+    extractor: Extractor | None = None
     num_images: int = 1000
     control_steps: int = 1000
-    overrides: tuple[str, ...] = ()
-    device: str = "cpu"
     on_stage: Callable[[str], None] = lambda _: None
 
 
-def audit(home: Home, settings: SiteConfig, options: AuditOptions) -> list[Verdict]:
+def audit(home: Home, settings: SiteConfig, subject: Subject, options: AuditOptions) -> list[Verdict]:
     """Run both audits on this site's images and keep figures and contact sheet in the home, 0600.
 
     Raises:
-        InputError: images not scanned at the model's size, too few held out, no reference, bad checkpoint.
+        InputError: images not scanned at the model's size, or too few held out.
     """
-    if not options.references:
-        raise InputError("audit without --reference: give the public checkpoint that the model was fine-tuned from")
-    checkpoint = resolve_checkpoint(options.checkpoint)
-    loaded = load_model(checkpoint, device=options.device, overrides=options.overrides)
-    references = [_reference(path, loaded, options.device) for path in options.references]
-    data = open_dataset(home, loaded.experiment.model.image_size)
-    if len(data.held_out) < MIN_OTHERS:
+    data = open_dataset(home, subject.experiment.model.image_size)
+    if len(data.held_out) < MIN_HELD_OUT:
         raise InputError(
-            f"{len(data.held_out)} held-out images, an audit needs {MIN_OTHERS}: raise held_out_ratio before the first "
-            "round"
+            f"{len(data.held_out)} held-out images, an audit needs {MIN_HELD_OUT}: raise held_out_ratio before the "
+            "first round"
         )
-    extractor = None if options.extractor == PIXELS else load_extractor(options.extractor, device=options.device)
+    device = next(subject.model.parameters()).device
     options.on_stage("membership attacks")
     members, others = _some(data.images, data.train), _some(data.images, data.held_out)
-    attacks = attack(loaded.model, references, loaded.experiment, members, others)
+    attacks = attack(subject.model, subject.references, subject.experiment, members, others)
     options.on_stage(f"control model, {options.control_steps} steps")
-    control = control_attack(references[0], references, loaded.experiment, members, others, options.control_steps)
+    control = control_attack(subject, members, others, options.control_steps)
     options.on_stage("copies among generated images")
-    generated = sample_images(loaded.model, loaded.experiment, range(options.num_images), 64, options.device)
-    copied = _copies(generated, data, extractor)
+    generated = sample_images(subject.model, subject.experiment, range(options.num_images), BATCH, device)
+    copied = _copies(generated, data, options.extractor)
     verdicts = [
-        _membership_verdict(settings.alias, checkpoint.name, loaded, attacks, control),
-        _memorisation_verdict(settings.alias, checkpoint.name, loaded, copied, options),
+        _membership_verdict(settings.alias, subject, attacks, control),
+        _memorisation_verdict(settings.alias, subject, copied, options),
     ]
     _keep(home, verdicts, copied, generated, data)
     return verdicts
 
 
-def control_attack(
-    start: nn.Module,
-    references: list[nn.Module],
-    experiment: Experiment,
-    members: Tensor,
-    others: Tensor,
-    steps: int,
-) -> AttackResult:
-    """The same attack on a model that has learned a few of the images by heart: it must find them.
+def control_attack(subject: Subject, members: Tensor, others: Tensor, steps: int) -> AttackResult:
+    """The same attack on a copy of the first reference that has learned a few images by heart: it must find them.
 
     A null result on the audited model says something only if the attack works here.
     """
     few = members[:CONTROL_IMAGES]
-    tree = experiment.model_dump()
-    tree["train"] |= {"batch": min(32, len(few)), "objective": "dsm", "accumulation": 1}
-    tree["mask"] |= {"kind": "none", "ratio": 0.0}
-    tree["optim"] |= {"lr": 5e-4, "warmup_steps": 0, "grad_clip": 1.0}
-    tree["privacy"] |= {"mechanism": "none"}
-    tree["data"] |= {"horizontal_flip": False}
-    chosen = Experiment.model_validate(tree)
-    engine = Engine(chosen, deepcopy(start).train(), Streams(0, ("control",)))
-    order = np.random.default_rng(0)
-    for _ in range(steps):
-        rows = order.choice(len(few), chosen.train.batch, replace=False)
-        engine.step(few[rows].to(engine.device))
-    return attack(engine.model.eval(), references, chosen, few, others)["calibrated"]
-
-
-def _reference(path: Path, loaded: LoadedModel, device: str) -> nn.Module:
-    reference = load_model(resolve_checkpoint(path), device=device)
-    ours, theirs = loaded.experiment, reference.experiment
-    if ours.model != theirs.model or ours.data.wavelet != theirs.data.wavelet or ours.diffusion != theirs.diffusion:
-        raise InputError(f"reference {path}: another network or schedule than the audited model's: give its own start")
-    return reference.model
+    images = ImageCache(few.numpy, len(few), few.shape[-1])
+    model = retrained(subject.references[0], subject.experiment, images, steps, lr=5e-4, grad_clip=1.0, ema_decay=0.0)
+    return attack(model, subject.references, subject.experiment, few, others)["calibrated"]
 
 
 def _some(images: ImageCache, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Tensor:
@@ -149,9 +104,9 @@ def _copies(generated: Tensor, data: Dataset, extractor: Extractor | None) -> Co
 
 
 def _membership_verdict(
-    site: str, checkpoint: str, loaded: LoadedModel, attacks: dict[str, AttackResult], control: AttackResult
+    site: str, subject: Subject, attacks: dict[str, AttackResult], control: AttackResult
 ) -> Verdict:
-    config, found = loaded.experiment.release, attacks["calibrated"]
+    config, found = subject.experiment.release, attacks["calibrated"]
     # The attack works when it surely finds more in the control than the limit allows in the model.
     is_working = control.auc_interval[0] > config.max_auc
     is_hidden = found.auc <= config.max_auc and found.tpr <= config.max_tpr
@@ -170,23 +125,21 @@ def _membership_verdict(
         "control_auc": control.auc,
         "control_auc_low": control.auc_interval[0],
     }
-    return Verdict(site, "membership", checkpoint, loaded.meta.digest, not reason, reason, figures)
+    return Verdict(site, "membership", subject.checkpoint, subject.digest, not reason, reason, figures)
 
 
-def _memorisation_verdict(
-    site: str, checkpoint: str, loaded: LoadedModel, found: CopyResult, options: AuditOptions
-) -> Verdict:
-    passed = found.copy_rate <= loaded.experiment.release.max_copy_rate
+def _memorisation_verdict(site: str, subject: Subject, found: CopyResult, options: AuditOptions) -> Verdict:
+    passed = found.copy_rate <= subject.experiment.release.max_copy_rate
     figures = {
         "copy_rate": found.copy_rate,
         "false_positive_rate": found.false_positive_rate,
         "authenticity": found.authenticity,
         "threshold": found.threshold,
-        "num_images": options.num_images,
-        "feature_space": options.extractor,
+        "num_images": float(options.num_images),
+        "feature_space": PIXELS if options.extractor is None else options.extractor.space.extractor,
     }
     reason = "" if passed else "generated images are copies of training images"
-    return Verdict(site, "memorisation", checkpoint, loaded.meta.digest, passed, reason, figures)
+    return Verdict(site, "memorisation", subject.checkpoint, subject.digest, passed, reason, figures)
 
 
 def _keep(home: Home, verdicts: list[Verdict], found: CopyResult, generated: Tensor, data: Dataset) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from client.settings import SitePolicy, Unit
 from client.spending import Charge
+from shared.audit_query import MIN_HELD_OUT, AuditQuery
 from shared.config import Experiment
 from shared.messages import RefusalCode, RequestHeader, canonical_json, experiment_digest
 
@@ -55,6 +56,54 @@ def review(header: RequestHeader, policy: SitePolicy, facts: Facts) -> Refusal |
         or _review_limits(experiment, policy, facts)
         or _review_data(experiment, policy, facts)
     )
+
+
+@dataclass(frozen=True)
+class AuditFacts:
+    """What the rules on audits need to know of the site at this moment."""
+
+    image_size: int
+    num_held_out: int
+    """Images that were never trained on, private."""
+    audits_last_day: int = 0
+    spent_unit: Unit | None = None
+    """Unit of the DP charges so far; None before the first."""
+    is_clock_behind: bool = False
+
+
+def review_audit(query: AuditQuery, policy: SitePolicy, facts: AuditFacts) -> Refusal | None:
+    """Decide on a request for audits; whose extractor is allowed is checked when its file has been read."""
+    return _review_audit_task(query, policy, facts) or _review_audit_data(query, facts)
+
+
+def review_figures(policy: SitePolicy, spent_unit: Unit | None) -> Refusal | None:
+    """Whether figures of audits may leave at the coordinator's request."""
+    if not policy.audit_figures:
+        return Refusal("non_private_forbidden", "this site releases verdicts only: policy.audit_figures is false")
+    return _review_non_private(policy, spent_unit)
+
+
+def _review_audit_task(query: AuditQuery, policy: SitePolicy, facts: AuditFacts) -> Refusal | None:
+    if "audit" not in policy.tasks:
+        return Refusal("task_not_allowed", "this site audits nothing on request: policy.tasks has no 'audit'")
+    if facts.is_clock_behind:
+        return Refusal("clock", "the site's clock stands before its newest ledger entry")
+    if facts.audits_last_day >= policy.max_audits_per_day:
+        return Refusal("too_many_rounds", f"the site answers at most {policy.max_audits_per_day} audits in 24 hours")
+    if query.control_steps > policy.max_steps_per_round:
+        return Refusal(
+            "too_many_steps",
+            f"{query.control_steps} steps of a control model, the site allows {policy.max_steps_per_round}",
+        )
+    return review_figures(policy, facts.spent_unit) if query.figures else None
+
+
+def _review_audit_data(query: AuditQuery, facts: AuditFacts) -> Refusal | None:
+    if query.experiment.model.image_size != facts.image_size:
+        return Refusal("data_not_ready", f"the site's images are {facts.image_size} pixels wide")
+    if facts.num_held_out < MIN_HELD_OUT:
+        return Refusal("too_few_images", f"an audit needs {MIN_HELD_OUT} images that were never trained on")
+    return None
 
 
 def charge_for(header: RequestHeader, dataset_id: str, fingerprint: str, request_digest: str) -> Charge:
@@ -128,7 +177,7 @@ def _review_plan(header: RequestHeader, facts: Facts) -> Refusal | None:
 def _review_privacy(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
     privacy = experiment.privacy
     if privacy.mechanism == "none":
-        return _review_non_private(policy, facts)
+        return _review_non_private(policy, facts.spent_unit)
     if privacy.unit != policy.unit:
         return Refusal("unit_mismatch", f"this site protects the unit {policy.unit!r}, asked is {privacy.unit!r}")
     if facts.spent_unit not in (None, privacy.unit):
@@ -151,10 +200,10 @@ def _review_constants(experiment: Experiment, policy: SitePolicy) -> Refusal | N
     return None
 
 
-def _review_non_private(policy: SitePolicy, facts: Facts) -> Refusal | None:
+def _review_non_private(policy: SitePolicy, spent_unit: Unit | None) -> Refusal | None:
     if policy.require_dp:
-        return Refusal("dp_required", "this site trains with differential privacy only")
-    if facts.spent_unit is not None and not policy.non_private_after_dp:
+        return Refusal("dp_required", "this site releases with differential privacy only")
+    if spent_unit is not None and not policy.non_private_after_dp:
         return Refusal("non_private_forbidden", "this data set has DP rounds, none without DP may follow")
     return None
 

@@ -128,6 +128,7 @@ def train_private(
     *,
     device: torch.device,
     precision: str = "float32",
+    loss: Callable[..., Tensor] = per_image_loss,
     after_noise: Callable[[], None] = lambda: None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> None:
@@ -140,13 +141,14 @@ def train_private(
         units: image numbers of each unit of privacy.
         device: where the model is.
         precision: of the forward and backward pass.
+        loss: losses (B,) of a micro-batch; takes what `per_image_loss` takes.
         after_noise: called on the noised gradients before the optimizer reads them (a data-independent term).
         on_step: called with the 0-based number of each finished step.
     """
     validate(model)
     privacy = experiment.privacy
     model.train()
-    step = PrivateStep(model, experiment, device, precision)
+    step = PrivateStep(model, experiment, device, precision, loss)
     # Never a seed that anybody else knows: who can repeat the noise can subtract it.
     pick, noise = secret_generator("cpu"), secret_generator(device)
     optimizer = step.optimizer(noise)
@@ -173,8 +175,16 @@ def train_private(
 class PrivateStep:
     """The two ways to clip: `fast` with flat memory, Opacus' `hooks` keeping every unit's gradient of a micro-batch."""
 
-    def __init__(self, model: nn.Module, experiment: Experiment, device: torch.device, precision: str) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        experiment: Experiment,
+        device: torch.device,
+        precision: str,
+        loss: Callable[..., Tensor] = per_image_loss,
+    ) -> None:
         self.model, self.experiment, self.device, self.precision = model, experiment, device, precision
+        self.loss = loss
         self.schedule = make_schedule(experiment.diffusion.schedule, experiment.diffusion.timesteps).to(device)
         self.is_fast = experiment.privacy.clipping == "fast"
         # Fast clipping measures and sums in float32 whatever the precision; hooks do it in that of the backward pass.
@@ -204,7 +214,7 @@ class PrivateStep:
 
         def loss() -> Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-                return per_image_loss(self.model, self.schedule, self.experiment, images, *draw)
+                return self.loss(self.model, self.schedule, self.experiment, images, *draw)
 
         if self.is_fast:
             clipped_gradients(self.model, loss, self.bound)

@@ -3,7 +3,9 @@
 import hashlib
 import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -13,6 +15,9 @@ from client.journal import Journal
 from client.settings import Home, SiteConfig, load_settings
 from shared.errors import InputError
 from shared.statistics_query import MAX_FILE_BYTES, StatisticsAnswer, StatisticsQuery, parse_query
+
+if TYPE_CHECKING:
+    from shared.extractor import Extractor
 
 log = logging.getLogger("maskfed.client")
 FAILED = "the site's statistics failed; its operator finds the cause in the site's log"
@@ -47,18 +52,14 @@ def _release(query: StatisticsQuery, content: RecordDict, digest: str, home: Hom
         raise InputError("policy.tasks does not list `statistics`: this site releases none")
     from client.app import epsilon_of
     from client.statistics import StatisticsPlan, release_statistics
-    from shared.extractor import Extractor
-    from shared.features import load_extractor
     from shared.private_statistics import Projection, load_projection
     from shared.statistics import statistics_bytes
 
-    allowed = [load_extractor(spec, weights=weights) for spec, weights in _allowed(settings)]
-    network = next((each for each in allowed if each.space == query.space), None)
+    network = next((each for each in allowed_extractors(settings) if each.space == query.space), None)
     if network is None:
         raise InputError(
             f"extractor {query.extractor} with sha256 {query.extractor_sha256[:16]} is not in policy.extractors"
         )
-    chosen: Extractor = network
     projection: Projection | None = None
     if query.kind == "dp":
         with tempfile.TemporaryDirectory() as folder:
@@ -66,13 +67,20 @@ def _release(query: StatisticsQuery, content: RecordDict, digest: str, home: Hom
             path.write_bytes(_file(content))
             projection = load_projection(path)
     plan = StatisticsPlan(query.kind, query.space, projection, query.noise_multiplier, query.run, digest)
-    return statistics_bytes(release_statistics(home, settings, plan, lambda: chosen, epsilon_of))
+    return statistics_bytes(release_statistics(home, settings, plan, lambda: network, epsilon_of))
 
 
-def _allowed(settings: SiteConfig) -> list[tuple[str, Path | None]]:
-    """Entries `name` or `name=weights file` of `policy.extractors`."""
-    pairs = [entry.partition("=") for entry in settings.policy.extractors]
-    return [(name, Path(path) if path else None) for name, _, path in pairs]
+def allowed_extractors(settings: SiteConfig) -> "Iterator[Extractor]":
+    """The feature networks of `policy.extractors`, each `name`, `onnx:FILE` or `name=weights file`, loaded in turn.
+
+    Raises:
+        InputError: a file of the list is missing or has another digest than the published one.
+    """
+    from shared.features import load_extractor
+
+    for entry in settings.policy.extractors:
+        spec, _, path = entry.partition("=")
+        yield load_extractor(spec, weights=Path(path) if path else None)
 
 
 def _file(content: RecordDict) -> bytes:

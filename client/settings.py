@@ -49,6 +49,10 @@ class SitePolicy(Section):
     """Fewer images than this, and no statistics are released."""
     extractors: tuple[str, ...] = ()
     """Feature networks of statistics: `name`, `onnx:FILE`, or `name=FILE` with weights; requests name a sha256."""
+    max_audits_per_day: int = Field(0, ge=0)
+    """Audits that the coordinator may have within 24 hours. Each verdict tells it one bit about the images."""
+    audit_figures: bool = False
+    """Let the coordinator ask for the figures of audits, which is a release without DP."""
     image_count: Literal["hidden", "rounded", "exact"] = "hidden"
     """How the number of training images leaves the site; always hidden under DP."""
     image_count_grid: int = Field(100, ge=2)

@@ -5,18 +5,18 @@ import secrets
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from client.dataset import open_dataset
+from client.dataset import Dataset, open_dataset
 from client.journal import Journal
-from client.ledger import open_ledger
-from client.settings import Home, SiteConfig
+from client.ledger import Ledger, open_ledger
+from client.settings import Home, SiteConfig, SitePolicy
 from client.spending import Charge, EpsilonOf
+from shared.audit_query import AuditKind
 from shared.errors import InputError
 from shared.versions import installed_versions
 
 SCHEMA_VERSION = 1
-AuditKind = Literal["membership", "memorisation"]
 
 
 @dataclass(frozen=True)
@@ -57,40 +57,60 @@ def release_verdicts(
     """
     digest = verdicts[0].checkpoint_digest
     if figures:
-        _charge(home, settings, digest, epsilon_of)
+        policy = settings.policy
+        if "audit" not in policy.tasks:
+            raise InputError(
+                "policy.tasks of site.toml does not list `audit`: figures stay here; add it to release them"
+            )
+        data = open_dataset(home, settings.image_size)
+        with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+            if policy.require_dp:
+                raise InputError("figures are a release without DP: policy.require_dp forbids it")
+            if ledger.spending(data.dataset_id) and not policy.non_private_after_dp:
+                raise InputError(
+                    "figures are a release without DP, and DP rounds have been made: policy.non_private_after_dp "
+                    "forbids it"
+                )
+            charge_figures(ledger, data, policy, f"audit-{secrets.token_hex(4)}", digest, epsilon_of)
     out.mkdir(parents=True, exist_ok=True)
     for verdict in verdicts:
         text = json.dumps(verdict.as_json(with_figures=figures), indent=2) + "\n"
         (out / f"{verdict.site}-{verdict.audit}.json").write_text(text, encoding="utf-8")
+    note_release(Journal(home.journal), digest, figures=figures)
+
+
+def charge_figures(
+    ledger: Ledger, data: Dataset, policy: SitePolicy, run: str, request_digest: str, epsilon_of: EpsilonOf
+) -> None:
+    """Record figures as a release without DP, before they leave: the total becomes unbounded."""
+    charge = Charge(
+        dataset_id=data.dataset_id,
+        fingerprint=data.fingerprint,
+        task="audit",
+        run=run,
+        server_round=0,
+        request_digest=request_digest,
+        plan_digest=request_digest,
+        mechanism="none",
+        remarks="audit figures",
+    )
+    entry, _ = ledger.reserve(charge, cap=policy.epsilon_cap, delta=policy.delta, epsilon_of=epsilon_of)
+    ledger.commit(entry)
+
+
+def note_release(journal: Journal, checkpoint_digest: str, *, figures: bool, request_digest: str = "") -> None:
+    """Record what leaves; `request_digest` when the coordinator has asked."""
     numbers = ["verdict", *(["figures"] if figures else [])]
-    Journal(home.journal).write("release", task="audit", checkpoint_digest=digest, numbers=numbers)
+    asked = {"request_digest": request_digest} if request_digest else {}
+    journal.write("release", task="audit", checkpoint_digest=checkpoint_digest, numbers=numbers, **asked)
 
 
-def _charge(home: Home, settings: SiteConfig, digest: str, epsilon_of: EpsilonOf) -> None:
-    """Record a release without DP before it happens.
-
-    Raises:
-        InputError: policy forbids it.
-    """
-    policy = settings.policy
-    if "audit" not in policy.tasks:
-        raise InputError("policy.tasks of site.toml does not list `audit`: figures stay here; add it to release them")
-    data = open_dataset(home, settings.image_size)
-    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
-        if ledger.spending(data.dataset_id) and not policy.non_private_after_dp:
-            raise InputError(
-                "figures are a release without DP, and DP rounds have been made: policy.non_private_after_dp forbids it"
-            )
-        charge = Charge(
-            dataset_id=data.dataset_id,
-            fingerprint=data.fingerprint,
-            task="audit",
-            run=f"audit-{secrets.token_hex(4)}",
-            server_round=0,
-            request_digest=digest,
-            plan_digest=digest,
-            mechanism="none",
-            remarks="audit figures",
-        )
-        entry, _ = ledger.reserve(charge, cap=policy.epsilon_cap, delta=policy.delta, epsilon_of=epsilon_of)
-        ledger.commit(entry)
+def num_asked_since(journal: Journal, moment: datetime) -> int:
+    """Audits that were answered to the coordinator after `moment`."""
+    return sum(
+        entry.kind == "release"
+        and entry.fields.get("task") == "audit"
+        and "request_digest" in entry.fields
+        and entry.time > moment
+        for entry in journal.entries()
+    )

@@ -4,20 +4,25 @@ The model under audit travels with the question, as one packed array of its aver
 that the membership attack is calibrated with, packed by the same manifest.
 """
 
+import hashlib
 import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from shared.config import Experiment, Section
-from shared.messages import Manifest, RefusalCode
+from shared.messages import Manifest, RefusalCode, canonical_json
 
 AuditKind = Literal["membership", "memorisation"]
+AUDIT_ACTION = "audit"
+"""Routes the message to its handler: the message type is `query.audit`."""
 MODEL_ARRAY = "model"
 MOST_REFERENCES = 4
 PIXELS = "pixels"
 """The feature space of the copy test that needs no network."""
 MOST_AUDIT_IMAGES = 10_000
+MIN_HELD_OUT = 100
+"""Held-out images below which a rate of 1 percent cannot be measured."""
 
 
 def reference_array(number: int) -> str:
@@ -52,6 +57,11 @@ class AuditQuery(Section):
     """Training of the control model."""
     figures: bool = False
     """Ask for the figures too, which are a release without DP."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the question; through the digests in it, of the arrays too."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

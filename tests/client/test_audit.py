@@ -12,18 +12,20 @@ from torch import nn
 from client import audit as module
 from client.app import epsilon_of
 from client.audit import AuditOptions, audit
+from client.audited import Subject, subject_of, with_tuned_reference
 from client.dataset import open_dataset
 from client.journal import Journal
 from client.ledger import read_ledger
 from client.verdicts import Verdict, release_verdicts
-from shared.checkpoint import CheckpointMeta
+from shared.checkpoint import load_meta, save_checkpoint
 from shared.config import parse_experiment
 from shared.errors import InputError
-from shared.membership import AttackResult
+from shared.membership import AttackResult, loss_scores
 from shared.patches import patchify
-from shared.sampling import LoadedModel
 from shared.schedule import make_schedule
+from shared.seeding import Streams
 from shared.synthetic import generate, write_folder
+from shared.weights import new_model
 
 TOML = "[model]\nimage_size = 16\npatch_size = 4\n[evaluation]\nsampler = 'dpm++'\nsteps = 12\n"
 GOOD_CONTROL = AttackResult(0.99, (0.98, 1.0), 0.9, (0.8, 1.0))
@@ -57,53 +59,51 @@ def site(tmp_path, make_site):
 
 @pytest.fixture
 def models(site, monkeypatch):
-    """Checkpoints by name: the memoriser, a model of other images of the same kind, the public start."""
+    """The memoriser, a model of other images of the same kind, the public start."""
     data = open_dataset(site[0], 16)
     other = torch.from_numpy(generate(400, 16, 9, site="site0", images_per_person=1)[0])
     public = torch.from_numpy(generate(400, 16, 0, site="public")[0])
-    known = {
+    monkeypatch.setattr(module, "control_attack", lambda *_: GOOD_CONTROL)
+    return {
         "memoriser": Empirical(data.images.batch(data.train), 0.02),
         "good": Empirical(other, 0.25),
         "public": Empirical(public, 0.4),
     }
-    experiment = parse_experiment(TOML)
-    meta = CheckpointMeta(schema=1, experiment=experiment, round=3)
-    monkeypatch.setattr(module, "resolve_checkpoint", lambda path: path)
-    monkeypatch.setattr(module, "load_model", lambda path, **_: LoadedModel(known[path.name], experiment, meta, "ema"))
-    monkeypatch.setattr(module, "control_attack", lambda *_: GOOD_CONTROL)
-    return known
 
 
-def options(tmp_path, name, **changes):
-    return AuditOptions(tmp_path / name, (tmp_path / "public",), **{"num_images": 60, **changes})
+def subject(models, name):
+    return Subject("round-000003", "ab" * 32, models[name], parse_experiment(TOML), (models["public"],))
+
+
+OPTIONS = AuditOptions(num_images=60)
 
 
 def outcome(verdicts):
     return {verdict.audit: verdict.passed for verdict in verdicts}
 
 
-def test_a_memoriser_fails_both_audits(site, models, tmp_path):
-    verdicts = audit(*site, options(tmp_path, "memoriser"))
+def test_a_memoriser_fails_both_audits(site, models):
+    verdicts = audit(*site, subject(models, "memoriser"), OPTIONS)
     assert outcome(verdicts) == {"membership": False, "memorisation": False}
     figures = {verdict.audit: verdict.figures for verdict in verdicts}
     assert figures["membership"]["auc"] > 0.9 and figures["memorisation"]["copy_rate"] > 0.5
 
 
-def test_a_model_that_never_saw_the_images_passes_both(site, models, tmp_path):
-    verdicts = audit(*site, options(tmp_path, "good"))
+def test_a_model_that_never_saw_the_images_passes_both(site, models):
+    verdicts = audit(*site, subject(models, "good"), OPTIONS)
     assert outcome(verdicts) == {"membership": True, "memorisation": True}
 
 
-def test_a_null_result_counts_only_when_the_control_is_found(site, models, tmp_path, monkeypatch):
+def test_a_null_result_counts_only_when_the_control_is_found(site, models, monkeypatch):
     monkeypatch.setattr(module, "control_attack", lambda *_: AttackResult(0.6, (0.5, 0.7), 0.0, (0.0, 0.0)))
-    verdicts = audit(*site, options(tmp_path, "good"))
+    verdicts = audit(*site, subject(models, "good"), OPTIONS)
     assert outcome(verdicts) == {"membership": False, "memorisation": True}
     assert "inconclusive" in verdicts[0].reason
 
 
-def test_figures_and_pairs_stay_in_the_home_for_the_operators_eyes(site, models, tmp_path):
+def test_figures_and_pairs_stay_in_the_home_for_the_operators_eyes(site, models):
     home, settings = site
-    audit(home, settings, options(tmp_path, "memoriser"))
+    audit(home, settings, subject(models, "memoriser"), OPTIONS)
     files = sorted((home.path / "audits").iterdir())
     assert [path.suffix for path in files] == [".png", ".json"]
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
@@ -112,29 +112,10 @@ def test_figures_and_pairs_stay_in_the_home_for_the_operators_eyes(site, models,
     assert json.loads(files[1].read_text())[0]["figures"]["auc"] > 0.9
 
 
-def test_model_of_another_geometry_is_no_reference(site, models, tmp_path, monkeypatch):
-    first = module.load_model
-
-    def load(path, **more):
-        loaded = first(path, **more)
-        changed = parse_experiment(TOML.replace("patch_size = 4", "patch_size = 8"))
-        return LoadedModel(loaded.model, changed, loaded.meta, "ema") if path.name == "public" else loaded
-
-    monkeypatch.setattr(module, "load_model", load)
-    with pytest.raises(InputError, match="another network or schedule"):
-        audit(*site, options(tmp_path, "good"))
-
-
-def test_audit_without_reference_or_held_out_images_is_refused(site, models, tmp_path, make_site):
-    with pytest.raises(InputError, match="--reference"):
-        audit(*site, AuditOptions(tmp_path / "good", ()))
-
-
-def test_too_small_a_held_out_split_is_refused(make_site, models, tmp_path):
-    (tmp_path / "small").mkdir()
+def test_too_small_a_held_out_split_is_refused(make_site, models):
     home, settings = make_site(None, held_out_ratio=0.5)
     with pytest.raises(InputError, match="an audit needs 100"):
-        audit(home, settings, options(tmp_path, "good"))
+        audit(home, settings, subject(models, "good"), OPTIONS)
 
 
 # ---- What leaves ----
@@ -178,6 +159,13 @@ def test_figures_need_the_policys_leave(make_site, verdicts, tmp_path):
     assert not (tmp_path / "out").exists() and read_ledger(home.ledger).charges == []
 
 
+def test_figures_of_a_site_that_releases_with_dp_only_stay(make_site, verdicts, tmp_path):
+    home, settings = make_site(tasks=("audit",), require_dp=True)
+    with pytest.raises(InputError, match="require_dp"):
+        release_verdicts(home, settings, verdicts, tmp_path / "out", figures=True, epsilon_of=epsilon_of)
+    assert read_ledger(home.ledger).charges == []
+
+
 def test_control_learns_its_images_and_the_attack_runs_on_it():
     from shared.uvit import UViT
 
@@ -186,6 +174,46 @@ def test_control_learns_its_images_and_the_attack_runs_on_it():
     torch.manual_seed(0)
     start = UViT(in_channels=3, grid_size=2, patch_size=4, width=32, num_blocks=3, num_heads=2).eval()
     before = [parameter.clone() for parameter in start.parameters()]
-    found = module.control_attack(start, [start], experiment, images[:8], images[8:], steps=300)
+    own = Subject("x", "ab" * 32, start, experiment, (start,))
+    found = module.control_attack(own, images[:8], images[8:], steps=300)
     assert found.auc > 0.75
     assert all(torch.equal(one, other) for one, other in zip(before, start.parameters(), strict=True))
+
+
+# ---- Models from files ----
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Two checkpoints of one geometry and one of another."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, patch in (("model", 8), ("public", 8), ("other", 16)):
+        experiment = parse_experiment(f"[model]\nimage_size = 16\npatch_size = {patch}\n")
+        tensors = new_model(experiment, Streams(0, (name,))).state_dict()
+        arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
+        save_checkpoint(folder / name, {"ema": arrays}, {"experiment": experiment, "round": 3})
+    return folder
+
+
+def test_subject_of_checkpoints_is_named_and_overridden(checkpoints):
+    found = subject_of(checkpoints / "model", [checkpoints / "public"], device="cpu", overrides=["evaluation.steps=7"])
+    assert found.checkpoint == "model" and found.digest == load_meta(checkpoints / "model").digest
+    assert found.experiment.evaluation.steps == 7 and len(found.references) == 1
+
+
+def test_useless_references_are_refused(checkpoints):
+    with pytest.raises(InputError, match="--reference"):
+        subject_of(checkpoints / "model", [], device="cpu")
+    with pytest.raises(InputError, match="another network or schedule"):
+        subject_of(checkpoints / "model", [checkpoints / "other"], device="cpu")
+    with pytest.raises(InputError, match="is the audited model itself"):
+        subject_of(checkpoints / "model", [checkpoints / "model"], device="cpu")
+
+
+def test_public_fine_tuning_gives_one_more_reference_that_denoises_better(checkpoints):
+    before = subject_of(checkpoints / "model", [checkpoints / "public"], device="cpu")
+    found = with_tuned_reference(before, "synthetic:public:64", 15)
+    assert len(found.references) == 2 and found.references[0] is before.references[0]
+    fresh = torch.from_numpy(generate(32, 16, 5, site="public")[0])
+    scores = [loss_scores(model, found.experiment, fresh, time=0.1).mean() for model in found.references]
+    assert scores[1] > scores[0]

@@ -1,32 +1,62 @@
-"""A small version of `python -m benchmarks.canaries`: DP-SGD without noise is caught, with noise epsilon holds."""
+"""Canaries: DP-SGD without noise is caught, with noise the ledger's epsilon holds."""
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.canaries import DELTA, audit, lower_bound, p_value
+from client.canaries import CANARIES, NO_NOISE, audit_canaries, canary_loss, canary_plan, lower_bound, train_and_score
 from client.privacy import epsilon
 from client.spending import Spending
+from shared.config import Experiment, parse_experiment
+from shared.errors import InputError
+
+DELTA = 1e-5
+
+
+def experiment(sigma=1.0, rate=0.5, steps=5, rounds=2, **privacy) -> Experiment:
+    constants = {"mechanism": "dp-sgd", "noise_multiplier": sigma, "sample_rate": rate, "expected_batch": 100}
+    sections = {
+        "federation": {"local_steps": steps, "rounds": rounds},
+        "privacy": {**constants, "micro_batch": 64, **privacy},
+    }
+    return Experiment.model_validate(sections)
 
 
 @pytest.mark.parametrize("clipping", ["fast", "hooks"])
 def test_training_without_noise_is_caught(clipping: str):
-    assert audit(1e-9, 0.5, 10, np.random.default_rng(0), clipping) >= 3
+    plan = canary_plan(experiment(clipping=clipping), noise_multiplier=NO_NOISE)
+    found = audit_canaries(plan, DELTA, np.random.default_rng(0))
+    assert found.bound >= 3 and found.correct > 190
+    assert found.bound <= found.epsilon == float("inf")
 
 
-def test_training_with_noise_stays_below_the_ledgers_epsilon():
-    assert audit(1.0, 0.5, 10, np.random.default_rng(1)) <= epsilon([Spending(1.0, 0.5, 10)], DELTA)
+def test_training_with_noise_stays_below_the_ledgers_epsilon_of_all_rounds():
+    found = audit_canaries(canary_plan(experiment()), DELTA, np.random.default_rng(1))
+    assert found.epsilon == epsilon([Spending(1.0, 0.5, 10)], DELTA)
+    assert found.is_sound and 100 < found.correct < 200
+
+
+def test_persons_draws_are_one_canary():
+    plan = canary_plan(experiment(unit="person", draws=3), noise_multiplier=NO_NOISE)
+    present = np.arange(0, CANARIES, 2)
+    scores = train_and_score(plan, present, torch.device("cpu"), "float32")
+    assert (scores[1::2] < 1e-6).all() and (scores[::2] > 1e-3).mean() > 0.99
+
+
+def test_a_canarys_gradient_is_its_own_coordinate():
+    model = torch.nn.Sequential(torch.nn.Linear(CANARIES, 1, bias=False))
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    images[0, 0, 0, :2] = torch.tensor([2, 5], dtype=torch.uint8)
+    canary_loss(model, None, experiment(), images).sum().backward()
+    gradient = model[0].weight.grad[0]
+    assert gradient[517] == -50 and gradient.count_nonzero() == 1
+
+
+def test_plan_without_dp_has_nothing_to_audit():
+    with pytest.raises(InputError, match="without DP"):
+        canary_plan(parse_experiment(""))
 
 
 def test_bound_of_guessing_by_chance_is_zero():
-    assert lower_bound(1000, 200, 100) == 0
-    assert lower_bound(1000, 200, 200) == pytest.approx(4.17, abs=0.05)
-
-
-@pytest.mark.parametrize(
-    ("guesses", "right", "candidate", "expected"),
-    [(200, 150, 1.2, 0.76285720786), (200, 200, 4.1, 0.04102701313), (10, 7, 0.5, 0.44501284634)],
-)
-def test_p_values_are_those_of_scipys_binomial_distribution(
-    guesses: int, right: int, candidate: float, expected: float
-):
-    assert p_value(1000, guesses, right, candidate) == pytest.approx(expected, abs=1e-10)
+    assert lower_bound(1000, 200, 100, DELTA) == 0
+    assert lower_bound(1000, 200, 200, DELTA) == pytest.approx(4.17, abs=0.05)
