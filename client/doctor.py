@@ -1,8 +1,7 @@
-"""Checks of a site's own side, each with what to do. Network and certificates are checked by the command itself."""
+"""Checks of a site's own side, each with what to do. `deploy/doctor.py` checks keys, certificates, disk, network."""
 
 import datetime as dt
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from shared.codedigest import installed_digest
 from shared.errors import InputError
 from shared.images import UnreadableImageError, decode, list_images
 
-FREE_BYTES = 5 * 2**30
 PROBED_IMAGES = 16
 
 
@@ -37,14 +35,13 @@ def check_site(home: Home) -> list[Check]:
         return [Check("settings", False, str(error))]
     checks: list[tuple[str, Callable[[], str]]] = [
         ("settings", lambda: f"{home.settings} is private and valid"),
-        ("folder", lambda: _folder(home)),
+        ("folder", lambda: check_folder(home)),
         ("images", lambda: _images(settings)),
         ("data set", lambda: _dataset(home, settings)),
         ("ledger", lambda: _ledger(home, settings)),
-        ("clock", lambda: _clock(home)),
+        ("ledger clock", lambda: _clock(home)),
         ("code", lambda: _code(home)),
         ("policy", lambda: _policy(settings)),
-        ("disk", lambda: _disk(home)),
         ("device", lambda: _device(settings)),
     ]
     return list(_run(checks))
@@ -58,7 +55,12 @@ def _run(checks: list[tuple[str, Callable[[], str]]]) -> Iterator[Check]:
             yield Check(name, False, str(error))
 
 
-def _folder(home: Home) -> str:
+def check_folder(home: Home) -> str:
+    """Whether folder and private files can be read by this user alone; also checked by each `start`.
+
+    Raises:
+        InputError: naming what is open, and the command that closes it.
+    """
     mode = home.path.stat().st_mode & 0o777
     if mode & 0o077:
         raise InputError(f"{home.path} has mode {mode:04o}: chmod 700 {home.path}")
@@ -127,18 +129,16 @@ def _policy(settings: SiteConfig) -> str:
     return f"tasks {', '.join(policy.tasks)}; epsilon cap {policy.epsilon_cap:g} per {policy.unit}"
 
 
-def _disk(home: Home) -> str:
-    free = shutil.disk_usage(home.path).free
-    if free < FREE_BYTES:
-        raise InputError(f"{free / 2**30:.1f} GiB free at {home.path}, at least {FREE_BYTES / 2**30:.0f} are wanted")
-    return f"{free / 2**30:.0f} GiB free"
-
-
 def _device(settings: SiteConfig) -> str:
     import torch
 
     if torch.cuda.is_available() and settings.device != "cpu":
-        return f"{torch.cuda.get_device_name()} with {torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
+        from shared.compiling import has_compiler
+
+        gpus = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        memory = f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
+        slow = "" if has_compiler() else "; without gcc and Python's headers rounds run uncompiled, that is slower"
+        return f"{gpus} with {memory}{slow}"
     if settings.device == "cuda":
         raise InputError("site.toml asks for cuda, but torch finds no GPU: install the driver, or device = 'cpu'")
     return f"CPU with {len(os.sched_getaffinity(0))} cores; no GPU is used"

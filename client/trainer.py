@@ -1,6 +1,8 @@
 """One round of local training, plain or with DP-SGD, on `shared/engine.py`. Imported only after the policy said yes."""
 
 import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from client.dataset import Dataset
 from client.parallel import num_processes, run_in_processes
+from client.progress import told
 from client.settings import Home, SiteConfig, read_data_key
 from shared.engine import Engine, StepResult, run_training
 from shared.messages import MessageError, TrainRequest, pack, unpack
@@ -55,7 +58,8 @@ class Round:
         if processes > 1:
             log.info("the round runs on %d GPUs", processes)
             return run_in_processes(self.request, self.base, self.home, self.settings, processes)
-        scalars = self._run_private() if self.is_private else self._run_plain()
+        with self._progress() as self._tell:
+            scalars = self._run_private() if self.is_private else self._run_plain()
         after = {name: tensor.detach().cpu().numpy() for name, tensor in self.model.named_parameters()}
         update = {name: after[name] - weights for name, weights in self.before.items()}
         return pack(update, self.request.header.manifest), scalars
@@ -111,8 +115,15 @@ class Round:
         )
         return {"loss": float(torch.stack(losses).mean()), "grad_norm": float(torch.stack(norms).mean())}
 
+    def _progress(self) -> AbstractContextManager[Callable[[int], None]]:
+        header = self.request.header
+        if self.world and not self.world.is_main:
+            return nullcontext(lambda _: None)
+        return told(self.home, header.run, header.server_round, self.experiment.federation.local_steps)
+
     def _report(self, number: int) -> None:
         steps = self.experiment.federation.local_steps
+        self._tell(number + 1)
         if (number + 1) % max(1, steps // 10) == 0:
             log.info("step %d of %d", number + 1, steps)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from client.chain import Entry, read_chain
 from client.dataset import current_id, open_dataset
 from client.ledger import head_problem, read_ledger
+from client.progress import Progress, read_progress
 from client.settings import Home, SiteConfig, private_files
 from shared.errors import InputError
 
@@ -43,30 +44,35 @@ def is_running(home: Home) -> bool:
 
 
 class SiteView:
-    """Prints each new journal entry as one line, and how far a running round is."""
+    """Hands out each new journal entry as one line, and how far a running round is."""
 
     def __init__(self, home: Home, write: Callable[[str], None]) -> None:
-        self._journal, self._log, self._write = home.journal, home.logs / "rounds.log", write
-        self._seen = len(read_chain(self._journal))
-        self._journal_size, self._log_size = _size(self._journal), _size(self._log)
+        self._home, self._write = home, write
+        self._seen = len(read_chain(home.journal))
+        self._journal_size = _size(home.journal)
+        self._shown: Progress | None = None
 
     def show_new(self) -> None:
-        """Print what was appended since the last call; files are read only when they have grown."""
-        size = _size(self._log)
-        if size > self._log_size:
-            with self._log.open("rb") as file:
-                file.seek(self._log_size)
-                steps = [line for line in file.read().decode(errors="replace").splitlines() if ": step " in line]
-            if steps:
-                self._write(f"  training: {steps[-1].rpartition(': ')[2]}")
-        self._log_size = size
-        if _size(self._journal) == self._journal_size:
+        """Tell what was appended since the last call; the journal is read only when it has grown."""
+        if _size(self._home.journal) == self._journal_size:
             return
-        self._journal_size = _size(self._journal)
-        entries = read_chain(self._journal)
+        self._journal_size = _size(self._home.journal)
+        entries = read_chain(self._home.journal)
         for entry in entries[self._seen :]:
             self._write(event_line(entry))
         self._seen = len(entries)
+
+    def show_lines(self) -> None:
+        """For output that is no terminal: new entries, and a line for each tenth of a round."""
+        now, before = read_progress(self._home), self._shown
+        if now and (now[:2] != (before or now)[:2] or before is None or _tenth(now) > _tenth(before)):
+            self._write(f"  training: run {now.run} round {now.server_round}, step {now.steps_done} of {now.steps}")
+            self._shown = now
+        self.show_new()
+
+
+def _tenth(progress: Progress) -> int:
+    return 10 * progress.steps_done // max(1, progress.steps)
 
 
 def event_line(entry: Entry) -> str:

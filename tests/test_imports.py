@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "client", "shared", "deploy")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 ALLOWED = {"server": {"server", "shared"}, "client": {"client", "shared"}, "shared": {"shared"}, "deploy": {"deploy"}}
-MAY_IMPORT_DEPLOY = {"server/cli.py", "server/cli_sites.py", "client/cli.py", "server/demo.py"}
+MAY_IMPORT_DEPLOY = {"server/cli.py", "server/cli_sites.py", "server/demo.py", "client/cli.py", "client/cli_join.py"}
 INSIDE_FUNCTIONS_ONLY = {"torch_fidelity", "onnxruntime", "diffusers"}
 WITHOUT_TORCH = [
     "shared.config",
@@ -21,6 +21,7 @@ WITHOUT_TORCH = [
     "shared.checkpoint",
     "shared.seeding",
     "server.app",
+    "server.audits",
     "server.rounds",
     "server.aggregation",
     "server.control",
@@ -28,6 +29,7 @@ WITHOUT_TORCH = [
     "server.rundir",
     "server.cli",
     "client.app",
+    "client.audit_request",
     "client.entry",
     "client.policy",
     "client.ledger",

@@ -1,17 +1,16 @@
 """The operator's commands, from enrolling to leaving."""
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from client import cli
-from client.app import site_log
 from client.approval import read_approved
 from client.chain import read_chain
 from client.ledger import read_ledger
+from client.progress import told
 from client.settings import Home, load_settings
 from client.view import SiteView, hold_site, is_running
 from deploy.certificates import create_authority
@@ -109,7 +108,7 @@ def test_first_day_until_doctor(bundle: Path, home: Path, photos: Path):
     after = call("doctor", "--home", home).stdout.splitlines()
     failed = [line for line in after if line.startswith("FAIL")]
     assert len(failed) == 1
-    assert "127.0.0.1:1 does not answer" in failed[0]
+    assert "door: 127.0.0.1:1 cannot be reached" in failed[0]
     assert "unbroken" in call("ledger", "verify", "--home", home).stdout
     assert "nothing has been charged yet" in call("ledger", "show", "--home", home).stdout
     assert "3 entries" not in call("journal", "verify", "--home", home).stdout
@@ -195,6 +194,7 @@ def test_leaving_closes_the_policy_and_keeps_the_records(bundle: Path, home: Pat
 def test_running_site_cannot_leave_or_start_twice(make_site: MakeSite):
     place, _ = make_site()
     assert not is_running(place)
+    place.path.chmod(0o700)
     with hold_site(place):
         assert is_running(place)
         with pytest.raises(InputError, match="running already"):
@@ -217,11 +217,44 @@ def test_view_prints_each_new_event_once(make_site: MakeSite):
     assert len(lines) == 1
     assert "approval" in lines[0]
     assert "a" * 13 not in lines[0], "digests are cut for people"
-    with site_log(place):
-        for step in (1, 2):
-            logging.getLogger("maskfed.client").info("step %d of 2", step)
-    view.show_new()
-    assert lines[1:] == ["  training: step 2 of 2"]
+
+
+def test_view_without_a_terminal_has_a_line_for_each_tenth_of_a_round(make_site: MakeSite):
+    place, _ = make_site()
+    lines: list[str] = []
+    view = SiteView(place, lines.append)
+    view.show_lines()
+    with told(place, "run", 3, 40) as tell:
+        for step in (1, 2, 4, 5, 20):
+            tell(step)
+            view.show_lines()
+    view.show_lines()
+    with told(place, "run", 4, 40):
+        view.show_lines()
+    steps = [line.removeprefix("  training: run run ") for line in lines]
+    assert steps == [f"round 3, step {step} of 40" for step in (1, 4, 20)] + ["round 4, step 0 of 40"]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "cure"),
+    [(".", 0o755, "chmod 700"), ("data.key", 0o640, "chmod 600"), ("ledger.jsonl", 0o604, "chmod 600")],
+)
+def test_site_with_open_private_files_does_not_start(make_site: MakeSite, name: str, mode: int, cure: str):
+    place, _ = make_site()
+    place.path.chmod(0o700)
+    (place.path / name).chmod(mode)
+    with pytest.raises(InputError, match=f"has mode {mode:04o}.*{cure}"):
+        call("start", "--home", place.path)
+
+
+def test_site_whose_clock_differs_from_the_coordinators_does_not_start(
+    bundle: Path, home: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    join(bundle, home, photos)
+    monkeypatch.setattr("deploy.clock.seconds_ahead", lambda *_: 700.0)
+    with pytest.raises(ProvisionError, match=r"this clock is 700 s ahead of the coordinator's at 127.0.0.1:1"):
+        call("start", "--home", home)
+    assert not is_running(Home(home))
 
 
 def test_errors_are_one_line_and_exit_code_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
