@@ -12,7 +12,7 @@ import typer
 
 from deploy.logs import set_up_logging
 from deploy.provision import ProvisionError
-from server import cli_evaluation, cli_models, cli_rounds, cli_sites
+from server import cli_evaluation, cli_models, cli_results, cli_rounds, cli_sites
 from shared.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
@@ -20,6 +20,7 @@ app.add_typer(cli_sites.sites, name="sites")
 cli_models.register(app)
 cli_evaluation.register(app)
 cli_rounds.register(app)
+cli_results.register(app)
 
 Home = Annotated[
     Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.", show_default=True)

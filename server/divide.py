@@ -44,7 +44,7 @@ def divide(source: Path, out: Path, num_sites: int, reference_ratio: float, seed
         raise InputError(f"images {source}: {len(order)} persons cannot be divided among {num_sites} sites: give more")
     place = dict.fromkeys(order[:num_reference], "reference")
     place |= {name: f"site-{index % num_sites}" for index, name in enumerate(order[num_reference:])}
-    counts = _copy(images, owners, place, out)
+    counts = copy_images(images, owners, place, out)
     return Division(
         sites=[out / f"site-{number}" for number in range(num_sites)],
         reference=out / "reference",
@@ -53,10 +53,17 @@ def divide(source: Path, out: Path, num_sites: int, reference_ratio: float, seed
     )
 
 
-def _copy(images: ImageSource, owners: tuple[str, ...], place: dict[str, str], out: Path) -> dict[str, int]:
+def copy_images(images: ImageSource, owners: tuple[str, ...], place: dict[str, str], out: Path) -> dict[str, int]:
+    """Copy each image into `out`/<part of its owner>, a folder per owner; owners without a part are left out.
+
+    Returns:
+        Images of each part.
+    """
     counts: dict[str, int] = {}
     for number, (name, owner) in enumerate(zip(images.names, owners, strict=True)):
-        part = place[owner]
+        part = place.get(owner)
+        if part is None:
+            continue
         # Names inside a zip are not trusted with a path: folders are digests of the person, files are numbered.
         folder = out / part / hashlib.sha256(owner.encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
