@@ -23,20 +23,18 @@ from client.approval import keep_pending, read_approved
 from client.chain import Entry
 from client.dataset import Dataset, open_dataset
 from client.journal import Journal
-from client.ledger import BudgetError, Ledger, UnitError, open_ledger
+from client.ledger import Ledger, open_ledger
 from client.policy import Facts, charge_for, released_count, released_scalars, review
-from client.refusals import RefusedError, note_refusal, refusal_of
+from client.refusals import UNKNOWN_REQUEST, RefusedError, note_refusal, refusal_of
 from client.replies import find_reply, keep_reply
 from client.settings import Home, SiteConfig, SitePolicy, load_settings, private_files, write_private
 from client.simulated import home_of
 from client.spending import Spending, Total
 from shared.audit_query import AUDIT_ACTION
-from shared.errors import InputError
 from shared.messages import ReplyHeader, TrainReply, TrainRequest, encode
 
 app = ClientApp()
 log = logging.getLogger("maskfed.client")
-UNKNOWN_REQUEST = "0" * 64
 MOST_BASES = 2
 
 
@@ -94,7 +92,7 @@ def _answer(request: TrainRequest, digest: str, home: Home, settings: SiteConfig
             journal.write("resent", request_digest=digest)
             log.info("run %s round %d: the stored reply is sent again", header.run, header.server_round)
             return stored
-        data = _open_data(home, settings)
+        data = open_dataset(home, settings.image_size)
         refusal = review(header, policy, _facts(ledger, data, request, home, settings))
         if refusal is not None:
             if refusal.code == "experiment_not_approved":
@@ -125,12 +123,7 @@ def _reserve(
     ledger: Ledger, request: TrainRequest, digest: str, data: Dataset, settings: SiteConfig
 ) -> tuple[Entry, Total]:
     policy, charge = settings.policy, charge_for(request.header, data.dataset_id, data.fingerprint, digest)
-    try:
-        return ledger.reserve(charge, cap=policy.epsilon_cap, delta=policy.delta, epsilon_of=epsilon_of)
-    except BudgetError as error:
-        raise RefusedError("budget_exceeded", str(error)) from error
-    except UnitError as error:
-        raise RefusedError("unit_mismatch", str(error)) from error
+    return ledger.reserve(charge, cap=policy.epsilon_cap, delta=policy.delta, epsilon_of=epsilon_of)
 
 
 def epsilon_of(history: list[Spending], delta: float) -> float:
@@ -138,14 +131,6 @@ def epsilon_of(history: list[Spending], delta: float) -> float:
     from client.privacy import epsilon
 
     return epsilon(history, delta)
-
-
-def _open_data(home: Home, settings: SiteConfig) -> Dataset:
-    try:
-        return open_dataset(home, settings.image_size)
-    except InputError as error:
-        log.error("%s", error)
-        raise RefusedError("data_not_ready", "the site's images are not scanned") from error
 
 
 def _facts(ledger: Ledger, data: Dataset, request: TrainRequest, home: Home, settings: SiteConfig) -> Facts:

@@ -16,21 +16,18 @@ from client.dataset import Dataset, open_dataset
 from client.journal import Journal
 from client.ledger import Ledger, open_ledger
 from client.policy import AuditFacts, review_audit
-from client.refusals import RefusedError, note_refusal, refusal_of
+from client.refusals import UNKNOWN_REQUEST, RefusedError, note_refusal, refusal_of
 from client.settings import Home, SiteConfig, load_settings
 from shared.audit_query import MODEL_ARRAY, PIXELS, AuditAnswer, AuditQuery, AuditVerdict, reference_array
-from shared.errors import InputError
 from shared.messages import MessageError, array_digest, decode, header_record, read_array, read_header, validated
 
 if TYPE_CHECKING:
     from shared.extractor import Extractor
 
-UNKNOWN = "0" * 64
-
 
 def answer_audit(content: RecordDict, home: Home) -> RecordDict:
     """Verdicts, or a typed refusal. Never raises."""
-    digest, journal = UNKNOWN, Journal(home.journal)
+    digest, journal = UNKNOWN_REQUEST, Journal(home.journal)
     try:
         settings = load_settings(home)
         query = validated(AuditQuery, read_header(content))
@@ -51,7 +48,7 @@ def _verdicts(
 ) -> tuple[AuditVerdict, ...]:
     # Held to the end: no round meanwhile, and no second audit past the limit of the day.
     with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
-        data = _data(home, settings)
+        data = open_dataset(home, settings.image_size)
         refusal = review_audit(query, settings.policy, _facts(ledger, data, settings, journal))
         if refusal is not None:
             raise RefusedError(refusal.code, refusal.reason)
@@ -83,13 +80,6 @@ def _verdicts(
         )
         for verdict in found
     )
-
-
-def _data(home: Home, settings: SiteConfig) -> Dataset:
-    try:
-        return open_dataset(home, settings.image_size)
-    except InputError as error:
-        raise RefusedError("data_not_ready", "the site's images are not scanned") from error
 
 
 def _facts(ledger: Ledger, data: Dataset, settings: SiteConfig, journal: Journal) -> AuditFacts:

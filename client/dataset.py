@@ -27,6 +27,10 @@ SCHEMA_VERSION = 1
 Ids = NDArray[np.int64]
 
 
+class NotScannedError(InputError):
+    """There is no data set of the size that is asked for, or what a scan wrote is damaged: scan (again)."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A scanned data set at one image size. Rows are numbers of images in `images`."""
@@ -156,19 +160,22 @@ def open_dataset(home: Home, size: int) -> Dataset:
     """The current data set at `size` pixels; only its index is read.
 
     Raises:
-        InputError: not scanned at this size, or the cache is damaged.
+        NotScannedError: not scanned at this size, or the cache is damaged.
     """
     dataset_id = current_id(home)
     path = home.datasets / str(dataset_id) / f"index-{size}.json"
     if dataset_id is None or not path.exists():
-        raise InputError(f"no images of {size} pixels are scanned: run `maskfed-client data scan`")
+        raise NotScannedError(f"no images of {size} pixels are scanned: run `maskfed-client data scan`")
     try:
         index: dict[str, Any] = json.loads(path.read_bytes())
     except ValueError as error:
-        raise InputError(f"{path} is damaged: run `maskfed-client data scan`") from error
+        raise NotScannedError(f"{path} is damaged: run `maskfed-client data scan`") from error
     if index.get("schema") != SCHEMA_VERSION:
-        raise InputError(f"{path} has schema {index.get('schema')}: run `maskfed-client data scan`")
-    images = open_cache(path.parent / f"images-{size}", check_source=False)
+        raise NotScannedError(f"{path} has schema {index.get('schema')}: run `maskfed-client data scan`")
+    try:
+        images = open_cache(path.parent / f"images-{size}", check_source=False)
+    except InputError as error:
+        raise NotScannedError(str(error)) from error
     return Dataset(
         dataset_id=dataset_id,
         fingerprint=index["fingerprint"],

@@ -1,7 +1,6 @@
 """A site's answer to a question for feature statistics: policy first, then the charged release. No torch before it."""
 
 import hashlib
-import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,46 +9,51 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from client.chain import BusyError
 from client.journal import Journal
+from client.refusals import UNKNOWN_REQUEST, PolicyError, note_refusal, refusal_of
 from client.settings import Home, SiteConfig, load_settings
 from shared.errors import InputError
+from shared.messages import MessageError
 from shared.statistics_query import MAX_FILE_BYTES, StatisticsAnswer, StatisticsQuery, parse_query
 
 if TYPE_CHECKING:
     from shared.extractor import Extractor
 
-log = logging.getLogger("maskfed.client")
-FAILED = "the site's statistics failed; its operator finds the cause in the site's log"
-
 
 def answer_query(content: RecordDict, home: Home) -> RecordDict:
     """Statistics, or a refusal with its reason. Never raises."""
-    journal = Journal(home.journal)
+    digest, journal = UNKNOWN_REQUEST, Journal(home.journal)
     try:
         settings = load_settings(home)
-        text = str(content.config_records["header"]["json"])
-        query = parse_query(text)
+        text = _text(content)
         digest = hashlib.sha256(text.encode()).hexdigest()
+        query = _parse(text)
         journal.write("request", task="statistics", run=query.run, request_digest=digest)
         return _record(StatisticsAnswer(status="released"), _release(query, content, digest, home, settings))
-    except BusyError:
-        reason = "a round or a scan is running at the site"
-    except InputError as error:
-        log.warning("statistics: %s", error)
-        # Texts made for the operator may name files of the site; those stay here.
-        reason = FAILED if "/" in str(error) else str(error)[:500]
-    except Exception:
-        log.exception("statistics failed")
-        reason = FAILED
-    log.info("statistics refused: %s", reason)
-    journal.write("refusal", code="statistics", reason=reason)
+    except Exception as error:  # every failure becomes a typed refusal
+        code, reason = refusal_of(error)
+    note_refusal(journal, code, reason, digest)
     return _record(StatisticsAnswer(status="refused", reason=reason))
+
+
+def _parse(text: str) -> StatisticsQuery:
+    try:
+        return parse_query(text)
+    except InputError as error:
+        raise MessageError(str(error)) from error
+
+
+def _text(content: RecordDict) -> str:
+    header = content.config_records.get("header")
+    text = None if header is None else header.get("json")
+    if not isinstance(text, str):
+        raise MessageError("statistics query without a header")
+    return text
 
 
 def _release(query: StatisticsQuery, content: RecordDict, digest: str, home: Home, settings: SiteConfig) -> bytes:
     if "statistics" not in settings.policy.tasks:
-        raise InputError("policy.tasks does not list `statistics`: this site releases none")
+        raise PolicyError("policy.tasks does not list `statistics`: this site releases none")
     from client.app import epsilon_of
     from client.statistics import StatisticsPlan, release_statistics
     from shared.private_statistics import Projection, load_projection
@@ -57,7 +61,7 @@ def _release(query: StatisticsQuery, content: RecordDict, digest: str, home: Hom
 
     network = next((each for each in allowed_extractors(settings) if each.space == query.space), None)
     if network is None:
-        raise InputError(
+        raise PolicyError(
             f"extractor {query.extractor} with sha256 {query.extractor_sha256[:16]} is not in policy.extractors"
         )
     projection: Projection | None = None
@@ -87,7 +91,7 @@ def _file(content: RecordDict) -> bytes:
     record = content.array_records.get("arrays")
     array = None if record is None else record.get("file")
     if array is None or len(array.data) > MAX_FILE_BYTES:
-        raise InputError("statistics query without its projection")
+        raise MessageError("statistics query without its projection")
     return np.asarray(array.numpy(), np.uint8).tobytes()
 
 

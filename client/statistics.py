@@ -16,9 +16,9 @@ import numpy as np
 from client.dataset import Dataset, open_dataset
 from client.journal import Journal
 from client.ledger import Ledger, open_ledger
+from client.refusals import PolicyError
 from client.settings import Home, SiteConfig, SitePolicy
 from client.spending import Charge, EpsilonOf, Total
-from shared.errors import InputError
 from shared.extractor import Extractor
 from shared.private_statistics import Projection, private_statistics
 from shared.statistics import FeatureSpace, Statistics, accumulate, check_same_space
@@ -93,26 +93,26 @@ def check_policy(policy: SitePolicy, plan: StatisticsPlan, data: Dataset, ledger
     """The site's rules on statistics.
 
     Raises:
-        InputError: naming the rule.
+        PolicyError: naming the rule.
     """
     if "statistics" not in policy.tasks:
-        raise InputError("policy.tasks does not list `statistics`: this site releases none")
+        raise PolicyError("policy.tasks does not list `statistics`: this site releases none")
     if len(data.train) < policy.min_images_statistics:
-        raise InputError(
+        raise PolicyError(
             f"fewer images than policy.min_images_statistics {policy.min_images_statistics}: none are released"
         )
     if plan.kind == "dp":
         if plan.projection is None or plan.noise_multiplier < policy.min_noise_multiplier:
-            raise InputError(
+            raise PolicyError(
                 f"noise multiplier {plan.noise_multiplier:g} is below policy.min_noise_multiplier "
                 f"{policy.min_noise_multiplier:g}, or the projection is missing"
             )
         if policy.unit != "image":
-            raise InputError("private statistics protect images, policy.unit is `person`: they would promise too much")
+            raise PolicyError("private statistics protect images, policy.unit is `person`: they would promise too much")
     elif policy.require_dp:
-        raise InputError("exact statistics are a release without DP: policy.require_dp forbids it")
+        raise PolicyError("exact statistics are a release without DP: policy.require_dp forbids it")
     elif ledger.spending(data.dataset_id) and not policy.non_private_after_dp:
-        raise InputError("exact statistics after DP rounds: policy.non_private_after_dp forbids it")
+        raise PolicyError("exact statistics after DP rounds: policy.non_private_after_dp forbids it")
 
 
 def _charge(plan: StatisticsPlan, data: Dataset, policy: SitePolicy) -> Charge:
