@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from client.trainer import load_model as fill
-from shared.audit_query import AuditQuery
+from shared.audit_query import AuditQuery, check_reference
 from shared.cache import open_images
 from shared.checkpoint import resolve_checkpoint
 from shared.config import Experiment
@@ -61,16 +61,6 @@ def subject_of(
             raise InputError(f"reference {path} is the audited model itself: the attack would find nothing in any")
         models.append(other.model)
     return Subject(folder.name, loaded.meta.digest, loaded.model, loaded.experiment, tuple(models))
-
-
-def check_reference(name: object, ours: Experiment, theirs: Experiment) -> None:
-    """Refuse a reference whose losses could not be compared.
-
-    Raises:
-        InputError: another network, wavelet or schedule.
-    """
-    if ours.model != theirs.model or ours.data.wavelet != theirs.data.wavelet or ours.diffusion != theirs.diffusion:
-        raise InputError(f"reference {name}: another network or schedule than the audited model's: give its own start")
 
 
 def subject_in(

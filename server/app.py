@@ -18,6 +18,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from server.audits import AUDIT_FILE, gather_verdicts
 from server.evaluations import Evaluations
 from server.federated import QUESTION_FILE, gather
 from server.registry import Registry
@@ -88,9 +89,10 @@ def conduct(grid: GridLike, home: Path, run: str, experiment: Experiment, timing
             stored = parse_experiment((folder / "experiment.toml").read_text(encoding="utf-8"), name="experiment.toml")
             if stored != experiment:
                 raise InputError(f"run {run}: the submitted experiment is not the one in its directory: resume it")
-            if (folder / QUESTION_FILE).exists():
-                gather(grid, home, folder, timing)
-                return
+            for file, ask in ((QUESTION_FILE, gather), (AUDIT_FILE, gather_verdicts)):
+                if (folder / file).exists():
+                    ask(grid, home, folder, timing)
+                    return
             evaluations = Evaluations(folder, experiment.evaluation.every_rounds, metrics)
             with contextlib.closing(evaluations):
                 registry = Registry(home / "sites.json")

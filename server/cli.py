@@ -12,13 +12,14 @@ import typer
 
 from deploy.logs import set_up_logging
 from deploy.provision import ProvisionError
-from server import cli_evaluation, cli_models, cli_results, cli_rounds, cli_sites
+from server import cli_evaluation, cli_models, cli_release, cli_results, cli_rounds, cli_sites
 from shared.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 app.add_typer(cli_sites.sites, name="sites")
 cli_models.register(app)
 cli_evaluation.register(app)
+cli_release.register(app)
 cli_rounds.register(app)
 cli_results.register(app)
 

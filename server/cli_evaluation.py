@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from server.drawing import Drawing
 
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, replaces a setting.")]
 Raw = Annotated[bool, typer.Option("--raw", help="The last step's weights instead of the moving average.")]
@@ -19,7 +22,6 @@ def register(app: typer.Typer) -> None:
     app.command()(sample)
     app.command()(evaluate)
     app.command()(report)
-    app.command()(release)
     app.command()(projection)
 
 
@@ -47,12 +49,7 @@ def sample(
             out=out,
             seed=seed,
             columns=columns,
-            batch=batch,
-            weights=_weights(raw),
-            precision=_precision(precision),
-            overrides=tuple(overrides or ()),
-            device=device,
-            on_progress=on_progress,
+            drawing=_drawing(batch, raw, precision, device, overrides, on_progress),
         )
         written = run(checkpoint, options)
     typer.echo(f"{written}: {num:,} images")
@@ -95,20 +92,15 @@ def evaluate(
             weights_file=weights,
             weights_sha256=weights_sha256,
             num_images=num,
-            batch=batch,
-            weights=_weights(raw),
-            precision=_precision(precision),
+            drawing=_drawing(batch, raw, precision, device, overrides, on_progress),
             bootstrap=bootstrap,
             projection=projection,
             home=home,
             release="dp" if private else "exact",
             noise_multiplier=noise,
             say=typer.echo,
-            overrides=tuple(overrides or ()),
-            device=device,
             name=name,
             out=out,
-            on_progress=on_progress,
         )
         files = evaluate_run(checkpoint, options) if every_checkpoint else [run(checkpoint, options)]
     for file in files:
@@ -125,23 +117,6 @@ def report(
     typer.echo(str(write(runs, out)))
 
 
-def release(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of a run, or a run directory: its newest.")],
-    out: Annotated[Path, typer.Option(help="New folder: weights, experiment, model card.")],
-    verdict: Annotated[list[Path] | None, typer.Option(help="Audit verdict that a site has sent; is kept.")] = None,
-    override: Annotated[str, typer.Option(help="Reason to release in spite of the gate; stands in the card.")] = "",
-    license_text: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "",
-) -> None:
-    """Release a model with its evidence; refused while a required result is missing or bad."""
-    from server.release import LICENSE, add_verdicts
-    from server.release import release as run
-    from shared.checkpoint import resolve_checkpoint
-
-    if verdict:
-        add_verdicts(resolve_checkpoint(checkpoint).resolve().parent.parent, verdict)
-    typer.echo(str(run(checkpoint, out, override=override, license_text=license_text or LICENSE)))
-
-
 def projection(
     data: Annotated[str, typer.Option(help="PUBLIC images: folder, zip, cache, synthetic:SITE:N.")],
     out: Annotated[Path, typer.Option(help="Projection file, to send to the sites.")],
@@ -152,7 +127,7 @@ def projection(
     device: Device = "",
 ) -> None:
     """Principal directions of public images, in which sites release private statistics."""
-    from server.evaluate import pick_device
+    from server.drawing import pick_device
     from server.reference import features_of_images
     from shared.cache import open_images
     from shared.chunks import rank_from_environment
@@ -184,17 +159,22 @@ def _show(file: Path) -> None:
     )
 
 
-def _weights(raw: bool) -> Literal["ema", "model"]:
-    return "model" if raw else "ema"
-
-
-def _precision(name: str) -> Literal["float32", "bfloat16"]:
+def _drawing(
+    batch: int,
+    raw: bool,
+    precision: str,
+    device: str,
+    overrides: list[str] | None,
+    on_progress: Callable[[int, int], None],
+) -> "Drawing":
+    """What `sample` and `evaluate` have in common."""
+    from server.drawing import Drawing
     from shared.errors import InputError
 
-    match name:
-        case "float32" | "bfloat16":
-            return name
-    raise InputError(f"--precision {name!r}: give float32 or bfloat16")
+    if precision not in ("float32", "bfloat16"):
+        raise InputError(f"--precision {precision!r}: give float32 or bfloat16")
+    known: Literal["float32", "bfloat16"] = "bfloat16" if precision == "bfloat16" else "float32"
+    return Drawing(batch, "model" if raw else "ema", known, tuple(overrides or ()), device, on_progress)
 
 
 def _bar(description: str) -> AbstractContextManager[Callable[[int, int], None]]:

@@ -13,28 +13,27 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from server.drawing import WAIT_SECONDS, Drawing, Source
 from server.reference import Reference, open_reference, refuse_generated
 from server.rundir import RunDir
 from server.scores import Scores, private_scores, scores
 from shared.checkpoint import list_checkpoints, resolve_checkpoint
-from shared.chunks import Arrays, ChunkedJob, Rank, rank_from_environment
+from shared.chunks import Arrays, ChunkedJob, rank_from_environment
 from shared.errors import InputError
 from shared.extractor import Extractor
 from shared.features import load_extractor
 from shared.files import write_atomically
-from shared.precision import speed_up_float32
 from shared.private_statistics import Projection, load_projection
 from shared.runlog import RunLog
-from shared.sampling import LoadedModel, Precision, Weights, load_model, sample_images, save_grid
+from shared.sampling import LoadedModel, save_grid
 from shared.statistics import accumulate, check_same_space
 from shared.versions import git_commit, installed_versions
 
 RESULT_FILE = "result.json"
 FEDERATED = "federated"
 GRID_IMAGES, GRID_COLUMNS = 32, 8
-WAIT_SECONDS = 24 * 3600.0
-"""How long the first rank waits for the others' parts."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,7 @@ class Options:
     weights_file: Path | None = None
     weights_sha256: str = ""
     num_images: int = 0
-    batch: int = 0
-    weights: Weights = "ema"
-    precision: Precision = "float32"
+    drawing: Drawing = field(default_factory=Drawing)
     bootstrap: int = 0
     home: Path | None = None
     """The coordinator's folder, for the reference `federated`."""
@@ -57,16 +54,12 @@ class Options:
     noise_multiplier: float = 1.1
     projection: Path | None = None
     """Public projection that the sites' private statistics were made in."""
-    overrides: tuple[str, ...] = ()
-    device: str = ""
     name: str = ""
     """Of the evaluation's folder; empty: the checkpoint's and the distance's name."""
     out: Path | None = None
     """The evaluation's folder; default: below the run's `evaluation`."""
     say: Callable[[str], None] = field(default=lambda _line: None, compare=False)
     """Told which sites released statistics."""
-    on_progress: Callable[[int, int], None] = field(default=lambda _done, _total: None, compare=False)
-    """Told images done and images in all."""
 
 
 def evaluate_run(path: Path, options: Options) -> list[Path]:
@@ -98,24 +91,26 @@ def evaluate(path: Path, options: Options) -> Path:
     """
     started, rank = time.monotonic(), rank_from_environment()
     checkpoint = resolve_checkpoint(path)
-    device = pick_device(options.device, rank)
-    speed_up_float32()
-    loaded = load_model(checkpoint, device=device, weights=options.weights, overrides=options.overrides)
+    source = options.drawing.open(checkpoint, rank)
+    loaded, batch = source.loaded, source.batch
     config = loaded.experiment.evaluation
     num_images = options.num_images or config.num_images
     if num_images < 2:
         raise InputError(f"--num {num_images}: a distance needs at least 2 images")
     spec = options.extractor or config.extractor
-    extractor = load_extractor(spec, weights=options.weights_file, weights_sha256=options.weights_sha256, device=device)
+    extractor = load_extractor(
+        spec, weights=options.weights_file, weights_sha256=options.weights_sha256, device=source.device
+    )
     folder = options.out or _folder(checkpoint, options.name or f"{checkpoint.name}-{extractor.space.distance_name}")
-    size, batch = loaded.experiment.model.image_size, options.batch or config.batch
+    size = loaded.experiment.model.image_size
     kept = folder.parent / "references"
     projection = load_projection(options.projection) if options.projection else None
     if projection is not None:
         check_same_space(extractor.space, projection.space)
     reference = open_reference(options.reference, size, extractor, kept, batch, projection) if rank.is_first else None
-    job = ChunkedJob(folder / "parts", _facts(loaded, extractor, options.precision), num_images, rank)
-    done = _generate(job, loaded, extractor, batch, device, options)
+    space = {"extractor": extractor.space.sha256, "layer": extractor.space.layer}
+    job = ChunkedJob(folder / "parts", {**source.facts(config.seed), **space}, num_images, rank)
+    done = _generate(job, source, extractor)
     result_file = folder / RESULT_FILE
     if reference is None:
         return result_file
@@ -144,35 +139,20 @@ def evaluate(path: Path, options: Options) -> Path:
     return result_file
 
 
-def _generate(
-    job: ChunkedJob, loaded: LoadedModel, extractor: Extractor, batch: int, device: torch.device, options: Options
-) -> int:
+def _generate(job: ChunkedJob, source: Source, extractor: Extractor) -> int:
     """Features and digests of this rank's parts; the number of images sampled now (the rest was there already)."""
-    seed, done, sampled = loaded.experiment.evaluation.seed, 0, 0
 
-    def count(images: int) -> None:
-        nonlocal done
-        done += images
-        options.on_progress(done * job.rank.count, job.num_items)
-
-    def make(items: range) -> Arrays:
-        nonlocal sampled
-        seeds = [seed + item for item in items]
-        images = sample_images(
-            loaded.model, loaded.experiment, seeds, batch, device, precision=options.precision, on_batch=count
-        )
-        sampled += len(items)
+    def keep(items: range, images: Tensor) -> Arrays:
         digests = [np.frombuffer(hashlib.sha256(image.numpy().tobytes()).digest(), np.uint8) for image in images]
         arrays: Arrays = {
-            "features": np.concatenate(list(extractor.batches(torch.split(images, batch)))),
+            "features": np.concatenate(list(extractor.batches(torch.split(images, source.batch)))),
             "digests": np.stack(digests),
         }
         if items.start == 0:
             arrays["images"] = images[:GRID_IMAGES].numpy()
         return arrays
 
-    job.run(make, count)
-    return sampled
+    return source.draw(job, source.loaded.experiment.evaluation.seed, keep)
 
 
 def _compare(
@@ -215,7 +195,7 @@ def _describe(
         "nfe": loaded.nfe,
         "clip_x_0": config.clip_x_0,
         "seed": config.seed,
-        "precision": options.precision,
+        "precision": options.drawing.precision,
         "weights": loaded.weights,
         "checkpoint": {
             "name": checkpoint.name,
@@ -230,13 +210,6 @@ def _describe(
     }
 
 
-def _facts(loaded: LoadedModel, extractor: Extractor, precision: Precision) -> dict[str, object]:
-    config = loaded.experiment.evaluation
-    solver = {name: getattr(config, name) for name in ("sampler", "steps", "eta", "clip_x_0", "seed")}
-    facts = {"checkpoint": loaded.meta.digest, "weights": loaded.weights, "precision": precision}
-    return {**facts, **solver, "extractor": extractor.space.sha256, "layer": extractor.space.layer}
-
-
 def _run_of(checkpoint: Path) -> RunDir | None:
     """The run that a checkpoint folder lies in."""
     folder = checkpoint.resolve().parent
@@ -248,10 +221,3 @@ def _folder(checkpoint: Path, name: str) -> Path:
     run = _run_of(checkpoint)
     name = name.replace("/", "-").replace(":", "-")
     return run.evaluation(name) if run else Path("evaluation") / name
-
-
-def pick_device(name: str, rank: Rank) -> torch.device:
-    """The device that `name` means; empty: this rank's GPU, or the CPU."""
-    if name:
-        return torch.device(name)
-    return torch.device("cuda", rank.local_index) if torch.cuda.is_available() else torch.device("cpu")

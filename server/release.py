@@ -4,7 +4,6 @@ A release is a checkpoint of the averaged weights with the experiment and a mode
 and the audits that `[release]` asks for, passed at every site that took part. An override stands in the card.
 """
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -52,16 +51,10 @@ def gather(checkpoint: Path) -> Evidence:
     last_round = meta.round if meta.round is not None else 0
     evaluations = [each for each in data.evaluations if each.result["checkpoint"].get("digest") == meta.digest]
     audits = [each for each in data.audits if each.get("checkpoint_digest") == meta.digest]
-    sites = participants(data, last_round)
+    sites = data.participants(last_round)
     problems = [] if evaluations else [f"no distance of {checkpoint.name} was measured: run `maskfed-server evaluate`"]
     problems += audit_problems(meta.experiment, audits, sites, data.path)
     return Evidence(meta.digest, evaluations, audits, sites, epsilons(data, sites, last_round), problems)
-
-
-def participants(data: RunData, last_round: int) -> list[str]:
-    """Sites whose updates are in the weights, by alias."""
-    rounds = [event for event in data.rounds if event["round"] <= last_round]
-    return sorted({entry["site"] for event in rounds for entry in event.get("answered", [])})
 
 
 def audit_problems(experiment: Experiment, audits: list[dict[str, Any]], sites: list[str], run: Path) -> list[str]:
@@ -196,27 +189,3 @@ def model_card(name: str, experiment: Experiment, evidence: Evidence, override: 
         license=license_text,
         written=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
-
-
-def add_verdicts(run: Path, files: list[Path]) -> list[Path]:
-    """Copy verdict files that sites have sent into the run, so that gate and report see them.
-
-    Raises:
-        InputError: a file is no verdict.
-    """
-    folder = run / AUDITS_FOLDER
-    copied = []
-    for file in files:
-        try:
-            verdict = json.loads(file.read_text(encoding="utf-8"))
-            name = f"{verdict['site']}-{verdict['audit']}-{verdict['checkpoint_digest'][:16]}.json"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{file}: not an audit verdict ({error}): give a file of `maskfed-client audit`"
-            ) from error
-        if "/" in name:
-            raise InputError(f"{file}: not an audit verdict: give a file of `maskfed-client audit`")
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, folder / name)
-        copied.append(folder / name)
-    return copied

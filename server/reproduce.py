@@ -17,7 +17,7 @@ import torch
 
 from server import arms
 from server.distances import Measure
-from server.evaluate import pick_device
+from server.drawing import pick_device
 from server.recipes import find_experiment
 from server.results import ArmResult, Init, Point, read_result, result_file, write_result
 from server.splits import Part, Splits

@@ -85,6 +85,11 @@ class RunData:
         """All sites that were ever asked, by alias."""
         return sorted({entry["site"] for event in self.rounds for entry in event.get("asked", [])})
 
+    def participants(self, last_round: int) -> list[str]:
+        """Sites whose updates are in the weights of `last_round`, by alias."""
+        rounds = [event for event in self.rounds if event["round"] <= last_round]
+        return sorted({entry["site"] for event in rounds for entry in event.get("answered", [])})
+
     @property
     def main_group(self) -> tuple[str, str] | None:
         """Metric and reference with the most evaluations: the run's headline."""

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,13 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from server.evaluate import WAIT_SECONDS, pick_device
+from server.drawing import WAIT_SECONDS, Drawing
 from shared.checkpoint import resolve_checkpoint
-from shared.chunks import Arrays, ChunkedJob, rank_from_environment
+from shared.chunks import ChunkedJob, rank_from_environment
 from shared.errors import InputError
 from shared.files import TEMPORARY_PREFIX
-from shared.precision import speed_up_float32
-from shared.sampling import Precision, Weights, load_model, sample_images, save_grid
+from shared.sampling import save_grid
 
 MAX_GRID_IMAGES = 4096
 
@@ -31,13 +29,7 @@ class SampleOptions:
     """`.png`: one grid; `.npy`: uint8 (N, 3, H, W); any other name: a folder of `<seed>.png`."""
     seed: int | None = None
     columns: int = 8
-    batch: int = 0
-    weights: Weights = "ema"
-    precision: Precision = "float32"
-    overrides: tuple[str, ...] = ()
-    device: str = ""
-    on_progress: Callable[[int, int], None] = field(default=lambda _done, _total: None, compare=False)
-    """Told images done and images in all."""
+    drawing: Drawing = field(default_factory=Drawing)
 
     @property
     def kind(self) -> Literal["grid", "array", "folder"]:
@@ -63,29 +55,11 @@ def sample(path: Path, options: SampleOptions) -> Path:
     """
     rank = rank_from_environment()
     _check(options)
-    device = pick_device(options.device, rank)
-    speed_up_float32()
-    loaded = load_model(resolve_checkpoint(path), device=device, weights=options.weights, overrides=options.overrides)
-    config = loaded.experiment.evaluation
-    seed, batch, done = config.seed if options.seed is None else options.seed, options.batch or config.batch, 0
-    solver = {name: getattr(config, name) for name in ("sampler", "steps", "eta", "clip_x_0")}
-    facts = {"checkpoint": loaded.meta.digest, "weights": loaded.weights, "precision": options.precision, "seed": seed}
+    source = options.drawing.open(resolve_checkpoint(path), rank)
+    seed = source.loaded.experiment.evaluation.seed if options.seed is None else options.seed
     parts = options.out.with_name(f".{options.out.name}.parts")
-    job = ChunkedJob(parts, {**facts, **solver}, options.num_images, rank)
-
-    def count(images: int) -> None:
-        nonlocal done
-        done += images
-        options.on_progress(done * rank.count, options.num_images)
-
-    def make(items: range) -> Arrays:
-        seeds = [seed + item for item in items]
-        images = sample_images(
-            loaded.model, loaded.experiment, seeds, batch, device, precision=options.precision, on_batch=count
-        )
-        return {"images": images.numpy()}
-
-    job.run(make, count)
+    job = ChunkedJob(parts, source.facts(seed), options.num_images, rank)
+    source.draw(job, seed, lambda _items, images: {"images": images.numpy()})
     if rank.is_first:
         job.wait(WAIT_SECONDS)
         _write(job, options, seed)

@@ -11,6 +11,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from shared.config import Experiment, Section
+from shared.errors import InputError
 from shared.messages import Manifest, RefusalCode, canonical_json
 
 AuditKind = Literal["membership", "memorisation"]
@@ -28,6 +29,16 @@ MIN_HELD_OUT = 100
 def reference_array(number: int) -> str:
     """Name of the array that holds a reference model's weights."""
     return f"reference-{number}"
+
+
+def check_reference(name: object, ours: Experiment, theirs: Experiment) -> None:
+    """Refuse a reference whose losses could not be compared.
+
+    Raises:
+        InputError: another network, wavelet or schedule.
+    """
+    if ours.model != theirs.model or ours.data.wavelet != theirs.data.wavelet or ours.diffusion != theirs.diffusion:
+        raise InputError(f"reference {name}: another network or schedule than the audited model's: give its own start")
 
 
 class AuditQuery(Section):

@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from server import cli
+from server.drawing import Drawing
 from server.evaluate import Options, evaluate, evaluate_run
 from server.reference import open_reference
 from server.rundir import create
@@ -99,7 +100,7 @@ def test_run_log_gets_a_line_and_the_run_a_grid_of_the_same_seeds(run):
 
 def test_batch_size_does_not_change_the_distance(run):
     found = [
-        distance(read(evaluate(run.path, Options(reference=REFERENCE, batch=batch, name=f"b{batch}"))))
+        distance(read(evaluate(run.path, Options(reference=REFERENCE, drawing=Drawing(batch=batch), name=f"b{batch}"))))
         for batch in (1, 7, 24)
     ]
     assert found == pytest.approx([found[0]] * 3, rel=1e-4)
@@ -122,7 +123,7 @@ def test_interrupted_evaluation_goes_on_where_it_was(run, monkeypatch):
             raise KeyboardInterrupt
         return sample_images(*arguments, **options)
 
-    monkeypatch.setattr("server.evaluate.sample_images", fail_later)
+    monkeypatch.setattr("server.drawing.sample_images", fail_later)
     with pytest.raises(KeyboardInterrupt):
         evaluate(run.path, Options(reference=REFERENCE))
     result = read(evaluate(run.path, Options(reference=REFERENCE)))
@@ -167,7 +168,7 @@ def test_a_reference_with_images_of_the_same_model_is_refused(run, tmp_path, mon
 
 def test_samples_are_the_same_as_grid_array_and_folder(run, tmp_path):
     images = np.load(sample(run.path, SampleOptions(12, tmp_path / "images.npy", seed=3)))
-    folder = sample(run.path, SampleOptions(12, tmp_path / "folder", seed=3, batch=5))
+    folder = sample(run.path, SampleOptions(12, tmp_path / "folder", seed=3, drawing=Drawing(batch=5)))
     grid = np.asarray(Image.open(sample(run.path, SampleOptions(12, tmp_path / "grid.png", seed=3, columns=4))))
     assert images.shape == (12, 3, 16, 16) and images.dtype == np.uint8
     names = sorted(path.name for path in folder.iterdir())

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from server.release import add_verdicts, gather, release
+from server.release import gather, release
 from server.rundir import create
+from server.verdicts import add_verdicts
 from shared.checkpoint import load_group, load_meta, save_checkpoint
 from shared.config import parse_experiment
 from shared.errors import InputError
