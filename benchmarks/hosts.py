@@ -1,20 +1,28 @@
-"""Three hosts on one machine: network namespaces behind a bridge, each with an address and a link that can be cut."""
+"""A federation on three hosts: network namespaces behind a bridge, each with an address and a link that can be cut.
+
+Set up by the operators' own commands, from clean folders; sites reach only nginx.
+"""
 
 import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from benchmarks.local import command
+from benchmarks.local import ONLINE_SECONDS, OPEN_POLICY, command, make_experiment, random_checkpoint
 from deploy.processes import adopt_orphans, end_descendants
+from shared.runlog import read_metrics
+from shared.synthetic import write_folder
 
+PORT = 443
 NETWORK = "10.213.77"
 STOP_SECONDS = 40.0
 
@@ -118,6 +126,54 @@ def hosts(root: Path, names: tuple[str, ...]) -> Iterator[list[Host]]:
         for host in made:
             subprocess.run(["ip", "netns", "del", host.name], check=False)
         subprocess.run(["ip", "link", "del", bridge], check=False)
+
+
+@contextmanager
+def federation_on_hosts(experiment: str, *init_options: str) -> Iterator[tuple[Host, Host, Host]]:
+    """Server and two sites, everything started and both sites online; `round.toml` and `init` lie at the server."""
+    with prepared_hosts(experiment) as (server, *sites):
+        set_up(server, *sites, init_options=init_options)
+        wait_for(lambda: num_online(server) == len(sites), ONLINE_SECONDS, "both sites online")
+        yield server, sites[0], sites[1]
+
+
+@contextmanager
+def prepared_hosts(experiment: str) -> Iterator[list[Host]]:
+    """Server and two sites with what their operators have before they begin: images, a checkpoint, an experiment."""
+    resolved = make_experiment(experiment)
+    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder, hosts(Path(folder), ("s", "a", "b")) as machines:
+        server, *sites = machines
+        (server.folder / "round.toml").write_text(experiment)
+        random_checkpoint(server.folder / "init", resolved)
+        for number, site in enumerate(sites):
+            write_folder(site.folder / "images", 48, resolved.model.image_size, 0, site=f"site{number}")
+        yield machines
+
+
+def set_up(server: Host, *sites: Host, init_options: tuple[str, ...] = ()) -> int:
+    """From nothing to all processes running; the number of commands typed."""
+    server.run("maskfed-server", "init", "--address", f"{server.address}:{PORT}", *init_options)
+    server.start("maskfed-server", "start")
+    requests = [site.run("maskfed-client", "enroll", f"site-{n}").strip() for n, site in enumerate(sites)]
+    server.run("maskfed-server", "sites", "add", *requests)
+    size = str(make_experiment((server.folder / "round.toml").read_text()).model.image_size)
+    for number, site in enumerate(sites):
+        bundle = f"site-{number}.join.json"
+        (site.folder / bundle).write_bytes((server.folder / bundle).read_bytes())
+        images = ("--data", "images", "--image-size", size, "--head-file", "head.json")
+        site.start("maskfed-client", "join", bundle, *images, *OPEN_POLICY, "--start")
+    return 3 + 2 * len(sites)
+
+
+def num_online(server: Host) -> int:
+    """Sites that the server sees online."""
+    return server.run("maskfed-server", "sites", "list").count(" online ")
+
+
+def rounds(server: Host, run: str) -> list[dict[str, Any]]:
+    """Records of the rounds that are done."""
+    events = read_metrics(server.folder / "coordinator" / "runs" / run / "metrics.jsonl")
+    return [event for event in events if event["kind"] == "round"]
 
 
 def wait_for(condition: object, seconds: float, what: str) -> float:

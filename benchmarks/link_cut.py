@@ -6,45 +6,24 @@ site and say so, nothing may be charged twice, and the site must take part in a 
 
 import json
 import sys
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
-from benchmarks.bring_up import prepare, rounds, set_up
-from benchmarks.hosts import Host, hosts, not_measured, reason_against, wait_for
+from benchmarks.hosts import Host, federation_on_hosts, not_measured, reason_against, rounds, wait_for
+from benchmarks.local import tiny_experiment
 
 SHORT_SECONDS, LONG_SECONDS = 20, 90
 ROUNDS = 4
-EXPERIMENT = """
-[train]
-objective = "dsm"
-batch = 8
-precision = "float32"
-[model]
-size = "T"
-image_size = 16
-patch_size = 4
-[federation]
-rounds = 4
-local_steps = 60
-min_available = 1
-min_replies = 1
-available_deadline_seconds = 120
-round_deadline_seconds = 75
-"""
 
 
 def main() -> int:
     """Measure once."""
     if reason := reason_against():
         return not_measured(reason)
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder, hosts(Path(folder), ("s", "a", "b")) as machines:
-        server, site_a, site_b = machines
-        prepare(server, (site_a, site_b), EXPERIMENT)
-        set_up(server, site_a, site_b)
-        wait_for(lambda: server.run("maskfed-server", "sites", "list").count(" online ") == 2, 120, "both sites online")
+    one_is_enough = {"min_available": 1, "min_replies": 1, "round_deadline_seconds": 75}
+    experiment = tiny_experiment(image_size=16, rounds=ROUNDS, local_steps=60, **one_is_enough)
+    with federation_on_hosts(experiment) as (server, _, site_b):
         server.run("maskfed-server", "finetune", "round.toml", "--init", "init", "--run", "cut", "--detach")
         cut_in_round(site_b, 1, SHORT_SECONDS)
         cut_in_round(site_b, 2, LONG_SECONDS)

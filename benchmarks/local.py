@@ -21,6 +21,11 @@ from shared.synthetic import write_folder
 
 ONLINE_SECONDS = 120.0
 STOP_SECONDS = 40.0
+OPEN_POLICY = (
+    *("--allow-non-private", "--allow-any-experiment", "--max-steps", "100000", "--max-rounds", "100000"),
+    *("--release", "loss", "--release", "seconds", "--device", "cpu", "--threads", "1"),
+)
+"""Options of `maskfed-client join` for a site that answers whatever a benchmark asks."""
 
 
 def command(*arguments: str) -> list[str]:
@@ -59,19 +64,9 @@ class LocalFederation:
             home = ("--home", str(self.site(index)))
             request = self.call("maskfed-client", "enroll", f"site-{index}", *home).strip().splitlines()[-1]
             self.call("maskfed-server", "sites", "add", request, "--home", str(self.home), "--bundle", str(bundle))
-            policy = (
-                "--allow-non-private",
-                "--allow-any-experiment",
-                "--max-steps",
-                "100000",
-                "--max-rounds",
-                "100000",
-            )
             head = ("--head-file", str(self.root / "heads" / f"site-{index}.json"))
-            size, threads = ("--image-size", str(self.image_size)), ("--threads", "1", "--device", "cpu")
-            released = ("--release", "loss", "--release", "seconds")
-            self.call("maskfed-client", "join", str(bundle), *home, "--data", str(images),
-                      *size, *policy, *head, *threads, *released)  # fmt: skip
+            images_of = ("--data", str(images), "--image-size", str(self.image_size))
+            self.call("maskfed-client", "join", str(bundle), *home, *images_of, *head, *OPEN_POLICY)
             self.call("maskfed-client", "data", "scan", *home)
 
     def start(self) -> None:
@@ -178,6 +173,16 @@ def federation(num_sites: int, image_size: int = 32, num_images: int = 64) -> It
             yield local
         finally:
             local.stop()
+
+
+def tiny_experiment(image_size: int, **federation: float) -> str:
+    """TOML text of a fine-tuning that is quick on a CPU; two sites must answer unless `federation` says otherwise."""
+    settings = {"rounds": 1, "local_steps": 5, "min_available": 2, "min_replies": 2} | federation
+    lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
+    return (
+        '[train]\nobjective = "dsm"\nbatch = 8\nprecision = "float32"\n'
+        f'[model]\nsize = "T"\nimage_size = {image_size}\npatch_size = 4\n[federation]\n{lines}'
+    )
 
 
 def make_experiment(text: str) -> Experiment:

@@ -15,28 +15,13 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
-from benchmarks.local import LocalFederation, make_experiment, random_checkpoint
+from benchmarks.local import LocalFederation, make_experiment, random_checkpoint, tiny_experiment
 from server.control import build_bundle
 
 ROOT = Path(__file__).parent.parent
 MARKER = "marker7f3a9c"
 PRIVATE_SITE = ("node.key", "site.secret", "data.key", "tls/srv.key")
 PRIVATE_SERVER = ("pki/server.key", "superexec.secret", "ca/ca.key")
-EXPERIMENT = """
-[train]
-objective = "dsm"
-batch = 8
-precision = "float32"
-[model]
-size = "T"
-image_size = 8
-patch_size = 4
-[federation]
-rounds = 1
-local_steps = 3
-min_available = 2
-min_replies = 2
-"""
 
 
 def main() -> int:
@@ -51,7 +36,7 @@ def main() -> int:
             local.start()
             watcher = threading.Thread(target=watch_processes, args=(local, seen, stop))
             watcher.start()
-            experiment = make_experiment(EXPERIMENT)
+            experiment = make_experiment(tiny_experiment(image_size=8, local_steps=3))
             local.finetune(random_checkpoint(local.root / "init", experiment), experiment, "markers")
         finally:
             stop.set()

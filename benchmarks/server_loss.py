@@ -7,29 +7,35 @@ memory (lost) as well as on disk. Before that, the ServerApp alone is killed, wh
 import os
 import signal
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import psutil
 
-from benchmarks.bring_up import EXPERIMENT, prepare, rounds, set_up
-from benchmarks.hosts import Host, hosts, not_measured, reason_against, wait_for
-from benchmarks.local import program_of
+from benchmarks.hosts import Host, federation_on_hosts, not_measured, reason_against, rounds, wait_for
+from benchmarks.local import program_of, tiny_experiment
 
 MOST_SECONDS = 240.0
-LONGER = EXPERIMENT.replace("rounds = 1", "rounds = 4").replace("local_steps = 5", "local_steps = 30")
+ROUNDS = 4
 
 
 def main() -> int:
-    """Measure once."""
+    """Measure once with Flower's state in memory, and once with it on disk."""
     if reason := reason_against():
         return not_measured(reason)
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder, hosts(Path(folder), ("s", "a", "b")) as machines:
-        server, *sites = machines
-        prepare(server, tuple(sites), LONGER)
-        set_up(server, *sites)
-        wait_for(lambda: server.run("maskfed-server", "sites", "list").count(" online ") == 2, 120, "both sites online")
+    figures = {place: lose(place) for place in ("memory", "disk")}
+    print(
+        "; ".join(
+            f"state {'in' if place == 'memory' else 'on'} {place}: {text}" for place, (text, _) in figures.items()
+        )
+    )
+    return int(not all(is_good for _, is_good in figures.values()))
+
+
+def lose(place: str) -> tuple[str, bool]:
+    """One federation, one run, both losses; what was seen, and whether it is good enough."""
+    experiment = tiny_experiment(image_size=16, rounds=ROUNDS, local_steps=30, available_deadline_seconds=120)
+    options = ("--database",) if place == "disk" else ()
+    with federation_on_hosts(experiment, *options) as (server, *_):
         server.run("maskfed-server", "finetune", "round.toml", "--init", "init", "--run", "loss", "--detach")
         in_the_middle_of_round(server, 2)
         app = kill_serverapp(server)
@@ -41,14 +47,15 @@ def main() -> int:
         server.start("maskfed-server", "start")
         wait_for(lambda: len(rounds(server, "loss")) >= 3, 300, "round 3 after the loss of the server")
         after_loss = time.monotonic() - begun
-        wait_for(lambda: len(rounds(server, "loss")) == 4, 200, "the last round")
+        wait_for(lambda: len(rounds(server, "loss")) == ROUNDS, 200, "the last round")
         records = rounds(server, "loss")
     everybody = all(len(record["answered"]) == 2 for record in records)
-    print(
-        f"ServerApp killed: its round done {after_app:.0f} s later; server killed and started again: its round done "
+    text = (
+        f"ServerApp killed, its round done {after_app:.0f} s later; server killed and started again, its round done "
         f"{after_loss:.0f} s later; {len(records)} rounds, {'both sites in each' if everybody else 'one missing'}"
     )
-    return int(max(after_app, after_loss) > MOST_SECONDS or not everybody or len(records) != 4)
+    print(f"{place}: {text}", flush=True)
+    return text, max(after_app, after_loss) <= MOST_SECONDS and everybody and len(records) == ROUNDS
 
 
 def in_the_middle_of_round(server: Host, number: int) -> None:

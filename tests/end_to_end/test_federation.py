@@ -12,27 +12,12 @@ import numpy as np
 import psutil
 import pytest
 
-from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint
+from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint, tiny_experiment
 from deploy.coordinator import is_loopback
 from shared.checkpoint import load_group
 from shared.runlog import read_metrics
 
-EXPERIMENT = """
-[train]
-objective = "dsm"
-batch = 8
-precision = "float32"
-[model]
-size = "T"
-image_size = 8
-patch_size = 4
-[federation]
-rounds = 2
-local_steps = 3
-min_available = 2
-min_replies = 2
-round_deadline_seconds = 120
-"""
+EXPERIMENT = tiny_experiment(image_size=8, rounds=2, local_steps=3, round_deadline_seconds=120)
 
 
 @pytest.mark.timeout(600)
