@@ -91,8 +91,8 @@ def collect(
     online = {node.node_id for node in nodes}
     active = [site for site in Registry(home / "sites.json").active() if not only or site.alias in only]
     sites = [site for site in active if site.node_id in online]
-    for alias in sorted(set(only) - {site.alias for site in sites}):
-        metrics.write(kind, site=alias, status="offline", reason="not online, or no longer registered")
+    for absent in sorted(set(only) - {site.alias for site in sites}):
+        metrics.write(kind, site=absent, status="offline", reason="not online, or no longer registered")
     messages = [
         Message(record, site.node_id, message_type, ttl=deadline_seconds) for site in sites if site.node_id is not None
     ]
@@ -102,14 +102,14 @@ def collect(
     while waiting and time.monotonic() < end:
         for message in _pull(grid, list(waiting)):
             alias = waiting.pop(str(message.metadata.reply_to_message_id), None)
-            if alias is not None:
-                status, reason = ("failed", str(message.error.reason)[:500]) if message.has_error() else take(
-                    message, alias
-                )  # fmt: skip
-                metrics.write(kind, site=alias, status=status, reason=reason)
+            if alias is None:
+                continue
+            failure = str(message.error.reason)[:500] if message.has_error() else ""
+            status, reason = ("failed", failure) if message.has_error() else take(message, alias)
+            metrics.write(kind, site=alias, status=status, reason=reason)
         time.sleep(timing.poll_seconds if waiting else 0)
-    for alias in waiting.values():
-        metrics.write(kind, site=alias, status="late", reason=f"no answer within {deadline_seconds:g} s")
+    for silent in waiting.values():
+        metrics.write(kind, site=silent, status="late", reason=f"no answer within {deadline_seconds:g} s")
     metrics.write("end", status="completed")
 
 
