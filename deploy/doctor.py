@@ -1,6 +1,5 @@
 """What can be wrong with a coordinator or a site, checked from where it runs; each finding says what to do about it."""
 
-import os
 import socket
 import ssl
 from collections.abc import Iterator
@@ -23,7 +22,8 @@ from deploy.provision import (
     client_context,
     days_left,
 )
-from deploy.site import CA_CERTIFICATE, NODE_KEY, SECRET
+from deploy.site import CA_CERTIFICATE, NODE_KEY, SECRET, SPLIT_MARK
+from deploy.topology import HEALTH_FILE
 
 LEAST_FREE_GIB = 5.0
 
@@ -49,7 +49,6 @@ def coordinator_checks(home: Path) -> list[Finding]:
         _authority_key(home),
         _own_clock(home),
         _space(home),
-        _users(),
     ]
     if settings.edge:
         found.append(_nginx())
@@ -57,17 +56,38 @@ def coordinator_checks(home: Path) -> list[Finding]:
 
 
 def site_checks(home: Path, address: str) -> list[Finding]:
-    """Everything about a site's identity files and its way to the coordinator."""
-    found = [_privacy(home / name) for name in (NODE_KEY, SECRET, "tls/srv.key")]
+    """Everything about a site's identity files, its processes and its way to the coordinator."""
+    own = [SECRET] if _is_split(home) else [NODE_KEY, SECRET, "tls/srv.key"]
+    found = [*(_privacy(home / name) for name in own), _users(home)]
     if not (home / CA_CERTIFICATE).exists():
         return [*found, Finding("CA certificate", False, "none: run `maskfed-client join` with the bundle")]
     found += [
         _expiry("CA certificate", home / CA_CERTIFICATE, "a new join bundle"),
         _expiry("loopback certificate", home / "tls" / "srv.pem", "`maskfed-client enroll` in a new folder"),
-        _space(home),
-        _users(),
+        _supernode(home),
     ]
     return [*found, *door_checks(address, home / CA_CERTIFICATE)]
+
+
+def _is_split(home: Path) -> bool:
+    """Whether another user holds the node key, as after `split-site`."""
+    return (home / f"{NODE_KEY}.pub").exists() and (home / SPLIT_MARK).exists()
+
+
+def _users(home: Path) -> Finding:
+    if _is_split(home):
+        return Finding("users", True, "the node key is with another user than the images")
+    text = "warning: one user holds the node key and sees the images; deploy/systemd has units that separate them"
+    return Finding("users", True, text)
+
+
+def _supernode(home: Path) -> Finding:
+    if not (home / HEALTH_FILE).exists():
+        return Finding("SuperNode", True, "never started: `maskfed-client start` runs it")
+    status = probe((home / HEALTH_FILE).read_text(encoding="ascii").strip())
+    if status != "SERVING":
+        return Finding("SuperNode", True, f"not running ({status}): `maskfed-client start` runs it")
+    return Finding("SuperNode", True, "gRPC health check says SERVING")
 
 
 def door_checks(address: str, ca_certificate: Path) -> Iterator[Finding]:
@@ -176,14 +196,6 @@ def _space(home: Path) -> Finding:
     free = psutil.disk_usage(str(home)).free / 2**30
     is_enough = free >= LEAST_FREE_GIB
     return Finding("disk", is_enough, f"{free:.1f} GiB free" + ("" if is_enough else f", {LEAST_FREE_GIB} are needed"))
-
-
-def _users() -> Finding:
-    if os.environ.get("INVOCATION_ID"):  # set by systemd
-        return Finding("users", True, "started by systemd")
-    return Finding(
-        "users", True, "warning: one user runs everything; deploy/systemd has units that separate keys from images"
-    )
 
 
 def _privacy(path: Path) -> Finding:

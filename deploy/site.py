@@ -9,6 +9,8 @@ from deploy.provision import ProvisionError, create_file, create_node_key, creat
 NODE_KEY = "node.key"
 SECRET = "site.secret"
 CA_CERTIFICATE = "ca.crt"
+SPLIT_MARK = "node.user"
+"""Written by `systemd/split-site`: name of the user who holds the node key instead."""
 
 
 def create_identity(home: Path, alias: str) -> str:

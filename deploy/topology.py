@@ -36,6 +36,8 @@ KEPT_VARIABLES = (
     "OMP_WAIT_POLICY",
 )
 POLL_INTERVAL_SECONDS = "0.2"
+HEALTH_FILE = "health.address"
+"""In a site's folder: where its SuperNode answers gRPC health checks; written at each start, read by `doctor`."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ def site_services(plan: SitePlan) -> list[Service]:
     logs, homes = plan.home / "logs", plan.home / "flwr"
     app = {"MASKFED_CLIENT_HOME": str(plan.home.resolve())}
     own_code = write_own_clientapp(plan.home / "bin", plan.entry_module)
+    (plan.home / HEALTH_FILE).write_text(f"127.0.0.1:{plan.health_port}\n", encoding="ascii")
     return [
         Service(
             "supernode",

@@ -121,3 +121,23 @@ def test_a_site_before_join_and_with_an_open_key(home: Path, tmp_path: Path):
     assert not found["CA certificate"].is_ok
     (tmp_path / "site" / "node.key").chmod(0o640)
     assert "chmod 600" in named(site_checks(tmp_path / "site", "127.0.0.1:1"))["node.key"].text
+
+
+def test_one_user_for_key_and_images_is_a_warning(tmp_path: Path):
+    create_identity(tmp_path / "site", "site-0")
+    found = named(site_checks(tmp_path / "site", "127.0.0.1:1"))
+    assert found["users"].is_ok
+    assert "warning: one user" in found["users"].text
+
+
+def test_a_sites_supernode_is_probed_where_its_start_said(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    site = tmp_path / "site"
+    create_identity(site, "site-0")
+    (site / "ca.crt").write_bytes((home / "pki" / "ca.crt").read_bytes())
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    assert "never started" in named(site_checks(site, address))["SuperNode"].text
+    (site / "health.address").write_text("127.0.0.1:17\n")
+    monkeypatch.setattr("deploy.doctor.probe", {"127.0.0.1:17": "UNAVAILABLE"}.__getitem__)
+    assert "not running (UNAVAILABLE)" in named(site_checks(site, address))["SuperNode"].text
+    monkeypatch.setattr("deploy.doctor.probe", {"127.0.0.1:17": "SERVING"}.__getitem__)
+    assert "says SERVING" in named(site_checks(site, address))["SuperNode"].text

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy.certificates import create_authority
+from deploy.doctor import site_checks
 from deploy.site import create_identity
 from tests.needs import need_binary
 
@@ -74,7 +76,7 @@ def test_the_clientapp_first_on_the_path_is_the_sites_own(tmp_path: Path):
 def test_splitting_a_site_moves_the_key_and_keeps_the_modes(tmp_path: Path):
     site, node, me = tmp_path / "site", tmp_path / "node", getpass.getuser()
     create_identity(site, "site-0")
-    (site / "ca.crt").write_text("certificate")
+    create_authority(tmp_path / "ca.key", site / "ca.crt")
     (site / "site.toml").write_text('alias = "site-0"\naddress = "fleet.example:443"\n')
     key = (site / "node.key").read_bytes()
     command = [str(UNITS / "split-site"), str(site), str(node), me, me]
@@ -84,6 +86,9 @@ def test_splitting_a_site_moves_the_key_and_keeps_the_modes(tmp_path: Path):
     assert (node / "address.env").read_text() == "MASKFED_ADDRESS=fleet.example:443\n"
     for private in (node / "node.key", node / "site.secret", node / "tls" / "srv.key", site / "site.secret"):
         assert private.stat().st_mode & 0o077 == 0, private
+    found = {finding.name: finding for finding in site_checks(site, "fleet.example")}
+    assert "another user" in found["users"].text
+    assert "node.key" not in found
     again = subprocess.run(command, check=False, capture_output=True, text=True)
     assert again.returncode == 2
     assert again.stderr.startswith("error: ")
