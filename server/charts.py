@@ -14,6 +14,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 # Placeholders that no chart uses otherwise; after drawing they become CSS variables.
 _PLACEHOLDERS = {f"#0a0b{index:02x}": f"var({name})" for index, name in enumerate((*COLOURS, "--ink", "--line"), 1)}
 _INK, _LINE = list(_PLACEHOLDERS)[-2:]
+_LIGHT = ("#0b63b5", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d", "#1d2126", "#d9dce0")
+_DARK = ("#7ab8f5", "#fb9a66", "#6fd08c", "#c99af5", "#e5c15a", "#f48fb8", "#e8eaed", "#3a4047")
 WIDTH_INCHES, HEIGHT_INCHES = 4.4, 2.9
 MARKED_POINTS = 40
 
@@ -30,7 +32,13 @@ class Series:
 
 
 def line_chart(
-    series: list[Series], x_label: str, y_label: str, *, log_y: bool = False, from_zero: bool = False
+    series: list[Series],
+    x_label: str,
+    y_label: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    from_zero: bool = False,
 ) -> str:
     """SVG text of a chart, without XML header, sized by its container.
 
@@ -52,11 +60,23 @@ def line_chart(
         elif from_zero:
             axes.set_ylim(bottom=0)
         _frame(axes, x_label, y_label)
+        if log_x:
+            axes.set_xscale("log")
         if len(series) > 1:
             axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return _inline(buffer.getvalue(), y_label)
+
+
+def standalone(svg: str) -> str:
+    """A chart as a file of its own: the colours that a page would give it, light or dark as the viewer asks."""
+    light, dark = (
+        ";".join(f"{name}:{colour}" for name, colour in zip((*COLOURS, "--ink", "--line"), colours, strict=True))
+        for colours in (_LIGHT, _DARK)
+    )
+    style = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    return svg.replace("</title>", f"</title>{style}", 1)
 
 
 def _draw(axes: Any, line: Series, colour: str, dash: str, marker: str) -> None:  # noqa: ANN401  # matplotlib

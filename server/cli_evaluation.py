@@ -108,11 +108,23 @@ def evaluate(
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories; several are compared.")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories; several are compared.")] = None,
     out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the run.")] = None,
+    results: Annotated[bool, typer.Option("--results", help="Write RESULTS.md from the stored results.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="With --results: exit code 1 where it is stale.")] = False,
 ) -> None:
     """Write one self-contained HTML page: what ran, distances, samples, who took part, privacy, provenance."""
     from server.report import report as write
+
+    if results or check:
+        from server.cli_results import report_results
+
+        report_results(runs, check)
+        return
+    if not runs:
+        from shared.errors import InputError
+
+        raise InputError("report needs a run directory, or --results for the page of all studies")
 
     typer.echo(str(write(runs, out)))
 

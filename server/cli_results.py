@@ -51,3 +51,23 @@ def reproduce(
             typer.echo(f"{study}/{name} is not finished: the same command goes on", err=True)
             sys.exit(1)
         typer.echo(f"{stored}")
+
+
+def report_results(runs: list[Path] | None, check: bool) -> None:
+    """`report --results`: write the page of all studies, or only say whether it is up to date.
+
+    Raises:
+        InputError: run directories were given, too, or a stored result is damaged.
+    """
+    from server.results_page import make_pages
+    from shared.errors import InputError
+
+    if runs:
+        raise InputError(f"report --results takes no run directory, but got {runs[0]}: leave out one of the two")
+    pages = make_pages()
+    if not check:
+        pages.write()
+    for path in pages.stale() if check else pages.texts:
+        typer.echo(f"{'stale: ' if check else ''}{path}")
+    if check and pages.stale():
+        sys.exit(1)

@@ -86,6 +86,17 @@ class Figure(Section):
     """Least speed-up or reduction, largest ratio."""
 
 
+class Grid(Section):
+    """Distances of several arms side by side, as in a table of the paper."""
+
+    title: str
+    label: str
+    """Of the first column, which names the rows."""
+    columns: tuple[str, ...]
+    rows: dict[str, tuple[str, ...]]
+    """Arms of each row, one for each column; changes are against the first."""
+
+
 class ScalePlan(Section):
     """What all arms of a study share at one scale."""
 
@@ -108,6 +119,7 @@ class Study(Section):
     scales: dict[Scale, ScalePlan]
     arms: dict[str, Arm]
     figures: tuple[Figure, ...] = ()
+    grids: tuple[Grid, ...] = ()
 
     @model_validator(mode="after")
     def _refers_to_what_is_there(self) -> Self:
@@ -124,10 +136,14 @@ class Study(Section):
             for scale in arm.scales:
                 if scale not in self.scales:
                     raise ValueError(f"arms.{name}: scale {scale!r} is not among the study's scales")
-        for figure in self.figures:
-            for name in (figure.arm, figure.baseline):
-                if name not in self.arms or not self.arms[name].test:
-                    raise ValueError(f"figures: {name!r} is no measured arm of this study")
+        for grid in self.grids:
+            if any(len(row) != len(grid.columns) for row in grid.rows.values()):
+                raise ValueError(f"grids: {grid.title!r}: give one arm for each of the {len(grid.columns)} columns")
+        in_figures = [name for figure in self.figures for name in (figure.arm, figure.baseline)]
+        in_grids = [name for grid in self.grids for row in grid.rows.values() for name in row]
+        for name in (*in_figures, *in_grids):
+            if name not in self.arms or not self.arms[name].test:
+                raise ValueError(f"figures and grids: {name!r} is no measured arm of this study")
         return self
 
 

@@ -1,0 +1,137 @@
+"""Figures derived from stored results: equal-distance speed-ups, reductions, ratios; each with its goal."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from server.results import ArmResult, Point
+from server.studies import Figure, Scale, Study
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where a curve reaches a level."""
+
+    images: float
+    """Interpolated between measured points, linear in distance against the logarithm of the images."""
+    is_bound: bool
+    """The first measured point is there already: it took at most so many."""
+
+
+@dataclass(frozen=True)
+class Derived:
+    """One figure by one extractor."""
+
+    figure: Figure
+    scale: Scale
+    distance: str
+    """Name of the distance."""
+    value: float
+    arm_value: float
+    """What was divided: distances; for a speed-up images at equal distance."""
+    baseline_value: float
+    goal: float | None
+    flop_value: float | None = None
+    """Of a speed-up: the same in operations, with all stages before counted in."""
+    level: float | None = None
+    """Of a speed-up: the distance that both reach."""
+    is_bound: bool = False
+    """The true speed-up is at least this."""
+
+    @property
+    def is_as_claimed(self) -> bool:
+        """Whether it goes the way that the paper reports, or within the goal where the paper reports nothing."""
+        match self.figure.kind:
+            case "speedup":
+                return self.value > 1
+            case "reduction":
+                return self.value > 0
+            case "ratio":
+                return self.value <= max(self.figure.goal.values(), default=1.0)
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether the goal is; true without one."""
+        if self.goal is None:
+            return True
+        return self.value <= self.goal if self.figure.kind == "ratio" else self.value >= self.goal
+
+
+def derive(study: Study, name: str, results: Mapping[tuple[str, str, str], ArmResult], scale: Scale) -> list[Derived]:
+    """All figures of a study at a scale whose two arms have run, by every extractor that both were measured with."""
+    found = []
+    for figure in study.figures:
+        arm, baseline = results.get((name, scale, figure.arm)), results.get((name, scale, figure.baseline))
+        if arm is None or baseline is None:
+            continue
+        for distance in arm.extractors:
+            if distance in baseline.extractors:
+                found.append(_derive(figure, scale, distance, arm, baseline))
+    return found
+
+
+def chosen_point(result: ArmResult) -> Point:
+    """The point of the least validation distance by the first extractor: what is reported of an arm."""
+    first = next(iter(result.extractors), None)
+    if first is None:
+        return result.last
+    return min(result.curve, key=lambda point: point.metrics["validation"][first]["distance"])
+
+
+def test_distance(point: Point, distance: str) -> float:
+    """Distance of a point to the test split."""
+    return point.metrics["test"][distance]["distance"]
+
+
+def test_curve(result: ArmResult, distance: str) -> list[tuple[int, float]]:
+    """Images and test distance of each point."""
+    return [(point.images, test_distance(point, distance)) for point in result.curve]
+
+
+def crossing(curve: list[tuple[int, float]], level: float) -> Crossing | None:
+    """Where a curve first is at or below `level`; None when it never is."""
+    before: tuple[int, float] | None = None
+    for images, value in curve:
+        if value <= level:
+            if before is None:
+                return Crossing(images, is_bound=value < level)
+            share = (before[1] - level) / (before[1] - value)
+            logs = math.log(before[0]), math.log(images)
+            return Crossing(math.exp(logs[0] + share * (logs[1] - logs[0])), is_bound=False)
+        before = (images, value)
+    return None
+
+
+def _derive(figure: Figure, scale: Scale, distance: str, arm: ArmResult, baseline: ArmResult) -> Derived:
+    goal = figure.goal.get(scale)
+    if figure.kind == "speedup":
+        return _speedup(figure, scale, distance, arm, baseline, goal)
+    ours, theirs = (test_distance(chosen_point(result), distance) for result in (arm, baseline))
+    value = ours / theirs if figure.kind == "ratio" else 1 - ours / theirs
+    return Derived(figure, scale, distance, value, ours, theirs, goal)
+
+
+def _speedup(
+    figure: Figure, scale: Scale, distance: str, arm: ArmResult, baseline: ArmResult, goal: float | None
+) -> Derived:
+    """At the smallest distance that both curves reach."""
+    curves = [test_curve(result, distance) for result in (arm, baseline)]
+    level = max(min(value for _, value in curve) for curve in curves)
+    ours, theirs = (crossing(curve, level) for curve in curves)
+    assert ours is not None
+    assert theirs is not None
+    per_image = [result.last.flops / result.last.images for result in (arm, baseline)]
+    before = [result.init.flops if result.init else 0.0 for result in (arm, baseline)]
+    flops = [start + cost * place.images for start, cost, place in zip(before, per_image, (ours, theirs), strict=True)]
+    return Derived(
+        figure=figure,
+        scale=scale,
+        distance=distance,
+        value=theirs.images / ours.images,
+        arm_value=ours.images,
+        baseline_value=theirs.images,
+        goal=goal,
+        flop_value=flops[1] / flops[0],
+        level=level,
+        is_bound=ours.is_bound,
+    )
