@@ -6,7 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from server.drawing import WAIT_SECONDS, Drawing, Source
+from server.federated import ask_sites, question_for
 from server.reference import Reference, open_reference, refuse_generated
 from server.rundir import RunDir
 from server.scores import Scores, private_scores, scores
@@ -28,7 +29,7 @@ from shared.files import write_atomically
 from shared.private_statistics import Projection, load_projection
 from shared.runlog import RunLog
 from shared.sampling import LoadedModel, save_grid
-from shared.statistics import accumulate, check_same_space
+from shared.statistics import FeatureSpace, accumulate, check_same_space
 from shared.versions import git_commit, installed_versions
 
 RESULT_FILE = "result.json"
@@ -71,7 +72,14 @@ def evaluate_run(path: Path, options: Options) -> list[Path]:
     checkpoints = list_checkpoints(RunDir(path).checkpoints)
     if not checkpoints:
         raise InputError(f"run {path}: no checkpoint to evaluate")
-    return [evaluate(checkpoint, options) for checkpoint in checkpoints]
+    files = []
+    for checkpoint in checkpoints:
+        files.append(evaluate(checkpoint, options))
+        # Sites are asked once, whatever the number of checkpoints: each answer costs them.
+        if options.reference == FEDERATED and files[0].exists():
+            pooled = json.loads(files[0].read_text(encoding="utf-8"))["reference"]["name"]
+            options = replace(options, reference=pooled, release="exact")
+    return files
 
 
 def evaluate(path: Path, options: Options) -> Path:
@@ -95,6 +103,8 @@ def evaluate(path: Path, options: Options) -> Path:
     loaded, batch = source.loaded, source.batch
     config = loaded.experiment.evaluation
     num_images = options.num_images or config.num_images
+    if options.release == "dp" and options.reference != FEDERATED:
+        raise InputError(f"--private asks sites, and the reference is {options.reference}: give --reference federated")
     if num_images < 2:
         raise InputError(f"--num {num_images}: a distance needs at least 2 images")
     spec = options.extractor or config.extractor
@@ -107,7 +117,10 @@ def evaluate(path: Path, options: Options) -> Path:
     projection = load_projection(options.projection) if options.projection else None
     if projection is not None:
         check_same_space(extractor.space, projection.space)
-    reference = open_reference(options.reference, size, extractor, kept, batch, projection) if rank.is_first else None
+    reference = None
+    if rank.is_first:
+        name = _ask(options, loaded, extractor.space) if options.reference == FEDERATED else options.reference
+        reference = open_reference(name, size, extractor, kept, batch, projection)
     space = {"extractor": extractor.space.sha256, "layer": extractor.space.layer}
     job = ChunkedJob(folder / "parts", {**source.facts(config.seed), **space}, num_images, rank)
     done = _generate(job, source, extractor)
@@ -137,6 +150,14 @@ def evaluate(path: Path, options: Options) -> Path:
         fields = {"reference": reference.name, "num_images": num_images, "weights": loaded.weights}
         RunLog(run.metrics).write("evaluation", **place, name=folder.name, metrics=found.metrics, **fields)
     return result_file
+
+
+def _ask(options: Options, loaded: LoadedModel, space: FeatureSpace) -> str:
+    """The statistics that the sites release at this moment, as a file that later evaluations can name."""
+    question = question_for(options.release, options.noise_multiplier, options.projection, space)
+    pooled = ask_sites(options.home, loaded.experiment, question, options.say)
+    options.say(f"kept for later evaluations: --reference {pooled}")
+    return str(pooled)
 
 
 def _generate(job: ChunkedJob, source: Source, extractor: Extractor) -> int:

@@ -255,3 +255,32 @@ def test_private_reference_tells_bias_and_resolution(run, tmp_path):
         evaluate(run.path, Options(reference=reference, name="without"))
     with pytest.raises(InputError, match="goes with private statistics"):
         evaluate(run.path, Options(reference=REFERENCE, projection=options.projection, name="images"))
+
+
+def test_federated_reference_asks_the_sites_once_for_all_checkpoints(run, tmp_path, monkeypatch):
+    extractor = load_extractor("random-inception")
+    images = torch.from_numpy(generate(40, 16, 0, site="heldout")[0])
+    statistics = accumulate(extractor.batches([images]), extractor.space)
+    pooled, asked, said = tmp_path / "pooled.safetensors", [], []
+
+    def ask_sites(home, experiment, question, say):
+        asked.append((home, experiment, question.query.kind, question.query.space))
+        save_statistics(replace(statistics, site="site0+site1", release="exact"), pooled)
+        return pooled
+
+    monkeypatch.setattr("server.evaluate.ask_sites", ask_sites)
+    options = Options(reference="federated", home=tmp_path, say=said.append)
+    results = [read(file) for file in evaluate_run(run.path, options)]
+    assert asked == [(tmp_path, run.experiment, "exact", extractor.space)]
+    assert [result["reference"]["sites"] for result in results] == ["site0+site1"] * 2
+    assert said == [f"kept for later evaluations: --reference {pooled}"]
+    assert distance(results[1]) == distance(read(evaluate(run.path, Options(reference=str(pooled), name="again"))))
+
+
+def test_private_statistics_are_asked_of_sites_only(run, tmp_path):
+    with pytest.raises(InputError, match="--reference federated"):
+        evaluate(run.path, Options(reference=REFERENCE, release="dp"))
+    with pytest.raises(InputError, match="go together"):
+        evaluate(run.path, Options(reference="federated", release="dp", home=tmp_path))
+    with pytest.raises(InputError, match="give --home"):
+        evaluate(run.path, Options(reference="federated"))
