@@ -58,7 +58,8 @@ def data_scan(
 
     place = find_home(home)
     settings = load_settings(place)
-    with site_log(place, "scan", "shared"), Progress(transient=True) as progress:
+    bars = Progress(transient=True, disable=not sys.stdout.isatty())
+    with site_log(place, "scan", "shared"), bars as progress:
         bar = progress.add_task("decoding", total=None)
         found = scan(
             place,
@@ -67,12 +68,8 @@ def data_scan(
             on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     Journal(place.journal).write("scan", dataset_id=found.dataset_id, image_size=found.size, linked=found.linked)
-    print(f"data set {found.dataset_id}: {found.num_train} images to train on at {found.size} x {found.size} pixels")
-    persons = "" if found.num_persons is None else f" ({found.num_held_out_persons} of {found.num_persons} persons)"
-    print(f"held out for audits, never trained on: {found.num_held_out}{persons}")
-    print(f"dropped: {found.num_duplicates} duplicates, {found.num_unreadable} unreadable (named in logs/scan.log)")
-    if found.linked:
-        print(f"shares files with {', '.join(found.linked)}: spending counts for all of them")
+    for line in found.lines(settings.policy):
+        print(line)
 
 
 @app.command()

@@ -55,6 +55,7 @@ def join(  # every rule of the policy is one option
     start_now: Annotated[bool, typer.Option("--start", help="Go on with `data scan` and `start`.")] = False,
 ) -> None:
     """Accept a join bundle: trust its CA, approve its client code, write `site.toml` with the policy given here."""
+    from client.ledger import check_head_file
     from client.settings import parse_settings
     from deploy.enrolment import read_bundle
     from deploy.site import accept_bundle
@@ -92,8 +93,10 @@ def join(  # every rule of the policy is one option
         "join",
     )
     check_images(settings)
-    cli_records.approve_installed(place, joined.code_digest)
+    check_head_file(Path(settings.head_file), place.path)
+    cli_records.check_installed(joined.code_digest)
     accept_bundle(place.path, joined)
+    cli_records.approve_installed(place)
     save_settings(place, settings)
     typer.echo(f"joined {joined.address} as {joined.alias}; CA fingerprint, to compare with the coordinator by phone:")
     typer.echo(f"  {joined.ca_fingerprint}")
@@ -115,10 +118,14 @@ def default_head_file(home: Home, alias: str) -> Path:
 
 
 def check_images(settings: SiteConfig) -> None:
-    """Refuse a folder without images before anything is written."""
-    from shared.images import list_images
+    """Refuse a folder without images, or without the persons that the policy protects, before anything is written."""
+    from client.dataset import CURE_PERSONS
+    from shared.images import list_images, read_identities
 
-    list_images(Path(settings.data))
+    source = list_images(Path(settings.data))
+    persons = read_identities(Path(settings.identities), source.names) if settings.identities else source.persons
+    if settings.policy.unit == "person" and persons is None:
+        raise InputError(f"--unit person, but {settings.data} is not sorted by person. {CURE_PERSONS}")
 
 
 def describe(policy: SitePolicy) -> str:

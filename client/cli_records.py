@@ -161,7 +161,7 @@ def approve_code(
         typer.echo(line)
     if not yes:
         typer.confirm(f"approve the installed client code {digest}?", abort=True)
-    approve_installed(place, digest)
+    approve_installed(place)
     typer.echo(f"approved code {digest}")
 
 
@@ -195,15 +195,12 @@ def approve_revoke(digest: Annotated[str, typer.Argument(help="Digest.")], home:
     typer.echo(f"revoked {digest}")
 
 
-def approve_installed(place: Home, wanted: str) -> None:
-    """Approve the installed client code, which has to be the code of digest `wanted`.
+def check_installed(wanted: str) -> None:
+    """Refuse to join a coordinator whose client code is another than what is installed here.
 
     Raises:
-        InputError: it is not.
+        InputError: naming both digests.
     """
-    from client.approval import approve
-    from client.journal import Journal
-    from client.settings import write_private
     from shared.codedigest import installed_digest
 
     digest = installed_digest()
@@ -212,6 +209,16 @@ def approve_installed(place: Home, wanted: str) -> None:
             f"installed client code has digest {digest[:12]}, the coordinator's is {wanted[:12]}: "
             "install the same version"
         )
+
+
+def approve_installed(place: Home) -> None:
+    """Approve the client code installed here, and keep what its files are for the next comparison."""
+    from client.approval import approve
+    from client.journal import Journal
+    from client.settings import write_private
+    from shared.codedigest import installed_digest
+
+    digest = installed_digest()
     approve(place, "code", digest)
     write_private(place.path / APPROVED_FILES, json.dumps(file_digests()).encode())
     Journal(place.journal).write("approval", what="code", digest=digest)

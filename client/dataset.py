@@ -17,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.ledger import open_ledger
-from client.settings import Home, SiteConfig, Unit, private_files, read_data_key, write_private
+from client.settings import Home, SiteConfig, SitePolicy, Unit, private_files, read_data_key, write_private
+from client.split import Split, first_of_each, record_of
 from shared.cache import build_cache, open_cache
 from shared.errors import InputError
-from shared.images import ImageSource, list_images, read_identities
+from shared.images import ImageSource, list_images, read_identities, shorter_side
 from shared.imageset import ImageCache
 
 SCHEMA_VERSION = 1
+CURE_PERSONS = "Give one folder per person and no image beside the folders, or `identities`, and scan again."
 Ids = NDArray[np.int64]
 
 
@@ -53,7 +55,7 @@ class Dataset:
         if unit == "image":
             return list(self.train.reshape(-1, 1))
         if self.persons is None:
-            raise InputError("the images are not sorted by person: give one folder per person, or `identities`")
+            raise InputError(f"the images are not sorted by person. {CURE_PERSONS}")
         order = np.argsort(self.persons[self.train], kind="stable")
         rows = self.train[order]
         borders = np.flatnonzero(np.diff(self.persons[rows])) + 1
@@ -72,8 +74,31 @@ class Scan:
     num_held_out_persons: int | None
     num_duplicates: int
     num_unreadable: int
+    shorter_sides: tuple[int, int, int]
+    """Of the files as they are, in pixels: smallest, median, largest."""
+    num_enlarged: int
+    """Files smaller than the size of the data set."""
     linked: list[str]
     """Other data sets that share files: their spending counts here, and this one's there."""
+
+    def lines(self, policy: SitePolicy) -> Iterator[str]:
+        """For the operator: counts, persons, sizes, and what keeps the site from training."""
+        yield f"data set {self.dataset_id}: {self.num_train} images to train on at {self.size} x {self.size} pixels"
+        known = "" if self.num_persons is None else f" ({self.num_held_out_persons} of {self.num_persons} persons)"
+        yield f"held out for audits, never trained on: {self.num_held_out}{known}"
+        yield "shorter side of the files: {} to {} pixels, median {}".format(
+            *self.shorter_sides[::2], self.shorter_sides[1]
+        )
+        named = ", named in logs/scan.log" if self.num_unreadable else ""
+        yield f"dropped: {self.num_duplicates} duplicates, {self.num_unreadable} unreadable{named}"
+        if self.linked:
+            yield f"shares files with {', '.join(self.linked)}: spending counts for all of them"
+        if self.num_enlarged:
+            yield f"PROBLEM: {self.num_enlarged} files are smaller than {self.size} pixels and were enlarged"
+        if self.num_train < policy.min_images_train:
+            yield f"PROBLEM: training is refused below policy.min_images_train, which is {policy.min_images_train}"
+        if policy.unit == "person" and self.num_persons is None:
+            yield f"PROBLEM: policy.unit is 'person': training with DP is refused. {CURE_PERSONS}"
 
 
 def scan(
@@ -107,12 +132,13 @@ def scan(
         )
         key = read_data_key(home)
         persons = _persons_of(source, images, identities)
-        records = [
-            (_record(key, source.read(name)), _record(key, pixels.tobytes()))
-            for name, pixels in zip(images.names, images.images, strict=True)
-        ]
-        keep = _first_of_each(records)
-        split = _Split.load(folder / "split.json")
+        records, sides = [], []
+        for name, pixels in zip(images.names, images.images, strict=True):
+            data = source.read(name)
+            records.append((record_of(key, data), record_of(key, pixels.tobytes())))
+            sides.append(shorter_side(data))
+        keep = first_of_each(records)
+        split = Split.load(folder / "split.json")
         is_held_out = np.array(
             [split.place(key, records[row], persons[row] if persons else None, settings.held_out_ratio) for row in keep]
         )
@@ -146,6 +172,8 @@ def scan(
         num_held_out_persons=None if codes is None else len(np.unique(codes[is_held_out])),
         num_duplicates=len(images) - len(keep),
         num_unreadable=images.num_unreadable,
+        shorter_sides=(min(sides), sorted(sides)[len(sides) // 2], max(sides)),
+        num_enlarged=sum(side < settings.image_size for side in sides),
         linked=linked,
     )
 
@@ -175,7 +203,9 @@ def open_dataset(home: Home, size: int) -> Dataset:
     try:
         images = open_cache(path.parent / f"images-{size}", check_source=False)
     except InputError as error:
-        raise NotScannedError(str(error)) from error
+        raise NotScannedError(
+            f"the images of {size} pixels in {path.parent} are not complete: run `maskfed-client data scan`"
+        ) from error
     return Dataset(
         dataset_id=dataset_id,
         fingerprint=index["fingerprint"],
@@ -187,33 +217,6 @@ def open_dataset(home: Home, size: int) -> Dataset:
     )
 
 
-@dataclass
-class _Split:
-    """Which records and persons were set aside; what is decided once stays, also when images are added."""
-
-    records: dict[str, bool]
-    persons: dict[str, bool]
-
-    @classmethod
-    def load(cls, path: Path) -> "_Split":
-        if not path.exists():
-            return cls({}, {})
-        return cls(**json.loads(path.read_bytes()))
-
-    def save(self, path: Path) -> None:
-        write_private(path, json.dumps({"records": self.records, "persons": self.persons}).encode())
-
-    def place(self, key: bytes, pair: tuple[str, str], person: str | None, ratio: float) -> bool:
-        """Whether a file is held out: as its bytes or pixels were before, else as its person is, else by keyed hash."""
-        known = [self.records[record] for record in pair if record in self.records]
-        name = pair[0] if person is None else _record(key, person.encode())
-        place = any(known) if known else self.persons.get(name, _chance(key, name) < ratio)
-        if person is not None:
-            self.persons.setdefault(name, place)
-        self.records.update(dict.fromkeys(pair, place))
-        return place
-
-
 def _persons_of(source: ImageSource, images: ImageCache, identities: Path | None) -> list[str] | None:
     persons = read_identities(identities, source.names) if identities else source.persons
     if persons is None:
@@ -222,28 +225,9 @@ def _persons_of(source: ImageSource, images: ImageCache, identities: Path | None
     return [by_name[name] for name in images.names]
 
 
-def _first_of_each(records: list[tuple[str, str]]) -> Ids:
-    """Rows without those whose file or whose pixels came before."""
-    seen: set[str] = set()
-    keep = []
-    for row, pair in enumerate(records):
-        if seen.isdisjoint(pair):
-            keep.append(row)
-        seen.update(pair)
-    return np.array(keep, np.int64)
-
-
 def _sharing(home: Home, others: set[str], records: set[str]) -> Iterator[str]:
     """Data sets with a record in common; one whose records are lost counts as such, for nothing proves otherwise."""
     for other in others:
         path = home.datasets / other / "split.json"
-        if not path.exists() or not records.isdisjoint(_Split.load(path).records):
+        if not path.exists() or not records.isdisjoint(Split.load(path).records):
             yield other
-
-
-def _record(key: bytes, data: bytes) -> str:
-    return hmac.new(key, data, hashlib.sha256).hexdigest()
-
-
-def _chance(key: bytes, name: str) -> float:
-    return int.from_bytes(hmac.new(key, f"held out:{name}".encode(), hashlib.sha256).digest()[:8], "big") / 2**64

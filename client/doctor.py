@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.approval import read_approved
-from client.dataset import open_dataset
+from client.dataset import CURE_PERSONS, open_dataset
 from client.ledger import head_problem, read_ledger
 from client.settings import Home, SiteConfig, check_private, load_settings
 from shared.codedigest import installed_digest
@@ -90,9 +90,12 @@ def _images(settings: SiteConfig) -> str:
 def _dataset(home: Home, settings: SiteConfig) -> str:
     data = open_dataset(home, settings.image_size)
     if len(data.train) < settings.policy.min_images_train:
-        raise InputError(f"{len(data.train)} training images, policy asks for {settings.policy.min_images_train}")
+        raise InputError(
+            f"{len(data.train)} training images, policy.min_images_train is {settings.policy.min_images_train}: "
+            "add images, or lower it"
+        )
     if settings.policy.unit == "person" and data.persons is None:
-        raise InputError("policy.unit is 'person', but the images have no persons: one folder per person, then scan")
+        raise InputError(f"policy.unit is 'person', but the images have no persons. {CURE_PERSONS}")
     return f"{len(data.train)} images to train on, {len(data.held_out)} held out"
 
 

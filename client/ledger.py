@@ -186,8 +186,7 @@ def open_ledger(path: Path, head_path: Path, *, adopt: bool = False) -> Iterator
         BusyError: another process holds it.
         ChainError: damaged, or behind the highest head seen (a restored backup).
     """
-    if head_path.parent == path.parent or not head_path.is_absolute():
-        raise InputError(f"head_file {str(head_path)!r}: give an absolute path outside the ledger's own folder")
+    check_head_file(head_path, path.parent)
     with open_chain(path, wait=False) as chain:
         problem = head_problem(History(chain.entries), head_path)
         if problem and not adopt:
@@ -199,6 +198,16 @@ def open_ledger(path: Path, head_path: Path, *, adopt: bool = False) -> Iterator
         ledger = Ledger(chain, head_path)
         _write_head(head_path, str(ledger.ledger_id), ledger.head)
         yield ledger
+
+
+def check_head_file(head_path: Path, home: Path) -> None:
+    """Refuse a head file that would be restored together with the ledger.
+
+    Raises:
+        InputError: it is not absolute, or lies somewhere in the ledger's folder.
+    """
+    if not head_path.is_absolute() or head_path.is_relative_to(home):
+        raise InputError(f"head_file {str(head_path)!r}: give an absolute path outside {home}, the ledger's folder")
 
 
 def read_ledger(path: Path) -> History:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shared.errors import InputError
 
@@ -110,12 +110,32 @@ def decode(data: bytes, size: int, crop: int = 0) -> NDArray[np.uint8]:
             upright = ImageOps.exif_transpose(opened)
             picture = to_rgb(upright if upright is not None else opened)
     except _DECODE_ERRORS as error:
-        raise UnreadableImageError(f"{type(error).__name__}: {error}") from error
+        raise unreadable(error) from error
     side = min(picture.size)
     side = min(side, crop) if crop else side
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     square = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def shorter_side(data: bytes) -> int:
+    """Pixels of a picture's shorter side, from its header alone.
+
+    Raises:
+        UnreadableImageError: not an image.
+    """
+    try:
+        with Image.open(BytesIO(data)) as opened:
+            return min(opened.size)
+    except _DECODE_ERRORS as error:
+        raise unreadable(error) from error
+
+
+def unreadable(error: BaseException) -> UnreadableImageError:
+    """What Pillow says, without the addresses of its objects."""
+    if isinstance(error, UnidentifiedImageError):
+        return UnreadableImageError("not an image of a known format")
+    return UnreadableImageError(f"{type(error).__name__}: {error}")
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

@@ -87,6 +87,38 @@ def test_joining_without_images_is_refused_and_writes_nothing(bundle: Path, home
     assert not Home(home).settings.exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--identities", "nowhere.txt"), "identities .*nowhere.txt: not a text file"),
+        (("--head-file", "site/kept/head.json"), "outside .*site, the ledger's folder"),
+        (("--delta", 1), r"policy.delta = 1.0: Input should be less than 1"),
+    ],
+)
+def test_joining_with_a_bad_option_names_it_and_writes_nothing(
+    bundle: Path, home: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[object, ...], problem: str
+):
+    monkeypatch.chdir(home.parent)
+    before = sorted(home.rglob("*"))
+    with pytest.raises(InputError, match=problem):
+        call("join", bundle, "--home", home, "--data", photos, "--image-size", SIZE, *options)
+    assert sorted(home.rglob("*")) == before
+
+
+def test_joining_for_persons_needs_images_sorted_by_person(bundle: Path, home: Path, photos: Path):
+    first = next(photos.iterdir())
+    with pytest.raises(InputError, match=r"--unit person, but .* is not sorted by person. Give one folder per person"):
+        join(bundle, home, first, "--unit", "person")
+    join(bundle, home, photos, "--unit", "person")
+
+
+def test_joining_without_keys_writes_nothing(bundle: Path, home: Path, photos: Path):
+    other = home.parent / "other"
+    with pytest.raises(ProvisionError, match="has no node key"):
+        join(bundle, other, photos)
+    assert not other.exists()
+
+
 def test_joining_twice_is_refused(bundle: Path, home: Path, photos: Path):
     join(bundle, home, photos)
     with pytest.raises(InputError, match="exists already"):

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from client.chain import BusyError
-from client.dataset import current_id, open_dataset, scan
+from client.dataset import NotScannedError, current_id, open_dataset, scan
 from client.ledger import open_ledger, read_ledger
 from client.settings import SiteConfig
 from shared.errors import InputError
@@ -87,6 +87,38 @@ def test_unreadable_files_are_counted_and_left_out(make_site: MakeSite, folder: 
     home, settings = make_site(folder)
     assert scan(home, settings).num_unreadable == 1
     assert "broken" not in str(open_dataset(home, SIZE).images.names)
+
+
+def test_scan_tells_the_operator_counts_persons_sizes_and_problems(make_site: MakeSite, folder: Path):
+    person = next(path for path in sorted(folder.iterdir()) if path.is_dir())
+    Image.new("RGB", (8, 60)).save(person / "small.png")
+    Image.new("RGB", (90, 40), "red").save(person / "large.png")
+    (person / "broken.jpg").write_bytes(b"no picture")
+    home, settings = make_site(folder, held_out_ratio=0.0)
+    found = scan(home, settings)
+    assert list(found.lines(settings.policy)) == [
+        f"data set {found.dataset_id}: 26 images to train on at 16 x 16 pixels",
+        "held out for audits, never trained on: 0 (0 of 6 persons)",
+        "shorter side of the files: 8 to 40 pixels, median 16",
+        "dropped: 0 duplicates, 1 unreadable, named in logs/scan.log",
+        "PROBLEM: 1 files are smaller than 16 pixels and were enlarged",
+    ]
+    (folder / "stray.png").write_bytes((person / "large.png").read_bytes())
+    asked = settings.policy.model_copy(update={"unit": "person", "min_images_train": 1000})
+    problems = [line for line in scan(home, settings).lines(asked) if line.startswith("PROBLEM")]
+    assert problems[1:] == [
+        "PROBLEM: training is refused below policy.min_images_train, which is 1000",
+        "PROBLEM: policy.unit is 'person': training with DP is refused. Give one folder per person and no image beside "
+        "the folders, or `identities`, and scan again.",
+    ]
+
+
+def test_cache_that_is_not_complete_asks_for_a_scan(make_site: MakeSite):
+    home, _ = make_site()
+    for facts in home.datasets.rglob("cache.json"):
+        facts.unlink()
+    with pytest.raises(NotScannedError, match=r"not complete: run `maskfed-client data scan`"):
+        open_dataset(home, SIZE)
 
 
 def test_empty_folder_is_refused_and_nothing_is_current(make_site: MakeSite, tmp_path: Path):

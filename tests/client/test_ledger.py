@@ -233,6 +233,8 @@ def test_clock_before_the_newest_entry_is_noticed(path: Path, head: Path):
         assert ledger.is_clock_behind(now - dt.timedelta(minutes=6))
 
 
-def test_head_file_beside_the_ledger_is_refused(path: Path):
-    with pytest.raises(InputError, match="outside"), open_ledger(path, path.parent / "head.json"):
+@pytest.mark.parametrize("name", ["head.json", "kept/elsewhere/head.json"])
+def test_head_file_in_the_ledgers_folder_is_refused(path: Path, name: str):
+    with pytest.raises(InputError, match="outside"), open_ledger(path, path.parent / name):
         pass
+    assert not path.exists()
