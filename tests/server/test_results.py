@@ -1,0 +1,215 @@
+import json
+import math
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from server import cli, results, results_page
+from server.derived import chosen_point, crossing, derive
+from server.results import ArmResult, read_results, result_file, write_result
+from server.results_page import make_pages
+from server.studies import load_study
+from shared.errors import InputError
+
+NAME = "fd_onnx:net"
+
+
+def metrics(test, validation):
+    def found(distance):
+        return {NAME: {"distance": distance, "kernel": 0.01, "precision": 0.5, "recall": 0.25}}
+
+    return {"test": found(test), "validation": found(validation)}
+
+
+def make_result(study, arm, curve, *, init_flops=0.0, per_image=10.0, scale="cpu"):
+    """`curve`: (images, test distance, validation distance)."""
+    facts = {"set": "faces.zip", "split": "train", "share": "1", "images": 90, "persons": 30, "sha256": "00"}
+    init = {"arm": "x/y", "checkpoint": "ab", "images": 5, "steps": 1, "flops": init_flops} if init_flops else None
+    points = [
+        {"images": images, "steps": images, "flops": images * per_image, "metrics": metrics(test, validation)}
+        for images, test, validation in curve
+    ]
+    return ArmResult.model_validate(
+        {
+            "schema": 1,
+            "study": study,
+            "arm": arm,
+            "scale": scale,
+            "curve": points,
+            "init": init,
+            "experiment": {"model": {"size": "T", "image_size": 32, "patch_size": 4}, "train": {"seed": 0}},
+            "data": {"train": facts, "test": facts},
+            "extractors": {NAME: "cd"},
+            "measured": {"num_images": 500, "nfe": 10, "sampler": "dpm++"},
+            "training_seconds": 60.0,
+            "measuring_seconds": 5.0,
+            "threads": 1,
+            "hardware": "a processor",
+            "versions": {},
+            "commit": "0123456789abcdef",
+            "command": "maskfed-server reproduce",
+            "date": "2026-01-01",
+        }
+    )
+
+
+def stored_of(*found):
+    return {(result.study, result.scale, result.arm): result for result in found}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "server" / "results"
+    place.mkdir(parents=True)
+    shutil.copy(results.FOLDER / results_page.REPORTED_FILE, place)
+    return place
+
+
+SCRATCH = make_result("acceleration", "scratch", [(100, 8.0, 8.0), (1000, 4.0, 4.0), (10_000, 2.0, 2.0)])
+AFTER = make_result("acceleration", "after-pretraining", [(10, 6.0, 6.0), (1000, 1.0, 1.0)], init_flops=5000.0)
+
+
+def test_a_curve_is_interpolated_over_the_logarithm_of_the_images():
+    curve = [(100, 8.0), (1000, 4.0), (10_000, 2.0)]
+    found = crossing(curve, 5.0)
+    assert found is not None
+    # Three quarters of the way from 8 to 4, so of the way from 10^2 to 10^3.
+    assert found.images == pytest.approx(10**2.75)
+    assert crossing(curve, 4.0).images == pytest.approx(1000)
+    assert crossing(curve, 1.0) is None
+    assert crossing(curve, 9.0).is_bound
+    assert crossing(curve, 9.0).images == 100
+
+
+def test_the_speedup_is_at_the_smallest_distance_that_both_reach_and_counts_pretraining():
+    (found,) = derive(load_study("acceleration"), "acceleration", stored_of(SCRATCH, AFTER), "cpu")
+    # Both reach 2: scratch at 10,000; the other four fifths of the way from 10 to 1000.
+    ours = 10 ** (1 + 2 * 0.8)
+    assert found.level == 2.0
+    assert found.value == pytest.approx(10_000 / ours)
+    assert found.flop_value == pytest.approx(10_000 * 10 / (5000 + ours * 10))
+    assert not found.is_bound
+    assert math.isclose(found.arm_value, ours)
+
+
+def test_where_the_baseline_ends_closer_the_level_is_the_others_best():
+    worse = make_result("acceleration", "after-pretraining", [(10, 6.0, 6.0), (1000, 4.0, 4.0)], init_flops=1.0)
+    (found,) = derive(load_study("acceleration"), "acceleration", stored_of(SCRATCH, worse), "cpu")
+    assert (found.level, found.value, found.is_as_claimed) == (4.0, 1.0, False)
+
+
+def test_validation_chooses_the_point_and_test_is_reported():
+    scratch = make_result("transfer", "scratch-10", [(100, 5.0, 3.0), (200, 1.0, 4.0)])
+    other = make_result("transfer", "other-10", [(100, 3.0, 9.0), (200, 3.5, 1.0)])
+    assert chosen_point(scratch).images == 100
+    (found,) = derive(load_study("transfer"), "transfer", stored_of(scratch, other), "cpu")
+    assert (found.arm_value, found.baseline_value) == (3.5, 5.0)
+    assert found.value == pytest.approx(0.3)
+    at_gpu = [each.model_copy(update={"scale": "gpu"}) for each in (scratch, other)]
+    (found,) = derive(load_study("transfer"), "transfer", stored_of(*at_gpu), "gpu")
+    assert (found.goal, found.is_reached) == (0.4, False)
+
+
+def test_the_cost_of_federation_is_a_ratio_with_a_goal_from_above():
+    one = make_result("federated", "one-site", [(100, 2.0, 2.0)], scale="gpu")
+    four = make_result("federated", "four-sites", [(100, 2.1, 2.1)], scale="gpu")
+    (found,) = derive(load_study("federated"), "federated", stored_of(one, four), "gpu")
+    assert found.value == pytest.approx(1.05)
+    assert found.is_reached
+
+
+def test_the_page_holds_what_the_results_say_and_lists_what_has_not_run(folder):
+    for result in (SCRATCH, AFTER):
+        write_result(result, result_file(folder, result.study, result.scale, result.arm))
+    pages = make_pages(folder)
+    text = pages.texts[folder.parent / "RESULTS.md"]
+    assert "**25.12 times fewer images**" in text
+    assert "and 11.13 times fewer operations" in text
+    assert "1 of 1 figures go the way" in text
+    assert "Not run: pretrain (`maskfed-server reproduce acceleration --scale cpu`)" in text
+    assert "No arm has run (`maskfed-server reproduce transfer --scale gpu`)" in text
+    assert "| 10 % | 37.17 | 24.59 | 20.71 | reported by the paper |" in text
+    assert "| 0123456789 | a processor, 1 | 2026-01-01 | 60.0 s | 5.0 s | 500 | 0 |" in text
+    plots = [path for path in pages.texts if path.suffix == ".svg"]
+    assert [path.name for path in plots] == ["acceleration-cpu-fd_onnx-net.svg"]
+    assert "results/acceleration-cpu-fd_onnx-net.svg" in text
+    assert pages.texts[plots[0]].startswith("<svg")
+
+
+def test_a_missed_goal_says_by_how_much(folder):
+    one = make_result("federated", "one-site", [(100, 2.0, 2.0)], scale="gpu")
+    four = make_result("federated", "four-sites", [(100, 3.0, 3.0)], scale="gpu")
+    for result in (one, four):
+        write_result(result, result_file(folder, result.study, result.scale, result.arm))
+    text = make_pages(folder).texts[folder.parent / "RESULTS.md"]
+    assert "4 sites over 1 site: **1.500** (3 against 2); goal 1.1: MISSED by 0.4." in text
+    assert "0 of 1 figures go the way" in text
+    assert "Against it: 4 sites by `fd_onnx:net`" in text
+
+
+def test_the_same_results_give_the_same_bytes_and_check_finds_what_is_stale(folder):
+    write_result(SCRATCH, result_file(folder, "acceleration", "cpu", "scratch"))
+    first = make_pages(folder)
+    assert first.texts == make_pages(folder).texts
+    first.write()
+    assert make_pages(folder).stale() == []
+    page, plot = folder.parent / "RESULTS.md", folder / "acceleration-cpu-fd_onnx-net.svg"
+    page.write_text(page.read_text() + " ")
+    plot.unlink()
+    (folder / "acceleration-cpu-old.svg").write_text("<svg/>")
+    write_result(AFTER, result_file(folder, "acceleration", "cpu", "after-pretraining"))
+    assert set(make_pages(folder).stale()) == {page, plot, folder / "acceleration-cpu-old.svg"}
+    make_pages(folder).write()
+    assert make_pages(folder).stale() == []
+
+
+def test_the_committed_page_and_plots_are_those_of_the_committed_results():
+    assert CliRunner().invoke(cli.app, ["report", "--results", "--check"]).output == ""
+
+
+def test_check_exits_with_1_where_the_page_is_stale(folder, monkeypatch):
+    monkeypatch.setattr(results_page, "make_pages", lambda: make_pages(folder))
+    done = CliRunner().invoke(cli.app, ["report", "--results", "--check"])
+    assert (done.exit_code, done.output.count("stale: ")) == (1, 1)
+    assert CliRunner().invoke(cli.app, ["report", "--results"]).exit_code == 0
+    assert CliRunner().invoke(cli.app, ["report", "--results", "--check"]).exit_code == 0
+
+
+def test_stored_results_hold_numbers_only_and_no_path():
+    for (study, _, arm), result in read_results(results.FOLDER).items():
+        assert arm in load_study(study).arms
+        assert "/" not in "".join(str(part["set"]) for part in result.data.values())
+        text = json.dumps(result.model_dump(mode="json"))
+        assert not [word for word in ("/home/", "/tmp/", "/work/", ".png") if word in text]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tree: tree | {"schema": 2}, "schema 2, this version reads 1"),
+        (lambda tree: tree | {"colour": 1}, "unknown key 'colour'"),
+        (lambda tree: tree | {"curve": []}, "curve"),
+        (lambda tree: tree | {"arm": "other"}, "give it that name"),
+        (lambda _tree: [], "schema None"),
+    ],
+)
+def test_a_result_of_another_kind_is_refused_in_one_line(change, words, folder):
+    file = result_file(folder, "acceleration", "cpu", "scratch")
+    write_result(SCRATCH, file)
+    assert read_results(folder)["acceleration", "cpu", "scratch"] == SCRATCH
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(InputError) as refusal:
+        read_results(folder)
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_torn_result_and_one_of_an_unknown_arm_are_refused(folder):
+    (folder / "acceleration-cpu-scratch.json").write_text("{")
+    with pytest.raises(InputError, match="not readable JSON"):
+        make_pages(folder)
+    (folder / "acceleration-cpu-scratch.json").unlink()
+    write_result(make_result("acceleration", "none", [(1, 1.0, 1.0)]), folder / "acceleration-cpu-none.json")
+    with pytest.raises(InputError, match="no such arm"):
+        make_pages(folder)
