@@ -74,11 +74,12 @@ class Trainer:
         return self._round(place) if self.plan.sites else self._train(place)
 
     def _train(self, place: Place) -> Path | None:
+        run = RunDir(self.folder / "training")
+        if _is_past(run, place.steps):
+            return _kept(run, place)
         steps = self.experiment.train.model_copy(update={"steps": place.steps})
         init = _checkpoint(self.init) if self.init else None
-        run = train(
-            self.experiment.model_copy(update={"train": steps}), self.data.cache, self.folder / "training", init
-        )
+        train(self.experiment.model_copy(update={"train": steps}), self.data.cache, run.path, init)
         newest = run.latest
         return newest if newest is not None and load_meta(newest).step == place.steps else None
 
@@ -158,6 +159,22 @@ def _checkpoint(folder: Path) -> Path:
         if run.is_dir():
             return resolve_checkpoint(run).resolve()
     raise InputError(f"arm folder {folder} holds no training: run its arm again")
+
+
+def _is_past(run: RunDir, steps: int) -> bool:
+    """Whether a training has gone beyond `steps`."""
+    newest = run.latest
+    return newest is not None and (load_meta(newest).step or 0) > steps
+
+
+def _kept(run: RunDir, place: Place) -> Path:
+    checkpoint = run.step_checkpoint(place.steps)
+    if not checkpoint.exists():
+        raise InputError(
+            f"training {run.path} has gone beyond {place.images} images and kept no checkpoint of them: leave that "
+            "number out of the study, or give another --out"
+        )
+    return checkpoint
 
 
 def _is_complete(run: RunDir) -> bool:

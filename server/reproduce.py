@@ -1,7 +1,8 @@
 """One arm of a study as a resumable job: data, training, distances at given image counts, one `result.json`.
 
 The folder of an arm holds `arm.json` (what was asked), `training` or `simulation`, `points/*.json` (distances that are
-done) and, at the end, `result.json`. The same command after any interruption goes on with what is left.
+done) and, at the end, `result.json`. The same command after any interruption goes on with what is left; when the study
+asks a central arm for more images than before, it goes on from its end.
 """
 
 import json
@@ -106,7 +107,8 @@ class Job:
         parts = splits.of(self.arm)
         self._claim_folder(parts, extractors, init)
         result = self.folder / RESULT_FILE
-        if not result.exists():
+        wanted = [place.images for place in self.plan.places]
+        if not result.exists() or [point.images for point in read_result(result).curve] != wanted:
             points = self._points(parts, extractors, init, device)
             if points is None:
                 return None
@@ -237,12 +239,14 @@ class Job:
     def _claim_folder(self, parts: dict[str, Part], extractors: list[Extractor], init: Init | None) -> None:
         """Note what is asked; another question in the same folder is refused.
 
+        A central arm may be asked for more images, or for other places to measure at: nothing that is done changes.
+
         Raises:
             InputError: names the first thing that differs.
         """
         asked: dict[str, Any] = {
             "arm": self.arm.model_dump(mode="json", exclude={"title", "scales"}),
-            "stage": self.stage.model_dump(mode="json"),
+            "stage": self.stage.model_dump(mode="json", exclude=set() if self.arm.sites else {"images", "at"}),
             "data": {role: part.facts for role, part in parts.items()},
             "extractors": _digests(extractors) if self.arm.test else {},
             "generated": self.study.scales[self.scale].generated,

@@ -144,7 +144,9 @@ def test_an_arm_says_what_it_measured_where_and_from_what(study, pretrained, tmp
     assert str(tmp_path) not in stored.read_text()
 
 
-def test_an_arm_that_was_killed_goes_on_and_ends_like_one_that_was_not(study, pretrained, tmp_path, monkeypatch):
+def test_an_arm_that_was_killed_or_asked_for_more_goes_on_and_ends_like_one_that_was_not(
+    study, pretrained, tmp_path, monkeypatch
+):
     whole, broken = settings(tmp_path, "whole"), settings(tmp_path, "broken")
     for wanted in (whole, broken):
         shutil.copytree(pretrained, wanted.root)
@@ -163,8 +165,17 @@ def test_an_arm_that_was_killed_goes_on_and_ends_like_one_that_was_not(study, pr
     assert [path.name for path in (folder / "points").iterdir()] == ["0000000008.json"]
     assert not (folder / "result.json").exists()
     assert not result_file(broken.results, "tiny", "cpu", "after").exists()
+    shorter = Path(study).read_text()
+    Path(study).write_text(shorter.replace("images = 16, at = [7]", "images = 7"))
+    assert read_result(run_arm(study, "after", "cpu", broken)).curve == expected.curve[:1]
+    # Asked for more than it was at first.
+    Path(study).write_text(shorter)
     found = read_result(run_arm(study, "after", "cpu", broken))
     assert found.curve == expected.curve
+    Path(study).write_text(shorter.replace("at = [7]", "at = [7, 12]"))
+    (folder / "training" / "checkpoints" / "step-000000003").rename(tmp_path / "lost")
+    with pytest.raises(InputError, match="has gone beyond 12 images and kept no checkpoint"):
+        run_arm(study, "after", "cpu", broken)
     ours, theirs = weights(broken.root, "after"), weights(whole.root, "after")
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
