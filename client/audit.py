@@ -58,8 +58,8 @@ def audit(home: Home, settings: SiteConfig, subject: Subject, options: AuditOpti
     data = open_dataset(home, subject.experiment.model.image_size)
     if len(data.held_out) < MIN_HELD_OUT:
         raise InputError(
-            f"{len(data.held_out)} held-out images, an audit needs {MIN_HELD_OUT}: raise held_out_ratio before the "
-            "first round"
+            f"{len(data.held_out)} held-out images, an audit needs {MIN_HELD_OUT}: before the first round, raise "
+            "held_out_ratio and `data scan --new`"
         )
     device = next(subject.model.parameters()).device
     options.on_stage("membership attacks")

@@ -13,25 +13,34 @@ import psutil
 import pytest
 
 from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint, tiny_experiment
+from client.dataset import open_dataset
+from client.settings import Home, load_settings, save_settings
 from deploy.coordinator import is_loopback
 from shared.checkpoint import load_group
+from shared.features import load_extractor
 from shared.runlog import read_metrics
+from shared.statistics import load_statistics, statistics_of
 
 EXPERIMENT = tiny_experiment(image_size=8, rounds=2, local_steps=3, round_deadline_seconds=120)
+QUICK = ("--set", "evaluation.sampler=dpm++", "--set", "evaluation.steps=4")
 
 
 @pytest.mark.timeout(600)
 def test_two_sites_fine_tune_for_two_rounds_survive_a_killed_superexec_and_leave_nothing(tmp_path: Path):
     experiment = make_experiment(EXPERIMENT)
-    local = LocalFederation(tmp_path, num_sites=2, image_size=8, num_images=24)
+    local = LocalFederation(tmp_path, num_sites=2, image_size=8, num_images=210)
     try:
         local.set_up()
+        allow_questions(local)
         local.start()
         check_private_files(local)
         check_doors_are_shut(local)
-        run(local, random_checkpoint(tmp_path / "init", experiment))
+        init = random_checkpoint(tmp_path / "init", experiment)
+        run(local, init)
         check_rounds(local)
         check_ledgers(local)
+        check_federated_reference(local)
+        check_audits(local, init)
     finally:
         family = [process for group in local.processes().values() for process in group]
         left = local.stop()
@@ -88,6 +97,50 @@ def check_ledgers(local: LocalFederation) -> None:
         assert "error" not in said.lower()
         entries = [json.loads(line) for line in (local.site(index) / "ledger.jsonl").read_text().splitlines()]
         assert [entry["kind"] for entry in entries].count("reserve") == 2
+
+
+def allow_questions(local: LocalFederation) -> None:
+    """Sites that release exact statistics, the first one also verdicts, and hold half of their images out for these."""
+    for index in range(2):
+        home = Home(local.site(index))
+        settings = load_settings(home)
+        allowed = {"tasks": ("train", "statistics", "audit"), "extractors": ("random-inception",)}
+        limits = {"min_images_statistics": 2, "max_audits_per_day": 1 - index}
+        policy = settings.policy.model_copy(update={**allowed, **limits})
+        save_settings(home, settings.model_copy(update={"policy": policy, "held_out_ratio": 0.5}))
+        local.call("maskfed-client", "data", "scan", "--new", "--home", str(home.path))
+
+
+def check_federated_reference(local: LocalFederation) -> None:
+    """What the sites release adds up to the statistics of all their training images, and the result says what it is."""
+    run = local.home / "runs" / "tiny"
+    arguments = ("--reference", "federated", "--home", str(local.home), "--extractor", "random-inception", "--num", "8")
+    local.call("maskfed-server", "evaluate", str(run), *arguments, "--name", "pooled", *QUICK)
+    extractor = load_extractor("random-inception")
+    sites = [open_dataset(Home(local.site(index)), 8) for index in range(2)]
+    union = statistics_of(np.concatenate([extractor(data.images.batch(data.train)) for data in sites]), extractor.space)
+    (file,) = (local.home / "runs").glob("statistics-*/pooled.safetensors")
+    pooled = load_statistics(file)
+    np.testing.assert_allclose(pooled.outer_DD, union.outer_DD, rtol=1e-6)
+    np.testing.assert_allclose(pooled.total_D, union.total_D, rtol=1e-6)
+    result = json.loads((run / "evaluation" / "pooled" / "result.json").read_text())
+    assert result["reference"]["n"] == union.n
+    assert (result["reference"]["release"], result["reference"]["sites"]) == ("exact", "site-0+site-1")
+
+
+def check_audits(local: LocalFederation, init: Path) -> None:
+    """A site attacks the model that travels to it, and only words come back; the other site does not want to."""
+    run = local.home / "runs" / "tiny"
+    arguments = ("--reference", str(init), "--home", str(local.home), "--num", "10", "--control-steps", "40")
+    said = local.call("maskfed-server", "audit", str(run), *arguments, *QUICK)
+    assert "site-1: refused: too_many_rounds" in said
+    verdicts = [json.loads(file.read_text()) for file in (run / "audits").iterdir()]
+    assert {(each["site"], each["audit"]) for each in verdicts} == {
+        ("site-0", "membership"),
+        ("site-0", "memorisation"),
+    }
+    assert all(each["figures"] == {} for each in verdicts)
+    assert all(each["passed"] for each in verdicts if each["audit"] == "memorisation")
 
 
 def check_private_files(local: LocalFederation) -> None:
