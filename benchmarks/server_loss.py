@@ -22,19 +22,15 @@ def main() -> int:
     """Measure once with Flower's state in memory, and once with it on disk."""
     if reason := reason_against():
         return not_measured(reason)
-    figures = {place: lose(place) for place in ("memory", "a file")}
-    print(
-        "; ".join(
-            f"state {'in' if place == 'memory' else 'on'} {place}: {text}" for place, (text, _) in figures.items()
-        )
-    )
+    figures = {place: lose(place) for place in ("in memory", "on disk")}
+    print("; ".join(f"state {place}: {text}" for place, (text, _) in figures.items()))
     return int(not all(is_good for _, is_good in figures.values()))
 
 
 def lose(place: str) -> tuple[str, bool]:
     """One federation, one run, both losses; what was seen, and whether it is good enough."""
     experiment = tiny_experiment(image_size=16, rounds=ROUNDS, local_steps=30, available_deadline_seconds=120)
-    options = ("--database",) if place == "a file" else ()
+    options = ("--database",) if place == "on disk" else ()
     with federation_on_hosts(experiment, *options) as (server, *_):
         server.run("maskfed-server", "finetune", "round.toml", "--init", "init", "--run", "loss", "--detach")
         in_the_middle_of_round(server, 2)

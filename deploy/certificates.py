@@ -46,6 +46,10 @@ def issue_server_certificate(
     for path in (certificate, key):
         if path.exists():
             raise ProvisionError(f"{path} exists already: move it away first, nothing is overwritten")
+    if not ca_key.exists():
+        raise ProvisionError(
+            f"{ca_key} is not there: give --ca-key with the CA key that `init` wrote, where it is kept"
+        )
     check_private(ca_key)
     authority_key = serialization.load_pem_private_key(ca_key.read_bytes(), password=None)
     if not isinstance(authority_key, ec.EllipticCurvePrivateKey):

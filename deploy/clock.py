@@ -71,7 +71,7 @@ def seconds_ahead(address: str, ca_certificate: Path) -> float:
 
 
 def check_own_clock(files: Iterable[Path], now: dt.datetime | None = None) -> None:
-    """Refuse to start with a clock that stands before what this host has written itself; warn when nothing sets it.
+    """Refuse to start with a clock that stands before what this host has written itself.
 
     Raises:
         ProvisionError: one of `files` is of the future.
@@ -85,6 +85,10 @@ def check_own_clock(files: Iterable[Path], now: dt.datetime | None = None) -> No
             raise ProvisionError(
                 f"the clock says {now:%Y-%m-%d %H:%M} UTC, but {path} was written at {written:%Y-%m-%d %H:%M}: {CURE}"
             )
+
+
+def warn_of_free_clock() -> None:
+    """Log a warning when nothing sets the clock; called at each start."""
     if is_synchronised() is False:
         logger.warning("the clock of this host is not synchronised, as its kernel says: timedatectl set-ntp true")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import tomli_w
 
 from deploy.certificates import create_authority, issue_server_certificate, renew_server_certificate
-from deploy.clock import check_own_clock
+from deploy.clock import check_own_clock, warn_of_free_clock
 from deploy.edge import edge_service
 from deploy.enrolment import split_address
 from deploy.processes import check_port_free
@@ -63,10 +63,13 @@ def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> s
         ProvisionError: the folder is in use or the settings contradict each other; nothing has been written then.
     """
     check_settings(settings)
-    if home.exists() and any(home.iterdir()):
+    if home.is_dir() and any(home.iterdir()):
         raise ProvisionError(f"{home} is not empty: give a new folder, nothing is overwritten")
-    home.mkdir(parents=True, exist_ok=True)
-    home.chmod(0o700)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        home.chmod(0o700)
+    except OSError as error:
+        raise ProvisionError(f"{home}: {error.strerror}; give a folder that this user can write") from error
     try:
         digest = create_authority(home / "ca" / "ca.key", home / "pki" / "ca.crt")
         issue_server_certificate(
@@ -152,6 +155,7 @@ def start_plan(home: Path, settings: Coordinator, on_superlink_ready: Callable[[
         port = split_address(settings.address)[1]
         check_port_free("0.0.0.0", port, "edge")
         services.append(edge_service(home, port, settings.port))
+    warn_of_free_clock()
     return services
 
 

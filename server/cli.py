@@ -37,7 +37,7 @@ def main() -> None:
     except (InputError, ProvisionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except _operation_errors() as error:
+    except (OSError, *_operation_errors()) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

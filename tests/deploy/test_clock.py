@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from deploy import clock
-from deploy.clock import check_clock, check_own_clock, refused_clocks
+from deploy.clock import check_clock, check_own_clock, refused_clocks, warn_of_free_clock
 from deploy.provision import ProvisionError
 
 
@@ -53,11 +53,11 @@ def test_a_clock_before_the_hosts_own_files_stops_the_start(tmp_path: Path):
 
 def test_a_clock_that_nothing_sets_is_a_warning(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
     monkeypatch.setattr(clock, "is_synchronised", lambda: False)
-    check_own_clock([])
+    warn_of_free_clock()
     assert "not synchronised" in caplog.text
     caplog.clear()
     monkeypatch.setattr(clock, "is_synchronised", lambda: True)
-    check_own_clock([])
+    warn_of_free_clock()
     assert caplog.text == ""
 
 

@@ -134,3 +134,15 @@ def test_an_edge_adds_nginx_last_and_a_database_its_flag(tmp_path: Path):
 def test_loopback_is_recognised_in_every_spelling():
     assert all(is_loopback(host) for host in ("127.0.0.1", "127.1.2.3", "::1", "localhost", "::ffff:127.0.0.1"))
     assert not any(is_loopback(host) for host in ("10.0.0.1", "0.0.0.0", "fleet.example", "::ffff:10.0.0.1"))
+
+
+def test_a_ca_key_that_is_kept_elsewhere_is_asked_for(tmp_path: Path):
+    create_coordinator(tmp_path / "home", LOCAL, [])
+    with pytest.raises(ProvisionError, match=r"offline.key is not there: give --ca-key"):
+        renew_certificate(tmp_path / "home", tmp_path / "offline.key", [], days=30)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ProvisionError, match="give a folder that this user can write"):
+        create_coordinator(tmp_path / "file" / "home", LOCAL, [])
