@@ -28,7 +28,7 @@ QUICK = ("--set", "evaluation.sampler=dpm++", "--set", "evaluation.steps=4")
 @pytest.mark.timeout(600)
 def test_two_sites_fine_tune_for_two_rounds_survive_a_killed_superexec_and_leave_nothing(tmp_path: Path):
     experiment = make_experiment(EXPERIMENT)
-    local = LocalFederation(tmp_path, num_sites=2, image_size=8, num_images=210)
+    local = LocalFederation(tmp_path, num_sites=2, image_size=8, num_images=260)
     try:
         local.set_up()
         allow_questions(local)
@@ -100,14 +100,14 @@ def check_ledgers(local: LocalFederation) -> None:
 
 
 def allow_questions(local: LocalFederation) -> None:
-    """Sites that release exact statistics, the first one also verdicts, and hold half of their images out for these."""
+    """Sites that release exact statistics, the first one also verdicts, and hold most of their images out for these."""
     for index in range(2):
         home = Home(local.site(index))
         settings = load_settings(home)
         allowed = {"tasks": ("train", "statistics", "audit"), "extractors": ("random-inception",)}
         limits = {"min_images_statistics": 2, "max_audits_per_day": 1 - index}
         policy = settings.policy.model_copy(update={**allowed, **limits})
-        save_settings(home, settings.model_copy(update={"policy": policy, "held_out_ratio": 0.5}))
+        save_settings(home, settings.model_copy(update={"policy": policy, "held_out_ratio": 0.7}))
         local.call("maskfed-client", "data", "scan", "--new", "--home", str(home.path))
 
 
