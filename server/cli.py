@@ -37,7 +37,7 @@ def main() -> None:
     except (InputError, ProvisionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (OSError, *_operation_errors()) as error:
+    except _operation_errors() as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -169,9 +169,9 @@ def _look_after_runs(home: Path) -> None:
 
 
 def _operation_errors() -> tuple[type[Exception], ...]:
-    """Failures of running systems that are told in one line, as far as their modules were loaded."""
+    """Failures of running systems and of this machine that are told in one line, as far as their modules were loaded."""
     named = (("server.control", "ControlError"), ("deploy.commands", "CommandError"))
-    return tuple(getattr(sys.modules[module], name) for module, name in named if module in sys.modules)
+    return (OSError, *(getattr(sys.modules[module], name) for module, name in named if module in sys.modules))
 
 
 if __name__ == "__main__":
