@@ -169,7 +169,7 @@ def _look_after_runs(home: Path) -> None:
 
 
 def _operation_errors() -> tuple[type[Exception], ...]:
-    """Failures of running systems and of this machine that are told in one line, as far as their modules were loaded."""
+    """Failures of running systems and of this machine, told in one line, as far as their modules were loaded."""
     named = (("server.control", "ControlError"), ("deploy.commands", "CommandError"))
     return (OSError, *(getattr(sys.modules[module], name) for module, name in named if module in sys.modules))
 
