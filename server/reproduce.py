@@ -28,7 +28,7 @@ from shared.compute import hardware, train_flops
 from shared.config import Experiment, load_experiment
 from shared.errors import InputError
 from shared.extractor import Extractor
-from shared.features import load_extractor
+from shared.features import INCEPTION, load_extractor
 from shared.files import write_atomically
 from shared.precision import speed_up_float32
 from shared.versions import git_commit, installed_versions
@@ -97,6 +97,8 @@ class Job:
     def run(self) -> Path | None:
         """Everything that is left; the stored result."""
         settings, stored = self.settings, result_file(self.settings.results, self.study_name, self.scale, self.arm_name)
+        if settings.weights and not any(spec.startswith(("inception", "clip")) for spec in settings.extractors):
+            raise InputError(f"--weights {settings.weights}: no extractor takes it, give one such as {INCEPTION}")
         speed_up_float32()
         device = pick_device(settings.device, rank_from_environment())
         extractors = [load_extractor(spec, weights=settings.weights, device=device) for spec in settings.extractors]
@@ -203,7 +205,7 @@ class Job:
         return self.settings.root / f"{study}-{self.scale}" / arm
 
     def _init_names(self) -> tuple[str, str]:
-        study, _, arm = self.arm.init.rpartition("/")
+        study, _, arm = (self.stage.init or self.arm.init).rpartition("/")
         return study or self.study_name, arm
 
     def _find_init(self) -> Init | None:
@@ -212,7 +214,7 @@ class Job:
         Raises:
             InputError: it has not run; or it belongs to another division of the images, which could leak.
         """
-        if not self.arm.init:
+        if not (self.stage.init or self.arm.init):
             return None
         study, arm = self._init_names()
         file = self._folder_of(study, arm) / RESULT_FILE
@@ -244,9 +246,10 @@ class Job:
         Raises:
             InputError: names the first thing that differs.
         """
+        not_asked = {"init"} if self.arm.sites else {"init", "images", "at"}
         asked: dict[str, Any] = {
-            "arm": self.arm.model_dump(mode="json", exclude={"title", "scales"}),
-            "stage": self.stage.model_dump(mode="json", exclude=set() if self.arm.sites else {"images", "at"}),
+            "arm": self.arm.model_dump(mode="json", exclude={"title", "scales", "init"}),
+            "stage": self.stage.model_dump(mode="json", exclude=not_asked),
             "data": {role: part.facts for role, part in parts.items()},
             "extractors": _digests(extractors) if self.arm.test else {},
             "generated": self.study.scales[self.scale].generated,

@@ -44,7 +44,7 @@ def setting(result: ArmResult) -> str:
 
 def arms_table(study: Study, arms: Sequence[tuple[str, ArmResult]]) -> str:
     """What each arm trained."""
-    head = ["arm", "what", "starts from", "images of its own", "steps", "images seen", "PFLOP with all stages"]
+    head = ["arm", "what", "starts from", "trained on", "steps", "images seen", "TFLOP with all stages"]
     rows = []
     for arm, result in arms:
         train = result.data["train"]
@@ -56,7 +56,7 @@ def arms_table(study: Study, arms: Sequence[tuple[str, ArmResult]]) -> str:
                 f"{train['images']:,} of {train['persons']:,} persons, {train['set']}",
                 f"{result.last.steps:,}",
                 f"{result.last.images:,}",
-                format_number(result.total_flops / 1e15),
+                format_number(result.total_flops / 1e12),
             ]
         )
     return table(head, rows)
@@ -79,13 +79,13 @@ def curves_table(arms: Sequence[tuple[str, ArmResult]]) -> str:
     """Every measured point, folded away."""
     distances = _distances(arms)
     rows = [
-        [arm, f"{point.images:,}", format_number((point.flops + (result.init.flops if result.init else 0.0)) / 1e15)]
+        [arm, f"{point.images:,}", format_number((point.flops + (result.init.flops if result.init else 0.0)) / 1e12)]
         + [format_number(point.metrics["test"].get(distance, {}).get("distance")) for distance in distances]
         for arm, result in arms
         for point in result.curve
         if point.metrics
     ]
-    head = ["arm", "images seen", "PFLOP with all stages", *(f"`{distance}`" for distance in distances)]
+    head = ["arm", "images seen", "TFLOP with all stages", *(f"`{distance}`" for distance in distances)]
     return f"<details><summary>All measured points</summary>\n\n{table(head, rows)}\n</details>\n"
 
 

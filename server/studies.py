@@ -35,6 +35,8 @@ class Stage(Section):
     """Images seen in all, over all sites; 0: steps and batch of the recipe."""
     at: tuple[int, ...] = ()
     """Images seen at which the distance is measured; it always is at the end."""
+    init: str = ""
+    """Start of this scale, where it is another than the arm's."""
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -122,20 +124,28 @@ class Study(Section):
     grids: tuple[Grid, ...] = ()
 
     @model_validator(mode="after")
-    def _refers_to_what_is_there(self) -> Self:
+    def _splits_fit(self) -> Self:
         for source in ("public", "private"):
             total = sum(split.share for split in self.splits.values() if split.source == source)
             if total > 1 + 1e-9:
                 raise ValueError(f"splits of {source} add up to {total:g}: at most 1")
+        return self
+
+    @model_validator(mode="after")
+    def _arms_refer_to_what_is_there(self) -> Self:
         for name, arm in self.arms.items():
             for split in filter(None, (arm.split, arm.test, arm.validation)):
                 if split not in self.splits:
                     raise ValueError(f"arms.{name}: split {split!r} is unknown, known are {', '.join(self.splits)}")
-            if arm.init and "/" not in arm.init and arm.init not in self.arms:
-                raise ValueError(f"arms.{name}: init {arm.init!r} is no arm of this study")
-            for scale in arm.scales:
-                if scale not in self.scales:
-                    raise ValueError(f"arms.{name}: scale {scale!r} is not among the study's scales")
+            for init in (arm.init, *(stage.init for stage in arm.scales.values())):
+                if init and "/" not in init and init not in self.arms:
+                    raise ValueError(f"arms.{name}: init {init!r} is no arm of this study")
+            if unknown := set(arm.scales) - set(self.scales):
+                raise ValueError(f"arms.{name}: scale {min(unknown)!r} is not among the study's scales")
+        return self
+
+    @model_validator(mode="after")
+    def _figures_refer_to_measured_arms(self) -> Self:
         for grid in self.grids:
             if any(len(row) != len(grid.columns) for row in grid.rows.values()):
                 raise ValueError(f"grids: {grid.title!r}: give one arm for each of the {len(grid.columns)} columns")

@@ -210,6 +210,19 @@ def test_an_arm_whose_start_has_not_run_names_the_command(study, tmp_path):
         run_arm(study, "after", "cpu", settings(tmp_path))
 
 
+def test_weights_that_no_extractor_takes_are_refused(study, tmp_path):
+    with pytest.raises(InputError, match=r"--weights file.pth: no extractor takes it"):
+        run_arm(study, "pretrain", "cpu", settings(tmp_path, weights=Path("file.pth")))
+
+
+def test_an_arm_may_start_elsewhere_at_one_scale(study, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "out")
+    text = Path(study).read_text()
+    Path(study).write_text(text.replace("images = 16, at = [7]", 'images = 16, init = "sites"'))
+    with pytest.raises(InputError, match="starts from tiny/sites, which has not run"):
+        run_arm(study, "after", "cpu", settings(tmp_path))
+
+
 def test_a_missing_extractor_is_refused_before_anything_is_written(study, tmp_path):
     with pytest.raises(InputError, match="no such file"):
         run_arm(study, "pretrain", "cpu", settings(tmp_path, extractors=("onnx:nowhere.onnx",)))

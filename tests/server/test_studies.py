@@ -89,6 +89,13 @@ def test_scratch_of_the_transfer_study_gets_more_steps_than_both_stages_together
         ('title = "Small"', 'title = "Small', "not valid TOML"),
         ("scales.cpu = {", "scales.tpu = {", "tpu"),
         ('question = "?"', 'question = "?"\nfigures = [{ kind = "ratio", arm = "x", baseline = "scratch" }]', "'x'"),
+        ("scales.cpu = {", "scales.gpu = {", "scale 'gpu' is not among the study's scales"),
+        (
+            'question = "?"',
+            'question = "?"\ngrids = [{ title = "g", label = "l", columns = ["a"], rows = { r = [] } }]',
+            "one arm for each of the 1 columns",
+        ),
+        ("images = 100", 'init = "none", images = 100', "init 'none' is no arm"),
     ],
 )
 def test_a_wrong_study_is_refused_in_one_line_that_names_the_key(old, new, words, tmp_path):
