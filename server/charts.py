@@ -18,6 +18,7 @@ _LIGHT = ("#0b63b5", "#c2410c", "#15803d", "#7e22ce", "#a16207", "#be185d", "#1d
 _DARK = ("#7ab8f5", "#fb9a66", "#6fd08c", "#c99af5", "#e5c15a", "#f48fb8", "#e8eaed", "#3a4047")
 WIDTH_INCHES, HEIGHT_INCHES = 4.4, 2.9
 MARKED_POINTS = 40
+INSIDE_LEGEND = 4
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Series:
     y: list[float | None]
     low_high: list[tuple[float, float] | None] | None = None
     """Interval at each point, drawn as a bar."""
+    is_limit: bool = False
+    """A bound that other lines are seen against: thin, without markers, in the colour of the text."""
 
 
 def line_chart(
@@ -62,7 +65,11 @@ def line_chart(
         _frame(axes, x_label, y_label)
         if log_x:
             axes.set_xscale("log")
-        if len(series) > 1:
+        if len(series) > INSIDE_LEGEND:
+            # Below the axes, so that it hides no line.
+            figure.set_size_inches(WIDTH_INCHES, HEIGHT_INCHES + 0.16 * -(-len(series) // 2))
+            figure.legend(frameon=False, labelcolor=_INK, fontsize=8, loc="outside lower center", ncols=2)
+        elif len(series) > 1:
             axes.legend(frameon=False, labelcolor=_INK, fontsize=8)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -81,6 +88,9 @@ def standalone(svg: str) -> str:
 
 def _draw(axes: Any, line: Series, colour: str, dash: str, marker: str) -> None:  # noqa: ANN401  # matplotlib
     values = [float("nan") if value is None else value for value in line.y]
+    if line.is_limit:
+        axes.plot(line.x, values, color=_INK, linestyle="--", linewidth=1.0, label=line.label)
+        return
     # Markers on a long curve would hide it.
     shown: dict[str, Any] = {"marker": marker, "markersize": 4} if len(values) <= MARKED_POINTS else {}
     axes.plot(line.x, values, color=colour, linestyle=dash, linewidth=1.6, label=line.label, **shown)

@@ -13,9 +13,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from server.report import format_number
-from server.rundata import AUDITS_FOLDER, Evaluation, RunData, read_run, spent_text
-from shared.checkpoint import check_files, load_group, resolve_checkpoint, save_checkpoint
+from server.formats import format_interval, format_number, reference_label
+from server.rundata import Evaluation, RunData, read_run, spent_text
+from shared.checkpoint import CheckpointMeta, check_files, load_group, resolve_checkpoint, save_checkpoint
 from shared.config import Experiment
 from shared.errors import InputError
 from shared.files import TEMPORARY_PREFIX
@@ -53,11 +53,11 @@ def gather(checkpoint: Path) -> Evidence:
     audits = [each for each in data.audits if each.get("checkpoint_digest") == meta.digest]
     sites = data.participants(last_round)
     problems = [] if evaluations else [f"no distance of {checkpoint.name} was measured: run `maskfed-server evaluate`"]
-    problems += audit_problems(meta.experiment, audits, sites, data.path)
+    problems += audit_problems(meta.experiment, audits, sites)
     return Evidence(meta.digest, evaluations, audits, sites, epsilons(data, sites, last_round), problems)
 
 
-def audit_problems(experiment: Experiment, audits: list[dict[str, Any]], sites: list[str], run: Path) -> list[str]:
+def audit_problems(experiment: Experiment, audits: list[dict[str, Any]], sites: list[str]) -> list[str]:
     """Required audits that are missing, failed, or beyond the limits by their own figures.
 
     Without sites (central training) one audit of each kind suffices, whoever ran it.
@@ -75,7 +75,9 @@ def audit_problems(experiment: Experiment, audits: list[dict[str, Any]], sites: 
         for kind in config.audits:
             done = found.get((site, kind)) if sites else by_kind.get(kind)
             if done is None:
-                problems.append(f"{kind} audit of {site} is missing: put its verdict into {run / AUDITS_FOLDER}")
+                problems.append(
+                    f"{kind} audit of {site} is missing: ask with `maskfed-server audit`, or give --verdict"
+                )
             elif not done.get("passed"):
                 problems.append(f"{kind} audit of {site} failed{': ' + done['reason'] if done.get('reason') else ''}")
             else:
@@ -160,7 +162,7 @@ def release(path: Path, out: Path, *, override: str = "", license_text: str = LI
             },
         )
         (unfinished / EXPERIMENT_FILE).write_text(meta.experiment.to_toml(), encoding="utf-8")
-        card = model_card(checkpoint.name, meta.experiment, evidence, override.strip(), license_text)
+        card = model_card(checkpoint.name, meta, evidence, override.strip(), license_text)
         (unfinished / CARD_FILE).write_text(card, encoding="utf-8")
         if out.exists():
             out.rmdir()
@@ -171,7 +173,7 @@ def release(path: Path, out: Path, *, override: str = "", license_text: str = LI
     return out
 
 
-def model_card(name: str, experiment: Experiment, evidence: Evidence, override: str, license_text: str) -> str:
+def model_card(name: str, meta: CheckpointMeta, evidence: Evidence, override: str, license_text: str) -> str:
     """The card, in Markdown."""
     environment = Environment(
         loader=PackageLoader("server", "templates"),
@@ -179,11 +181,14 @@ def model_card(name: str, experiment: Experiment, evidence: Evidence, override: 
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    environment.filters["number"] = format_number
+    environment.filters |= {"number": format_number, "interval": format_interval, "label": reference_label}
     return environment.get_template("model_card.md").render(
         name=name,
-        experiment=experiment,
+        experiment=meta.experiment,
+        step=meta.step,
+        rounds=meta.round,
         evidence=evidence,
         override=override,
         license=license_text,

@@ -27,6 +27,12 @@ class Evaluation:
     result: dict[str, Any]
 
     @property
+    def interval(self) -> list[float] | None:
+        """95 percent bootstrap interval of the distance, where one was asked for."""
+        found: list[float] | None = self.result.get("intervals", {}).get(self.distance_name)
+        return found
+
+    @property
     def group(self) -> tuple[str, str]:
         """What must agree for two distances to compare: metric and reference."""
         return self.distance_name, str(self.result["reference"]["name"])
@@ -92,9 +98,9 @@ class RunData:
 
     @property
     def main_group(self) -> tuple[str, str] | None:
-        """Metric and reference with the most evaluations: the run's headline."""
+        """Metric and reference with the most evaluations, FID before others: the run's headline."""
         groups = [evaluation.group for evaluation in self.evaluations]
-        return max(groups, key=groups.count) if groups else None
+        return max(groups, key=lambda group: (groups.count(group), group[0] == "fid")) if groups else None
 
 
 def read_run(path: Path) -> RunData:

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from client.audit_request import answer_audit
 from client.dataset import scan
-from client.settings import Home, SiteConfig, SitePolicy, save_settings
+from client.settings import Home, SiteConfig, SitePolicy, save_settings, write_private
 from client.verdicts import Verdict
 from server.app import conduct
 from server.audits import AUDIT_FILE, AuditPlan, ask_audits, make_question
@@ -55,7 +55,7 @@ def plan(tmp_path) -> AuditPlan:
 
 def make_site(tmp_path, number: int, **policy) -> Home:
     home = Home(tmp_path / f"site{number}")
-    write_folder(tmp_path / f"faces{number}", 220, 16, 1, site=f"site{number}", images_per_person=1)
+    write_folder(tmp_path / f"faces{number}", 240, 16, 1, site=f"site{number}", images_per_person=1)
     allowed = {"tasks": ("audit",), "max_audits_per_day": 1, "max_steps_per_round": 100, "require_dp": False}
     settings = SiteConfig(
         alias=f"site{number}",
@@ -68,6 +68,8 @@ def make_site(tmp_path, number: int, **policy) -> Home:
         policy=SitePolicy(**{**allowed, **policy}),
     )
     save_settings(home, settings)
+    # A drawn key would draw another split in each run, and in some of them too few images would be held out.
+    write_private(home.data_key, bytes(32))
     scan(home, settings)
     return home
 

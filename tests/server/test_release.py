@@ -33,10 +33,13 @@ def measure(run, digest):
     folder.mkdir(parents=True)
     result = {
         "metrics": {"fd_random_inception_192": 4.5},
-        "reference": {"name": "held-out", "n": 500.0, "release": "own"},
+        "intervals": {"fd_random_inception_192": [4.0, 5.0]},
+        "reference": {"name": "/home/somebody/held-out", "n": 500.0, "release": "own"},
         "checkpoint": {"round": 1, "step": None, "digest": digest},
         "num_images": 1000,
         "weights": "ema",
+        "sampler": "ddim",
+        "nfe": 250,
     }
     (folder / "result.json").write_text(json.dumps(result))
 
@@ -66,7 +69,8 @@ def test_a_model_with_all_evidence_is_released_with_its_card(tmp_path):
     card = (out / "MODEL_CARD.md").read_text()
     for text in (
         "north, south",
-        "| fd_random_inception_192 | 4.5 | 1000 | held-out | 500 |",
+        "| fd_random_inception_192 | 4.5 | 4 to 5 | 1000 | held-out | 500 | ema | ddim, 250 evaluations |",
+        "over 1 rounds of",
         "| north | 3.25 | 1e-05 | 8 | person |",
     ):
         assert text in card
@@ -148,7 +152,7 @@ def test_central_training_needs_one_audit_of_each_kind(tmp_path):
     with pytest.raises(InputError, match="audit of the training data is missing"):
         release(run.path, tmp_path / "out")
     audited(run, digest)
-    assert "Trained centrally" in (release(run.path, tmp_path / "out") / "MODEL_CARD.md").read_text()
+    assert "Trained centrally, 9 steps" in (release(run.path, tmp_path / "out") / "MODEL_CARD.md").read_text()
 
 
 def test_an_override_is_recorded(tmp_path):
@@ -157,6 +161,7 @@ def test_an_override_is_recorded(tmp_path):
     card = (out / "MODEL_CARD.md").read_text()
     assert "Released by override" in card and "for the reviewers" in card and "audit of north is missing" in card
     assert load_meta(out).provenance["release"]["override"] == "for the reviewers"
+    assert str(tmp_path) not in card
 
 
 def test_raw_weights_are_not_released(tmp_path):

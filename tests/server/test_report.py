@@ -7,7 +7,16 @@ import pytest
 from PIL import Image
 
 from server.charts import Series, line_chart
-from server.report import format_bytes, format_number, format_seconds, report
+from server.formats import (
+    breakable,
+    format_bytes,
+    format_interval,
+    format_number,
+    format_seconds,
+    reference_label,
+)
+from server.page import build_page
+from server.report import report
 from server.rundata import read_run, spent_text
 from server.rundir import create
 from shared.checkpoint import save_checkpoint
@@ -229,6 +238,68 @@ def test_chart_takes_the_pages_colours_and_escapes_labels():
 )
 def test_numbers_are_readable(text, expected):
     assert text == expected
+
+
+@pytest.mark.parametrize(
+    ("reference", "text"),
+    [
+        ({"name": "/data/faces/held-out.zip", "release": "own"}, "held-out.zip"),
+        ({"name": "a/b.safetensors,c/d.safetensors", "release": "own"}, "b.safetensors, d.safetensors"),
+        ({"name": "synthetic:heldout:100", "release": "own"}, "synthetic:heldout:100"),
+        ({"name": "x/pooled.safetensors", "release": "exact", "sites": "a+b"}, "exact statistics of a, b"),
+        ({"name": "x", "release": "dp", "sites": "a+b+c+d"}, "private (DP) statistics of 4 sites"),
+    ],
+)
+def test_references_are_told_without_folders(reference, text):
+    assert reference_label(reference) == text
+
+
+def test_long_names_break_after_separators_and_stay_text():
+    assert str(breakable("fd_onnx:<b>")) == "fd_<wbr>onnx:<wbr>&lt;b&gt;"
+    assert format_interval([0.5, 2.25]) == "0.5 to 2.25" and format_interval(None) == "–"
+
+
+def test_verdicts_stand_by_site_and_kind(federated):
+    folder = federated.path / "audits"
+    for site, audit, passed in (("south", "membership", True), ("south", "memorisation", False)):
+        content = {"site": site, "audit": audit, "checkpoint": "round-000003", "passed": passed, "figures": {}}
+        content["reason"] = "" if passed else "generated images are copies of training images"
+        (folder / f"{site}-{audit}.json").write_text(json.dumps(content))
+    (table,) = build_page(read_run(federated.path)).audits
+    assert table.kinds == ["membership", "memorisation"] and [site for site, _ in table.sites] == ["north", "south"]
+    page = report([federated.path]).read_text()
+    assert "copies of training images" in page and "figures kept at the site" in page
+    assert "copy rate 0.01, AUC of the calibrated membership attack 0.6" in page
+
+
+def test_epsilon_stands_against_its_cap(federated):
+    page = build_page(read_run(federated.path))
+    north = next(entry for entry in page.epsilons if entry["site"] == "north")
+    assert north["share"] == pytest.approx(100 * 4.5 / 8)
+    assert page.epsilon_chart is not None and "cap 8" in page.epsilon_chart[1]
+    assert "56 percent of the cap" in report([federated.path]).read_text()
+
+
+def test_long_tables_are_folded(federated):
+    assert "<details open><summary>4 evaluations" in report([federated.path]).read_text()
+    for place in range(4, 14):
+        write_result(federated, f"round-{place:06d}", result(place, 4.0))
+    assert "<details><summary>14 evaluations" in report([federated.path]).read_text()
+
+
+def test_a_legend_of_many_lines_hides_none_of_them():
+    few = line_chart([Series(f"s{n}", [0, 1], [0, n]) for n in range(3)], "x", "y")
+    many = line_chart([Series(f"s{n}", [0, 1], [0, n]) for n in range(9)], "x", "y")
+
+    def height(svg):
+        return float(re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', svg).group(1))
+
+    assert height(many) > height(few) + 40
+
+
+def test_a_limit_has_no_markers():
+    curve, limit = (line_chart([Series("cap", [0, 1], [8, 8], is_limit=kind)], "x", "y") for kind in (False, True))
+    assert "var(--series-1)" in curve and "var(--series-1)" not in limit
 
 
 @pytest.mark.parametrize("width", [400, 1400])
