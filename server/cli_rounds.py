@@ -77,8 +77,11 @@ def status(
     summaries = all_runs(home, run)
     if as_json:
         Console().print_json(data=summaries[0] if run else summaries)
-    for summary in summaries if not as_json else []:
-        Console().print(table(summary))
+    elif not summaries:
+        print("no runs yet: `maskfed-server finetune` starts one")
+    else:
+        for summary in summaries:
+            Console().print(table(summary))
     if run and summaries[0]["status"] == "failed":
         sys.exit(1)
 

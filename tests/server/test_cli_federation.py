@@ -86,6 +86,14 @@ def test_a_superlink_that_is_away_is_exit_code_1(coordinator, monkeypatch, capsy
     assert (code, err.count("\n")) in ((1, 1), (2, 1))
 
 
+def test_a_coordinator_without_runs_says_so(coordinator, monkeypatch, capsys):
+    assert call(monkeypatch, capsys, "status", "--home", coordinator)[:2] == (
+        0,
+        "no runs yet: `maskfed-server finetune` starts one\n",
+    )
+    assert json.loads(call(monkeypatch, capsys, "status", "--json", "--home", coordinator)[1]) == []
+
+
 def test_sites_are_listed_as_json(coordinator, monkeypatch, capsys):
     Registry(coordinator / "sites.json").add("site-a", "ecdsa-sha2-nistp384 AAAA")
     code, out, _err = call(monkeypatch, capsys, "sites", "list", "--json", "--home", coordinator)
