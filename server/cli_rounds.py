@@ -78,7 +78,7 @@ def status(
     if as_json:
         Console().print_json(data=summaries[0] if run else summaries)
     elif not summaries:
-        print("no runs yet: `maskfed-server finetune` starts one")
+        Console().print("no runs yet: `maskfed-server finetune` starts one", highlight=False)
     else:
         for summary in summaries:
             Console().print(table(summary))
