@@ -2,7 +2,6 @@
 
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -67,7 +66,6 @@ class Trainer:
     data: Part
     init: Path | None
     """Folder of the arm it starts from."""
-    say: Callable[[str], None]
 
     def advance(self, place: Place) -> Path | None:
         """The checkpoint of a place, trained where it is not there yet; None when the training did not get there."""

@@ -132,7 +132,7 @@ class Job:
             on_progress=self.settings.on_progress,
         )
         source = self._folder_of(*self._init_names()) if init else None
-        trainer = arms.Trainer(self.experiment, self.plan, self.folder, parts["train"], source, self.settings.say)
+        trainer = arms.Trainer(self.experiment, self.plan, self.folder, parts["train"], source)
         flops, points = train_flops(self.experiment), []
         for place in self.plan.places:
             file = self.folder / POINTS_FOLDER / f"{place.images:010d}.json"
