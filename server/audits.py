@@ -128,7 +128,7 @@ def ask_audits(
     finally:
         # As large as the models; the digests stay in the question.
         for name in question.arrays:
-            (asked.path / f"{name}.npy").unlink()
+            (asked.path / f"{name}.npy").unlink(missing_ok=True)
     files = sorted((asked.path / SITES_FOLDER).glob("*.json"))
     if not files:
         raise InputError(f"no site gave a verdict: {reasons(outcomes)}")

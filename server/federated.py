@@ -16,6 +16,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
 from server.inquiry import collect, reasons, submit
+from server.registry import check_home
 from server.rundir import create
 from server.transport import Grid, Timing
 from shared.config import Experiment
@@ -88,6 +89,7 @@ def ask_sites(
     """
     if home is None:
         raise InputError("--reference federated asks the sites: give --home, the coordinator's folder")
+    check_home(home)
     run = create(home / "runs" / question.query.run, experiment)
     write_atomically(run.path / QUESTION_FILE, question.query.model_dump_json(indent=2) + "\n")
     if question.projection is not None:

@@ -15,6 +15,7 @@ from flwr.app import Message, RecordDict
 from server.registry import Registry
 from server.transport import Grid, Timing, is_transient, persist
 from shared.config import Experiment
+from shared.files import remove_folder
 from shared.runlog import RunLog, read_metrics
 
 log = logging.getLogger("maskfed.server")
@@ -44,11 +45,17 @@ def submit(
     """
     from server.control import connect
 
-    with connect(home) as control:
-        run_id = control.submit(experiment, run)
-        while not control.run_state(run_id).is_finished:
-            time.sleep(poll_seconds)
-    outcomes = [event for event in read_metrics(home / "runs" / run / "metrics.jsonl") if event["kind"] == kind]
+    folder, is_asked = home / "runs" / run, False
+    try:
+        with connect(home) as control:
+            run_id = control.submit(experiment, run)
+            is_asked = True
+            while not control.run_state(run_id).is_finished:
+                time.sleep(poll_seconds)
+    finally:
+        if not is_asked:
+            remove_folder(folder)
+    outcomes = [event for event in read_metrics(folder / "metrics.jsonl") if event["kind"] == kind]
     for event in outcomes:
         say(f"{event['site']}: {event['status']}{': ' + event['reason'] if event['reason'] else ''}")
     return outcomes

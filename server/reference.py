@@ -27,6 +27,7 @@ from shared.statistics import (
 )
 
 STATISTICS_SUFFIX = ".safetensors"
+MIN_IMAGES = 2
 KEPT_FEATURES = 10_000
 """Reference images whose features are kept for KID, precision and recall: evenly spaced over the whole set."""
 
@@ -64,10 +65,15 @@ def open_reference(
         InputError: no images there, or statistics of another extractor (both digests are named).
     """
     if path.endswith(STATISTICS_SUFFIX):
-        return _pooled(path, projection.projected_space if projection else extractor.space)
+        pooled = _pooled(path, projection.projected_space if projection else extractor.space)
+        if pooled.statistics.n < MIN_IMAGES:
+            raise InputError(f"reference {path}: {pooled.statistics.n:g} image, a distance needs at least {MIN_IMAGES}")
+        return pooled
     if projection is not None:
         raise InputError(f"--projection goes with private statistics of sites, not with the images of {path}")
     images = open_images(path, size)
+    if len(images) < MIN_IMAGES:
+        raise InputError(f"reference {path}: {len(images)} image, a distance needs at least {MIN_IMAGES}")
     digests = [hashlib.sha256(row.tobytes()).digest() for row in images.images]
     sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
     key = hashlib.sha256(f"{sha256} {extractor.space}".encode()).hexdigest()[:32]

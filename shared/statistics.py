@@ -231,7 +231,7 @@ def parse_statistics(data: bytes, name: str) -> Statistics:
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
-            raise
+            raise InputError(f"{name}: {error}") from error
         raise InputError(f"{name}: statistics without {error}: give a file that `evaluate` wrote") from error
 
 

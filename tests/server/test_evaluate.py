@@ -284,3 +284,13 @@ def test_private_statistics_are_asked_of_sites_only(run, tmp_path):
         evaluate(run.path, Options(reference="federated", release="dp", home=tmp_path))
     with pytest.raises(InputError, match="give --home"):
         evaluate(run.path, Options(reference="federated"))
+
+
+def test_a_reference_of_one_image_is_refused_before_anything_is_sampled(run, tmp_path):
+    extractor = load_extractor("random-inception")
+    one = accumulate(extractor.batches([torch.zeros(1, 3, 16, 16, dtype=torch.uint8)]), extractor.space)
+    save_statistics(one, tmp_path / "one.safetensors")
+    for reference in (str(tmp_path / "one.safetensors"), "synthetic:heldout:1"):
+        with pytest.raises(InputError, match="1 image, a distance needs at least 2"):
+            evaluate(run.path, Options(reference=reference, name="one"))
+        assert not (run.evaluation("one") / "parts").exists()

@@ -55,6 +55,8 @@ def make_site(tmp_path: Path, number: int, **policy) -> Home:
 def federation(tmp_path, homes, answers=()):
     """Coordinator's folder and a grid whose nodes are these sites, then those that answer as told."""
     home = tmp_path / "coordinator"
+    home.mkdir(exist_ok=True)
+    (home / "coordinator.toml").touch()
     registry, sites = Registry(home / "sites.json"), {}
     handlers = [lambda content, _, place=place: answer_query(content, place) for place in homes]
     for number, handler in enumerate([*handlers, *answers]):
@@ -124,6 +126,9 @@ def test_without_any_release_the_line_says_why(tmp_path, extractor, monkeypatch)
     home, grid = federation(tmp_path, [make_site(tmp_path, 0, tasks=("train",))])
     with pytest.raises(InputError, match=r"no site released statistics: site0 policy\.tasks"):
         ask(home, grid, question_for("exact", 1.1, None, extractor.space), monkeypatch)
+    with pytest.raises(InputError, match=r"coordinator\.toml"):
+        ask_sites(tmp_path / "nowhere", EXPERIMENT, question_for("exact", 1.1, None, extractor.space))
+    assert not (tmp_path / "nowhere").exists()
     with pytest.raises(InputError, match="--home"):
         ask_sites(None, EXPERIMENT, question_for("exact", 1.1, None, extractor.space))
     with pytest.raises(InputError, match="go together"):
@@ -156,3 +161,14 @@ def test_a_silent_site_does_not_hold_up_the_others(tmp_path, extractor):
     gather(grid, home, run.path, QUICK, deadline_seconds=8.0)
     outcome = {event["site"]: event["status"] for event in read_metrics(run.metrics) if event["kind"] == "statistics"}
     assert outcome == {"site0": "released", "site1": "late"}
+
+
+def test_a_question_that_could_not_be_sent_leaves_nothing(tmp_path, extractor, monkeypatch):
+    def unreachable(_):
+        raise RuntimeError("the SuperLink does not answer")
+
+    monkeypatch.setattr("server.control.connect", unreachable)
+    home, _ = federation(tmp_path, [])
+    with pytest.raises(RuntimeError, match="does not answer"):
+        ask_sites(home, EXPERIMENT, question_for("exact", 1.1, None, extractor.space))
+    assert list((home / "runs").iterdir()) == []

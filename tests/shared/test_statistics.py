@@ -1,7 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from shared.errors import InputError
 from shared.statistics import (
@@ -10,7 +13,9 @@ from shared.statistics import (
     Statistics,
     accumulate,
     load_statistics,
+    parse_statistics,
     save_statistics,
+    statistics_bytes,
     statistics_of,
 )
 
@@ -113,3 +118,12 @@ def test_only_the_inception_2015_weights_are_called_fid():
     assert FeatureSpace("inception-v3-compat", "2048", "00" * 32).distance_name == "fd_inception-v3-compat_2048"
     assert SPACE.distance_name == "fd_random_inception_192"
     assert OTHER.distance_name == "fd_onnx:other"
+
+
+def test_a_file_with_a_number_that_is_not_finite_is_named(tmp_path):
+    data = statistics_bytes(statistics_of(np.ones((3, 2)), SPACE))
+    size = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+    broken = {"total": np.array([1.0, np.nan]), "outer": np.eye(2)}
+    with pytest.raises(InputError, match=r"site\.safetensors: feature statistics: a value is not finite"):
+        parse_statistics(save(broken, metadata), "site.safetensors")
