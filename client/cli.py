@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from client import cli_audit, cli_join, cli_records, cli_statistics
+from client import cli_audit, cli_join, cli_ledger, cli_records, cli_statistics
 from client.cli_join import describe
 from client.settings import find_home, load_settings
 from deploy.logs import set_up_logging
@@ -19,6 +19,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 data = typer.Typer(no_args_is_help=True, help="The private images.")
 app.add_typer(data, name="data")
 cli_join.register(app)
+cli_ledger.register(app)
 cli_records.register(app)
 cli_audit.register(app)
 cli_statistics.register(app)
@@ -82,26 +83,27 @@ def start(
     metrics_port: Annotated[int, typer.Option(help="Loopback port for Prometheus; 0: none.")] = 0,
 ) -> None:
     """Take part, in the foreground, until Ctrl-C or SIGTERM; processes that exit are started again."""
-    from client.doctor import check_folder
+    from client.doctor import check_folder, check_records
     from client.gauges import site_gauges
     from client.live import TICK_SECONDS, live_view
     from client.view import SiteView, hold_site
-    from deploy.clock import check_clock
     from deploy.exposition import serve
     from deploy.processes import check_port_free, free_ports, handle_signals
     from deploy.supervision import Supervisor
     from deploy.topology import SitePlan, site_services
+    from deploy.way import check_door
 
     place = find_home(home)
     settings = load_settings(place)
     check_folder(place)
+    check_records(place, settings)
     spare = free_ports(2)
     ports = (port or spare[0], health_port or spare[1])
     for each, name in zip(ports, ("SuperNode", "health check"), strict=True):
         check_port_free("127.0.0.1", each, name)
     with hold_site(place), contextlib.ExitStack() as stack:
         services = site_services(SitePlan(place.path, settings.address, *ports, entry_module="client.entry"))
-        check_clock(settings.address, place.path / "ca.crt")
+        check_door(settings.address, place.path / "ca.crt")
         supervisor = Supervisor(services)
         handle_signals(supervisor.request_stop)
         print(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")

@@ -1,15 +1,11 @@
 """What can be wrong with a coordinator or a site, checked from where it runs; each finding says what to do about it."""
 
-import socket
-import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
-import httpx
 import psutil
 
-from deploy.clock import check_clock, is_synchronised, refused_clocks
+from deploy.clock import is_synchronised, refused_clocks
 from deploy.coordinator import Coordinator, is_loopback, read_coordinator
 from deploy.edge import find_nginx
 from deploy.enrolment import split_address
@@ -19,21 +15,13 @@ from deploy.provision import (
     ProvisionError,
     check_certificate,
     check_private,
-    client_context,
     days_left,
 )
 from deploy.site import CA_CERTIFICATE, NODE_KEY, SECRET, SPLIT_MARK
 from deploy.topology import HEALTH_FILE
+from deploy.way import Finding, door_checks
 
 LEAST_FREE_GIB = 5.0
-
-
-class Finding(NamedTuple):
-    """One check: its name, whether things can work, and what was found or what to do."""
-
-    name: str
-    is_ok: bool
-    text: str
 
 
 def coordinator_checks(home: Path) -> list[Finding]:
@@ -90,33 +78,6 @@ def _supernode(home: Path) -> Finding:
     return Finding("SuperNode", True, "gRPC health check says SERVING")
 
 
-def door_checks(address: str, ca_certificate: Path) -> Iterator[Finding]:
-    """Whether the coordinator's address resolves, speaks TLS that our CA signed for this name, and tells our time."""
-    try:
-        host, port = split_address(address)
-        with (
-            socket.create_connection((host, port), timeout=5) as raw,
-            client_context(ca_certificate).wrap_socket(raw, server_hostname=host),
-        ):
-            pass
-    except ProvisionError as error:
-        yield Finding("address", False, str(error))
-        return
-    except socket.gaierror:
-        yield Finding("address", False, f"{host!r} does not resolve: correct `address`, or the name server")
-        return
-    except ssl.SSLCertVerificationError as error:
-        cure = "renew it there with --host, or correct the address; has it expired, is it another federation's?"
-        yield Finding("TLS", False, f"the certificate at {address} is refused ({error.verify_message}): {cure}")
-        return
-    except (OSError, ssl.SSLError) as error:
-        yield Finding("door", False, f"{address} cannot be reached ({error}): is `maskfed-server start` running?")
-        return
-    yield Finding("TLS", True, f"{address} has a certificate of this federation")
-    yield _answer(address, ca_certificate)
-    yield _clock(address, ca_certificate)
-
-
 def _processes(home: Path, settings: Coordinator) -> Iterator[Finding]:
     status = probe(f"127.0.0.1:{settings.health_port}")
     if status != "SERVING":
@@ -138,28 +99,6 @@ def _exposure(settings: Coordinator) -> Finding:
     if open_to:
         return Finding("exposure", False, f"port {settings.port} listens on {', '.join(open_to)}: stop it, use `start`")
     return Finding("exposure", True, f"port {settings.port} listens on loopback only")
-
-
-def _answer(address: str, ca_certificate: Path) -> Finding:
-    try:
-        reply = httpx.get(
-            f"https://{address}/health", verify=client_context(ca_certificate), timeout=5, trust_env=False
-        )
-    except httpx.HTTPError as error:
-        return Finding("door", False, f"{address} does not answer GET /health ({error}): see the coordinator's logs")
-    if reply.status_code != httpx.codes.OK:
-        return Finding("door", False, f"GET /health gives {reply.status_code}: see the coordinator's logs")
-    return Finding("door", True, f"{address} answers")
-
-
-def _clock(address: str, ca_certificate: Path) -> Finding:
-    try:
-        ahead = check_clock(address, ca_certificate)
-    except ProvisionError as error:
-        return Finding("clock", False, str(error))
-    if ahead is None:
-        return Finding("clock", True, "not compared: the door tells no time")
-    return Finding("clock", True, f"{abs(ahead):.1f} s {'ahead of' if ahead > 0 else 'behind'} the coordinator's")
 
 
 def _own_clock(home: Path) -> Finding:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,7 +74,7 @@ def serve(port: int, collect: Callable[[], Iterable[tuple[object, ...]]]) -> Ite
 
 def _group(name: str, samples: list[Sample]) -> str:
     head = f"# HELP {name} {samples[0].help}\n# TYPE {name} {samples[0].kind}\n"
-    return head + "".join(f"{name}{_labels(sample.labels)} {sample.value:.17g}\n" for sample in samples)
+    return head + "".join(f"{name}{_labels(sample.labels)} {_number(sample.value)}\n" for sample in samples)
 
 
 def _labels(labels: dict[str, str]) -> str:
@@ -85,3 +86,8 @@ def _labels(labels: dict[str, str]) -> str:
 
 def _escape(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+def _number(value: float) -> str:
+    """The shortest text that gives the same number; infinity as the format spells it."""
+    return f"{value:+}".replace("inf", "Inf") if math.isinf(value) else repr(float(value)).removesuffix(".0")

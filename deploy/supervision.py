@@ -32,7 +32,7 @@ class Service:
     """One process to keep running.
 
     `ready` is polled after a start until it returns True; `after_ready` then runs once per start (register keys, say).
-    Services named in `takes_along` are restarted whenever this one had to be.
+    Services named in `takes_along` are restarted whenever this one had to be. `diagnose` tells why it may have ended.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Service:
     ready: Callable[[], bool] | None = None
     after_ready: Callable[[], object] | None = None
     takes_along: tuple[str, ...] = ()
+    diagnose: Callable[[], str] | None = None
 
 
 @dataclass
@@ -155,7 +156,9 @@ class Supervisor:
             backoff = min(LONGEST_BACKOFF_SECONDS, 2.0**failures - 1)
             if lived < backoff:
                 continue
-            logger.warning("%s ended with code %s: starting it again", service.name, running.process.returncode)
+            reason = f" ({service.diagnose()})" if service.diagnose else ""
+            code = running.process.returncode
+            logger.warning("%s ended with code %s%s: starting it again", service.name, code, reason)
             self.restarts[service.name] = self.restarts.get(service.name, 0) + 1
             self._end(service.name)
             for name in service.takes_along:

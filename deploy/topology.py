@@ -23,6 +23,7 @@ from deploy.provision import (
     warn_of_expiry,
 )
 from deploy.supervision import Service
+from deploy.way import diagnose
 
 KEPT_VARIABLES = (
     "HOME",
@@ -172,6 +173,7 @@ def site_services(plan: SitePlan) -> list[Service]:
             environment(homes / "supernode"),
             logs / "supernode.log",
             ready=lambda: is_listening(runtime, tls / "ca.crt"),
+            diagnose=lambda: diagnose(plan.superlink, plan.home / "ca.crt"),
         ),
         Service(
             "superexec",

@@ -1,3 +1,4 @@
+import contextlib
 import datetime as dt
 import ssl
 import threading
@@ -8,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from deploy.certificates import create_authority
-from deploy.coordinator import Coordinator, create_coordinator
-from deploy.doctor import Finding, coordinator_checks, door_checks, site_checks
+from deploy.coordinator import Coordinator, create_coordinator, renew_certificate
+from deploy.doctor import coordinator_checks, site_checks
 from deploy.processes import free_ports
+from deploy.provision import ProvisionError
 from deploy.site import create_identity
+from deploy.way import Finding, check_door, diagnose, door_checks
 
 
 @pytest.fixture
@@ -35,20 +38,28 @@ class Clock(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-@pytest.fixture
-def door(home: Path) -> Iterator[int]:
+@contextlib.contextmanager
+def listening(home: Path, host: str = "127.0.0.1") -> Iterator[int]:
     """A door with a clock that tests can set."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(home / "pki" / "server.pem", home / "pki" / "server.key")
-    with HTTPServer(("127.0.0.1", 0), Clock) as server:
+    with HTTPServer((host, 0), Clock) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         server.handle_error = lambda *_: None  # type: ignore[method-assign]  # refused handshakes are meant
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_address[1]
-        server.shutdown()
-        thread.join()
-    Clock.ahead = dt.timedelta()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+            Clock.ahead = dt.timedelta()
+
+
+@pytest.fixture
+def door(home: Path) -> Iterator[int]:
+    with listening(home) as port:
+        yield port
 
 
 def named(findings: object) -> dict[str, Finding]:
@@ -82,7 +93,7 @@ def test_clocks_that_differ_too_much_are_named(home: Path, door: int):
     assert not found["clock"].is_ok
     assert "s behind the coordinator's" in found["clock"].text
     Clock.ahead = dt.timedelta(seconds=-30)
-    assert "30 s ahead of" in named(door_checks(f"127.0.0.1:{door}", home / "pki" / "ca.crt"))["clock"].text
+    assert "s ahead of" in named(door_checks(f"127.0.0.1:{door}", home / "pki" / "ca.crt"))["clock"].text
 
 
 def test_calls_that_were_refused_for_their_time_are_a_finding(home: Path):
@@ -141,3 +152,30 @@ def test_a_sites_supernode_is_probed_where_its_start_said(home: Path, tmp_path: 
     assert "not running (UNAVAILABLE)" in named(site_checks(site, address))["SuperNode"].text
     monkeypatch.setattr("deploy.doctor.probe", {"127.0.0.1:17": "SERVING"}.__getitem__)
     assert "says SERVING" in named(site_checks(site, address))["SuperNode"].text
+
+
+def test_a_start_is_refused_by_what_waiting_does_not_cure(home: Path, tmp_path: Path):
+    ca = home / "pki" / "ca.crt"
+    with listening(home, "127.0.0.2") as port, pytest.raises(ProvisionError, match=r"mismatch.*renew --host 127.0.0.2"):
+        check_door(f"127.0.0.2:{port}", ca)
+    create_authority(tmp_path / "other.key", tmp_path / "other.crt")
+    with listening(home) as port:
+        check_door(f"127.0.0.1:{port}", ca)
+        with pytest.raises(ProvisionError, match=r"another federation.*fingerprint"):
+            check_door(f"127.0.0.1:{port}", tmp_path / "other.crt")
+        Clock.ahead = dt.timedelta(seconds=-60)
+        with pytest.raises(ProvisionError, match=r"s ahead of .*set-ntp"):
+            check_door(f"127.0.0.1:{port}", ca)
+    renew_certificate(home, home / "ca" / "ca.key", [], days=0)
+    with listening(home) as port, pytest.raises(ProvisionError, match=r"expired.*maskfed-server renew"):
+        check_door(f"127.0.0.1:{port}", ca)
+
+
+def test_a_door_that_is_not_there_yet_is_a_warning(home: Path, caplog: pytest.LogCaptureFixture):
+    check_door(f"127.0.0.1:{free_ports(1)[0]}", home / "pki" / "ca.crt")
+    assert "cannot be reached" in caplog.text
+
+
+def test_a_supernode_that_ends_although_the_door_is_well_points_at_its_key(home: Path, door: int):
+    assert "key registered" in diagnose(f"127.0.0.1:{door}", home / "pki" / "ca.crt")
+    assert "host:port" in diagnose("fleet.example", home / "pki" / "ca.crt")

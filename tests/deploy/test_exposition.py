@@ -26,7 +26,7 @@ def test_format_is_the_one_that_prometheus_reads():
         'a_total{run="quo\\"te\\n\\\\"} 0.5',
         "# HELP b Other.",
         "# TYPE b gauge",
-        "b inf",
+        "b +Inf",
     ]
 
 

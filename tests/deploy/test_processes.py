@@ -53,6 +53,18 @@ def test_an_exit_with_code_0_is_restarted_too(tmp_path: Path):
     assert not thread.is_alive()
 
 
+def test_a_restart_is_told_with_its_cause(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    supervisor = Supervisor([service(tmp_path, "a", "raise SystemExit(3)", diagnose=lambda: "no route")])
+    thread = threading.Thread(target=supervisor.watch)
+    supervisor.start()
+    thread.start()
+    until(lambda: supervisor.restarts.get("a", 0) >= 1)
+    supervisor.request_stop()
+    thread.join(5)
+    supervisor.stop()
+    assert "a ended with code 3 (no route): starting it again" in caplog.text
+
+
 def test_what_depends_on_a_service_is_restarted_with_it(tmp_path: Path):
     services = [service(tmp_path, "node", SLEEP), service(tmp_path, "exec", SLEEP, takes_along=("node",))]
     supervisor = Supervisor(services)
