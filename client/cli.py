@@ -11,7 +11,7 @@ import typer
 from client import cli_audit, cli_join, cli_ledger, cli_records, cli_statistics
 from client.cli_join import describe
 from client.settings import find_home, load_settings
-from deploy.logs import set_up_logging
+from deploy.logs import set_up_logging, tell
 from deploy.provision import ProvisionError
 from shared.errors import InputError
 
@@ -106,8 +106,8 @@ def start(
         check_door(settings.address, place.path / "ca.crt")
         supervisor = Supervisor(services)
         handle_signals(supervisor.request_stop)
-        print(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
-        lines = SiteView(place, lambda line: print(line, flush=True))
+        tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
+        lines = SiteView(place, tell)
         stack.enter_context(supervisor)
         if metrics_port:
             check_port_free("127.0.0.1", metrics_port, "metrics")
@@ -117,7 +117,7 @@ def start(
                 supervisor.watch(live.tick, TICK_SECONDS)
         else:
             supervisor.watch(lines.show_lines)
-    print("stopped; a round that was cut off stays charged")
+    tell("stopped; a round that was cut off stays charged")
 
 
 @app.command()

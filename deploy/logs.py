@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 FORMAT_VARIABLE = "MASKFED_LOG_FORMAT"
@@ -51,6 +52,15 @@ def set_up_logging(quiet: tuple[str, ...] = ()) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in quiet:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def tell(text: str) -> None:
+    """A line of a long-running command for its operator: on standard output, or as a log record where logs are JSON."""
+    if os.environ.get(FORMAT_VARIABLE) == "json":
+        logging.getLogger("maskfed").info("%s", text)
+    else:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
 
 
 def cap_logs(folder: Path, largest_bytes: int = LARGEST_LOG_BYTES) -> None:

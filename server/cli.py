@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from deploy.logs import set_up_logging
+from deploy.logs import set_up_logging, tell
 from deploy.provision import ProvisionError
 from server import cli_evaluation, cli_models, cli_release, cli_results, cli_rounds, cli_sites
 from shared.errors import InputError
@@ -104,7 +104,7 @@ def start(
         supervisor = Supervisor(start_plan(home, settings, lambda: cli_sites.register_sites(home)))
         handle_signals(supervisor.request_stop)
         with supervisor, _metrics(metrics_port, lambda: coordinator_gauges(home)):
-            print(f"ready: sites connect to {settings.address}", flush=True)
+            tell(f"ready: sites connect to {settings.address}")
             supervisor.watch(lambda: _look_after_runs(home))
 
 

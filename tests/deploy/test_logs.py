@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.logs import JsonFormatter, cap_logs, scrub
+from deploy.logs import JsonFormatter, cap_logs, scrub, tell
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,19 @@ def test_a_log_that_is_too_large_begins_again_while_its_writer_goes_on(tmp_path:
     assert (tmp_path / "a.log").read_bytes() == b"next"
     assert (tmp_path / "a.log.1").read_bytes() == b"x" * 101
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.log", "a.log.1", "b.log"]
+
+
+@pytest.mark.parametrize(("form", "out", "logged"), [("json", "", ["ready"]), ("", "ready\n", [])])
+def test_what_a_command_tells_is_json_where_logs_are(
+    form: str,
+    out: str,
+    logged: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setenv("MASKFED_LOG_FORMAT", form)
+    caplog.set_level(logging.INFO)
+    tell("ready")
+    assert capsys.readouterr().out == out
+    assert caplog.messages == logged
