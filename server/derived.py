@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from server.results import ArmResult, Point
 from server.studies import Figure, Scale, Study
@@ -35,8 +36,8 @@ class Derived:
     """Of a speed-up: the same in operations, with all stages before counted in."""
     level: float | None = None
     """Of a speed-up: the distance that both reach."""
-    is_bound: bool = False
-    """The true speed-up is at least this."""
+    bound: Literal["", "at least", "at most"] = ""
+    """Of a speed-up: what the value is where one curve is below the level from its first point on."""
 
     @property
     def is_as_claimed(self) -> bool:
@@ -133,5 +134,6 @@ def _speedup(
         goal=goal,
         flop_value=flops[1] / flops[0],
         level=level,
-        is_bound=ours.is_bound,
+        # The level is the best of one of the two, which therefore is no bound.
+        bound="at least" if ours.is_bound else "at most" if theirs.is_bound else "",
     )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from server.derived import Derived, chosen_point, test_distance
-from server.report import format_number, format_seconds
+from server.formats import format_number, format_seconds
 from server.results import ArmResult
 from server.studies import Grid, Scale, Study
 from shared.errors import InputError
@@ -100,12 +100,14 @@ def sentence(study: Study, derived: Derived) -> str:
         case "speedup":
             assert derived.level is not None
             assert derived.flop_value is not None
-            at_least, at_most = ("at least ", "at most ") if derived.is_bound else ("", "")
+            first, bound = " (its first point)", f"{derived.bound} " if derived.bound else ""
+            ours = first if derived.bound == "at least" else ""
+            theirs = first if derived.bound == "at most" else ""
             text = (
                 f"`{derived.distance}`: {arm} reaches {format_number(derived.level)} after "
-                f"{at_most}{_count(derived.arm_value)} images, {baseline} after {_count(derived.baseline_value)}: "
-                f"**{at_least}{_times(derived.value)} images**, and {_times(derived.flop_value)} operations with all "
-                "stages counted in"
+                f"{_count(derived.arm_value)} images{ours}, {baseline} after {_count(derived.baseline_value)}{theirs}: "
+                f"**{bound}{_times(derived.value)} images**, and {bound}{_times(derived.flop_value)} operations "
+                "with all stages counted in"
             )
         case "reduction":
             change = "lower" if derived.value >= 0 else "HIGHER"

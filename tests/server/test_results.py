@@ -89,7 +89,7 @@ def test_the_speedup_is_at_the_smallest_distance_that_both_reach_and_counts_pret
     assert found.level == 2.0
     assert found.value == pytest.approx(10_000 / ours)
     assert found.flop_value == pytest.approx(10_000 * 10 / (5000 + ours * 10))
-    assert not found.is_bound
+    assert found.bound == ""
     assert math.isclose(found.arm_value, ours)
 
 
@@ -97,6 +97,23 @@ def test_where_the_baseline_ends_closer_the_level_is_the_others_best():
     worse = make_result("acceleration", "after-pretraining", [(10, 6.0, 6.0), (1000, 4.0, 4.0)], init_flops=1.0)
     (found,) = derive(load_study("acceleration"), "acceleration", stored_of(SCRATCH, worse), "cpu")
     assert (found.level, found.value, found.is_as_claimed) == (4.0, 1.0, False)
+
+
+@pytest.mark.parametrize(
+    ("scratch", "after", "bound", "value"),
+    [
+        ([(100, 8.0), (1000, 4.0)], [(10, 3.0), (50, 2.0)], "at least", 100.0),
+        ([(100, 4.0), (1000, 2.0)], [(10, 9.0), (50, 5.0)], "at most", 2.0),
+    ],
+)
+def test_a_level_below_a_first_point_bounds_the_speedup(scratch, after, bound, value, folder):
+    first = make_result("acceleration", "scratch", [(images, test, test) for images, test in scratch])
+    second = make_result("acceleration", "after-pretraining", [(images, test, test) for images, test in after])
+    (found,) = derive(load_study("acceleration"), "acceleration", stored_of(first, second), "cpu")
+    assert (found.bound, found.value) == (bound, pytest.approx(value))
+    for result in (first, second):
+        write_result(result, result_file(folder, "acceleration", "cpu", result.arm))
+    assert f"**{bound} {value:.2f} times fewer images**" in make_pages(folder).texts[folder.parent / "RESULTS.md"]
 
 
 def test_validation_chooses_the_point_and_test_is_reported():
@@ -134,7 +151,12 @@ def test_the_page_holds_what_the_results_say_and_lists_what_has_not_run(folder):
     plots = [path for path in pages.texts if path.suffix == ".svg"]
     assert [path.name for path in plots] == ["acceleration-cpu-fd_onnx-net.svg"]
     assert "results/acceleration-cpu-fd_onnx-net.svg" in text
-    assert pages.texts[plots[0]].startswith("<svg")
+    svg = pages.texts[plots[0]]
+    assert svg.startswith("<svg")
+    # A file of its own knows its colours, light and dark, and has no date.
+    assert svg.count("--series-1:#") == 2
+    assert "prefers-color-scheme:dark" in svg
+    assert "202" not in "".join(part for part in svg.split(">") if "date" in part)
 
 
 def test_a_missed_goal_says_by_how_much(folder):
