@@ -121,6 +121,27 @@ def start(
 
 
 @app.command()
+def metrics(
+    home: HomeOption = None, port: Annotated[int, typer.Option(help="Loopback port for Prometheus.")] = 9465
+) -> None:
+    """Serve the site's figures to Prometheus until Ctrl-C, for systemd's units; `start --metrics-port` does it too."""
+    from threading import Event
+
+    from client.gauges import site_gauges
+    from deploy.exposition import serve
+    from deploy.processes import check_port_free, handle_signals
+
+    place = find_home(home)
+    settings = load_settings(place)
+    check_port_free("127.0.0.1", port, "metrics")
+    stop = Event()
+    handle_signals(stop.set)
+    with serve(port, lambda: site_gauges(place, settings)):
+        tell(f"figures of site {settings.alias} at http://127.0.0.1:{port}/metrics")
+        stop.wait()
+
+
+@app.command()
 def status(home: HomeOption = None) -> None:
     """Show what is going on: running or not, data, spending, the newest events."""
     from client.view import is_running, summary

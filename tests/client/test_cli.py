@@ -1,8 +1,11 @@
 """The operator's commands, from enrolling to leaving."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -15,7 +18,9 @@ from client.settings import Home, load_settings
 from client.view import SiteView, hold_site, is_running
 from deploy.certificates import create_authority
 from deploy.enrolment import read_request, write_bundle
+from deploy.processes import free_ports
 from deploy.provision import ProvisionError
+from deploy.way import Finding
 from shared.codedigest import installed_digest
 from shared.errors import InputError
 from tests.client.conftest import DP, SIZE, MakeSite, experiment, request_for
@@ -279,14 +284,31 @@ def test_site_with_open_private_files_does_not_start(make_site: MakeSite, name: 
         call("start", "--home", place.path)
 
 
-def test_site_whose_clock_differs_from_the_coordinators_does_not_start(
-    bundle: Path, home: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("clock", "this clock is 700 s ahead of the coordinator's"), ("TLS", "the certificate at 127.0.0.1:1 is refused")],
+)
+def test_site_whose_way_to_the_coordinator_is_wrong_does_not_start(
+    bundle: Path, home: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str
 ):
     join(bundle, home, photos)
-    monkeypatch.setattr("deploy.clock.seconds_ahead", lambda *_: 700.0)
-    with pytest.raises(ProvisionError, match=r"this clock is 700 s ahead of the coordinator's at 127.0.0.1:1"):
+    monkeypatch.setattr("deploy.way.door_checks", lambda *_: [Finding(name, False, text)])
+    with pytest.raises(ProvisionError, match=text):
         call("start", "--home", home)
     assert not is_running(Home(home))
+
+
+def test_figures_are_served_until_the_operator_stops_them(bundle: Path, home: Path, photos: Path):
+    join(bundle, home, photos)
+    port = free_ports(1)[0]
+    argv = [sys.executable, "-c", "from client.cli import main; main()", "metrics", "--home", str(home)]
+    with subprocess.Popen([*argv, "--port", str(port)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert f"127.0.0.1:{port}/metrics" in process.stdout.readline()
+        text = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+        process.terminate()
+    assert 'maskfed_site_epsilon_cap{site="site0"} 8' in text.splitlines()
+    assert process.returncode == 0
 
 
 def test_errors_are_one_line_and_exit_code_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
