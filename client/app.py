@@ -36,6 +36,8 @@ from shared.messages import ReplyHeader, TrainReply, TrainRequest, encode
 app = ClientApp()
 log = logging.getLogger("maskfed.client")
 MOST_BASES = 2
+SPENT = ("epsilon", "delta", "is_unbounded", "epsilon_cap", "unit")
+"""What each trained reply says of the ledger."""
 
 
 @app.train()
@@ -199,7 +201,7 @@ def _release(reply: TrainReply) -> dict[str, object]:
     assert reply.update is not None
     return {
         "request_digest": header.request_digest,
-        "numbers": ["update", "num_examples", *sorted(header.scalars), "epsilon", "ledger head"],
+        "numbers": ["update", "num_examples", *sorted(header.scalars), *SPENT, "ledger head"],
         "bytes": reply.update.nbytes,
         "epsilon": header.epsilon,
         "is_unbounded": header.is_unbounded,

@@ -1,4 +1,4 @@
-"""The commands that show and decide: ledger, journal, approvals. Registered by `cli.py`."""
+"""The commands that show and decide: journal, approvals. Registered by `cli.py`."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from client.settings import Home, find_home, load_settings
+from client.settings import Home, find_home
 from shared.errors import InputError
 
 HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
-ledger = typer.Typer(no_args_is_help=True, help="What the images have been charged with.")
 journal = typer.Typer(no_args_is_help=True, help="What was asked, decided and released.")
 approvals = typer.Typer(no_args_is_help=True, help="Code and experiments that may run here.")
 APPROVED_FILES = "approved-files.json"
@@ -19,94 +17,8 @@ APPROVED_FILES = "approved-files.json"
 
 def register(app: typer.Typer) -> None:
     """Add the command groups to the program."""
-    app.add_typer(ledger, name="ledger")
     app.add_typer(journal, name="journal")
     app.add_typer(approvals, name="approve")
-
-
-@ledger.command("show")
-def ledger_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """List every charge, and the total of each data set with its unit and delta."""
-    from client.app import epsilon_of
-    from client.ledger import read_ledger
-
-    place = find_home(home)
-    settings, history = load_settings(place), read_ledger(place.ledger)
-    charges, committed = history.charges, history.committed
-    ids = list(dict.fromkeys(charge.dataset_id for _, charge in charges))
-    totals = {each: history.total(each, settings.policy.delta, epsilon_of) for each in ids}
-    if as_json:
-        rows = [{"sequence": e.sequence, "time": e.time.isoformat(), **c.model_dump()} for e, c in charges]
-        summed = {each: {**vars(total), "cap": settings.policy.epsilon_cap} for each, total in totals.items()}
-        typer.echo(json.dumps({"charges": rows, "committed": sorted(committed), "totals": summed}))
-        return
-    for entry, charge in charges:
-        state = "" if entry.sequence in committed else "  NOT COMPLETED, counts as spent"
-        cost = (
-            "without DP"
-            if charge.mechanism == "none"
-            else f"sigma {charge.noise_multiplier:g}, q {charge.sample_rate:g}, {charge.steps} steps, per {charge.unit}"
-        )
-        note = f" ({charge.remarks})" if charge.remarks else ""
-        what = f"{charge.task} {charge.run} round {charge.server_round}"
-        typer.echo(f"{entry.sequence:6d} {entry.time:%Y-%m-%d %H:%M} {what}: {cost}{note}{state}")
-    for each, total in totals.items():
-        typer.echo(f"data set {each}: {total}, cap {settings.policy.epsilon_cap:g}")
-    if not charges:
-        typer.echo("nothing has been charged yet")
-
-
-@ledger.command("verify")
-def ledger_verify(
-    home: HomeOption = None,
-    adopt: Annotated[bool, typer.Option("--adopt", help="Accept this copy as the newest; recorded for ever.")] = False,
-) -> None:
-    """Check every line's hash, their order, and that this is the newest copy."""
-    from client.ledger import head_problem, open_ledger, read_ledger
-
-    place = find_home(home)
-    head_file = Path(load_settings(place).head_file)
-    if adopt:
-        with open_ledger(place.ledger, head_file, adopt=True):
-            pass
-    history = read_ledger(place.ledger)
-    if problem := head_problem(history, head_file):
-        raise InputError(problem)
-    newest = f", newest {history.entries[-1].hash}" if history.entries else ""
-    typer.echo(f"{place.ledger}: {len(history.entries)} entries, unbroken{newest}")
-
-
-@ledger.command("plan")
-def ledger_plan(
-    experiment: Annotated[Path, typer.Argument(help="Experiment file with a [privacy] section.")],
-    home: HomeOption = None,
-    override: Annotated[list[str] | None, typer.Option("--set", help="section.key=value")] = None,
-) -> None:
-    """Say how many rounds of an experiment fit under the cap, and which noise would fit all of them."""
-    from client.dataset import current_id
-    from client.ledger import read_ledger
-    from client.planning import noise_that_fits, num_that_fit
-    from client.privacy import epsilon
-    from client.spending import Spending
-    from shared.config import load_experiment
-
-    place = find_home(home)
-    policy, planned = load_settings(place).policy, load_experiment(experiment, override)
-    if planned.privacy.mechanism == "none":
-        raise InputError(
-            f"{experiment}: privacy.mechanism is 'none': nothing to plan, it would make the total unbounded"
-        )
-    dataset_id = current_id(place)
-    spent = read_ledger(place.ledger).spending(dataset_id) if dataset_id else []
-    rounds, steps = planned.federation.rounds, planned.federation.local_steps
-    sigma, rate = planned.privacy.noise_multiplier, planned.privacy.sample_rate
-    now, after = epsilon(spent, policy.delta), epsilon([*spent, Spending(sigma, rate, rounds * steps)], policy.delta)
-    fit = num_that_fit(spent, Spending(sigma, rate, steps), policy.delta, policy.epsilon_cap, rounds)
-    typer.echo(f"spent epsilon {now:.3f} per {policy.unit} at delta {policy.delta:g}, cap {policy.epsilon_cap:g}")
-    typer.echo(f"{rounds} rounds of {steps} steps at sigma {sigma:g}, q {rate:g}: epsilon {after:.3f}")
-    typer.echo(f"rounds that fit under the cap: {fit} of {rounds}")
-    noise = noise_that_fits(spent, rate, rounds * steps, policy.delta, policy.epsilon_cap)
-    typer.echo(f"noise multiplier at which all {rounds} rounds fit: {noise:.4g}")
 
 
 @journal.command("show")

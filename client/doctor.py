@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.approval import read_approved
+from client.chain import read_chain
 from client.dataset import CURE_PERSONS, open_dataset
 from client.ledger import head_problem, read_ledger
 from client.settings import Home, SiteConfig, check_private, load_settings
@@ -53,6 +54,16 @@ def _run(checks: list[tuple[str, Callable[[], str]]]) -> Iterator[Check]:
             yield Check(name, True, check())
         except (InputError, OSError) as error:
             yield Check(name, False, str(error))
+
+
+def check_records(home: Home, settings: SiteConfig) -> None:
+    """Stop a site whose ledger or journal is damaged or outdated before it takes part; checked by each `start`.
+
+    Raises:
+        InputError: what is wrong with them.
+    """
+    _ledger(home, settings)
+    read_chain(home.journal)
 
 
 def check_folder(home: Home) -> str:

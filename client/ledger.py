@@ -232,11 +232,13 @@ def head_problem(history: History, head_path: Path) -> str | None:
         return f"{head_path} is damaged: is this the newest ledger? then `maskfed-client ledger verify --adopt`"
     if history.ledger_id not in (None, ledger_id):
         return f"{head_path} belongs to another ledger: give each site its own head_file"
-    if seen.sequence < len(history.entries) and history.entries[seen.sequence].hash == seen.hash:
-        return None
+    entries = history.entries
+    if seen.sequence < len(entries):
+        is_known = entries[seen.sequence].hash == seen.hash
+        return None if is_known else f"entry {seen.sequence} of the ledger is not the one seen: restore the newest copy"
     return (
-        f"the ledger has {len(history.entries)} entries, but entry {seen.sequence} with another history was seen: "
-        "restore the newest copy"
+        f"this ledger has {len(entries)} entries, one of {seen.sequence + 1} was seen: it is an older copy and has "
+        "forgotten what was spent, restore the newest copy"
     )
 
 

@@ -48,10 +48,17 @@ def plan_digest(header: RequestHeader) -> str:
 
 def review(header: RequestHeader, policy: SitePolicy, facts: Facts) -> Refusal | None:
     """Decide on a training request; the epsilon cap is checked by `Ledger.reserve`, in the step that charges it."""
-    experiment = header.experiment
+    return (
+        _review_task(header.experiment, policy, facts)
+        or _review_plan(header, facts)
+        or review_experiment(header.experiment, policy, facts)
+    )
+
+
+def review_experiment(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
+    """Whether the policy would refuse a new run of an experiment, before anybody has asked for it."""
     return (
         _review_task(experiment, policy, facts)
-        or _review_plan(header, facts)
         or _review_privacy(experiment, policy, facts)
         or _review_limits(experiment, policy, facts)
         or _review_data(experiment, policy, facts)

@@ -24,6 +24,7 @@ from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
 from client.clipping import clipped_gradients, position_gradients, validate
+from client.fourier import fast_length, power
 from client.spending import Spending, merged
 from client.units import Ids, Images, load_units, secret_generator
 from shared.config import Experiment
@@ -32,6 +33,10 @@ from shared.optim import lr_at, make_optimizer, set_lr
 from shared.schedule import make_schedule
 from shared.uvit import Positions
 
+ERRORS = (0.01, 0.1, 1.0)
+"""What the numerical error may add to epsilon; the larger ones where a huge epsilon leaves no memory for the first."""
+LARGEST_GRID = 2**25
+"""Points of the privacy loss distribution: about 2 GB."""
 MARGINS = {"float32": 0.999, "bfloat16": 0.98}
 """Share of C that gradients are clipped to while the noise is set for C: rounding must not lift a norm above C."""
 
@@ -60,10 +65,18 @@ def epsilon(history: Sequence[Spending], delta: float) -> float:
     with np.errstate(all="ignore"), warnings.catch_warnings():
         # Opacus sizes its grid by RDP, which warns at large noise; the grid only gets wider than it has to be.
         warnings.simplefilter("ignore")
-        try:
-            return float(accountant.get_epsilon(delta))
-        except (ValueError, RuntimeError, OverflowError, MemoryError):
-            return math.inf
+        for error in ERRORS:
+            try:
+                return float(accountant.get_epsilon(delta, eps_error=error))
+            except _GridError:
+                continue
+            except (ValueError, RuntimeError, OverflowError, MemoryError):
+                break
+    return math.inf
+
+
+class _GridError(RuntimeError):
+    """The distribution of the privacy loss needs more points than fit into memory at this precision."""
 
 
 class _Accountant(PRVAccountant):  # type: ignore[misc]
@@ -73,12 +86,14 @@ class _Accountant(PRVAccountant):  # type: ignore[misc]
         prvs = [PoissonSubsampledGaussianPRV(rate, sigma) for sigma, rate, _ in self.history]
         counts = [steps for _, _, steps in self.history]
         safe = self._get_domain(prvs, counts, eps_error, delta_error)
-        size = _fast_length(safe.size)
+        if safe.size > LARGEST_GRID:
+            raise _GridError
+        size = fast_length(safe.size)
         domain = Domain(-(size // 2 - 1) * safe.dt, size // 2 * safe.dt, size)
         spectrum, shift = np.ones(size // 2 + 1, np.complex128), 0.0
         for prv, count in zip(prvs, counts, strict=True):
             pmf, shift_of_one = _discretized(prv, domain)
-            spectrum *= _power(np.fft.rfft(pmf), count)
+            spectrum *= power(np.fft.rfft(pmf), count)
             shift += count * shift_of_one
         # The grid's zero is at index size / 2 - 1, so each of the M convolutions but one moves it by as much.
         total = sum(counts)
@@ -101,23 +116,6 @@ def _discretized(prv: PoissonSubsampledGaussianPRV, domain: Domain) -> tuple[NDA
     if not abs(shift) < domain.dt / 2:
         raise RuntimeError("the grid is too coarse for this plan")
     return pmf, shift
-
-
-def _fast_length(size: int) -> int:
-    """Smallest even number from `size` on without prime factors above 5."""
-    odd = [3**a * 5**b for a in range(8) for b in range(6)]
-    return min(int(factor * 2 ** max(1, math.ceil(math.log2(size / factor)))) for factor in odd)
-
-
-def _power(base: NDArray[np.complex128], exponent: int) -> NDArray[np.complex128]:
-    """`base` to a positive integer power by squaring; much faster than the complex power function."""
-    result = np.ones_like(base)
-    while exponent:
-        if exponent % 2:
-            result *= base
-        exponent //= 2
-        base = base * base if exponent else base
-    return result
 
 
 def train_private(

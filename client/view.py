@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from client.chain import Entry, read_chain
 from client.dataset import current_id, open_dataset
@@ -15,6 +16,18 @@ from client.settings import Home, SiteConfig, private_files
 from shared.errors import InputError
 
 NEWEST_EVENTS = 5
+FIRST = ("task", "what", "run", "server_round")
+"""Fields that an event's line begins with."""
+CURES = {
+    "experiment_not_approved": "read and approve it: `maskfed-client approve list`",
+    "code_not_approved": "`maskfed-client approve code`, after an upgrade",
+    "data_not_ready": "see `maskfed-client doctor`",
+    "ledger_damaged": "see `maskfed-client ledger verify`",
+    "clock": "set the clock (NTP)",
+    "disk_full": "make room",
+    "failed": "see logs/rounds.log",
+}
+"""What the operator can do, by refusal code."""
 
 
 @contextmanager
@@ -76,9 +89,30 @@ def _tenth(progress: Progress) -> int:
 
 
 def event_line(entry: Entry) -> str:
-    """One journal entry for people."""
-    fields = ", ".join(f"{key} {_short(value)}" for key, value in entry.fields.items())
-    return f"{entry.time.astimezone():%Y-%m-%d %H:%M:%S} {entry.kind}: {fields}"
+    """One journal entry for people; a refusal that the operator can do something about says what."""
+    fields = dict(entry.fields)
+    match entry.kind:
+        case "refusal":
+            code, reason = str(fields.pop("code")), str(fields.pop("reason"))
+            cure = f"; {CURES[code]}" if code in CURES else ""
+            text = f"REFUSED ({code}): {reason}{cure}"
+        case "release" if "bytes" in fields:
+            text = f"released {fields.pop('bytes') / 1e6:.1f} MB: {', '.join(fields.pop('numbers'))}; {_spent(fields)}"
+        case kind:
+            text = kind
+    rest = ", ".join(f"{key} {_short(value)}" for key, value in sorted(fields.items(), key=_by_interest))
+    return f"{entry.time.astimezone():%Y-%m-%d %H:%M:%S} {text}{': ' if text == entry.kind else '; '}{rest}"
+
+
+def _spent(fields: dict[str, Any]) -> str:
+    is_unbounded, epsilon = fields.pop("is_unbounded"), fields.pop("epsilon")
+    part = "" if epsilon is None else f"epsilon {epsilon:.3f}"
+    return f"spent: unbounded{f' (the DP part alone: {part})' if part else ''}" if is_unbounded else f"spent: {part}"
+
+
+def _by_interest(field: tuple[str, object]) -> tuple[int, str]:
+    name = field[0]
+    return FIRST.index(name) if name in FIRST else len(FIRST), name
 
 
 def summary(home: Home, settings: SiteConfig) -> Iterator[str]:
@@ -97,7 +131,8 @@ def summary(home: Home, settings: SiteConfig) -> Iterator[str]:
 
         total = history.total(dataset_id, settings.policy.delta, epsilon_of)
         yield f"spent: {total}, cap {settings.policy.epsilon_cap:g}; {total.num_charges} charges"
-        yield f"of these {total.num_uncommitted} were reserved and never completed; they count as spent"
+        if total.num_uncommitted:
+            yield f"of these {total.num_uncommitted} were reserved and never completed; they count as spent"
     for entry in read_chain(home.journal)[-NEWEST_EVENTS:]:
         yield event_line(entry)
 

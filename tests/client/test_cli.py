@@ -176,6 +176,14 @@ def test_ledger_is_shown_with_unit_delta_and_open_charges(make_site: MakeSite, m
     plan.write_text(experiment(privacy={**DP, "noise_multiplier": 2.0}).to_toml())
     planned = call("ledger", "plan", plan, "--home", place.path).stdout
     assert "rounds that fit under the cap: 3 of 3" in planned
+    assert "per image, cap 10" in planned
+    assert "refuses" not in planned
+    longer = call("ledger", "plan", plan, "--home", place.path, "--set", "federation.local_steps=500").stdout
+    assert "refuses it: too_many_steps, 500 steps per round, the site allows 100" in longer
+    assert (
+        "noise multiplier at which all 3 rounds fit: none; fewer rounds"
+        in call("ledger", "plan", plan, "--home", place.path, "--set", "federation.local_steps=200000000").stdout
+    )
     assert "noise multiplier at which all 3 rounds fit" in planned
 
 
@@ -270,6 +278,43 @@ def test_view_without_a_terminal_has_a_line_for_each_tenth_of_a_round(make_site:
         view.show_lines()
     steps = [line.removeprefix("  training: run run ") for line in lines]
     assert steps == [f"round 3, step {step} of 40" for step in (1, 4, 20)] + ["round 4, step 0 of 40"]
+
+
+def test_site_with_an_outdated_ledger_or_a_damaged_journal_does_not_start(make_site: MakeSite):
+    from client.app import handle
+
+    place, _ = make_site()
+    place.path.chmod(0o700)
+    old = place.ledger.read_bytes()
+    handle(request_for(experiment()).to_record(), place)
+    new = place.ledger.read_bytes()
+    place.ledger.write_bytes(old)
+    with pytest.raises(InputError, match=r"2 entries, one of 4 was seen: it is an older copy"):
+        call("start", "--home", place.path)
+    place.ledger.write_bytes(new)
+    place.journal.write_bytes(place.journal.read_bytes().replace(b"release", b"release_"))
+    with pytest.raises(InputError, match=r"journal.jsonl: line 2 is damaged"):
+        call("start", "--home", place.path)
+
+
+def test_events_are_lines_for_people_with_the_cure(make_site: MakeSite):
+    from client.app import handle
+
+    place, _ = make_site()
+    handle(request_for(experiment(privacy=DP)).to_record(), place)
+    handle(request_for(experiment(), 2).to_record(), place)
+    (place.datasets / "current").unlink()
+    handle(request_for(experiment(), 3, run="other").to_record(), place)
+    shown = [line[20:] for line in call("journal", "show", "--home", place.path).stdout.splitlines()]
+    assert shown[0].startswith("request: task train, run run, server_round 1, request_digest ")
+    assert shown[1].startswith(
+        "released 13.5 MB: update, num_examples, epsilon, delta, is_unbounded, epsilon_cap, unit, ledger head; "
+        "spent: epsilon "
+    )
+    assert shown[3].startswith("REFUSED (plan_changed): the request differs from the plan that this run began with;")
+    assert shown[5].startswith(
+        "REFUSED (data_not_ready): the site's images are not scanned; see `maskfed-client doctor`;"
+    )
 
 
 @pytest.mark.parametrize(

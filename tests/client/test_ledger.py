@@ -165,7 +165,7 @@ def test_restored_backup_refuses_to_train(path: Path, head: Path):
     with open_ledger(path, head) as ledger:
         spend(ledger)
     path.write_bytes(backup)
-    with pytest.raises(ChainError, match="restore the newest copy"), open_ledger(path, head):
+    with pytest.raises(ChainError, match="an older copy and has forgotten"), open_ledger(path, head):
         pass
 
 

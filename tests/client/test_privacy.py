@@ -148,6 +148,14 @@ def test_epsilon_of_unequal_plans_does_not_depend_on_their_order():
     assert epsilon([one, two], 1e-5) > max(epsilon([one], 1e-5), epsilon([two], 1e-5))
 
 
+def test_huge_plans_cost_precision_and_then_have_no_bound_but_never_the_memory(monkeypatch: pytest.MonkeyPatch):
+    plan = [Spending(1.0, 0.5, 100)]
+    exact = epsilon(plan, 1e-5)
+    monkeypatch.setattr(privacy, "LARGEST_GRID", 2**15)
+    assert exact < epsilon(plan, 1e-5) < exact + 2
+    assert epsilon([Spending(2.0, 0.2, 3 * 10**8)], 1e-5) == math.inf
+
+
 def test_epsilon_at_the_edges():
     assert epsilon([], 1e-5) == 0
     assert epsilon([Spending(1.0, 0.1, 0)], 1e-5) == 0
