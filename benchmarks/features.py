@@ -10,7 +10,6 @@ Without arguments the random network, which needs no weights; `--extractor SPEC 
 import argparse
 import ctypes
 import gc
-import os
 import resource
 import sys
 import time
@@ -63,13 +62,16 @@ def images(number: int, held: list[float]) -> Iterator[torch.Tensor]:
 
 
 def held_mb() -> float:
-    """Resident memory of this process without free blocks that the allocator keeps."""
+    """Anonymous resident memory of this process, without free blocks that the allocator keeps.
+
+    Pages of files, such as the libraries' code, do not count: the system takes them back and reads them again at will.
+    """
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024 / 1e6
 
 
 def peak_mb() -> float:
