@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 from PIL import Image
 
+from server.page_charts import dp_epsilon
 from server.rundata import RunData
 from server.rundir import RunDir
 
@@ -26,6 +27,8 @@ def write_curves(data: RunData) -> None:
             for entry in event.get("answered", []):
                 for name, value in entry.get("scalars", {}).items():
                     writer.add_scalar(f"{name}/{entry['site']}", value, number)
+                if (spent := dp_epsilon(entry)) is not None:
+                    writer.add_scalar(f"epsilon/{entry['site']}", spent, number)
             costs = {
                 "bytes_sent": event.get("bytes_sent", 0),
                 "bytes_received": event.get("bytes_received", 0),

@@ -2,15 +2,18 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
+from typer.testing import CliRunner
 
 from client.audit_request import answer_audit
 from client.dataset import scan
 from client.settings import Home, SiteConfig, SitePolicy, save_settings, write_private
 from client.verdicts import Verdict
+from server import cli
 from server.app import conduct
 from server.audits import AUDIT_FILE, AuditPlan, ask_audits, make_question
 from server.release import gather
@@ -246,3 +249,25 @@ def test_the_question_names_whom_it_asks(run, plan, tmp_path, outcome, monkeypat
     ask(run, plan, [make_site(tmp_path, 0), make_site(tmp_path, 1)], monkeypatch)
     (file,) = run.path.parent.glob(f"audit-*/{AUDIT_FILE}")
     assert json.loads(file.read_text())["sites"] == ["site0", "site1"]
+
+
+def test_the_command_hands_its_options_on(run, tmp_path, monkeypatch):
+    seen = {}
+
+    def ask_audits(home, path, plan, say):
+        seen.update(home=home, path=path, plan=plan)
+        say("site0: audited: membership pass")
+        return [path / "audits" / "x.json"]
+
+    monkeypatch.setattr("server.audits.ask_audits", ask_audits)
+    home = run.path.parents[1]
+    (home / "coordinator.toml").touch()
+    options = ["--reference", "a", "--reference", "b", "--public", "synthetic:public:8", "--public-steps", "3"]
+    options += ["--site", "site0", "--num", "9", "--control-steps", "8", "--figures", "--deadline", "60"]
+    result = CliRunner().invoke(cli.app, ["audit", str(run.path), "--home", str(home), *options])
+    assert result.exit_code == 0 and "site0: audited" in result.stdout and "x.json" in result.stdout
+    assert (seen["home"], seen["path"]) == (home, run.path)
+    assert seen["plan"] == AuditPlan(
+        (Path("a"), Path("b")), "synthetic:public:8", 3, "pixels", None, 9, 8, figures=True, sites=("site0",),
+        deadline_seconds=60.0,
+    )  # fmt: skip

@@ -35,7 +35,7 @@ def result(place, value, *, federated=True, name="fd_random_inception_192", refe
     checkpoint = {"round": place, "step": None} if federated else {"round": None, "step": place}
     return {
         "metrics": {name: value, "precision": 0.5},
-        "intervals": {name: [value * 0.9, value * 1.1]},
+        "intervals": {name: [value * 0.9, value * 1.1], "precision": [0.41, 0.59]},
         "extractor": {"extractor": "random_inception", "layer": "192", "sha256": "ab" * 32},
         "reference": {"name": reference, "n": 100.0, "release": "own"},
         "checkpoint": checkpoint | {"name": f"place-{place}"},
@@ -179,6 +179,7 @@ def test_tensorboard_gets_the_same_figures_and_grids(federated):
     points = [(event.step, event.value) for event in curves.Scalars("evaluation/fd_random_inception_192")]
     assert points == [(0, 20.0), (1, 16.0), (2, 12.0), (3, 5.0)]
     assert [event.value for event in curves.Scalars("round/answered")] == [2.0, 1.0, 1.0]
+    assert [event.value for event in curves.Scalars("epsilon/north")] == [1.5, 3.0, 4.5]
     assert len(curves.Images("samples")) == 4
 
 
@@ -281,6 +282,7 @@ def test_epsilon_stands_against_its_cap(federated):
 
 
 def test_long_tables_are_folded(federated):
+    assert "<small>0.41 to 0.59</small>" in report([federated.path]).read_text()
     assert "<details open><summary>4 evaluations" in report([federated.path]).read_text()
     for place in range(4, 14):
         write_result(federated, f"round-{place:06d}", result(place, 4.0))
