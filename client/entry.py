@@ -9,9 +9,12 @@ and never on `sys.path`, so its copy of this very code is dead weight.
 import io
 import os
 import signal
+import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -50,6 +53,7 @@ def main() -> None:
 def install_guards() -> None:
     """Replace the parts of Flower's runtime that would trust the coordinator or tell it too much."""
     register, push = vars(runtime)["register_signal_handlers"], runtime.push_task_output
+    push_reply = runtime.push_message
 
     def register_then_default(*args: object, **kwargs: object) -> None:
         # Flower's own handlers leave the SuperNode waiting for ever; a process that dies at once is noticed.
@@ -60,15 +64,33 @@ def install_guards() -> None:
     def push_scrubbed(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # Flower's own arguments
         push(*args, **kwargs | {"details": FAILURE if kwargs.get("details") else ""})
 
+    def push_whole(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # Flower's own arguments
+        with all_or_restart(os.getppid()):
+            push_reply(*args, **kwargs)
+
     guards = {
         "register_signal_handlers": register_then_default,
         "install_from_fab": lambda fab_file, **_: check_bundle(fab_file),
         "get_load_client_app_fn": lambda **_: lambda *_: client.app.app,
+        "push_message": push_whole,
         "push_task_output": push_scrubbed,
         "Error": scrubbed_error,
     }
     for name, guard in guards.items():
         setattr(runtime, name, guard)
+
+
+@contextmanager
+def all_or_restart(superexec: int) -> Iterator[None]:
+    """End the superexec when this process dies, or fails, inside the block; its supervisor then restarts the SuperNode.
+
+    A SuperNode that was promised a reply waits for the rest of it without end. After a restart the coordinator asks
+    again, and the stored reply is sent. A shell waits beside us, for a killed process can do nothing for itself.
+    """
+    line = 'read -r line || kill "$1"'
+    with subprocess.Popen(["/bin/sh", "-c", line, "sh", str(superexec)], stdin=subprocess.PIPE) as watcher:
+        yield
+        watcher.communicate(b"whole\n")
 
 
 def scrubbed_error(code: int, reason: str | None = None) -> Error:

@@ -1,9 +1,11 @@
 """The process that Flower starts: pinned internals, own code only, nothing private in errors."""
 
 import io
+import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -113,6 +115,37 @@ def test_errors_that_leave_the_site_carry_no_text_of_exceptions():
     error = entry.scrubbed_error(2, "<class 'OSError'>:<'/data/patients/alice.png'>")
     assert "alice" not in error.reason
     assert "code_not_approved" in entry.scrubbed_error(2, "<class '__main__.CodeRefusedError'>:<''>").reason
+
+
+@pytest.fixture
+def superexec() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def test_reply_that_was_sent_whole_leaves_the_superexec_alone(superexec: subprocess.Popen[bytes]):
+    with entry.all_or_restart(superexec.pid):
+        pass
+    assert superexec.poll() is None
+
+
+def test_reply_that_could_not_be_sent_ends_the_superexec(superexec: subprocess.Popen[bytes]):
+    with pytest.raises(OSError, match="cut"), entry.all_or_restart(superexec.pid):
+        raise OSError("cut")
+    assert superexec.wait(10) == -signal.SIGTERM
+
+
+def test_process_killed_in_its_reply_ends_the_superexec(superexec: subprocess.Popen[bytes]):
+    code = f"""
+import os, signal
+from client.entry import all_or_restart
+with all_or_restart({superexec.pid}):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert superexec.wait(10) == -signal.SIGTERM
 
 
 def test_guards_replace_loading_unpacking_and_signals(tmp_path: Path):
