@@ -38,6 +38,7 @@ def join(  # every rule of the policy is one option
     min_noise: Annotated[float, typer.Option(help="Smallest noise multiplier.")] = 0.5,
     max_steps: Annotated[int, typer.Option(help="Most optimizer steps per round.")] = 2000,
     max_rounds: Annotated[int, typer.Option(help="Most rounds in 24 hours.")] = 100,
+    max_audits: Annotated[int, typer.Option(help="Most audits in 24 hours that the coordinator asks for.")] = 0,
     allow_non_private: Annotated[
         bool, typer.Option("--allow-non-private", help="Accept training without DP: updates can then be inverted.")
     ] = False,
@@ -85,6 +86,7 @@ def join(  # every rule of the policy is one option
                 "min_noise_multiplier": min_noise,
                 "max_steps_per_round": max_steps,
                 "max_rounds_per_day": max_rounds,
+                "max_audits_per_day": max_audits,
                 "min_images_train": min_images,
                 "image_count": image_count,
                 "release_scalars": release or [],
@@ -137,9 +139,12 @@ def describe(policy: SitePolicy) -> str:
         f"`unbounded`; DP rounds up to epsilon {policy.epsilon_cap:g} at delta {policy.delta:g} per {policy.unit}"
     )
     asks = "each experiment needs your approval" if policy.experiments == "approved" else "any experiment within this"
+    figures = "and their figures, without DP" if policy.audit_figures else "pass or fail only"
+    audits = f"; at most {policy.max_audits_per_day} audits per day, {figures}" if "audit" in policy.tasks else ""
     return (
         f"tasks {', '.join(policy.tasks) or 'none'}; {private}; noise multiplier from {policy.min_noise_multiplier:g}; "
         f"at most {policy.max_steps_per_round} steps per round and {policy.max_rounds_per_day} rounds per day; {asks}"
+        f"{audits}"
     )
 
 

@@ -6,13 +6,17 @@ import pytest
 from typer.testing import CliRunner
 
 from client import cli
+from client.cli_join import describe
 from client.ledger import read_ledger
+from client.settings import Home, SitePolicy, load_settings
 from client.verdicts import Verdict
 from shared.checkpoint import save_checkpoint
+from shared.codedigest import installed_digest
 from shared.config import parse_experiment
 from shared.errors import InputError
 from shared.seeding import Streams
 from shared.weights import new_model
+from tests.client.test_cli import join, make_bundle
 
 
 def call(*arguments):
@@ -111,3 +115,19 @@ def test_a_plan_without_dp_is_refused(make_site, tmp_path):
     (tmp_path / "plan.toml").write_text("")
     with pytest.raises(InputError, match="without DP"):
         call("audit", "canaries", tmp_path / "plan.toml", "--home", home.path)
+
+
+def test_the_policy_in_words_tells_what_audits_may_tell():
+    policy = SitePolicy(tasks=("train", "audit"), max_audits_per_day=2)
+    assert "at most 2 audits per day, pass or fail only" in describe(policy)
+    assert "and their figures, without DP" in describe(policy.model_copy(update={"audit_figures": True}))
+    assert "audits" not in describe(SitePolicy(tasks=("train",)))
+
+
+def test_join_writes_how_many_audits_may_be_asked_for(tmp_path, photos):
+    home = tmp_path / "joined"
+    bundle = make_bundle(tmp_path, home, installed_digest())
+    result = join(bundle, home, photos, "--task", "train", "--task", "audit", "--max-audits", 3)
+    policy = load_settings(Home(home)).policy
+    assert (policy.tasks, policy.max_audits_per_day, policy.audit_figures) == (("train", "audit"), 3, False)
+    assert "at most 3 audits per day" in result.stdout
