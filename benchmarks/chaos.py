@@ -25,11 +25,13 @@ from shared.runlog import read_metrics
 
 RUN = "chaos"
 SEED = 0
+REPLY = "client in reply"
+"""The client process while its SuperNode has the head of a reply and waits for the rest."""
 MACHINE, SITE = "the coordinator", "a site"
 """Everything of one side at once, as when its machine dies; started again as an init system would."""
 TARGETS = (
     *("flwr-serverapp", "flower-superlink", "server superexec", "flower-supernode", "flwr-clientapp"),
-    *(MACHINE, SITE),
+    *(REPLY, MACHINE, SITE),
 )
 DEADLINE_SECONDS = 600.0
 EXPERIMENT = """
@@ -142,10 +144,20 @@ def kill(local: LocalFederation, target: str, moment: float) -> bool:
 def victims(local: LocalFederation, target: str) -> list[psutil.Process]:
     """Running processes of one kind."""
     processes = local.processes()
+    if target == REPLY:
+        return [process for process in processes.get("flwr-clientapp", []) if is_replying(process)]
     if target != "server superexec":
         return processes.get(target, [])
     below = psutil.Process(local.daemons["coordinator"].pid).children(recursive=True)
     return [process for process in processes.get("flower-superexec", []) if process in below]
+
+
+def is_replying(process: psutil.Process) -> bool:
+    """Whether a client process is sending its reply: only then it has a child, which waits for the end of that."""
+    try:
+        return bool(process.children())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def memories(local: LocalFederation) -> list[Path]:
