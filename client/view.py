@@ -101,7 +101,8 @@ def event_line(entry: Entry) -> str:
         case kind:
             text = kind
     rest = ", ".join(f"{key} {_short(value)}" for key, value in sorted(fields.items(), key=_by_interest))
-    return f"{entry.time.astimezone():%Y-%m-%d %H:%M:%S} {text}{': ' if text == entry.kind else '; '}{rest}"
+    joint = (": " if text == entry.kind else "; ") if rest else ""
+    return f"{entry.time.astimezone():%Y-%m-%d %H:%M:%S} {text}{joint}{rest}"
 
 
 def _spent(fields: dict[str, Any]) -> str:

@@ -42,7 +42,7 @@ def test_terminal_shows_events_above_a_bar_that_moves(make_site: MakeSite):
         assert handler.stream is screen
     finally:
         logger.removeHandler(handler)
-    assert "refusal: code dp_required, reason [bold]no[/bold]" in screen.getvalue()
+    assert "REFUSED (dp_required): [bold]no[/bold]\n" in screen.getvalue()
 
 
 def shown(renderable: object) -> str:
