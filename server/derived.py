@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from server.results import ArmResult, Point
@@ -34,6 +35,9 @@ class Derived:
     goal: float | None
     flop_value: float | None = None
     """Of a speed-up: the same in operations, with all stages before counted in."""
+    equal_flops_value: float | None = None
+    """Of a reduction: the same with the baseline where it has used as many operations as all stages of the
+    arm, interpolated; None where its curve does not reach there."""
     level: float | None = None
     """Of a speed-up: the distance that both reach."""
     bound: Literal["", "at least", "at most"] = ""
@@ -107,9 +111,28 @@ def _derive(figure: Figure, scale: Scale, distance: str, arm: ArmResult, baselin
     goal = figure.goal.get(scale)
     if figure.kind == "speedup":
         return _speedup(figure, scale, distance, arm, baseline, goal)
-    ours, theirs = (test_distance(chosen_point(result), distance) for result in (arm, baseline))
-    value = ours / theirs if figure.kind == "ratio" else 1 - ours / theirs
-    return Derived(figure, scale, distance, value, ours, theirs, goal)
+    point = chosen_point(arm)
+    ours, theirs = (test_distance(each, distance) for each in (point, chosen_point(baseline)))
+    if figure.kind == "ratio":
+        return Derived(figure, scale, distance, ours / theirs, ours, theirs, goal)
+    equal = distance_at(baseline, distance, point.flops + _flops_before(arm))
+    equal_value = None if equal is None else 1 - ours / equal
+    return Derived(figure, scale, distance, 1 - ours / theirs, ours, theirs, goal, equal_flops_value=equal_value)
+
+
+def distance_at(result: ArmResult, distance: str, flops: float) -> float | None:
+    """Test distance after so many operations in all stages, linear against the logarithm; None outside the curve."""
+    before = _flops_before(result)
+    places = [(math.log(before + point.flops), test_distance(point, distance)) for point in result.curve]
+    wanted = math.log(flops)
+    for (left, above), (right, below) in pairwise(places):
+        if left <= wanted <= right:
+            return above + (wanted - left) / (right - left) * (below - above)
+    return None
+
+
+def _flops_before(result: ArmResult) -> float:
+    return result.init.flops if result.init else 0.0
 
 
 def _speedup(
@@ -122,7 +145,7 @@ def _speedup(
     assert ours is not None
     assert theirs is not None
     per_image = [result.last.flops / result.last.images for result in (arm, baseline)]
-    before = [result.init.flops if result.init else 0.0 for result in (arm, baseline)]
+    before = [_flops_before(result) for result in (arm, baseline)]
     flops = [start + cost * place.images for start, cost, place in zip(before, per_image, (ours, theirs), strict=True)]
     return Derived(
         figure=figure,

@@ -110,8 +110,9 @@ def sentence(study: Study, derived: Derived) -> str:
                 "with all stages counted in"
             )
         case "reduction":
-            change = "lower" if derived.value >= 0 else "HIGHER"
-            text = f"`{derived.distance}`: {arm}: **{abs(derived.value):.0%} {change}** than {baseline}{_pair(derived)}"
+            text = f"`{derived.distance}`: {arm}: **{_change(derived.value)}** than {baseline}{_pair(derived)}"
+            if derived.equal_flops_value is not None:
+                text += f", {_change(derived.equal_flops_value)} at equal operations, all stages counted in"
         case "ratio":
             text = f"`{derived.distance}`: {arm} over {baseline}: **{derived.value:.3f}**{_pair(derived)}"
     if derived.goal is not None:
@@ -145,6 +146,10 @@ def grid_table(name: str, scale: Scale, grid: Grid, stored: Results) -> str:
 
 def _pair(derived: Derived) -> str:
     return f" ({format_number(derived.arm_value)} against {format_number(derived.baseline_value)})"
+
+
+def _change(reduction: float) -> str:
+    return f"{abs(reduction):.0%} {'lower' if reduction >= 0 else 'HIGHER'}"
 
 
 def _times(factor: float) -> str:

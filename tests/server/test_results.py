@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from server import cli, results, results_page
-from server.derived import chosen_point, crossing, derive
+from server.derived import chosen_point, crossing, derive, distance_at
 from server.results import ArmResult, read_results, result_file, write_result
 from server.results_page import make_pages
 from server.studies import load_study
@@ -126,6 +126,20 @@ def test_validation_chooses_the_point_and_test_is_reported():
     at_gpu = [each.model_copy(update={"scale": "gpu"}) for each in (scratch, other)]
     (found,) = derive(load_study("transfer"), "transfer", stored_of(*at_gpu), "gpu")
     assert (found.goal, found.is_reached) == (0.4, False)
+
+
+def test_a_reduction_also_says_how_it_is_at_equal_operations(folder):
+    # The arm has used 90 + 10 * 1 operations: the baseline's curve is half way between 10 and 1000 there.
+    scratch = make_result("transfer", "scratch-10", [(10, 8.0, 8.0), (1000, 4.0, 4.0)], per_image=1.0)
+    other = make_result("transfer", "other-10", [(10, 4.5, 4.5)], init_flops=90.0, per_image=1.0)
+    (found,) = derive(load_study("transfer"), "transfer", stored_of(scratch, other), "cpu")
+    assert found.value == pytest.approx(-0.125)
+    assert found.equal_flops_value == pytest.approx(0.25)
+    assert distance_at(scratch, NAME, 1001) is None
+    for result in (scratch, other):
+        write_result(result, result_file(folder, "transfer", "cpu", result.arm))
+    text = make_pages(folder).texts[folder.parent / "RESULTS.md"]
+    assert "**12% HIGHER** than 10 %, from scratch (4.5 against 4), 25% lower at equal operations" in text
 
 
 def test_the_cost_of_federation_is_a_ratio_with_a_goal_from_above():
