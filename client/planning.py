@@ -26,11 +26,11 @@ def noise_that_fits(history: Sequence[Spending], sample_rate: float, steps: int,
     def fits(sigma: float) -> bool:
         return epsilon([*history, Spending(sigma, sample_rate, steps)], delta) <= cap
 
+    if not fits(MOST_NOISE):
+        return math.inf
     low, high = LEAST_NOISE, 2 * LEAST_NOISE
     while not fits(high):
-        low, high = high, 2 * high
-        if high > MOST_NOISE:
-            return math.inf
+        low, high = high, min(2 * high, MOST_NOISE)
     if low == LEAST_NOISE and fits(low):
         return low
     while high > 1.002 * low:

@@ -12,11 +12,13 @@ Shapes: B units of a micro-batch, K draws per unit, C channels, H W pixels, L to
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.accountants import PRVAccountant
+from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.accountants.analysis import rdp as renyi
 from opacus.accountants.analysis.prv import DiscretePRV, Domain, PoissonSubsampledGaussianPRV
 from opacus.accountants.analysis.prv.prvs import TruncatedPrivacyRandomVariable
 from opacus.grad_sample import GradSampleHooks, register_grad_sampler
@@ -85,7 +87,9 @@ class _Accountant(PRVAccountant):  # type: ignore[misc]
     def _get_dprv(self, eps_error: float, delta_error: float) -> DiscretePRV:
         prvs = [PoissonSubsampledGaussianPRV(rate, sigma) for sigma, rate, _ in self.history]
         counts = [steps for _, _, steps in self.history]
-        safe = self._get_domain(prvs, counts, eps_error, delta_error)
+        mesh = eps_error / math.sqrt(sum(counts) * math.log(12 / delta_error) / 2)
+        reach = safe_reach(self.history, eps_error, delta_error)
+        safe = Domain.create_aligned(-reach, reach, mesh)
         if safe.size > LARGEST_GRID:
             raise _GridError
         size = fast_length(safe.size)
@@ -99,6 +103,30 @@ class _Accountant(PRVAccountant):  # type: ignore[misc]
         total = sum(counts)
         pmf = np.roll(np.fft.irfft(spectrum, size), total - 1 + (size // 2 if total % 2 == 0 else 0))
         return DiscretePRV(pmf, domain.shift_right(shift))
+
+
+def safe_reach(history: Sequence[tuple[float, float, int]], eps_error: float, delta_error: float) -> float:
+    """Largest privacy loss that the grid has to hold (arXiv 2106.02848, remark 5.6), as Opacus computes it.
+
+    Renyi divergences are most of the time that an epsilon takes, and they are the same at every number of steps: here
+    they are computed once for each mechanism.
+    """
+    of_one = [_divergences(rate, sigma) for sigma, rate, _ in history]
+    counts = [steps for _, _, steps in history]
+    total = np.sum([steps * each for steps, each in zip(counts, of_one, strict=True)], axis=0)
+    reach = _renyi_epsilon(total, delta_error / 4)
+    return max(reach, eps_error, *(_renyi_epsilon(each, delta_error / (8 * sum(counts))) for each in of_one)) + 3
+
+
+def _renyi_epsilon(divergences: NDArray[np.float64], delta: float) -> float:
+    return float(renyi.get_privacy_spent(orders=RDPAccountant.DEFAULT_ALPHAS, rdp=divergences, delta=delta)[0])
+
+
+@lru_cache(maxsize=1024)
+def _divergences(rate: float, sigma: float) -> NDArray[np.float64]:
+    """Renyi divergence of one step, at each of Opacus' orders."""
+    orders = RDPAccountant.DEFAULT_ALPHAS
+    return np.asarray(renyi.compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=orders), np.float64)
 
 
 def _discretized(prv: PoissonSubsampledGaussianPRV, domain: Domain) -> tuple[NDArray[np.float64], float]:

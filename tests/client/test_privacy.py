@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV, compute_safe_domain_size
 from torch import Tensor
 
 from client import privacy
-from client.privacy import epsilon, train_private
+from client.privacy import epsilon, safe_reach, train_private
 from client.spending import Spending
 from shared.config import Experiment
 from shared.uvit import build_model
@@ -146,6 +147,14 @@ def test_epsilon_of_unequal_plans_does_not_depend_on_their_order():
     one, two = Spending(1.0, 0.02, 10), Spending(2.0, 0.05, 30)
     assert epsilon([one, two, one], 1e-5) == epsilon([two, one, one], 1e-5)
     assert epsilon([one, two], 1e-5) > max(epsilon([one], 1e-5), epsilon([two], 1e-5))
+
+
+@pytest.mark.filterwarnings("ignore:Optimal order:UserWarning")  # at large noise; the grid only gets wider
+def test_grid_reaches_as_far_as_opacus_has_it():
+    history = [(1.0, 0.2, 40), (0.7, 0.05, 3), (30.0, 1.0, 1)]
+    prvs = [PoissonSubsampledGaussianPRV(rate, sigma) for sigma, rate, _ in history]
+    expected = compute_safe_domain_size(prvs, [steps for _, _, steps in history], 0.01, 1e-8)
+    assert safe_reach(history, 0.01, 1e-8) == pytest.approx(expected, rel=1e-12)
 
 
 def test_huge_plans_cost_precision_and_then_have_no_bound_but_never_the_memory(monkeypatch: pytest.MonkeyPatch):
