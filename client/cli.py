@@ -13,6 +13,7 @@ from client.cli_join import describe
 from client.settings import find_home, load_settings
 from deploy.logs import set_up_logging, tell
 from deploy.provision import ProvisionError
+from shared.commandline import run_app
 from shared.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
@@ -32,15 +33,14 @@ def main() -> None:
     os.umask(0o077)
     set_up_logging(quiet=("httpx", "flwr", "shared.decoding"))
     try:
-        app()
+        status = run_app(app)
     except (InputError, ProvisionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(status)
 
 
 @data.command("scan")

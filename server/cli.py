@@ -13,6 +13,7 @@ import typer
 from deploy.logs import set_up_logging, tell
 from deploy.provision import ProvisionError
 from server import cli_evaluation, cli_models, cli_release, cli_results, cli_rounds, cli_sites
+from shared.commandline import run_app
 from shared.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
@@ -33,16 +34,14 @@ def main() -> None:
     """Run a command; what the user can cure is one line and exit code 2, any other failure exit code 1."""
     set_up_logging(quiet=("httpx", "flwr"))
     try:
-        app()
+        status = run_app(app)
     except (InputError, ProvisionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except _operation_errors() as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(status)
 
 
 @app.command()
