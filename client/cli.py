@@ -83,7 +83,7 @@ def start(
     metrics_port: Annotated[int, typer.Option(help="Loopback port for Prometheus; 0: none.")] = 0,
 ) -> None:
     """Take part, in the foreground, until Ctrl-C or SIGTERM; processes that exit are started again."""
-    from client.doctor import check_folder, check_records
+    from client.doctor import check_code, check_folder, check_records
     from client.gauges import site_gauges
     from client.live import TICK_SECONDS, live_view
     from client.view import SiteView, hold_site
@@ -97,6 +97,10 @@ def start(
     settings = load_settings(place)
     check_folder(place)
     check_records(place, settings)
+    try:
+        check_code(place)
+    except InputError as error:  # it can be approved while the site runs
+        tell(f"until it is approved every request is refused: {error}")
     spare = free_ports(2)
     ports = (port or spare[0], health_port or spare[1])
     for each, name in zip(ports, ("SuperNode", "health check"), strict=True):

@@ -41,7 +41,7 @@ def check_site(home: Home) -> list[Check]:
         ("data set", lambda: _dataset(home, settings)),
         ("ledger", lambda: _ledger(home, settings)),
         ("ledger clock", lambda: _clock(home)),
-        ("code", lambda: _code(home)),
+        ("code", lambda: check_code(home)),
         ("policy", lambda: _policy(settings)),
         ("device", lambda: _device(settings)),
     ]
@@ -125,7 +125,12 @@ def _clock(home: Home) -> str:
     return f"{now:%Y-%m-%d %H:%M} UTC"
 
 
-def _code(home: Home) -> str:
+def check_code(home: Home) -> str:
+    """Whether the operator has approved the code that is installed; told by each `start`, for rounds are refused else.
+
+    Raises:
+        InputError: naming the command that approves it.
+    """
     digest = installed_digest()
     if digest not in read_approved(home).code:
         raise InputError(f"installed client code {digest[:12]} is not approved: `maskfed-client approve code`")

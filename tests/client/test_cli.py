@@ -343,6 +343,23 @@ def test_site_whose_way_to_the_coordinator_is_wrong_does_not_start(
     assert not is_running(Home(home))
 
 
+def test_start_tells_that_installed_code_is_not_approved(
+    bundle: Path, home: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    join(bundle, home, photos)
+    monkeypatch.setattr("deploy.way.door_checks", lambda *_: [Finding("TLS", False, "refused")])
+    told: list[str] = []
+    monkeypatch.setattr(cli, "tell", told.append)
+    with pytest.raises(ProvisionError):
+        call("start", "--home", home)
+    assert told == []
+    monkeypatch.setattr("client.doctor.installed_digest", lambda: "0" * 64)
+    with pytest.raises(ProvisionError):
+        call("start", "--home", home)
+    assert len(told) == 1
+    assert "code 000000000000 is not approved: `maskfed-client approve code`" in told[0]
+
+
 def test_figures_are_served_until_the_operator_stops_them(bundle: Path, home: Path, photos: Path):
     join(bundle, home, photos)
     port = free_ports(1)[0]
