@@ -57,7 +57,8 @@ def check_private(path: Path) -> None:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
-        raise ProvisionError(f"{path}: {error.strerror}; `maskfed-client enroll` makes a site's keys, `maskfed-server init` a coordinator's") from error
+        cure = "`maskfed-client enroll` makes a site's keys, `maskfed-server init` a coordinator's"
+        raise ProvisionError(f"{path}: {error.strerror}; {cure}") from error
     if mode & 0o077:
         raise ProvisionError(f"{path} has mode {mode:04o}, at most 0600 is safe: chmod 600 {path}")
 
