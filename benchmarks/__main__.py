@@ -10,6 +10,7 @@ import pkgutil
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +27,7 @@ What is measured and how stands in [README.md](README.md) and at the top of each
 """
 COLUMNS = ("name", "figure", "command", "commit", "hardware", "date", "n", "seed")
 Row = tuple[str, ...]
+NOT_MEASURED = "not measured"
 
 
 def main(arguments: list[str]) -> int:
@@ -41,8 +43,7 @@ def main(arguments: list[str]) -> int:
         row = make_row(name, modules[module_name(name)], figure)
         rows[row[0]] = row
         failed += [row[0]] if status else []
-        known = sorted({*modules, *(key for key in rows if module_name(key) in modules)})
-        PAGE.write_text(render({key: rows.get(key) for key in known}), encoding="utf-8")
+        PAGE.write_text(render({key: rows.get(key) for key in row_names(modules, rows)}), encoding="utf-8")
     print(
         f"{len(chosen) - len(failed)} of {len(chosen)} figures reached"
         + (f"; short: {', '.join(failed)}" if failed else "")
@@ -62,6 +63,13 @@ def is_benchmark(module: ModuleType) -> bool:
     main = getattr(module, "main", None)
     needed = inspect.signature(main).parameters.values() if main else ()
     return main is not None and all(parameter.default is not parameter.empty for parameter in needed)
+
+
+def row_names(modules: Iterable[str], rows: Mapping[str, Row]) -> list[str]:
+    """Rows of the page: what is measured; of modules of which nothing is, their name and whatever was listed."""
+    listed = {row for row in rows if module_name(row) in set(modules)} | set(modules)
+    measured = {row for row in listed if row in rows and rows[row][1] != NOT_MEASURED}
+    return sorted(measured | {row for row in listed if module_name(row) not in map(module_name, measured)})
 
 
 def module_name(row: str) -> str:
@@ -103,7 +111,7 @@ def render(rows: dict[str, Row | None]) -> str:
     """The page; a benchmark without a row is not measured."""
     lines = [COLUMNS, ("---",) * len(COLUMNS)]
     for name, row in rows.items():
-        lines.append(row or (name, "not measured", f"`python -m benchmarks.{name}`", *("-",) * 5))
+        lines.append(row or (name, NOT_MEASURED, f"`python -m benchmarks.{name}`", *("-",) * 5))
     return HEAD + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 

@@ -73,6 +73,16 @@ def test_page_keeps_rows_that_are_not_run_again(tmp_path, monkeypatch, capsys):
     assert runner.main(["four"]) == 2
 
 
+def test_page_says_not_measured_only_where_nothing_of_a_module_is():
+    rows = {
+        "one": ("one", "not measured"),
+        "one --all": ("one --all", "3 s"),
+        "two --all": ("two --all", "not measured"),
+        "gone": ("gone", "3 s"),
+    }
+    assert runner.row_names(["one", "two"], rows) == ["one --all", "two", "two --all"]
+
+
 def test_options_make_a_row_of_their_own_without_folders(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "PAGE", tmp_path / "BENCHMARKS.md")
     monkeypatch.setattr(runner, "discover", lambda: {"one": object()})
