@@ -24,7 +24,8 @@ from client.settings import Home, SiteConfig, SitePolicy, save_settings
 from client.trainer import Round
 from shared import losses
 from shared.config import Experiment
-from shared.messages import Manifest, RequestHeader, TrainRequest, pack
+from shared.messages import RequestHeader, TrainRequest
+from shared.packing import Manifest, pack
 from shared.schedule import make_schedule
 from shared.synthetic import write_folder
 from shared.uvit import build_model

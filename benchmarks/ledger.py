@@ -32,7 +32,8 @@ from client.ledger import open_ledger, read_ledger
 from client.settings import Home, SiteConfig, SitePolicy, save_settings
 from client.spending import Charge, Spending
 from shared.config import Experiment
-from shared.messages import Manifest, RequestHeader, TensorSpec, TrainRequest
+from shared.messages import RequestHeader, TrainRequest
+from shared.packing import Manifest, TensorSpec
 from shared.synthetic import write_folder
 
 SEED = 0

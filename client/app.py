@@ -31,7 +31,8 @@ from client.settings import Home, SiteConfig, SitePolicy, load_settings, private
 from client.simulated import home_of
 from client.spending import Spending, Total
 from shared.audit_query import AUDIT_ACTION
-from shared.messages import ReplyHeader, TrainReply, TrainRequest, encode
+from shared.messages import ReplyHeader, TrainReply, TrainRequest
+from shared.packing import encode
 
 app = ClientApp()
 log = logging.getLogger("maskfed.client")

@@ -19,7 +19,8 @@ from client.policy import AuditFacts, review_audit
 from client.refusals import UNKNOWN_REQUEST, RefusedError, note_refusal, refusal_of
 from client.settings import Home, SiteConfig, load_settings
 from shared.audit_query import MODEL_ARRAY, PIXELS, AuditAnswer, AuditQuery, AuditVerdict, reference_array
-from shared.messages import MessageError, array_digest, decode, header_record, read_array, read_header, validated
+from shared.envelopes import header_record, read_array, read_header, validated
+from shared.packing import MessageError, array_digest, decode
 
 if TYPE_CHECKING:
     from shared.extractor import Extractor

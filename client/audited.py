@@ -16,7 +16,7 @@ from shared.cache import open_images
 from shared.checkpoint import resolve_checkpoint
 from shared.config import Experiment
 from shared.errors import InputError
-from shared.messages import unpack
+from shared.packing import unpack
 from shared.retraining import retrained
 from shared.sampling import load_model
 from shared.uvit import build_model

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from client.settings import check_private, private_files, write_private
+from shared.envelopes import canonical_json
 from shared.errors import InputError
 from shared.files import sync_file
-from shared.messages import canonical_json
 
 SCHEMA_VERSION = 1
 START = "0" * 64

@@ -10,7 +10,8 @@ from client.settings import SitePolicy, Unit
 from client.spending import Charge
 from shared.audit_query import MIN_HELD_OUT, AuditQuery
 from shared.config import Experiment
-from shared.messages import RefusalCode, RequestHeader, canonical_json, experiment_digest
+from shared.envelopes import canonical_json
+from shared.messages import RefusalCode, RequestHeader, experiment_digest
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from client.journal import Journal
 from client.refusals import UNKNOWN_REQUEST, PolicyError, note_refusal, refusal_of
 from client.settings import Home, SiteConfig, load_settings
 from shared.errors import InputError
-from shared.messages import MessageError
+from shared.packing import MessageError
 from shared.statistics_query import MAX_FILE_BYTES, StatisticsAnswer, StatisticsQuery, parse_query
 
 if TYPE_CHECKING:

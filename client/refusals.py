@@ -8,7 +8,8 @@ from client.dataset import NotScannedError
 from client.journal import Journal
 from client.ledger import BudgetError, UnitError
 from shared.errors import InputError
-from shared.messages import MessageError, RefusalCode
+from shared.messages import RefusalCode
+from shared.packing import MessageError
 
 FAILED = "the site's work failed; its operator finds the cause in the site's log"
 UNKNOWN_REQUEST = "0" * 64

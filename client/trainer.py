@@ -14,7 +14,8 @@ from client.parallel import num_processes, run_in_processes
 from client.progress import told
 from client.settings import Home, SiteConfig, read_data_key
 from shared.engine import Engine, StepResult, run_training
-from shared.messages import MessageError, TrainRequest, pack, unpack
+from shared.messages import TrainRequest
+from shared.packing import MessageError, pack, unpack
 from shared.seeding import Streams
 from shared.uvit import build_model
 from shared.world import World

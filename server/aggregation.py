@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import InputError
-from shared.messages import Manifest, MessageError, WireDtype, decode
+from shared.packing import Manifest, MessageError, WireDtype, decode
 from shared.sections import FederationConfig
 
 SCALE_BITS = 36

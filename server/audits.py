@@ -31,9 +31,10 @@ from shared.audit_query import (
 )
 from shared.checkpoint import check_files, load_group, resolve_checkpoint
 from shared.config import Section, explain, parse_experiment
+from shared.envelopes import header_record, read_header, validated
 from shared.errors import InputError
 from shared.files import write_atomically
-from shared.messages import Manifest, array_digest, header_record, pack, read_header, validated
+from shared.packing import Manifest, array_digest, pack
 from shared.runlog import RunLog
 from shared.versions import installed_versions
 
@@ -110,7 +111,7 @@ def ask_audits(
 
     Raises:
         InputError: bad checkpoint or reference, or nobody gave a verdict, and why.
-        ControlError: the SuperLink cannot be reached.
+        ControlError: the SuperLink cannot be reached, or the question did not end in time.
     """
     checkpoint = resolve_checkpoint(path)
     run = RunDir(checkpoint.resolve().parent.parent)
@@ -124,7 +125,15 @@ def ask_audits(
     record = _Asked(query=question.query, sites=sites, deadline_seconds=plan.deadline_seconds)
     write_atomically(asked.path / AUDIT_FILE, record.model_dump_json(indent=2) + "\n")
     try:
-        outcomes = submit(home, question.query.experiment, question.query.run, "audit", poll_seconds, say)
+        outcomes = submit(
+            home,
+            question.query.experiment,
+            question.query.run,
+            "audit",
+            say,
+            poll_seconds=poll_seconds,
+            deadline_seconds=plan.deadline_seconds,
+        )
     finally:
         # As large as the models; the digests stay in the question.
         for name in question.arrays:

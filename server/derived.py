@@ -83,14 +83,14 @@ def chosen_point(result: ArmResult) -> Point:
     return min(result.curve, key=lambda point: point.metrics["validation"][first]["distance"])
 
 
-def test_distance(point: Point, distance: str) -> float:
+def distance_to_test(point: Point, distance: str) -> float:
     """Distance of a point to the test split."""
     return point.metrics["test"][distance]["distance"]
 
 
-def test_curve(result: ArmResult, distance: str) -> list[tuple[int, float]]:
+def curve_to_test(result: ArmResult, distance: str) -> list[tuple[int, float]]:
     """Images and test distance of each point."""
-    return [(point.images, test_distance(point, distance)) for point in result.curve]
+    return [(point.images, distance_to_test(point, distance)) for point in result.curve]
 
 
 def crossing(curve: list[tuple[int, float]], level: float) -> Crossing | None:
@@ -112,7 +112,7 @@ def _derive(figure: Figure, scale: Scale, distance: str, arm: ArmResult, baselin
     if figure.kind == "speedup":
         return _speedup(figure, scale, distance, arm, baseline, goal)
     point = chosen_point(arm)
-    ours, theirs = (test_distance(each, distance) for each in (point, chosen_point(baseline)))
+    ours, theirs = (distance_to_test(each, distance) for each in (point, chosen_point(baseline)))
     if figure.kind == "ratio":
         return Derived(figure, scale, distance, ours / theirs, ours, theirs, goal)
     equal = distance_at(baseline, distance, point.flops + _flops_before(arm))
@@ -123,7 +123,7 @@ def _derive(figure: Figure, scale: Scale, distance: str, arm: ArmResult, baselin
 def distance_at(result: ArmResult, distance: str, flops: float) -> float | None:
     """Test distance after so many operations in all stages, linear against the logarithm; None outside the curve."""
     before = _flops_before(result)
-    places = [(math.log(before + point.flops), test_distance(point, distance)) for point in result.curve]
+    places = [(math.log(before + point.flops), distance_to_test(point, distance)) for point in result.curve]
     wanted = math.log(flops)
     for (left, above), (right, below) in pairwise(places):
         if left <= wanted <= right:
@@ -139,7 +139,7 @@ def _speedup(
     figure: Figure, scale: Scale, distance: str, arm: ArmResult, baseline: ArmResult, goal: float | None
 ) -> Derived:
     """At the smallest distance that both curves reach."""
-    curves = [test_curve(result, distance) for result in (arm, baseline)]
+    curves = [curve_to_test(result, distance) for result in (arm, baseline)]
     level = max(min(value for _, value in curve) for curve in curves)
     ours, theirs = (crossing(curve, level) for curve in curves)
     assert ours is not None

@@ -103,24 +103,32 @@ class Exchange:
         nodes = persist(lambda: list(self.grid.get_nodes()), "asking who is online", self.timing)
         return {node.node_id: node.last_activated_at for node in nodes}
 
-    def push(self, record: RecordDict, nodes: Mapping[str, int], server_round: int, deadline: float) -> None:
+    def push(
+        self,
+        record: RecordDict,
+        nodes: Mapping[str, int],
+        server_round: int,
+        deadline: float,
+        message_type: str = MessageType.TRAIN,
+    ) -> None:
         """Send one shared record to `nodes` (site to node id); `deadline` is on `time.monotonic`'s clock.
+
+        Round 0 is for questions outside of the rounds.
 
         Raises:
             ExchangeError: the SuperLink did not take the messages in time.
         """
-        now = time.monotonic()
+        now, what = time.monotonic(), f"round {server_round}" if server_round else "the question"
         ttl = max(1.0, deadline - now) + self.timing.late_seconds
         messages = [
-            Message(record, node_id, MessageType.TRAIN, ttl=ttl, group_id=str(server_round))
-            for node_id in nodes.values()
+            Message(record, node_id, message_type, ttl=ttl, group_id=str(server_round)) for node_id in nodes.values()
         ]
         # The same messages may be sent twice: the SuperLink knows them by the hash of their content.
         payload = sum(len(array.data) for each in record.array_records.values() for array in each.values())
         ids = list(
             persist(
                 lambda: self.grid.push_messages(messages),
-                f"sending round {server_round}",
+                f"sending {what}",
                 self.timing,
                 payload / SLOW_BYTES_PER_SECOND,
             )
@@ -129,7 +137,7 @@ class Exchange:
         with self._lock:
             for site, message_id in zip(nodes, ids, strict=True):
                 if message_id is None:
-                    raise ExchangeError(f"round {server_round}: the SuperLink did not take the message to {site}")
+                    raise ExchangeError(f"{what}: the SuperLink did not take the message to {site}")
                 self._asked[message_id] = _Asked(
                     site, server_round, now, deadline + self.timing.late_seconds, now, self.timing.backoff_seconds
                 )

@@ -85,7 +85,7 @@ def ask_sites(
 
     Raises:
         InputError: nobody released statistics, and why; or no home was given.
-        ControlError: the SuperLink cannot be reached.
+        ControlError: the SuperLink cannot be reached, or the question did not end in time.
     """
     if home is None:
         raise InputError("--reference federated asks the sites: give --home, the coordinator's folder")
@@ -94,7 +94,15 @@ def ask_sites(
     write_atomically(run.path / QUESTION_FILE, question.query.model_dump_json(indent=2) + "\n")
     if question.projection is not None:
         write_atomically(run.path / PROJECTION_FILE, question.projection.read_bytes())
-    outcomes = submit(home, experiment, question.query.run, "statistics", poll_seconds, say)
+    outcomes = submit(
+        home,
+        experiment,
+        question.query.run,
+        "statistics",
+        say,
+        poll_seconds=poll_seconds,
+        deadline_seconds=DEADLINE_SECONDS,
+    )
     files = sorted((run.path / SITES_FOLDER).glob("*.safetensors"))
     if not files:
         raise InputError(f"no site released statistics: {reasons(outcomes)}")

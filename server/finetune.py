@@ -21,7 +21,7 @@ from shared.checkpoint import load_group, load_meta, resolve_checkpoint
 from shared.config import Experiment, load_experiment
 from shared.errors import InputError
 from shared.files import write_atomically
-from shared.messages import Manifest, pack
+from shared.packing import Manifest, pack
 from shared.trainable import select_trainable
 from shared.versions import git_commit
 

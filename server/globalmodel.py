@@ -11,7 +11,7 @@ from server.optimizers import ServerState
 from shared.checkpoint import load_group, load_meta, save_checkpoint
 from shared.config import Experiment
 from shared.errors import InputError
-from shared.messages import Manifest, pack, unpack
+from shared.packing import Manifest, pack, unpack
 from shared.trainable import select_trainable
 
 Flat = NDArray[np.float32]

@@ -3,29 +3,37 @@
 `submit` runs in the operator's command and waits for the run; `collect` runs in the ServerApp of that run. No torch.
 """
 
-import logging
+import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-import httpx
 from flwr.app import Message, RecordDict
 
+from server.exchange import Arrival, Exchange
 from server.registry import Registry
-from server.transport import Grid, Timing, is_transient, persist
+from server.transport import Grid, Timing
 from shared.config import Experiment
 from shared.files import remove_folder
 from shared.runlog import RunLog, read_metrics
 
-log = logging.getLogger("maskfed.server")
+OVERDUE_SECONDS = 600.0
+"""What a question may last beyond the deadline of its answers: for the start of the ServerApp and the uploads."""
 
 Take = Callable[[Message, str], tuple[str, str]]
 """Checks and keeps the answer of a site, by alias; gives its outcome (`released`, `refused`, ...) and the reason."""
 
 
 def submit(
-    home: Path, experiment: Experiment, run: str, kind: str, poll_seconds: float, say: Callable[[str], None]
+    home: Path,
+    experiment: Experiment,
+    run: str,
+    kind: str,
+    say: Callable[[str], None],
+    *,
+    poll_seconds: float,
+    deadline_seconds: float,
 ) -> list[dict[str, Any]]:
     """Submit the run `run` of the coordinator's `home` and wait for its end.
 
@@ -34,23 +42,31 @@ def submit(
         experiment: as in the run's folder.
         run: name of the run.
         kind: of the events in the run's log that tell the outcomes.
-        poll_seconds: between two looks at the run.
         say: told each outcome.
+        poll_seconds: between two looks at the run.
+        deadline_seconds: of the answers; the run is stopped when it has not ended `OVERDUE_SECONDS` after it.
 
     Returns:
         The outcomes: `site`, `status`, `reason`.
 
     Raises:
-        ControlError: the SuperLink cannot be reached.
+        ControlError: the SuperLink cannot be reached, or the run did not end in time.
     """
-    from server.control import connect
+    from server.control import ControlError, connect
 
     folder, is_asked = home / "runs" / run, False
     try:
         with connect(home) as control:
             run_id = control.submit(experiment, run)
             is_asked = True
+            end = time.monotonic() + deadline_seconds + OVERDUE_SECONDS
             while not control.run_state(run_id).is_finished:
+                if time.monotonic() > end:
+                    control.stop(run_id)
+                    raise ControlError(
+                        f"run {run} had not ended {OVERDUE_SECONDS:g} s after its deadline of {deadline_seconds:g} s "
+                        f"and was stopped: see why with `maskfed-server logs {run}`, then ask again"
+                    )
                 time.sleep(poll_seconds)
     finally:
         if not is_asked:
@@ -64,6 +80,36 @@ def submit(
 def reasons(outcomes: list[dict[str, Any]]) -> str:
     """Why nothing came, in one line."""
     return "; ".join(f"{event['site']} {event['reason']}" for event in outcomes) or "no site was online"
+
+
+class _Outcomes:
+    """One event per site: what arrived, or that nothing did."""
+
+    def __init__(self, sites: Collection[str], take: Take, metrics: RunLog, kind: str) -> None:
+        self.waiting = set(sites)
+        self._take, self._metrics, self._kind = take, metrics, kind
+        self._lock = threading.Lock()
+
+    def arrived(self, arrival: Arrival) -> None:
+        """Note the outcome of a site, once; runs in a puller's thread."""
+        with self._lock:
+            if arrival.site not in self.waiting:
+                return
+            status, reason = "failed", arrival.problem[:500]
+            if arrival.message is not None:
+                status, reason = self._take(arrival.message, arrival.site)
+            self.note(arrival.site, status, reason)
+            self.waiting.discard(arrival.site)
+
+    def note(self, site: str, status: str, reason: str) -> None:
+        self._metrics.write(self._kind, site=site, status=status, reason=reason)
+
+    def close(self, reason: str) -> None:
+        """Whoever has not answered is late; an answer that comes now is dropped."""
+        with self._lock:
+            for site in sorted(self.waiting):
+                self.note(site, "late", reason)
+            self.waiting.clear()
 
 
 def collect(
@@ -81,6 +127,8 @@ def collect(
 ) -> None:
     """Ask every registered site that is online, and take what comes; one event of `kind` per site.
 
+    Answers are fetched one by one, so that one is in memory at a time, and one that cannot be read costs itself only.
+
     Args:
         grid: Flower's.
         home: the coordinator's folder.
@@ -92,40 +140,31 @@ def collect(
         only: aliases to ask; empty: everybody. One of them that is not online is noted as `offline`.
         timing: seconds between pulls, deadlines of calls.
         deadline_seconds: for the answers.
+
+    Raises:
+        ExchangeError: the SuperLink does not answer, or does not take the question.
     """
     timing = timing or Timing()
-    nodes = persist(lambda: list(grid.get_nodes()), "looking for sites", timing)
-    online = {node.node_id for node in nodes}
-    active = [site for site in Registry(home / "sites.json").active() if not only or site.alias in only]
-    sites = [site for site in active if site.node_id in online]
-    for absent in sorted(set(only) - {site.alias for site in sites}):
-        metrics.write(kind, site=absent, status="offline", reason="not online, or no longer registered")
-    messages = [
-        Message(record, site.node_id, message_type, ttl=deadline_seconds) for site in sites if site.node_id is not None
-    ]
-    pushed = persist(lambda: list(grid.push_messages(messages)), "asking the sites", timing, deadline_seconds)
-    waiting = {message_id: site.alias for message_id, site in zip(pushed, sites, strict=True)}
-    end = time.monotonic() + deadline_seconds
-    while waiting and time.monotonic() < end:
-        for message in _pull(grid, list(waiting)):
-            alias = waiting.pop(str(message.metadata.reply_to_message_id), None)
-            if alias is None:
-                continue
-            failure = str(message.error.reason)[:500] if message.has_error() else ""
-            status, reason = ("failed", failure) if message.has_error() else take(message, alias)
-            metrics.write(kind, site=alias, status=status, reason=reason)
-        time.sleep(timing.poll_seconds if waiting else 0)
-    for silent in waiting.values():
-        metrics.write(kind, site=silent, status="late", reason=f"no answer within {deadline_seconds:g} s")
-    metrics.write("end", status="completed")
-
-
-def _pull(grid: Grid, ids: list[str]) -> list[Message]:
-    """Replies that are there; a connection that was lost is tried again at the next turn."""
+    active = {site.alias: site.node_id for site in Registry(home / "sites.json").active()}
+    outcomes = _Outcomes((), take, metrics, kind)
+    exchange = Exchange(grid, outcomes.arrived, timing)
     try:
-        return list(grid.pull_messages(ids))
-    except httpx.HTTPError as error:
-        if not is_transient(error):
-            raise
-        log.warning("pulling answers: %s", error)
-        return []
+        online = exchange.online()
+        asked = {
+            alias: node_id
+            for alias, node_id in active.items()
+            if node_id is not None and node_id in online and (not only or alias in only)
+        }
+        for absent in sorted(set(only) - set(asked)):
+            outcomes.note(absent, "offline", "not online, or no longer registered")
+        outcomes.waiting |= set(asked)
+        deadline = time.monotonic() + deadline_seconds
+        exchange.push(record, asked, 0, deadline, message_type)
+        while outcomes.waiting and time.monotonic() < deadline:
+            exchange.raise_fatal()
+            time.sleep(timing.poll_seconds)
+        outcomes.close(f"no answer within {deadline_seconds:g} s")
+    finally:
+        exchange.close()
+    exchange.raise_fatal()
+    metrics.write("end", status="completed")

@@ -10,7 +10,8 @@ from server.exchange import Exchange
 from server.globalmodel import GlobalModel
 from server.tally import MAX_QUESTIONS, SiteRecord, Tally
 from shared.config import Experiment
-from shared.messages import Manifest, RequestHeader, TrainRequest, array_digest, decode, encode
+from shared.messages import RequestHeader, TrainRequest
+from shared.packing import Manifest, array_digest, decode, encode
 
 log = logging.getLogger("maskfed.server")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from server import results
 from server.charts import Series, line_chart, standalone
-from server.derived import derive, test_curve
+from server.derived import curve_to_test, derive
 from server.results import ArmResult, read_results
 from server.results_text import (
     Results,
@@ -128,7 +128,7 @@ def _charts(arms: Sequence[tuple[str, ArmResult]]) -> list[tuple[str, str]]:
             Series(arm, [float(images) for images, _ in curve], [value for _, value in curve])
             for arm, result in arms
             if distance in result.extractors
-            for curve in [test_curve(result, distance)]
+            for curve in [curve_to_test(result, distance)]
         ]
         label = f"{distance} to the test split"
         svg = line_chart(series, "images seen in this stage", label, log_x=True, log_y=True)

@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from server.derived import Derived, chosen_point, test_distance
+from server.derived import Derived, chosen_point, distance_to_test
 from server.formats import format_number, format_seconds
 from server.results import ArmResult
 from server.studies import Grid, Scale, Study
@@ -137,7 +137,9 @@ def grid_table(name: str, scale: Scale, grid: Grid, stored: Results) -> str:
     lines = []
     for distance in _distances(list(measured.items())):
         for label, arms in grid.rows.items():
-            values = [test_distance(chosen_point(measured[arm]), distance) if arm in measured else None for arm in arms]
+            values = [
+                distance_to_test(chosen_point(measured[arm]), distance) if arm in measured else None for arm in arms
+            ]
             changes = [f" ({value / values[0] - 1:+.0%})" if value and values[0] else "" for value in values]
             shown = [format_number(value) + change for value, change in zip(values, ["", *changes[1:]], strict=True)]
             lines.append([f"`{distance}`", label, *shown])

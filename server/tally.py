@@ -9,7 +9,8 @@ from flwr.app import Message
 
 from server.aggregation import FixedPointSum, UpdateError, check_update, clip_factor, site_weight
 from server.exchange import Arrival
-from shared.messages import MessageError, ReplyHeader, RequestHeader, TrainReply
+from shared.messages import ReplyHeader, RequestHeader, TrainReply
+from shared.packing import MessageError
 
 State = Literal["asked", "again", "answered", "refused", "failed", "late", "rejected", "lost"]
 TRANSIENT_STATES: tuple[State, ...] = ("late", "lost")

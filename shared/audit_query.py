@@ -11,8 +11,10 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from shared.config import Experiment, Section
+from shared.envelopes import canonical_json
 from shared.errors import InputError
-from shared.messages import Manifest, RefusalCode, canonical_json
+from shared.messages import RefusalCode
+from shared.packing import Manifest
 
 AuditKind = Literal["membership", "memorisation"]
 AUDIT_ACTION = "audit"

@@ -1,4 +1,4 @@
-"""What travels between coordinator and sites: typed headers, and tensors packed into a few flat arrays.
+"""What a round sends: typed headers, and tensors packed into a few flat arrays.
 
 Every array costs Flower two HTTP objects, so a model travels as one array of its trainable tensors, and as a second one
 of its frozen tensors to a site that does not hold them yet. Headers are JSON in a ConfigRecord; nothing is pickled.
@@ -6,26 +6,18 @@ No torch: the ServerApp and a site that refuses never load it.
 """
 
 import hashlib
-import json
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from shared.config import Experiment, Section, explain
-from shared.errors import InputError
+from shared.config import Experiment, Section
+from shared.envelopes import canonical_json, header_record, read_array, read_header, validated
+from shared.packing import Manifest, MessageError, array_digest, decode, encode
 
-SCHEMA_VERSION = 1
-MAX_HEADER_BYTES = 4 * 2**20
-MAX_ELEMENTS = 2**31
-_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}
-
-Header = TypeVar("Header", bound=Section)
-WireDtype = Literal["float32", "bfloat16"]
 RefusalCode = Literal[
     "schema",
     "malformed",
@@ -50,112 +42,6 @@ RefusalCode = Literal[
     "failed",
 ]
 """Why a site said no; `base_missing` asks for the frozen tensors, `failed` is an error of the site's own training."""
-
-
-class MessageError(InputError):
-    """A message from the other side does not follow the protocol."""
-
-
-class TensorSpec(Section):
-    """Name and shape of one float32 tensor."""
-
-    name: str = Field(min_length=1, max_length=256)
-    shape: tuple[int, ...] = Field(max_length=8)
-
-    @model_validator(mode="after")
-    def _sizes(self) -> Self:
-        if any(side < 0 for side in self.shape) or self.num_elements > MAX_ELEMENTS:
-            raise ValueError(
-                f"tensor {self.name} has shape {self.shape}: sides from 0, at most {MAX_ELEMENTS} elements"
-            )
-        return self
-
-    @property
-    def num_elements(self) -> int:
-        """Product of the shape."""
-        return math.prod(self.shape)
-
-
-class Manifest(Section):
-    """Order and shapes of the tensors in one packed array."""
-
-    tensors: tuple[TensorSpec, ...] = Field(max_length=20_000)
-
-    @model_validator(mode="after")
-    def _unique(self) -> Self:
-        names = [tensor.name for tensor in self.tensors]
-        if len(set(names)) != len(names) or self.num_elements > MAX_ELEMENTS:
-            raise ValueError(f"the manifest repeats a name or passes {MAX_ELEMENTS} elements")
-        return self
-
-    @property
-    def num_elements(self) -> int:
-        """Elements of the packed array."""
-        return sum(tensor.num_elements for tensor in self.tensors)
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, NDArray[np.float32]]) -> "Manifest":
-        """The manifest of `tensors`, sorted by name."""
-        return cls(tensors=tuple(TensorSpec(name=name, shape=tensors[name].shape) for name in sorted(tensors)))
-
-
-def pack(tensors: Mapping[str, NDArray[np.float32]], manifest: Manifest) -> NDArray[np.float32]:
-    """One flat float32 array (num_elements,) in the manifest's order.
-
-    Raises:
-        MessageError: a tensor is missing or has another shape.
-    """
-    flat = np.empty(manifest.num_elements, np.float32)
-    offset = 0
-    for spec in manifest.tensors:
-        tensor = tensors.get(spec.name)
-        if tensor is None or tensor.shape != spec.shape:
-            found = "is missing" if tensor is None else f"has shape {tensor.shape}"
-            raise MessageError(f"tensor {spec.name} {found}, the manifest says {spec.shape}: use the same model")
-        flat[offset : offset + spec.num_elements] = tensor.reshape(-1)
-        offset += spec.num_elements
-    return flat
-
-
-def unpack(flat: NDArray[np.float32], manifest: Manifest) -> dict[str, NDArray[np.float32]]:
-    """Views into `flat` (num_elements,) by name; the inverse of `pack`.
-
-    Raises:
-        MessageError: the length does not fit.
-    """
-    if flat.shape != (manifest.num_elements,):
-        raise MessageError(f"packed array has shape {flat.shape}, the manifest asks for ({manifest.num_elements},)")
-    tensors, offset = {}, 0
-    for spec in manifest.tensors:
-        tensors[spec.name] = flat[offset : offset + spec.num_elements].reshape(spec.shape)
-        offset += spec.num_elements
-    return tensors
-
-
-def encode(flat: NDArray[np.float32], dtype: WireDtype) -> NDArray[Any]:
-    """`flat` in its wire form: float32 as it is, or bfloat16 (round to nearest even) carried as uint16."""
-    if dtype == "float32":
-        return np.ascontiguousarray(flat, np.float32)
-    bits = np.ascontiguousarray(flat, np.float32).view(np.uint32)
-    rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
-    # Rounding a NaN's payload could carry over into infinity: keep it a (quiet) NaN, so that checks still see it.
-    is_nan = np.isnan(flat)
-    if is_nan.any():
-        rounded[is_nan] = np.uint16(0x7FC0)
-    return rounded
-
-
-def decode(wire: NDArray[Any], dtype: WireDtype) -> NDArray[np.float32]:
-    """The inverse of `encode`, exact.
-
-    Raises:
-        MessageError: the array's dtype is not the agreed one, or it is not flat.
-    """
-    if wire.dtype != _DTYPES[dtype] or wire.ndim != 1:
-        raise MessageError(f"array is {wire.dtype} of rank {wire.ndim}, agreed was {_DTYPES[dtype]} of rank 1")
-    if dtype == "float32":
-        return wire
-    return (wire.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
 class RequestHeader(Section):
@@ -275,89 +161,6 @@ class TrainReply:
         return cls(header, update)
 
 
-def canonical_json(value: Any) -> bytes:  # noqa: ANN401  # any JSON value
-    """One byte string per value: sorted keys, no spaces; what digests and hash chains are computed from."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def array_digest(flat: NDArray[np.float32]) -> str:
-    """SHA-256 of a flat float32 array, hexadecimal."""
-    return hashlib.sha256(np.ascontiguousarray(flat, np.float32).data).hexdigest()
-
-
 def experiment_digest(experiment: Experiment) -> str:
     """SHA-256 of the resolved experiment: what a site approves and what fixes the plan of a run."""
     return hashlib.sha256(canonical_json(experiment.model_dump(mode="json"))).hexdigest()
-
-
-def header_record(header: Section) -> ConfigRecord:
-    """A header as it travels.
-
-    Raises:
-        MessageError: too large.
-    """
-    text = header.model_dump_json()
-    if len(text) > MAX_HEADER_BYTES:
-        raise MessageError(f"message header has {len(text)} bytes, at most {MAX_HEADER_BYTES}: train fewer tensors")
-    return ConfigRecord({"json": text})
-
-
-def read_header(content: RecordDict) -> Any:  # noqa: ANN401  # JSON, validated by the caller's model
-    """The JSON of a message's header, of our schema version.
-
-    Raises:
-        MessageError: there is none, it is too large, or of another version.
-    """
-    try:
-        text = content.config_records["header"]["json"]
-    except KeyError as error:
-        raise MessageError("message without a header: both sides need the same maskfed version") from error
-    if not isinstance(text, str) or len(text) > MAX_HEADER_BYTES:
-        raise MessageError(f"message header is not text of at most {MAX_HEADER_BYTES} bytes")
-    try:
-        return _checked(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise MessageError("message header is not JSON") from error
-
-
-def _checked(header: Any) -> Any:  # noqa: ANN401  # JSON
-    version = header.get("schema_version") if isinstance(header, dict) else None
-    if version != SCHEMA_VERSION:
-        raise MessageError(f"message schema {version!r}, this side speaks {SCHEMA_VERSION}: install the same version")
-    return header
-
-
-def read_array(content: RecordDict, name: str, num_elements: int) -> NDArray[Any]:
-    """A flat array of a message.
-
-    Raises:
-        MessageError: it is missing, not (num_elements,), or not readable.
-    """
-    record = content.array_records.get("arrays")
-    array = None if record is None else record.get(name)
-    if array is None:
-        raise MessageError(f"message without the array {name!r}")
-    # The declared shape is checked before the bytes are parsed: a hostile size must not cost memory.
-    if tuple(array.shape) != (num_elements,):
-        raise MessageError(f"array {name!r} has shape {tuple(array.shape)}, agreed was ({num_elements},)")
-    if len(array.data) > num_elements * 4 + 1024:
-        raise MessageError(f"array {name!r} carries {len(array.data)} bytes for {num_elements} elements")
-    try:
-        value: NDArray[Any] = array.numpy()
-    except (ValueError, TypeError, EOFError, OSError, MemoryError) as error:
-        raise MessageError(f"array {name!r} cannot be read") from error
-    if value.shape != (num_elements,):
-        raise MessageError(f"array {name!r} holds shape {value.shape}, agreed was ({num_elements},)")
-    return value
-
-
-def validated(model: type[Header], header: Any) -> Header:  # noqa: ANN401  # JSON
-    """The header as `model`.
-
-    Raises:
-        MessageError: unknown keys or values out of range.
-    """
-    try:
-        return model.model_validate(header)
-    except ValidationError as error:
-        raise MessageError(f"message header: {explain(error)}") from error

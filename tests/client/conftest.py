@@ -9,7 +9,8 @@ import pytest
 from client.dataset import scan
 from client.settings import Home, SiteConfig, SitePolicy, save_settings, write_private
 from shared.config import Experiment, parse_experiment
-from shared.messages import Manifest, RequestHeader, TrainRequest, pack
+from shared.messages import RequestHeader, TrainRequest
+from shared.packing import Manifest, pack
 from shared.synthetic import write_folder
 
 SIZE = 16
@@ -91,7 +92,7 @@ def request_for(
     plan: Experiment, server_round: int = 1, run: str = "run", frozen: tuple[str, ...] = (), **header: Any
 ) -> TrainRequest:
     """A request for a round of `plan`, all tensors trainable but `frozen`."""
-    from shared.messages import array_digest
+    from shared.packing import array_digest
 
     tensors = weights_of(plan)
     base = {name: tensors.pop(name) for name in frozen}

@@ -18,7 +18,8 @@ from client.chain import Chain, open_chain, read_chain
 from client.dataset import current_id
 from client.ledger import open_ledger, read_ledger
 from client.settings import Home, save_settings
-from shared.messages import TrainReply, TrainRequest, decode, experiment_digest
+from shared.messages import TrainReply, TrainRequest, experiment_digest
+from shared.packing import decode
 from tests.client.conftest import DP, MakeSite, experiment, request_for, weights_of
 
 PRIVATE = experiment(privacy=DP)
@@ -328,7 +329,8 @@ import numpy as np
 from client.app import handle
 from client.settings import Home
 from shared.config import parse_experiment
-from shared.messages import Manifest, RequestHeader, TensorSpec, TrainRequest
+from shared.messages import RequestHeader, TrainRequest
+from shared.packing import Manifest, TensorSpec
 plan = parse_experiment('[privacy]\\nmechanism = "dp-sgd"\\n[federation]\\nlocal_steps = 1\\n')
 manifest = Manifest(tensors=(TensorSpec(name="w", shape=(2,)),))
 header = RequestHeader(run="r", server_round=1, experiment=plan, precision="float32", manifest=manifest)

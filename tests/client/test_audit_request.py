@@ -18,8 +18,9 @@ from client.spending import Charge
 from client.verdicts import Verdict
 from shared.audit_query import AuditAnswer, AuditQuery, reference_array
 from shared.config import parse_experiment
+from shared.envelopes import header_record, read_header, validated
 from shared.errors import InputError
-from shared.messages import Manifest, array_digest, header_record, pack, read_header, validated
+from shared.packing import Manifest, array_digest, pack
 from shared.synthetic import write_folder
 from tests.client.conftest import weights_of
 

@@ -7,7 +7,8 @@ import pytest
 from client.policy import Facts, charge_for, plan_digest, released_count, released_scalars, review
 from client.settings import SitePolicy
 from shared.config import Experiment
-from shared.messages import Manifest, RequestHeader, TensorSpec, experiment_digest
+from shared.messages import RequestHeader, experiment_digest
+from shared.packing import Manifest, TensorSpec
 from tests.client.conftest import DP, OPEN_POLICY, SIZE, experiment
 
 MANIFEST = Manifest(tensors=(TensorSpec(name="w", shape=(2,)),))

@@ -7,7 +7,7 @@ import torch
 from client.dataset import open_dataset
 from client.parallel import num_processes, run_in_processes
 from client.trainer import Round, choose_device, load_model, streams
-from shared.messages import MessageError, unpack
+from shared.packing import MessageError, unpack
 from shared.uvit import build_model
 from tests.client.conftest import DP, SIZE, MakeSite, experiment, request_for, weights_of
 

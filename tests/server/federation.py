@@ -16,7 +16,8 @@ from server.rundir import create
 from server.transport import Timing
 from shared.checkpoint import load_group, save_checkpoint
 from shared.config import Experiment, parse_experiment
-from shared.messages import ReplyHeader, TrainReply, TrainRequest, encode
+from shared.messages import ReplyHeader, TrainReply, TrainRequest
+from shared.packing import encode
 from shared.runlog import read_metrics
 from shared.seeding import derive_seed
 from tests.server.grid import FakeGrid, Site

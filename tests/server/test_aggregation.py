@@ -12,7 +12,7 @@ from server.aggregation import (
     update_norm,
 )
 from shared.errors import InputError
-from shared.messages import Manifest, TensorSpec, encode
+from shared.packing import Manifest, TensorSpec, encode
 from shared.sections import FederationConfig
 from tests.server.federation import permutations_of
 

@@ -12,6 +12,7 @@ from client.dataset import open_dataset, scan
 from client.query import answer_query
 from client.settings import Home, SiteConfig, SitePolicy, save_settings
 from server.app import conduct
+from server.control import ControlError
 from server.federated import POOLED_FILE, QUESTION_FILE, ask_sites, gather, question_for
 from server.registry import Registry
 from server.rundir import create
@@ -161,6 +162,60 @@ def test_a_silent_site_does_not_hold_up_the_others(tmp_path, extractor):
     gather(grid, home, run.path, QUICK, deadline_seconds=8.0)
     outcome = {event["site"]: event["status"] for event in read_metrics(run.metrics) if event["kind"] == "statistics"}
     assert outcome == {"site0": "released", "site1": "late"}
+
+
+def test_an_answer_that_the_decoder_cannot_read_costs_that_answer_only(tmp_path, extractor):
+    class HostileGrid(FakeGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            ids = super().push_messages(messages)
+            self.hostile = dict(zip(ids, [message.metadata.dst_node_id == 101 for message in messages], strict=True))
+            return ids
+
+        def pull_messages(self, message_ids):
+            if any(self.hostile[message_id] for message_id in message_ids):
+                raise ValueError("Unexpected format for object content.")
+            return super().pull_messages(message_ids)
+
+    home, grid = federation(tmp_path, [make_site(tmp_path, 0)], [lambda *_: None])
+    question = question_for("exact", 1.1, None, extractor.space)
+    run = create(home / "runs" / question.query.run, EXPERIMENT)
+    (run.path / QUESTION_FILE).write_text(question.query.model_dump_json())
+    gather(HostileGrid(grid.sites), home, run.path, QUICK, deadline_seconds=60.0)
+    events = [event for event in read_metrics(run.metrics) if event["kind"] == "statistics"]
+    assert {event["site"]: (event["status"], event["reason"]) for event in events} == {
+        "site0": ("released", ""),
+        "site1": ("failed", "unreadable reply (ValueError)"),
+    }
+
+
+def test_a_question_that_does_not_end_is_stopped(tmp_path, extractor, monkeypatch):
+    stopped = []
+
+    class Control:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return None
+
+        def submit(self, experiment, run):
+            return 7
+
+        def run_state(self, run_id):
+            return type("State", (), {"is_finished": False})()
+
+        def stop(self, run_id):
+            stopped.append(run_id)
+
+    monkeypatch.setattr("server.control.connect", lambda _: Control())
+    monkeypatch.setattr("server.inquiry.OVERDUE_SECONDS", 0.05)
+    monkeypatch.setattr("server.federated.DEADLINE_SECONDS", 0.05)
+    home, _ = federation(tmp_path, [])
+    question = question_for("exact", 1.1, None, extractor.space)
+    with pytest.raises(ControlError, match=f"maskfed-server logs {question.query.run}"):
+        ask_sites(home, EXPERIMENT, question, poll_seconds=0.01)
+    assert stopped == [7]
 
 
 def test_a_question_that_could_not_be_sent_leaves_nothing(tmp_path, extractor, monkeypatch):

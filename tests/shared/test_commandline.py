@@ -1,5 +1,6 @@
 """A wrong command line is one line and exit status 2, like all bad input."""
 
+import io
 import sys
 from typing import Annotated
 
@@ -21,6 +22,12 @@ def work(count: Annotated[int, typer.Option(min=1)] = 1, status: int = 0) -> Non
 @app.command()
 def rest() -> None:
     """Make a group of it."""
+
+
+@app.command()
+def leave() -> None:
+    """Ask first."""
+    typer.confirm("leave?", abort=True)
 
 
 @pytest.mark.parametrize(
@@ -48,3 +55,11 @@ def test_wrong_command_lines_are_one_line(monkeypatch, capsys, arguments, words)
 def test_status_is_the_commands_own(monkeypatch, arguments, status):
     monkeypatch.setattr(sys, "argv", ["prog", *arguments])
     assert run_app(app) == status
+
+
+@pytest.mark.parametrize("answer", ["", "n\n"])
+def test_a_question_that_is_not_answered_with_yes_ends_in_one_line(monkeypatch, capsys, answer):
+    monkeypatch.setattr(sys, "argv", ["prog", "leave"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    assert run_app(app) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "aborted: nothing was done"

@@ -10,20 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.config import Experiment, parse_experiment
-from shared.messages import (
-    Manifest,
-    MessageError,
-    ReplyHeader,
-    RequestHeader,
-    TrainReply,
-    TrainRequest,
-    array_digest,
-    decode,
-    encode,
-    experiment_digest,
-    pack,
-    unpack,
-)
+from shared.messages import ReplyHeader, RequestHeader, TrainReply, TrainRequest, experiment_digest
+from shared.packing import Manifest, MessageError, array_digest, decode, encode, pack, unpack
 
 TENSORS = {
     "b.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
