@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from server.rundir import RunDir
-from server.simulate import RUN, Simulate, simulate
+from server.simulate import ASKED_FILE, RUN, Simulate, is_complete, simulate
 from server.splits import Part
 from server.studies import Arm, Stage
 from server.train import train
@@ -82,10 +82,11 @@ class Trainer:
         return newest if newest is not None and load_meta(newest).step == place.steps else None
 
     def _round(self, place: Place) -> Path | None:
-        """All rounds at once; rounds that were cut off begin anew, because virtual sites end with their runtime."""
+        """All rounds at once, or those that are left."""
         out, run = self.folder / "simulation", _run_of(self.folder, self.plan)
-        if not _is_complete(run):
-            shutil.rmtree(out, ignore_errors=True)
+        if not is_complete(out):
+            if not (out / ASKED_FILE).exists():
+                shutil.rmtree(out, ignore_errors=True)
             assert self.init is not None
             code = simulate(self._simulation(_checkpoint(self.init), out), Console(stderr=True))
             if code:
@@ -173,10 +174,6 @@ def _kept(run: RunDir, place: Place) -> Path:
             "number out of the study, or give another --out"
         )
     return checkpoint
-
-
-def _is_complete(run: RunDir) -> bool:
-    return any(event["kind"] == "end" and event.get("status") == "completed" for event in read_metrics(run.metrics))
 
 
 def _gpu_share(sites: int) -> float:

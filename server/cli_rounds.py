@@ -120,7 +120,7 @@ def simulate(
     ] = "person",
     alpha: Annotated[float, typer.Option(min=0.001, help="Concentration of dirichlet; small: skewed.")] = 0.5,
     init: Annotated[str, typer.Option(help="Checkpoint, run or shipped model; default: train.init.")] = "",
-    out: Annotated[Path, typer.Option(help="New folder for everything.")] = Path("simulation"),
+    out: Annotated[Path, typer.Option(help="Folder for everything; the same command goes on.")] = Path("simulation"),
     cpus: Annotated[int, typer.Option(min=0, help="CPUs to use; 0: all.")] = 0,
     cpus_per_site: Annotated[int, typer.Option(min=1, help="CPUs of a virtual site while it trains.")] = 1,
     gpus_per_site: Annotated[float, typer.Option(min=0, max=8, help="Share of a GPU, such as 0.25; 0: CPU.")] = 0.0,

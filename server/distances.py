@@ -1,5 +1,9 @@
 # ruff: noqa: N803, N806
-"""Distances of one checkpoint to several sets of images by several extractors, with the images sampled only once."""
+"""Distances of one checkpoint to several sets of images by several extractors, with the images sampled only once.
+
+A distance does not ask whose faces it sees: a model that hands out its training images does well by it. So the share
+of copies stands beside each distance, and what the training images themselves would get.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,10 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from server.reference import open_reference
+from server.reference import Reference, kept_rows, open_reference
 from server.scores import scores
+from shared.cache import open_images
 from shared.engine import decide_precision
 from shared.extractor import Extractor
+from shared.memorisation import MIN_HELD_OUT, copies
 from shared.sampling import load_model, sample_images
 from shared.statistics import accumulate
 
@@ -23,6 +29,8 @@ class Measurement:
 
     metrics: dict[str, dict[str, dict[str, float]]]
     """By name of the reference, then of the distance: `distance`, `kernel`, `precision`, `recall`."""
+    copied: dict[str, float]
+    """By distance: share of generated images that are copies of training images."""
     facts: dict[str, Any]
     """Sampler, evaluations, seed, precision, digest of the checkpoint."""
 
@@ -33,7 +41,9 @@ class Measure:
 
     Attributes:
         extractors: feature networks.
-        references: image caches by name.
+        references: image caches by name; the one called `validation` stands for other persons in the test for copies.
+        training: image cache that the model was trained on.
+        size: side of the images in pixels.
         kept: folder of the references' statistics.
         num_images: generated for each measurement.
         device: where the model samples.
@@ -42,6 +52,8 @@ class Measure:
 
     extractors: Sequence[Extractor]
     references: dict[str, Path]
+    training: Path
+    size: int
     kept: Path
     num_images: int
     device: torch.device
@@ -62,12 +74,13 @@ class Measure:
         images_NCHW = sample_images(
             loaded.model, loaded.experiment, seeds, config.batch, self.device, precision=precision, on_batch=count
         )
-        metrics: dict[str, dict[str, dict[str, float]]] = {name: {} for name in self.references}
-        for extractor in self.extractors:
-            features_ND = np.concatenate(list(extractor.batches(torch.split(images_NCHW, config.batch))))
-            for name, cache in self.references.items():
-                found = self._compare(features_ND, extractor, cache, loaded.experiment.model.image_size)
-                metrics[name][extractor.space.distance_name] = found
+        features = {
+            extractor.space.distance_name: np.concatenate(
+                list(extractor.batches(torch.split(images_NCHW, config.batch)))
+            )
+            for extractor in self.extractors
+        }
+        copied = {name: share for name, rows in features.items() if (share := self._copied(rows, name)) is not None}
         facts = {
             "num_images": self.num_images,
             "sampler": config.sampler,
@@ -78,12 +91,48 @@ class Measure:
             "weights": loaded.weights,
             "checkpoint": loaded.meta.digest,
         }
-        return Measurement(metrics, facts)
+        return Measurement(self._metrics(features), copied, facts)
 
-    def _compare(
-        self, features_ND: np.ndarray[Any, Any], extractor: Extractor, cache: Path, size: int
-    ) -> dict[str, float]:
-        reference = open_reference(str(cache), size, extractor, self.kept)
+    def of_training_images(self) -> dict[str, dict[str, dict[str, float]]]:
+        """The metrics of as many training images in place of generated ones, each as often as any other."""
+        features = {}
+        for extractor in self.extractors:
+            rows_MD = self._features(self.training, extractor)
+            places = np.linspace(0, len(rows_MD) - 1, self.num_images).round().astype(np.int64)
+            features[extractor.space.distance_name] = rows_MD[places]
+        return self._metrics(features)
+
+    def _metrics(self, features: dict[str, np.ndarray[Any, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+        return {
+            name: {
+                extractor.space.distance_name: self._compare(features[extractor.space.distance_name], extractor, cache)
+                for extractor in self.extractors
+            }
+            for name, cache in self.references.items()
+        }
+
+    def _copied(self, features_ND: np.ndarray[Any, Any], distance: str) -> float | None:
+        """None with too few images for the test."""
+        extractor = next(each for each in self.extractors if each.space.distance_name == distance)
+        held_out = open_images(str(self.references["validation"]), self.size)
+        if len(held_out) < MIN_HELD_OUT:
+            return None
+        persons = None if held_out.persons is None else held_out.persons[kept_rows(len(held_out))]
+        training_ND, held_out_MD = (
+            self._features(cache, extractor) for cache in (self.training, self.references["validation"])
+        )
+        return copies(features_ND, training_ND, held_out_MD, persons).copy_rate
+
+    def _open(self, cache: Path, extractor: Extractor) -> Reference:
+        return open_reference(str(cache), self.size, extractor, self.kept)
+
+    def _features(self, cache: Path, extractor: Extractor) -> np.ndarray[Any, Any]:
+        features_ND = self._open(cache, extractor).features_ND
+        assert features_ND is not None
+        return features_ND
+
+    def _compare(self, features_ND: np.ndarray[Any, Any], extractor: Extractor, cache: Path) -> dict[str, float]:
+        reference = self._open(cache, extractor)
         statistics = accumulate([features_ND], extractor.space, source="generated")
         found = scores(features_ND, statistics, reference.statistics, reference.features_ND)
         renamed = {name: name if name in ("precision", "recall") else "kernel" for name in found.metrics}

@@ -132,10 +132,15 @@ def evaluate_command(checkpoint: Path, reference: str, further: list[str]) -> li
     return [*command, "--reference", reference, "--name", checkpoint.name, *further]
 
 
-def _in_background() -> None:
-    """In the child: yield to the rounds, and die with the ServerApp even when that is killed."""
-    os.nice(10)
+def die_with_parent() -> None:
+    """In a child before its program starts: it ends when its parent does, even when that is killed."""
     _libc.prctl(_PDEATHSIG, signal.SIGKILL)
+
+
+def _in_background() -> None:
+    """In the child: yield to the rounds, and die with the ServerApp."""
+    os.nice(10)
+    die_with_parent()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -120,6 +120,11 @@ def refuse_generated(reference: Reference, generated: NDArray[np.uint8]) -> None
         )
 
 
+def kept_rows(count: int) -> NDArray[np.int64]:
+    """Which of `count` images `Reference.features_ND` has."""
+    return np.unique(np.linspace(0, count - 1, min(count, KEPT_FEATURES)).round().astype(np.int64))
+
+
 def features_of_images(images: ImageCache, extractor: Extractor, batch: int = 64) -> NDArray[np.float32]:
     """Features (N, D) of all images of a set."""
     return np.concatenate(
@@ -138,13 +143,13 @@ def _compute(
 ) -> None:
     cache = statistics_file.parent
     cache.mkdir(parents=True, exist_ok=True)
-    kept_rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), KEPT_FEATURES)).round().astype(np.int64))
+    rows_kept = kept_rows(len(images))
     kept: list[NDArray[np.float32]] = []
 
     def stream() -> Iterator[NDArray[np.float32]]:
         for start in range(0, len(images), batch):
             features_BD = extractor(_batch(images, start, batch))
-            rows = kept_rows[(kept_rows >= start) & (kept_rows < start + batch)] - start
+            rows = rows_kept[(rows_kept >= start) & (rows_kept < start + batch)] - start
             kept.append(features_BD[rows])
             yield features_BD
 

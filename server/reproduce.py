@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from server import arms
-from server.distances import Measure
+from server.distances import Measure, Measurement
 from server.drawing import pick_device
 from server.recipes import find_experiment
-from server.results import ArmResult, Init, Point, read_result, result_file, write_result
+from server.results import ArmResult, Init, Metrics, Point, read_result, result_file, write_result
 from server.splits import Part, Splits
 from server.studies import Arm, Scale, Stage, Study, arm_at, load_study
 from shared.chunks import rank_from_environment
@@ -114,7 +114,8 @@ class Job:
             points = self._points(parts, extractors, init, device)
             if points is None:
                 return None
-            write_result(self._result(points, parts, extractors, init), result)
+            training_images = self._measure(parts, extractors, device).of_training_images() if self.arm.test else {}
+            write_result(self._result(points, training_images, parts, extractors, init), result)
         write_result(read_result(result), stored)
         return stored
 
@@ -122,15 +123,7 @@ class Job:
         self, parts: dict[str, Part], extractors: list[Extractor], init: Init | None, device: torch.device
     ) -> list[dict[str, Any]] | None:
         """Train from point to point and measure at each; None when the training stopped before its end."""
-        references = {role: part.cache for role, part in parts.items() if role != "train"}
-        measure = Measure(
-            extractors=extractors,
-            references=references,
-            kept=self.settings.root / "references",
-            num_images=self.study.scales[self.scale].generated,
-            device=device,
-            on_progress=self.settings.on_progress,
-        )
+        measure = self._measure(parts, extractors, device)
         source = self._folder_of(*self._init_names()) if init else None
         trainer = arms.Trainer(self.experiment, self.plan, self.folder, parts["train"], source)
         flops, points = train_flops(self.experiment), []
@@ -140,25 +133,45 @@ class Job:
                 checkpoint = trainer.advance(place)
                 if checkpoint is None:
                     return None
-                started, metrics, facts = time.monotonic(), {}, {}
-                if references:
-                    found = measure(checkpoint)
-                    metrics, facts = found.metrics, found.facts
-                point = Point(images=place.images, steps=place.steps, flops=place.images * flops, metrics=metrics)
+                started, found = time.monotonic(), measure(checkpoint) if self.arm.test else Measurement({}, {}, {})
+                point = Point(
+                    images=place.images,
+                    steps=place.steps,
+                    flops=place.images * flops,
+                    metrics=found.metrics,
+                    copied=found.copied,
+                )
                 seconds = round(time.monotonic() - started, 2)
                 self._say_point(point)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                tree = {"point": point.model_dump(mode="json"), "measured": facts, "seconds": seconds}
+                tree = {"point": point.model_dump(mode="json"), "measured": found.facts, "seconds": seconds}
                 write_atomically(file, json.dumps(tree, indent=1) + "\n")
             points.append(json.loads(file.read_text(encoding="utf-8")))
         return points
+
+    def _measure(self, parts: dict[str, Part], extractors: list[Extractor], device: torch.device) -> Measure:
+        return Measure(
+            extractors=extractors,
+            references={role: part.cache for role, part in parts.items() if role != "train"},
+            training=parts["train"].cache,
+            size=self.experiment.model.image_size,
+            kept=self.settings.root / "references",
+            num_images=self.study.scales[self.scale].generated,
+            device=device,
+            on_progress=self.settings.on_progress,
+        )
 
     def _say_point(self, point: Point) -> None:
         shown = [f"{name} {values['distance']:.4g}" for name, values in point.metrics.get("test", {}).items()]
         self.settings.say(f"{self.arm_name}: {point.images:,} images: {', '.join(shown) or 'trained'}")
 
     def _result(
-        self, points: list[dict[str, Any]], parts: dict[str, Part], extractors: list[Extractor], init: Init | None
+        self,
+        points: list[dict[str, Any]],
+        training_images: Metrics,
+        parts: dict[str, Part],
+        extractors: list[Extractor],
+        init: Init | None,
     ) -> ArmResult:
         experiment: Experiment = arms.stored_experiment(self.folder, self.plan)
         sections = experiment.model_dump(mode="json", include=set(_SHOWN_SECTIONS))
@@ -177,6 +190,7 @@ class Job:
             sites=self.arm.sites,
             experiment=sections,
             data={role: part.facts for role, part in parts.items()},
+            training_images=training_images,
             extractors=_digests(extractors) if self.arm.test else {},
             measured={key: value for key, value in points[-1]["measured"].items() if key != "checkpoint"},
             training_seconds=round(arms.training_seconds(self.folder, self.plan), 1),

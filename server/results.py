@@ -29,6 +29,8 @@ class Point(Section):
     flops: float
     """Floating-point operations of the training so far, in this arm."""
     metrics: Metrics = Field(default_factory=dict)
+    copied: dict[str, float] = Field(default_factory=dict)
+    """By distance name: share of generated images that are copies of training images, by those features."""
 
 
 class Init(Section):
@@ -56,6 +58,8 @@ class ArmResult(Section):
     """Resolved sections of the experiment."""
     data: dict[str, dict[str, str | int]]
     """By role: name of the image set, split, images, persons, digest of all pixels."""
+    training_images: Metrics = Field(default_factory=dict)
+    """As `metrics`, of as many training images in place of generated ones: what copying everything would get."""
     extractors: dict[str, str]
     """Digest of each extractor's weights, by distance name; the first chooses among points."""
     measured: dict[str, Any] = Field(default_factory=dict)

@@ -1,10 +1,12 @@
 """`maskfed-server simulate`: the same apps with many virtual sites on one machine, on Flower's Ray runtime.
 
 No TLS and no keys: everything is on loopback and of one user. The virtual sites keep ledgers and refuse like real
-ones; `client/simulated.py` makes their folders from the template that is written here.
+ones; `client/simulated.py` makes their folders from the template that is written here. A simulation that was cut off
+goes on after its last round when the same is asked for again.
 """
 
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -22,7 +24,7 @@ from rich.live import Live
 
 from server import rundir
 from server.control import Control, wait_ready
-from server.evaluations import SETTINGS_FILE
+from server.evaluations import SETTINGS_FILE, die_with_parent
 from server.finetune import check_fits, check_sites, find_init, initial_model, resolve
 from server.follow import EXIT_CODES, summarise, table
 from server.globalmodel import save_global
@@ -31,11 +33,14 @@ from server.recipes import find_experiment
 from server.registry import write_json
 from server.superlink import Simulation
 from server.wanted import Status, WantedRun
+from shared.checkpoint import load_meta
 from shared.config import Experiment, load_experiment
 from shared.errors import InputError
 from shared.runlog import read_metrics
 
 RUN = "simulation"
+ASKED_FILE = "simulation.json"
+"""What is simulated; written last, so that a folder with it is complete."""
 START_SECONDS = 90.0
 
 
@@ -51,7 +56,7 @@ class Simulate:
         data: folder, zip, or `synthetic:<images per site>`.
         skew: how images are divided.
         alpha: concentration of the Dirichlet division.
-        out: new folder for everything.
+        out: folder for everything, new or of the same simulation.
         num_cpus: that Ray may use; 0: all.
         cpus_per_site: of one virtual site while it trains.
         gpus_per_site: share of a GPU for one virtual site; 0: train on the CPU.
@@ -71,13 +76,16 @@ class Simulate:
 
 
 def simulate(options: Simulate, console: Console) -> int:
-    """Run the simulation and show it; the exit code: 0 completed, 1 failed.
+    """Run the simulation, or the rounds of it that are left, and show it; the exit code: 0 completed, 1 failed.
 
     Raises:
         InputError: bad input, before anything is started.
         ControlError: the runtime did not start.
     """
     experiment = prepare(options)
+    if is_complete(options.out):
+        console.print(table(summarise(options.out, WantedRun(run=RUN, run_id=0, status="completed"))))
+        return 0
     num_gpus = -(-options.gpus_per_site // 1)
     limits = Simulation(
         options.num_sites,
@@ -91,16 +99,29 @@ def simulate(options: Simulate, console: Console) -> int:
         return _follow(options.out, control, run_id, console)
 
 
+def is_complete(out: Path) -> bool:
+    """Whether all rounds of the simulation in a folder are done."""
+    return _outcome(out, "")["status"] == "completed"
+
+
 def prepare(options: Simulate) -> Experiment:
-    """Images by site, the sites' settings, and the run directory with round 0."""
+    """Images by site, the sites' settings, and the run directory with round 0; nothing where they are there already.
+
+    Raises:
+        InputError: bad input, or the folder holds something else.
+    """
     if importlib.util.find_spec("ray") is None:
         raise InputError("simulate needs Ray: install the extra, `uv pip install 'maskfed[simulation]'`")
-    if options.out.exists() and any(options.out.iterdir()):
-        raise InputError(f"folder {options.out} is not empty: name a new one with --out")
     experiment = resolve(load_experiment(find_experiment(options.experiment), list(options.overrides)))
     check_sites(experiment, options.num_sites)
     source = find_init(options.init or experiment.train.init)
     check_fits(source, experiment)
+    asked = _asked(options, experiment, source)
+    if (options.out / ASKED_FILE).exists():
+        _check_same(options.out, asked)
+        return experiment
+    if options.out.exists() and any(options.out.iterdir()):
+        raise InputError(f"folder {options.out} is not empty and holds no simulation: name another one with --out")
     size, seed = experiment.model.image_size, experiment.train.seed
     partition(options.data, options.out / "images", options.num_sites, size, options.skew, options.alpha, seed)
     template = _site_template(experiment, options.gpus_per_site)
@@ -108,7 +129,30 @@ def prepare(options: Simulate) -> Experiment:
     made = rundir.create(options.out / "runs" / RUN, experiment)
     write_json(made.path / SETTINGS_FILE, {"init": str(source)})
     save_global(made.round_checkpoint(0), initial_model(source, experiment), experiment)
+    write_json(options.out / ASKED_FILE, asked)
     return experiment
+
+
+def _asked(options: Simulate, experiment: Experiment, source: Path) -> dict[str, object]:
+    """What must be the same for a simulation to go on; how many CPUs it may use is not."""
+    return {
+        "experiment": experiment.model_dump(mode="json"),
+        "init": load_meta(source).digest,
+        "sites": options.num_sites,
+        "data": options.data if options.data.startswith("synthetic:") else str(Path(options.data).resolve()),
+        "division": f"{options.skew} {options.alpha:g}",
+        "gpus_per_site": options.gpus_per_site,
+    }
+
+
+def _check_same(out: Path, asked: dict[str, object]) -> None:
+    try:
+        stored = json.loads((out / ASKED_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{out / ASKED_FILE} is damaged ({error}): name a new folder with --out") from error
+    for key, value in asked.items():
+        if stored.get(key) != value:
+            raise InputError(f"folder {out} holds a simulation with another {key}: name a new one with --out")
 
 
 def _site_template(experiment: Experiment, gpus_per_site: float) -> dict[str, object]:
@@ -178,13 +222,14 @@ def _runtime(out: Path) -> Iterator[Control]:
         "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
     command = [str(programs / "flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1"]
-    with (out / "runtime.log").open("wb") as log:
+    with (out / "runtime.log").open("ab") as log:
         process = subprocess.Popen(
             [*command, "--port", str(port), "--disable-runtime-dependency-installation"],
             env={**os.environ, **settings},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no Python locks
         )
         try:
             wait_ready(f"127.0.0.1:{port}", None, START_SECONDS)

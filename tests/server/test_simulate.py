@@ -2,14 +2,16 @@ import tomllib
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from client.settings import SiteConfig, load_settings
 from client.simulated import home_of
 from server.app import enlist_virtual_sites
 from server.registry import Registry
-from server.simulate import RUN, Simulate, prepare
+from server.simulate import RUN, Simulate, prepare, simulate
 from shared.checkpoint import load_meta
 from shared.errors import InputError
+from shared.runlog import RunLog
 from tests.server.federation import make_experiment, make_home
 
 
@@ -63,6 +65,38 @@ def test_a_virtual_site_makes_its_home_from_the_template_with_a_secret_that_repe
     assert tomllib.loads((options.out / "site.toml").read_text())["device"] == "cpu"
 
 
+def test_the_same_simulation_goes_on_in_its_folder_and_another_is_refused(options, tmp_path):
+    pytest.importorskip("ray")
+    fitting = replace(options, overrides=())
+    prepare(fitting)
+    kept = {path: path.stat().st_mtime_ns for path in sorted(options.out.rglob("*"))}
+    prepare(replace(fitting, num_cpus=3))
+    assert {path: path.stat().st_mtime_ns for path in sorted(options.out.rglob("*"))} == kept
+    for changed, key in (
+        (replace(fitting, num_sites=3), "sites"),
+        (replace(fitting, data="synthetic:7"), "data"),
+        (replace(fitting, alpha=0.7), "division"),
+        (replace(fitting, overrides=("train.seed=5",)), "experiment"),
+    ):
+        with pytest.raises(InputError, match=f"another {key}: name a new one with --out"):
+            prepare(changed)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    with pytest.raises(InputError, match="is not empty and holds no simulation"):
+        prepare(replace(fitting, out=tmp_path / "full"))
+
+
+def test_a_complete_simulation_is_shown_and_not_run_again(options):
+    pytest.importorskip("ray")
+    fitting = replace(options, overrides=())
+    prepare(fitting)
+    RunLog(options.out / "runs" / RUN / "metrics.jsonl").write("end", status="completed", round=1)
+    console = Console(record=True, width=100)
+    assert simulate(fitting, console) == 0
+    assert "completed" in console.export_text()
+    assert not (options.out / "runtime.log").exists()
+
+
 def test_without_a_simulation_the_home_is_the_operators(tmp_path, monkeypatch):
     monkeypatch.delenv("MASKFED_SIMULATION", raising=False)
     monkeypatch.setenv("MASKFED_CLIENT_HOME", str(tmp_path))
@@ -75,9 +109,14 @@ def test_virtual_nodes_get_the_alias_of_their_partition(tmp_path):
             self.node_id, self.registered_at = node_id, registered_at
 
     class Grid:
+        def __init__(self, first, second):
+            self.first, self.second = first, second
+
         def get_nodes(self):
-            return [Node(9, "2026-01-01T00:00:00.2"), Node(7, "2026-01-01T00:00:00.1")]
+            return [Node(self.second, "2026-01-01T00:00:00.2"), Node(self.first, "2026-01-01T00:00:00.1")]
 
     registry = Registry(tmp_path / "sites.json")
-    enlist_virtual_sites(Grid(), registry)
-    assert [(site.alias, site.node_id) for site in registry.active()] == [("site-0", 7), ("site-1", 9)]
+    # The second time is that of a simulation that goes on, whose nodes are new.
+    for first, second in ((7, 9), (11, 7)):
+        enlist_virtual_sites(Grid(first, second), registry)
+        assert [(site.alias, site.node_id) for site in registry.active()] == [("site-0", first), ("site-1", second)]
