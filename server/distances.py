@@ -6,12 +6,13 @@ of copies stands beside each distance, and what the training images themselves w
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from server.reference import Reference, kept_rows, open_reference
 from server.scores import scores
@@ -22,17 +23,21 @@ from shared.memorisation import MIN_HELD_OUT, copies
 from shared.sampling import load_model, sample_images
 from shared.statistics import accumulate
 
+SHOWN_IMAGES = 12
+
 
 @dataclass(frozen=True)
 class Measurement:
     """What was found, and how."""
 
-    metrics: dict[str, dict[str, dict[str, float]]]
+    metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     """By name of the reference, then of the distance: `distance`, `kernel`, `precision`, `recall`."""
-    copied: dict[str, float]
+    copied: dict[str, float] = field(default_factory=dict)
     """By distance: share of generated images that are copies of training images."""
-    facts: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
     """Sampler, evaluations, seed, precision, digest of the checkpoint."""
+    images: Tensor | None = field(default=None, repr=False)
+    """The first `SHOWN_IMAGES` generated ones."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Measure:
             "weights": loaded.weights,
             "checkpoint": loaded.meta.digest,
         }
-        return Measurement(self._metrics(features), copied, facts)
+        return Measurement(self._metrics(features), copied, facts, images_NCHW[:SHOWN_IMAGES])
 
     def of_training_images(self) -> dict[str, dict[str, dict[str, float]]]:
         """The metrics of as many training images in place of generated ones, each as often as any other."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from shared.files import write_atomically
+
 GRID_COLUMNS, GRID_GAP = 8, 2
 """How `shared.sampling.save_grid` lays out the grids that evaluations write."""
 STRIP_IMAGES, STRIP_PLACES = 8, 12
@@ -35,6 +37,24 @@ def strip(grids: list[tuple[int, Path]], side: int) -> tuple[list[int], str]:
     buffer = io.BytesIO()
     canvas.save(buffer, format="PNG", optimize=True)
     return [number for number, _ in kept], _embed(buffer.getvalue())
+
+
+def stack(rows: list[Path], out: Path) -> None:
+    """One picture of several of the same width, from top to bottom.
+
+    Args:
+        rows: PNG files.
+        out: PNG file to write.
+    """
+    opened = [Image.open(io.BytesIO(path.read_bytes())).convert("RGB") for path in rows]
+    canvas = Image.new("RGB", (opened[0].width, sum(row.height + GRID_GAP for row in opened) - GRID_GAP), "white")
+    top = 0
+    for row in opened:
+        canvas.paste(row, (0, top))
+        top += row.height + GRID_GAP
+    buffer = io.BytesIO()
+    canvas.save(buffer, format="PNG", optimize=True)
+    write_atomically(out, buffer.getvalue())
 
 
 def _spread(count: int, most: int) -> list[int]:

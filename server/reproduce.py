@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 from server import arms
-from server.distances import Measure, Measurement
+from server.armfolders import RESULT_FILE, claim, find_init, folder_of
+from server.distances import SHOWN_IMAGES, Measure, Measurement
 from server.drawing import pick_device
+from server.pictures import stack
 from server.recipes import find_experiment
-from server.results import ArmResult, Init, Metrics, Point, read_result, result_file, write_result
+from server.results import SYNTHETIC, ArmResult, Init, Metrics, Point, read_result, result_file, write_result
 from server.splits import Part, Splits
 from server.studies import Arm, Scale, Stage, Study, arm_at, load_study
 from shared.chunks import rank_from_environment
@@ -31,9 +33,10 @@ from shared.extractor import Extractor
 from shared.features import INCEPTION, load_extractor
 from shared.files import write_atomically
 from shared.precision import speed_up_float32
+from shared.sampling import save_grid
 from shared.versions import git_commit, installed_versions
 
-RESULT_FILE, ASKED_FILE, POINTS_FOLDER = "result.json", "arm.json", "points"
+POINTS_FOLDER = "points"
 _SHOWN_SECTIONS = ("train", "model", "mask", "diffusion", "data", "optim", "federation", "evaluation")
 
 
@@ -47,7 +50,7 @@ class Settings:
         extractors: as of `shared.features.load_extractor`; the first one chooses among points.
         weights: file of the Inception weights, for the extractors that take one.
         root: folder of all runs.
-        results: folder that a finished result is copied to.
+        results: folder that a finished result is copied to; that of synthetic faces goes to a folder in it.
         device: for sampling and features; empty: a GPU where there is one.
         say: told what happens.
         on_progress: told items done and in all.
@@ -89,51 +92,65 @@ class Job:
     ) -> None:
         self.study_name, self.study, self.arm_name, self.arm = study_name, study, arm_name, arm
         self.stage, self.scale, self.settings = stage, scale, settings
-        self.folder = self._folder_of(study_name, arm_name)
+        self.folder = folder_of(settings.root, study_name, scale, arm_name)
         overrides = [f"{key}={json.dumps(value)}" for key, value in stage.settings.items()]
         self.experiment = load_experiment(find_experiment(stage.recipe), overrides)
         self.plan = arms.plan(self.experiment, arm, stage)
 
     def run(self) -> Path | None:
         """Everything that is left; the stored result."""
-        settings, stored = self.settings, result_file(self.settings.results, self.study_name, self.scale, self.arm_name)
+        settings = self.settings
         if settings.weights and not any(spec.startswith(("inception", "clip")) for spec in settings.extractors):
             raise InputError(f"--weights {settings.weights}: no extractor takes it, give one such as {INCEPTION}")
         speed_up_float32()
         device = pick_device(settings.device, rank_from_environment())
         extractors = [load_extractor(spec, weights=settings.weights, device=device) for spec in settings.extractors]
-        init = self._find_init()
+        source, init = find_init(settings.root, self.study_name, self.study, self.scale, self.arm_name)
         sources = {"public": settings.public, "private": settings.private}
         size, num_synthetic = self.experiment.model.image_size, self.study.scales[self.scale].synthetic
         splits = Splits(self.study, sources, settings.root / "data", size, num_synthetic, settings.on_progress)
         parts = splits.of(self.arm)
-        self._claim_folder(parts, extractors, init)
+        claim(self.folder, self._asked(parts, extractors, init))
         result = self.folder / RESULT_FILE
         wanted = [place.images for place in self.plan.places]
         if not result.exists() or [point.images for point in read_result(result).curve] != wanted:
-            points = self._points(parts, extractors, init, device)
+            measure = self._measure(parts, extractors, device)
+            points = self._points(
+                arms.Trainer(self.experiment, self.plan, self.folder, parts["train"], source), measure
+            )
             if points is None:
                 return None
-            training_images = self._measure(parts, extractors, device).of_training_images() if self.arm.test else {}
+            training_images = measure.of_training_images() if self.arm.test else {}
             write_result(self._result(points, training_images, parts, extractors, init), result)
+        return self._store(result)
+
+    def _store(self, result: Path) -> Path:
+        """Copy a result to the others, with its pictures where no real face had a part in them."""
+        results = self.settings.results / SYNTHETIC if self._is_synthetic else self.settings.results
+        stored = result_file(results, self.study_name, self.scale, self.arm_name)
         write_result(read_result(result), stored)
+        rows = [self._point_file(place).with_suffix(".png") for place in self.plan.places]
+        if self._is_synthetic and self.arm.test:
+            stack(rows, stored.with_suffix(".png"))
         return stored
 
-    def _points(
-        self, parts: dict[str, Part], extractors: list[Extractor], init: Init | None, device: torch.device
-    ) -> list[dict[str, Any]] | None:
+    @property
+    def _is_synthetic(self) -> bool:
+        return not self.settings.public and not self.settings.private
+
+    def _point_file(self, place: arms.Place) -> Path:
+        return self.folder / POINTS_FOLDER / f"{place.images:010d}.json"
+
+    def _points(self, trainer: arms.Trainer, measure: Measure) -> list[dict[str, Any]] | None:
         """Train from point to point and measure at each; None when the training stopped before its end."""
-        measure = self._measure(parts, extractors, device)
-        source = self._folder_of(*self._init_names()) if init else None
-        trainer = arms.Trainer(self.experiment, self.plan, self.folder, parts["train"], source)
         flops, points = train_flops(self.experiment), []
         for place in self.plan.places:
-            file = self.folder / POINTS_FOLDER / f"{place.images:010d}.json"
+            file = self._point_file(place)
             if not file.exists():
                 checkpoint = trainer.advance(place)
                 if checkpoint is None:
                     return None
-                started, found = time.monotonic(), measure(checkpoint) if self.arm.test else Measurement({}, {}, {})
+                started, found = time.monotonic(), measure(checkpoint) if self.arm.test else Measurement()
                 point = Point(
                     images=place.images,
                     steps=place.steps,
@@ -144,6 +161,8 @@ class Job:
                 seconds = round(time.monotonic() - started, 2)
                 self._say_point(point)
                 file.parent.mkdir(parents=True, exist_ok=True)
+                if found.images is not None and self._is_synthetic:
+                    save_grid(found.images, file.with_suffix(".png"), columns=SHOWN_IMAGES)
                 tree = {"point": point.model_dump(mode="json"), "measured": found.facts, "seconds": seconds}
                 write_atomically(file, json.dumps(tree, indent=1) + "\n")
             points.append(json.loads(file.read_text(encoding="utf-8")))
@@ -215,53 +234,10 @@ class Job:
             words += ["--extractor", f"{is_file}{Path(file).name}" if is_file else kind]
         return shlex.join([*words, *(["--weights", settings.weights.name] if settings.weights else [])])
 
-    def _folder_of(self, study: str, arm: str) -> Path:
-        return self.settings.root / f"{study}-{self.scale}" / arm
-
-    def _init_names(self) -> tuple[str, str]:
-        study, _, arm = (self.stage.init or self.arm.init).rpartition("/")
-        return study or self.study_name, arm
-
-    def _find_init(self) -> Init | None:
-        """The finished arm that this one starts from.
-
-        Raises:
-            InputError: it has not run; or it belongs to another division of the images, which could leak.
-        """
-        if not (self.stage.init or self.arm.init):
-            return None
-        study, arm = self._init_names()
-        file = self._folder_of(study, arm) / RESULT_FILE
-        if not file.exists():
-            raise InputError(
-                f"arm {self.arm_name} of {self.study_name} starts from {study}/{arm}, which has not run: first "
-                f"`maskfed-server reproduce {study} --scale {self.scale} --arm {arm}` with the same images and --out"
-            )
-        other = self.study if study == self.study_name else load_study(study)
-        if (other.seed, other.splits) != (self.study.seed, self.study.splits):
-            raise InputError(
-                f"study {study} divides the images otherwise than {self.study_name}: give both one division"
-            )
-        result = read_result(file)
-        before = result.init or Init(arm="", checkpoint="", images=0, steps=0, flops=0.0)
-        return Init(
-            arm=f"{study}/{arm}",
-            checkpoint=arms.digest_of(self._folder_of(study, arm)),
-            images=result.last.images + before.images,
-            steps=result.last.steps + before.steps,
-            flops=result.last.flops + before.flops,
-        )
-
-    def _claim_folder(self, parts: dict[str, Part], extractors: list[Extractor], init: Init | None) -> None:
-        """Note what is asked; another question in the same folder is refused.
-
-        A central arm may be asked for more images, or for other places to measure at: nothing that is done changes.
-
-        Raises:
-            InputError: names the first thing that differs.
-        """
+    def _asked(self, parts: dict[str, Part], extractors: list[Extractor], init: Init | None) -> dict[str, Any]:
+        """What must be the same for the arm to go on; a central one may be asked for more images or other places."""
         not_asked = {"init"} if self.arm.sites else {"init", "images", "at"}
-        asked: dict[str, Any] = {
+        return {
             "arm": self.arm.model_dump(mode="json", exclude={"title", "scales", "init"}),
             "stage": self.stage.model_dump(mode="json", exclude=not_asked),
             "data": {role: part.facts for role, part in parts.items()},
@@ -269,17 +245,6 @@ class Job:
             "generated": self.study.scales[self.scale].generated,
             "init": init.checkpoint if init else "",
         }
-        file = self.folder / ASKED_FILE
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps(asked, indent=1) + "\n")
-            return
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        for key, value in asked.items():
-            if stored.get(key) != value:
-                raise InputError(
-                    f"arm folder {self.folder} was started with another {key}: give another --out, or remove it"
-                )
 
 
 def _digests(extractors: list[Extractor]) -> dict[str, str]:

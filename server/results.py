@@ -14,6 +14,8 @@ from shared.sections import Section
 
 SCHEMA_VERSION = 1
 FOLDER = Path(__file__).parent / "results"
+SYNTHETIC = "synthetic"
+"""Folder in it for results on synthetic faces, which may have pictures."""
 
 Metrics = dict[str, dict[str, dict[str, float]]]
 """By reference (`test`, `validation`), distance name, and `distance`, `kernel`, `precision` or `recall`."""

@@ -7,13 +7,14 @@ from pathlib import Path
 from server import results
 from server.charts import Series, line_chart, standalone
 from server.derived import curve_to_test, derive
-from server.results import ArmResult, read_results
+from server.results import ArmResult, read_results, result_file
 from server.results_text import (
     Results,
     arms_table,
     curves_table,
     distances_table,
     grid_table,
+    picture_caption,
     provenance,
     reading,
     reported,
@@ -36,6 +37,10 @@ How to read it: distances are Frechet distances between features of generated im
 "kernel" is the kernel distance (KID where the distance is an FID). Splits never share a person. What is reported of an
 arm is its point of least distance to the validation split by the first extractor; the test split decides nothing. One
 seed: differences of a few percent are noise.
+
+A distance does not ask whose faces it sees. "copied" is the share of generated images that the memorisation audit
+calls copies of training images; "training images themselves" is the distance that a model would get which only hands
+out its training images, each equally often.
 """
 
 
@@ -44,6 +49,8 @@ class Pages:
     """Texts of the page and of its plots, by path."""
 
     texts: dict[Path, str]
+    folder: Path
+    """Of the results."""
 
     def write(self) -> None:
         """Write all; plots that no result gives any more go."""
@@ -61,8 +68,7 @@ class Pages:
         return [*wrong, *self._left_over()]
 
     def _left_over(self) -> list[Path]:
-        folders = {path.parent for path in self.texts if path.suffix == ".svg"}
-        found = {plot for folder in folders for plot in folder.glob("*.svg")}
+        found = {plot for folder in (self.folder, self.folder / results.SYNTHETIC) for plot in folder.glob("*.svg")}
         return sorted(found - set(self.texts))
 
 
@@ -72,9 +78,9 @@ def make_pages(folder: Path = results.FOLDER) -> Pages:
     Raises:
         InputError: a damaged result, or one of a study or arm that there is not.
     """
-    stored = read_results(folder)
+    stored, synthetic = read_results(folder), read_results(folder / results.SYNTHETIC)
     studies = {name: load_study(name) for name in study_names()}
-    for named, _, arm in stored:
+    for named, _, arm in (*stored, *synthetic):
         if named not in studies or arm not in studies[named].arms:
             raise InputError(f"result of {named}, arm {arm}: there is no such arm: remove the file")
     texts: dict[Path, str] = {}
@@ -82,41 +88,54 @@ def make_pages(folder: Path = results.FOLDER) -> Pages:
     for name, study in studies.items():
         parts.append(f"## {study.title}\n\n{study.question.strip()}\n")
         for scale in SCALES:
-            if scale in study.scales:
-                parts += _at_scale(study, name, scale, stored, folder, texts)
+            if scale not in study.scales:
+                continue
+            parts += _at_scale(study, name, scale, stored, folder, texts)
+            if missing := [arm for arm in arms_at(study, name, scale) if (name, scale, arm) not in stored]:
+                what = (
+                    f"Not run: {', '.join(missing)}"
+                    if any(key[:2] == (name, scale) for key in stored)
+                    else "No arm has run"
+                )
+                parts.append(f"{what} (`maskfed-server reproduce {name} --scale {scale}`).\n")
+            if any(key[:2] == (name, scale) for key in synthetic):
+                parts += _at_scale(study, name, scale, synthetic, folder / results.SYNTHETIC, texts)
         if study.discussion:
             parts.append(study.discussion.strip() + "\n")
     parts += reported(folder / REPORTED_FILE)
-    parts.append("## Where the numbers come from\n\n" + provenance(stored))
+    parts.append("## Where the numbers come from\n\n" + provenance([*stored.values(), *synthetic.values()]))
     texts[folder.parent / PAGE_NAME] = "\n".join(parts)
-    return Pages(texts)
+    return Pages(texts, folder)
 
 
 def _at_scale(
     study: Study, name: str, scale: Scale, stored: Results, folder: Path, texts: dict[Path, str]
 ) -> list[str]:
-    names = arms_at(study, name, scale)
-    done = [arm for arm in names if (name, scale, arm) in stored]
-    parts = [f"### {study.title}, scale `{scale}`\n"]
-    if done:
-        arms = [(arm, stored[name, scale, arm]) for arm in done]
-        measured = [(arm, result) for arm, result in arms if result.extractors]
-        parts += [setting((measured or arms)[0][1]), arms_table(study, arms)]
-        if measured:
-            parts.append(distances_table(measured))
-        for distance, svg in _charts(measured):
-            file = folder / f"{name}-{scale}-{_file_name(distance)}.svg"
-            texts[file] = svg
-            parts.append(f"![{distance} against images]({folder.name}/{file.name})\n")
-        if measured:
-            parts.append(curves_table(measured))
-        parts += filter(None, (grid_table(name, scale, grid, stored) for grid in study.grids))
-        if derived := derive(study, name, stored, scale):
-            parts.append("\n".join(f"- {sentence(study, each)}." for each in derived) + "\n")
-            parts.append(reading(study, derived))
-    if missing := [arm for arm in names if arm not in done]:
-        what = "No arm has run" if not done else f"Not run: {', '.join(missing)}"
-        parts.append(f"{what} (`maskfed-server reproduce {name} --scale {scale}`).\n")
+    """Tables, plots, pictures and figures of the arms in one folder of results."""
+    arms = [(arm, stored[name, scale, arm]) for arm in arms_at(study, name, scale) if (name, scale, arm) in stored]
+    measured = [(arm, result) for arm, result in arms if result.extractors]
+    is_synthetic = folder.name == results.SYNTHETIC
+    parts = [f"### {study.title}, scale `{scale}`{', synthetic faces' if is_synthetic else ''}\n"]
+    if not arms:
+        return parts
+    parts += [setting((measured or arms)[0][1]), arms_table(study, arms)]
+    if measured:
+        parts.append(distances_table(measured))
+    place = f"{folder.parent.name}/{folder.name}" if is_synthetic else folder.name
+    for distance, svg in _charts(measured):
+        file = folder / f"{name}-{scale}-{_file_name(distance)}.svg"
+        texts[file] = svg
+        parts.append(f"![{distance} against images]({place}/{file.name})\n")
+    for arm, result in measured:
+        picture = result_file(folder, name, scale, arm).with_suffix(".png")
+        if picture.exists():
+            parts.append(f"{picture_caption(study, arm, result)}\n\n![{arm}]({place}/{picture.name})\n")
+    if measured:
+        parts.append(curves_table(measured))
+    parts += filter(None, (grid_table(name, scale, grid, stored) for grid in study.grids))
+    if derived := derive(study, name, stored, scale):
+        parts.append("\n".join(f"- {sentence(study, each)}." for each in derived) + "\n")
+        parts.append(reading(study, derived))
     return parts
 
 

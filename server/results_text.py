@@ -63,7 +63,7 @@ def arms_table(study: Study, arms: Sequence[tuple[str, ArmResult]]) -> str:
 
 
 def distances_table(arms: Sequence[tuple[str, ArmResult]]) -> str:
-    """What each arm came to, at the point that validation chose."""
+    """What each arm came to, at the point that validation chose; copies, and what copying everything would get."""
     rows = []
     for distance in _distances(arms):
         for arm, result in arms:
@@ -71,8 +71,15 @@ def distances_table(arms: Sequence[tuple[str, ArmResult]]) -> str:
                 point = chosen_point(result)
                 found = point.metrics["test"][distance]
                 values = [format_number(found.get(key)) for key in _METRICS]
-                rows.append([f"`{distance}`", arm, f"{point.images:,}", *values])
-    return table(["extractor", "arm", "reported at images", *_METRICS], rows)
+                own = result.training_images.get("test", {}).get(distance, {}).get("distance")
+                shares = [_share(point.copied.get(distance)), format_number(own)]
+                rows.append([f"`{distance}`", arm, f"{point.images:,}", *values, *shares])
+    head = ["extractor", "arm", "reported at images", *_METRICS, "copied", "training images themselves"]
+    return table(head, rows)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
 
 
 def curves_table(arms: Sequence[tuple[str, ArmResult]]) -> str:
@@ -80,13 +87,18 @@ def curves_table(arms: Sequence[tuple[str, ArmResult]]) -> str:
     distances = _distances(arms)
     rows = [
         [arm, f"{point.images:,}", format_number((point.flops + (result.init.flops if result.init else 0.0)) / 1e12)]
-        + [format_number(point.metrics["test"].get(distance, {}).get("distance")) for distance in distances]
+        + [
+            format_number(point.metrics["test"].get(distance, {}).get("distance"))
+            + (f" ({_share(point.copied[distance])})" if distance in point.copied else "")
+            for distance in distances
+        ]
         for arm, result in arms
         for point in result.curve
         if point.metrics
     ]
     head = ["arm", "images seen", "TFLOP with all stages", *(f"`{distance}`" for distance in distances)]
-    return f"<details><summary>All measured points</summary>\n\n{table(head, rows)}\n</details>\n"
+    title = "All measured points: distance to the test split (share of copies)"
+    return f"<details><summary>{title}</summary>\n\n{table(head, rows)}\n</details>\n"
 
 
 def _distances(arms: Sequence[tuple[str, ArmResult]]) -> list[str]:
@@ -140,10 +152,15 @@ def grid_table(name: str, scale: Scale, grid: Grid, stored: Results) -> str:
             values = [
                 distance_to_test(chosen_point(measured[arm]), distance) if arm in measured else None for arm in arms
             ]
-            changes = [f" ({value / values[0] - 1:+.0%})" if value and values[0] else "" for value in values]
-            shown = [format_number(value) + change for value, change in zip(values, ["", *changes[1:]], strict=True)]
-            lines.append([f"`{distance}`", label, *shown])
+            changes = [f"{value / values[0] - 1:+.0%}" if value and values[0] else "" for value in values]
+            copied = [chosen_point(measured[arm]).copied.get(distance) if arm in measured else None for arm in arms]
+            lines.append([f"`{distance}`", label, *map(_cell, values, ["", *changes[1:]], copied)])
     return f"{grid.title}:\n\n{table(['extractor', grid.label, *grid.columns], lines)}" if lines else ""
+
+
+def _cell(value: float | None, change: str, copied: float | None) -> str:
+    notes = [note for note in (change, "" if copied is None else f"{copied:.0%} copied") if note]
+    return format_number(value) + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _pair(derived: Derived) -> str:
@@ -184,7 +201,13 @@ def reported(path: Path) -> list[str]:
     return parts
 
 
-def provenance(stored: Results) -> str:
+def picture_caption(study: Study, arm: str, result: ArmResult) -> str:
+    """What the rows of an arm's picture are."""
+    counts = ", ".join(f"{point.images:,}" for point in result.curve)
+    return f"{study.arms[arm].title}, from top to bottom after {counts} images; one column, one noise:"
+
+
+def provenance(stored: Sequence[ArmResult]) -> str:
     """Command, commit, hardware and date of each result."""
     if not stored:
         return "No arm has run yet.\n"
@@ -200,7 +223,7 @@ def provenance(stored: Results) -> str:
             str(result.measured.get("num_images", "-")),
             str(result.experiment["train"]["seed"]),
         ]
-        for result in stored.values()
+        for result in stored
     ]
     return table(head, rows)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from server import arms, cli, reproduce
@@ -17,6 +18,7 @@ from shared.compute import train_flops
 from shared.config import load_experiment
 from shared.errors import InputError
 from shared.runlog import RunLog
+from shared.synthetic import write_folder
 
 RECIPE = """
 [train]
@@ -120,7 +122,10 @@ def test_an_arm_says_what_it_measured_where_and_from_what(study, pretrained, tmp
     wanted = settings(tmp_path)
     shutil.copytree(pretrained, wanted.root)
     stored = run_arm(study, "after", "cpu", wanted)
-    assert stored == result_file(wanted.results, "tiny", "cpu", "after")
+    assert stored == result_file(wanted.results / "synthetic", "tiny", "cpu", "after")
+    with Image.open(stored.with_suffix(".png")) as picture:
+        # Two points, places for twelve images of 16 x 16 pixels, gaps of 2.
+        assert picture.size == (12 * 18 - 2, 2 * 18 - 2)
     result, before = read_result(stored), read_result(stored.with_name("tiny-cpu-pretrain.json"))
     # 7 images are two steps of 4; flops are those of the recipe's network.
     assert [(point.images, point.steps) for point in result.curve] == [(8, 2), (16, 4)]
@@ -131,6 +136,9 @@ def test_an_arm_says_what_it_measured_where_and_from_what(study, pretrained, tmp
         found = point.metrics["test"]["fd_random_inception_192"]
         assert set(found) == {"distance", "kernel", "precision", "recall"}
         assert found["distance"] > 0
+    # Eight persons are too few for the test for copies.
+    assert result.curve[0].copied == {}
+    assert result.training_images["test"]["fd_random_inception_192"]["distance"] > 0
     assert (before.last.images, before.last.metrics, before.extractors) == (16, {}, {})
     assert result.init is not None
     assert (result.init.arm, result.init.images, result.init.steps) == ("tiny/pretrain", 16, 4)
@@ -162,9 +170,9 @@ def test_an_arm_that_was_killed_or_asked_for_more_goes_on_and_ends_like_one_that
         with pytest.raises(KeyboardInterrupt):
             run_arm(study, "after", "cpu", broken)
     folder = broken.root / "tiny-cpu" / "after"
-    assert [path.name for path in (folder / "points").iterdir()] == ["0000000008.json"]
+    assert [path.name for path in (folder / "points").glob("*.json")] == ["0000000008.json"]
     assert not (folder / "result.json").exists()
-    assert not result_file(broken.results, "tiny", "cpu", "after").exists()
+    assert not broken.results.exists() or not list(broken.results.rglob("tiny-cpu-after.*"))
     shorter = Path(study).read_text()
     Path(study).write_text(shorter.replace("images = 16, at = [7]", "images = 7"))
     assert read_result(run_arm(study, "after", "cpu", broken)).curve == expected.curve[:1]
@@ -195,7 +203,7 @@ def test_a_finished_arm_is_stored_again_without_training(pretrained, tmp_path, m
     again = Settings(**{**vars(settings(pretrained.parent)), "results": tmp_path})
     assert (
         run_arm(study, "pretrain", "cpu", again).read_text()
-        == (pretrained / "results" / "tiny-cpu-pretrain.json").read_text()
+        == (pretrained / "results" / "synthetic" / "tiny-cpu-pretrain.json").read_text()
     )
 
 
@@ -208,6 +216,16 @@ def test_another_question_in_the_folder_of_an_arm_is_refused(study, pretrained, 
 def test_an_arm_whose_start_has_not_run_names_the_command(study, tmp_path):
     with pytest.raises(InputError, match="first `maskfed-server reproduce tiny --scale cpu --arm pretrain`"):
         run_arm(study, "after", "cpu", settings(tmp_path))
+
+
+def test_real_faces_leave_no_picture(study, tmp_path):
+    write_folder(tmp_path / "faces", 80, 16, 3)
+    wanted = settings(tmp_path, private=str(tmp_path / "faces"))
+    assert run_arm(study, "pretrain", "cpu", wanted) == result_file(wanted.results, "tiny", "cpu", "pretrain")
+    stored = run_arm(study, "after", "cpu", wanted)
+    assert stored == result_file(wanted.results, "tiny", "cpu", "after")
+    assert not list((wanted.root / "tiny-cpu" / "after" / "points").glob("*.png"))
+    assert not list(wanted.results.rglob("*.png"))
 
 
 def test_weights_that_no_extractor_takes_are_refused(study, tmp_path):
@@ -263,7 +281,7 @@ def test_the_command_runs_arms_in_order_and_wrong_input_is_one_line(study, tmp_p
     out = ["--out", str(tmp_path / "out"), "--results", str(tmp_path / "results")]
     done = CliRunner().invoke(cli.app, ["reproduce", study, "--arm", "pretrain", *out])
     assert done.exit_code == 0, done.output
-    assert json.loads((tmp_path / "results" / "tiny-cpu-pretrain.json").read_text())["arm"] == "pretrain"
+    assert json.loads((tmp_path / "results" / "synthetic" / "tiny-cpu-pretrain.json").read_text())["arm"] == "pretrain"
     for words in (["none"], [study, "--scale", "gpu"], [study, "--arm", "none"]):
         monkeypatch.setattr("sys.argv", ["maskfed-server", "reproduce", *words, *out])
         with pytest.raises(SystemExit) as end:

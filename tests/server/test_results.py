@@ -23,12 +23,13 @@ def metrics(test, validation):
     return {"test": found(test), "validation": found(validation)}
 
 
-def make_result(study, arm, curve, *, init_flops=0.0, per_image=10.0, scale="cpu"):
+def make_result(study, arm, curve, *, init_flops=0.0, per_image=10.0, scale="cpu", copied=None, own=None):
     """`curve`: (images, test distance, validation distance)."""
     facts = {"set": "faces.zip", "split": "train", "share": "1", "images": 90, "persons": 30, "sha256": "00"}
     init = {"arm": "x/y", "checkpoint": "ab", "images": 5, "steps": 1, "flops": init_flops} if init_flops else None
     points = [
         {"images": images, "steps": images, "flops": images * per_image, "metrics": metrics(test, validation)}
+        | ({} if copied is None else {"copied": {NAME: copied}})
         for images, test, validation in curve
     ]
     return ArmResult.model_validate(
@@ -41,6 +42,7 @@ def make_result(study, arm, curve, *, init_flops=0.0, per_image=10.0, scale="cpu
             "init": init,
             "experiment": {"model": {"size": "T", "image_size": 32, "patch_size": 4}, "train": {"seed": 0}},
             "data": {"train": facts, "test": facts},
+            "training_images": {} if own is None else metrics(own, own),
             "extractors": {NAME: "cd"},
             "measured": {"num_images": 500, "nfe": 10, "sampler": "dpm++"},
             "training_seconds": 60.0,
@@ -174,6 +176,34 @@ def test_the_page_holds_what_the_results_say_and_lists_what_has_not_run(folder):
     assert "202" not in "".join(part for part in svg.split(">") if "date" in part)
 
 
+def test_copies_stand_beside_the_distances_and_what_copying_everything_would_get(folder):
+    scratch = make_result("transfer", "scratch-10", [(10, 8.0, 8.0), (20, 4.0, 4.0)], copied=0.375, own=0.7)
+    other = make_result("transfer", "other-10", [(10, 5.0, 5.0)])
+    for result in (scratch, other):
+        write_result(result, result_file(folder, "transfer", "cpu", result.arm))
+    text = make_pages(folder).texts[folder.parent / "RESULTS.md"]
+    assert "| `fd_onnx:net` | scratch-10 | 20 | 4 | 0.01 | 0.5 | 0.25 | 37.5% | 0.7 |" in text
+    assert "| `fd_onnx:net` | other-10 | 10 | 5 | 0.01 | 0.5 | 0.25 | – | – |" in text
+    assert "| scratch-10 | 10 | 1e-10 | 8 (37.5%) |" in text
+    assert "| `fd_onnx:net` | 10 % | 4 (38% copied) | – | 5 (+25%) |" in text
+
+
+def test_results_on_synthetic_faces_are_apart_and_have_pictures(folder):
+    write_result(SCRATCH, result_file(folder, "acceleration", "cpu", "scratch"))
+    (folder / "synthetic").mkdir()
+    write_result(AFTER, result_file(folder / "synthetic", "acceleration", "cpu", "after-pretraining"))
+    (folder / "synthetic" / "acceleration-cpu-after-pretraining.png").touch()
+    (folder / "synthetic" / "acceleration-cpu-old.svg").touch()
+    pages = make_pages(folder)
+    real, synthetic = pages.texts[folder.parent / "RESULTS.md"].split("### Acceleration, scale `cpu`, synthetic faces")
+    assert "Not run: pretrain, after-pretraining" in real
+    assert "after-pretraining |" not in real
+    assert "from top to bottom after 10, 1,000 images; one column, one noise:" in synthetic
+    assert "![after-pretraining](results/synthetic/acceleration-cpu-after-pretraining.png)" in synthetic
+    assert "(results/synthetic/acceleration-cpu-fd_onnx-net.svg)" in synthetic
+    assert folder / "synthetic" / "acceleration-cpu-old.svg" in pages.stale()
+
+
 def test_a_missed_goal_says_by_how_much(folder):
     one = make_result("federated", "one-site", [(100, 2.0, 2.0)], scale="gpu")
     four = make_result("federated", "four-sites", [(100, 3.0, 3.0)], scale="gpu")
@@ -213,8 +243,16 @@ def test_check_exits_with_1_where_the_page_is_stale(folder, monkeypatch):
     assert CliRunner().invoke(cli.app, ["report", "--results", "--check"]).exit_code == 0
 
 
+def test_only_synthetic_faces_have_pictures():
+    pictures = {path.relative_to(results.FOLDER).as_posix() for path in results.FOLDER.rglob("*.png")}
+    assert all(name.startswith(f"{results.SYNTHETIC}/") for name in pictures)
+    for result in read_results(results.FOLDER / results.SYNTHETIC).values():
+        assert {str(part["set"]) for part in result.data.values()} <= {"4000 synthetic faces", "10000 synthetic faces"}
+
+
 def test_stored_results_hold_numbers_only_and_no_path():
-    for (study, _, arm), result in read_results(results.FOLDER).items():
+    everything = [*read_results(results.FOLDER).items(), *read_results(results.FOLDER / results.SYNTHETIC).items()]
+    for (study, _, arm), result in everything:
         assert arm in load_study(study).arms
         assert "/" not in "".join(str(part["set"]) for part in result.data.values())
         text = json.dumps(result.model_dump(mode="json"))
