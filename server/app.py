@@ -11,6 +11,8 @@ import fcntl
 import gc
 import logging
 import os
+import select
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,8 +46,23 @@ def main(grid: Grid, context: Context) -> None:
     home = Path(os.environ["MASKFED_SERVER_HOME"])
     experiment = parse_experiment(str(context.run_config["experiment"]))
     if "MASKFED_SIMULATION" in os.environ:
+        end_with(int(os.environ["MASKFED_SIMULATION_PID"]))
         enlist_virtual_sites(grid, Registry(home / "sites.json"))
     conduct(grid, home, str(context.run_config["run"]), experiment)
+
+
+def end_with(pid: int) -> None:
+    """End this process as soon as the process `pid` has ended, even when that was killed.
+
+    A simulation whose command is gone would go on unseen, and keep its folder from being taken up again.
+    """
+    watched = os.pidfd_open(pid)
+
+    def wait() -> None:
+        select.select([watched], [], [])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="end-with-command").start()
 
 
 def enlist_virtual_sites(grid: Grid, registry: Registry) -> None:

@@ -1,8 +1,7 @@
 """`maskfed-server simulate`: the same apps with many virtual sites on one machine, on Flower's Ray runtime.
 
 No TLS and no keys: everything is on loopback and of one user. The virtual sites keep ledgers and refuse like real
-ones; `client/simulated.py` makes their folders from the template that is written here. A simulation that was cut off
-goes on after its last round when the same is asked for again.
+ones; `client/simulated.py` makes their folders from the template written here. One that was cut off goes on.
 """
 
 import importlib.util
@@ -215,6 +214,7 @@ def _runtime(out: Path) -> Iterator[Control]:
     settings = {
         "MASKFED_SERVER_HOME": str(out.resolve()),
         "MASKFED_SIMULATION": str(out.resolve()),
+        "MASKFED_SIMULATION_PID": str(os.getpid()),
         "FLWR_HOME": str((out / "flwr").resolve()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

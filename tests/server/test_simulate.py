@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 
@@ -95,6 +97,17 @@ def test_a_complete_simulation_is_shown_and_not_run_again(options):
     assert simulate(fitting, console) == 0
     assert "completed" in console.export_text()
     assert not (options.out / "runtime.log").exists()
+
+
+def test_a_simulation_ends_with_the_command_that_was_killed():
+    with subprocess.Popen(["sleep", "60"]) as command:
+        words = ("import time", "from server.app import end_with", f"end_with({command.pid})", "print(1, flush=True)")
+        text = "; ".join([*words, "time.sleep(60)"])
+        with subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE) as worker:
+            assert worker.stdout.readline() == b"1\n"
+            assert worker.poll() is None
+            command.kill()
+            assert worker.wait(20) == 1
 
 
 def test_without_a_simulation_the_home_is_the_operators(tmp_path, monkeypatch):
