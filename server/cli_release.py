@@ -36,7 +36,8 @@ def audit(
     ] = Path("coordinator"),
 ) -> None:
     """Ask the sites to attack a model with their own images; pass or fail comes back, where their policy allows it."""
-    from server.audits import AuditPlan, ask_audits
+    from server.auditplan import AuditPlan
+    from server.audits import ask_audits
     from server.registry import check_home
 
     check_home(home)

@@ -15,7 +15,8 @@ from client.settings import Home, SiteConfig, SitePolicy, save_settings, write_p
 from client.verdicts import Verdict
 from server import cli
 from server.app import conduct
-from server.audits import AUDIT_FILE, AuditPlan, ask_audits, make_question
+from server.auditplan import AuditPlan, make_question
+from server.audits import AUDIT_FILE, ask_audits
 from server.release import gather
 from server.rundata import read_run
 from server.rundir import RunDir, create
