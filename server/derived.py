@@ -115,14 +115,14 @@ def _derive(figure: Figure, scale: Scale, distance: str, arm: ArmResult, baselin
     ours, theirs = (distance_to_test(each, distance) for each in (point, chosen_point(baseline)))
     if figure.kind == "ratio":
         return Derived(figure, scale, distance, ours / theirs, ours, theirs, goal)
-    equal = distance_at(baseline, distance, point.flops + _flops_before(arm))
+    equal = distance_at(baseline, distance, point.flops + flops_before(arm))
     equal_value = None if equal is None else 1 - ours / equal
     return Derived(figure, scale, distance, 1 - ours / theirs, ours, theirs, goal, equal_flops_value=equal_value)
 
 
 def distance_at(result: ArmResult, distance: str, flops: float) -> float | None:
     """Test distance after so many operations in all stages, linear against the logarithm; None outside the curve."""
-    before = _flops_before(result)
+    before = flops_before(result)
     places = [(math.log(before + point.flops), distance_to_test(point, distance)) for point in result.curve]
     wanted = math.log(flops)
     for (left, above), (right, below) in pairwise(places):
@@ -131,7 +131,8 @@ def distance_at(result: ArmResult, distance: str, flops: float) -> float | None:
     return None
 
 
-def _flops_before(result: ArmResult) -> float:
+def flops_before(result: ArmResult) -> float:
+    """Operations of the stages before an arm."""
     return result.init.flops if result.init else 0.0
 
 
@@ -145,7 +146,7 @@ def _speedup(
     assert ours is not None
     assert theirs is not None
     per_image = [result.last.flops / result.last.images for result in (arm, baseline)]
-    before = [_flops_before(result) for result in (arm, baseline)]
+    before = [flops_before(result) for result in (arm, baseline)]
     flops = [start + cost * place.images for start, cost, place in zip(before, per_image, (ours, theirs), strict=True)]
     return Derived(
         figure=figure,

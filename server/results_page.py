@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server import results
+from server.break_even import equal_operations
 from server.charts import Series, line_chart, standalone
 from server.derived import curve_to_test, derive
 from server.results import ArmResult, read_results, result_file
@@ -136,6 +137,7 @@ def _at_scale(
     if derived := derive(study, name, stored, scale):
         parts.append("\n".join(f"- {sentence(study, each)}." for each in derived) + "\n")
         parts.append(reading(study, derived))
+    parts += filter(None, [equal_operations(study, name, scale, stored)])
     return parts
 
 

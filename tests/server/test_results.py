@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from server import cli, results, results_page
+from server.break_even import places, verdict
 from server.derived import chosen_point, crossing, derive, distance_at
 from server.results import ArmResult, read_results, result_file, write_result
 from server.results_page import make_pages
@@ -174,6 +175,49 @@ def test_the_page_holds_what_the_results_say_and_lists_what_has_not_run(folder):
     assert svg.count("--series-1:#") == 2
     assert "prefers-color-scheme:dark" in svg
     assert "202" not in "".join(part for part in svg.split(">") if "date" in part)
+
+
+@pytest.mark.parametrize(
+    ("distances", "words"),
+    [
+        # The baseline is at 6, 5 and 4 after 100, 316 and 1000 operations.
+        ((7.0, 4.5, 3.5), "ahead from 316.2 TFLOP (226 images of its own stage) on"),
+        (
+            (5.5, 4.5, 3.5),
+            "ahead at every point that both curves reach, from 100 TFLOP (10 images of its own stage) on",
+        ),
+        ((5.5, 4.5, 4.5), "behind at the last point that both curves reach, 1,000 TFLOP (910 images of its own stage)"),
+        ((7.0, 5.5, 4.5), "behind at the last point"),
+    ],
+)
+def test_the_page_says_from_which_scale_on_an_arm_pays_at_equal_operations(distances, words, folder):
+    tera = 1e12
+    scratch = make_result("transfer", "scratch-10", [(10, 8.0, 8.0), (1000, 4.0, 4.0)], per_image=tera)
+    curve = [(images, each, each) for images, each in zip((10, 226.2, 910), distances, strict=True)]
+    other = make_result(
+        "transfer",
+        "other-10",
+        [(int(images), test, test) for images, test, _ in curve],
+        init_flops=90 * tera,
+        per_image=tera,
+    )
+    compared = places(other, scratch, NAME)
+    assert [place.baseline for place in compared] == pytest.approx([6.0, 5.0, 4.0], abs=0.002)
+    for result in (scratch, other):
+        write_result(result, result_file(folder, "transfer", "cpu", result.arm))
+    text = make_pages(folder).texts[folder.parent / "RESULTS.md"]
+    title = "10 %, after pre-training on the other set, against 10 %, from scratch"
+    assert f"- `fd_onnx:net`: {title}: {words.replace('316.2', '316')}" in text
+    assert (
+        f"| `fd_onnx:net` | other-10 | 10 | 100 | {distances[0]:g} | scratch-10 | 6 | {distances[0] / 6 - 1:+.0%} |"
+        in text
+    )
+
+
+def test_curves_without_operations_in_common_are_not_compared():
+    scratch = make_result("transfer", "scratch-10", [(10, 8.0, 8.0), (20, 4.0, 4.0)])
+    other = make_result("transfer", "other-10", [(10, 5.0, 5.0)], init_flops=1e6)
+    assert verdict(places(other, scratch, NAME)) == "the two curves have no number of operations in common"
 
 
 def test_copies_stand_beside_the_distances_and_what_copying_everything_would_get(folder):

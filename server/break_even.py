@@ -1,0 +1,96 @@
+"""From which scale on an arm pays: its curve against the baseline's at equal operations, all stages counted in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.derived import distance_at, distance_to_test, flops_before
+from server.formats import format_number
+from server.results import ArmResult
+from server.results_text import Results, table
+from server.studies import Figure, Scale, Study
+
+
+@dataclass(frozen=True)
+class Place:
+    """One measured point of the arm."""
+
+    images: int
+    """Seen in the arm's own stage."""
+    flops: float
+    """Of all its stages."""
+    distance: float
+    baseline: float | None
+    """Distance of the baseline after as many operations, interpolated; None outside its curve."""
+
+    @property
+    def is_ahead(self) -> bool:
+        """Closer than the baseline."""
+        return self.baseline is not None and self.distance < self.baseline
+
+
+def places(arm: ArmResult, baseline: ArmResult, distance: str) -> list[Place]:
+    """Every point of the arm beside the baseline at equal operations."""
+    found = []
+    for point in arm.curve:
+        flops = flops_before(arm) + point.flops
+        ours, theirs = distance_to_test(point, distance), distance_at(baseline, distance, flops)
+        found.append(Place(point.images, flops, ours, theirs))
+    return found
+
+
+def verdict(compared: Sequence[Place]) -> str:
+    """From which point on the arm is ahead, as far as both curves reach."""
+    known = [place for place in compared if place.baseline is not None]
+    if not known:
+        return "the two curves have no number of operations in common"
+    behind = [index for index, place in enumerate(known) if not place.is_ahead]
+    if not behind:
+        return f"ahead at every point that both curves reach, from {_at(known[0])} on"
+    if behind[-1] == len(known) - 1:
+        return f"behind at the last point that both curves reach, {_at(known[-1])}"
+    return f"ahead from {_at(known[behind[-1] + 1])} on"
+
+
+def equal_operations(study: Study, name: str, scale: Scale, stored: Results) -> str:
+    """Table and verdicts of all comparisons with a baseline that is trained otherwise; empty where none has run."""
+    verdicts, rows = [], []
+    for figure in study.figures:
+        arm, baseline = (stored.get((name, scale, each)) for each in (figure.arm, figure.baseline))
+        if arm is None or baseline is None or figure.kind == "ratio":
+            continue
+        for distance in arm.extractors:
+            if distance in baseline.extractors:
+                compared = places(arm, baseline, distance)
+                verdicts.append(f"- `{distance}`: {_names(study, figure)}: {verdict(compared)}.")
+                rows += [_row(distance, figure, place) for place in compared]
+    if not rows:
+        return ""
+    head = ["extractor", "arm", "images seen", "TFLOP with all stages", "distance", "baseline", "at equal operations"]
+    title = "The same point by point"
+    return (
+        "From which scale on it pays, at equal operations with all stages counted in:\n\n"
+        + "\n".join(verdicts)
+        + f"\n\n<details><summary>{title}</summary>\n\n{table([*head, 'change'], rows)}\n</details>\n"
+    )
+
+
+def _names(study: Study, figure: Figure) -> str:
+    return f"{study.arms[figure.arm].title}, against {study.arms[figure.baseline].title}"
+
+
+def _row(distance: str, figure: Figure, place: Place) -> list[str]:
+    change = f"{place.distance / place.baseline - 1:+.0%}" if place.baseline else "–"
+    return [
+        f"`{distance}`",
+        figure.arm,
+        f"{place.images:,}",
+        format_number(place.flops / 1e12),
+        format_number(place.distance),
+        figure.baseline,
+        format_number(place.baseline),
+        change,
+    ]
+
+
+def _at(place: Place) -> str:
+    return f"{format_number(place.flops / 1e12)} TFLOP ({place.images:,} images of its own stage)"
