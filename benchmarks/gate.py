@@ -18,7 +18,7 @@ from shared.cache import open_images
 from shared.config import Experiment
 from shared.engine import Engine
 from shared.membership import AttackResult, attack
-from shared.memorisation import CopyResult, copies, pixel_features
+from shared.memorisation import CopyResult, copies, pixel_features, views_of
 from shared.sampling import load_model, sample_images
 from shared.seeding import Streams
 
@@ -117,7 +117,9 @@ def audits(
     """What a site's audit finds."""
     found = attack(model, [start], experiment, images[:OTHERS], others)["calibrated"]
     generated = sample_images(model, experiment, range(GENERATED), 100, device)
-    copied = copies(pixel_features(generated), pixel_features(images), pixel_features(others), persons)
+    mirrored = experiment.data.horizontal_flip
+    views = [views_of(pixel_features, each, is_mirrored=mirrored) for each in (generated, images, others)]
+    copied = copies(views[0], views[1], views[2], persons)
     return found, copied
 
 

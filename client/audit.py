@@ -22,7 +22,7 @@ from shared.errors import InputError
 from shared.extractor import Extractor
 from shared.imageset import ImageCache
 from shared.membership import AttackResult, attack
-from shared.memorisation import CopyResult, copies, features_of, pixel_features
+from shared.memorisation import CopyResult, copies, pixel_features, views_of
 from shared.retraining import retrained
 from shared.sampling import grid_png, sample_images
 
@@ -69,7 +69,7 @@ def audit(home: Home, settings: SiteConfig, subject: Subject, options: AuditOpti
     control = control_attack(subject, members, others, options.control_steps)
     options.on_stage("copies among generated images")
     generated = sample_images(subject.model, subject.experiment, range(options.num_images), BATCH, device)
-    copied = _copies(generated, data, options.extractor)
+    copied = _copies(generated, data, options.extractor, is_mirrored=subject.experiment.data.horizontal_flip)
     verdicts = [
         _membership_verdict(settings.alias, subject, attacks, control),
         _memorisation_verdict(settings.alias, subject, copied, options),
@@ -95,12 +95,12 @@ def _some(images: ImageCache, rows: np.ndarray[Any, np.dtype[np.int64]]) -> Tens
     return images.batch(chosen)
 
 
-def _copies(generated: Tensor, data: Dataset, extractor: Extractor | None) -> CopyResult:
+def _copies(generated: Tensor, data: Dataset, extractor: Extractor | None, *, is_mirrored: bool) -> CopyResult:
     compute = pixel_features if extractor is None else extractor
-    training = features_of(compute, data.images.batch(data.train))
-    held_out = features_of(compute, data.images.batch(data.held_out))
+    training, held_out = data.images.batch(data.train), data.images.batch(data.held_out)
     persons = None if data.persons is None else data.persons[data.held_out]
-    return copies(features_of(compute, generated), training, held_out, persons)
+    views = [views_of(compute, images, is_mirrored=is_mirrored) for images in (generated, training, held_out)]
+    return copies(views[0], views[1], views[2], persons)
 
 
 def _membership_verdict(

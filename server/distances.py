@@ -16,14 +16,16 @@ from torch import Tensor
 
 from server.reference import Reference, kept_rows, open_reference
 from server.scores import scores
+from shared.audit_query import PIXELS
 from shared.cache import open_images
 from shared.engine import decide_precision
 from shared.extractor import Extractor
-from shared.memorisation import MIN_HELD_OUT, copies
+from shared.imageset import ImageCache
+from shared.memorisation import MIN_HELD_OUT, Features, Views, copies, pixel_features, views_of
 from shared.sampling import load_model, sample_images
 from shared.statistics import accumulate
 
-SHOWN_IMAGES = 12
+SHOWN_IMAGES, CHUNK = 12, 256
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Measurement:
     metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     """By name of the reference, then of the distance: `distance`, `kernel`, `precision`, `recall`."""
     copied: dict[str, float] = field(default_factory=dict)
-    """By distance: share of generated images that are copies of training images."""
+    """Share of generated images that are copies of training images: by `PIXELS`, and by distance in its features."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Sampler, evaluations, seed, precision, digest of the checkpoint."""
     images: Tensor | None = field(default=None, repr=False)
@@ -85,7 +87,8 @@ class Measure:
             )
             for extractor in self.extractors
         }
-        copied = {name: share for name, rows in features.items() if (share := self._copied(rows, name)) is not None}
+        is_mirrored = loaded.experiment.data.horizontal_flip
+        copied = self._copied(features, views_of(pixel_features, images_NCHW, is_mirrored=is_mirrored))
         facts = {
             "num_images": self.num_images,
             "sampler": config.sampler,
@@ -116,17 +119,24 @@ class Measure:
             for name, cache in self.references.items()
         }
 
-    def _copied(self, features_ND: np.ndarray[Any, Any], distance: str) -> float | None:
-        """None with too few images for the test."""
-        extractor = next(each for each in self.extractors if each.space.distance_name == distance)
-        held_out = open_images(str(self.references["validation"]), self.size)
-        if len(held_out) < MIN_HELD_OUT:
-            return None
-        persons = None if held_out.persons is None else held_out.persons[kept_rows(len(held_out))]
-        training_ND, held_out_MD = (
-            self._features(cache, extractor) for cache in (self.training, self.references["validation"])
+    def _copied(self, features: dict[str, np.ndarray[Any, Any]], pixels: Views) -> dict[str, float]:
+        """Nothing with too few images for the test."""
+        training, held_out = (
+            open_images(str(cache), self.size) for cache in (self.training, self.references["validation"])
         )
-        return copies(features_ND, training_ND, held_out_MD, persons).copy_rate
+        if len(held_out) < MIN_HELD_OUT:
+            return {}
+        persons = None if held_out.persons is None else held_out.persons[kept_rows(len(held_out))]
+        own, others = (_pixels(each, is_mirrored=len(pixels) > 1) for each in (training, held_out))
+        found = {PIXELS: copies(pixels, own, others, held_out.persons).copy_rate}
+        for extractor in self.extractors:
+            # The networks hardly see a difference between a face and its mirror image: one view is enough.
+            own, others = (
+                [self._features(cache, extractor)] for cache in (self.training, self.references["validation"])
+            )
+            name = extractor.space.distance_name
+            found[name] = copies([features[name]], own, others, persons).copy_rate
+        return found
 
     def _open(self, cache: Path, extractor: Extractor) -> Reference:
         return open_reference(str(cache), self.size, extractor, self.kept)
@@ -143,3 +153,13 @@ class Measure:
         renamed = {name: name if name in ("precision", "recall") else "kernel" for name in found.metrics}
         renamed[extractor.space.distance_name] = "distance"
         return {renamed[name]: float(value) for name, value in found.metrics.items()}
+
+
+def _pixels(images: ImageCache, *, is_mirrored: bool) -> Views:
+    """Both views of a set that may be larger than the memory."""
+    parts: list[Views] = [
+        views_of(pixel_features, images.batch(range(start, min(start + CHUNK, len(images)))), is_mirrored=is_mirrored)
+        for start in range(0, len(images), CHUNK)
+    ]
+    views: list[Features] = [np.concatenate(view) for view in zip(*parts, strict=True)]
+    return views

@@ -32,7 +32,7 @@ class Point(Section):
     """Floating-point operations of the training so far, in this arm."""
     metrics: Metrics = Field(default_factory=dict)
     copied: dict[str, float] = Field(default_factory=dict)
-    """By distance name: share of generated images that are copies of training images, by those features."""
+    """Share of generated images that are copies of training images: by `pixels`, and by distance name."""
 
 
 class Init(Section):

@@ -40,8 +40,9 @@ arm is its point of least distance to the validation split by the first extracto
 seed: differences of a few percent are noise.
 
 A distance does not ask whose faces it sees. "copied" is the share of generated images that the memorisation audit
-calls copies of training images; "training images themselves" is the distance that a model would get which only hands
-out its training images, each equally often.
+calls copies of training images, by pixels (mirrored ones as well) and by the features of the extractor, which may be
+wrong on images that are no faces yet; "training images themselves" is the distance that a model would get which only
+hands out its training images, each equally often.
 """
 
 

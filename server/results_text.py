@@ -8,6 +8,7 @@ from server.derived import Derived, chosen_point, distance_to_test
 from server.formats import format_number, format_seconds
 from server.results import ArmResult
 from server.studies import Grid, Scale, Study
+from shared.audit_query import PIXELS
 from shared.errors import InputError
 from shared.sections import Section
 
@@ -72,9 +73,10 @@ def distances_table(arms: Sequence[tuple[str, ArmResult]]) -> str:
                 found = point.metrics["test"][distance]
                 values = [format_number(found.get(key)) for key in _METRICS]
                 own = result.training_images.get("test", {}).get(distance, {}).get("distance")
-                shares = [_share(point.copied.get(distance)), format_number(own)]
-                rows.append([f"`{distance}`", arm, f"{point.images:,}", *values, *shares])
-    head = ["extractor", "arm", "reported at images", *_METRICS, "copied", "training images themselves"]
+                shares = [_share(point.copied.get(name)) for name in (PIXELS, distance)]
+                rows.append([f"`{distance}`", arm, f"{point.images:,}", *values, *shares, format_number(own)])
+    copied = ["copied, by pixels", "by features"]
+    head = ["extractor", "arm", "reported at images", *_METRICS, *copied, "training images themselves"]
     return table(head, rows)
 
 
@@ -87,17 +89,15 @@ def curves_table(arms: Sequence[tuple[str, ArmResult]]) -> str:
     distances = _distances(arms)
     rows = [
         [arm, f"{point.images:,}", format_number((point.flops + (result.init.flops if result.init else 0.0)) / 1e12)]
-        + [
-            format_number(point.metrics["test"].get(distance, {}).get("distance"))
-            + (f" ({_share(point.copied[distance])})" if distance in point.copied else "")
-            for distance in distances
-        ]
+        + [format_number(point.metrics["test"].get(distance, {}).get("distance")) for distance in distances]
+        + [_share(point.copied.get(PIXELS))]
         for arm, result in arms
         for point in result.curve
         if point.metrics
     ]
     head = ["arm", "images seen", "TFLOP with all stages", *(f"`{distance}`" for distance in distances)]
-    title = "All measured points: distance to the test split (share of copies)"
+    head.append("copied, by pixels")
+    title = "All measured points: distance to the test split"
     return f"<details><summary>{title}</summary>\n\n{table(head, rows)}\n</details>\n"
 
 
@@ -153,7 +153,7 @@ def grid_table(name: str, scale: Scale, grid: Grid, stored: Results) -> str:
                 distance_to_test(chosen_point(measured[arm]), distance) if arm in measured else None for arm in arms
             ]
             changes = [f"{value / values[0] - 1:+.0%}" if value and values[0] else "" for value in values]
-            copied = [chosen_point(measured[arm]).copied.get(distance) if arm in measured else None for arm in arms]
+            copied = [chosen_point(measured[arm]).copied.get(PIXELS) if arm in measured else None for arm in arms]
             lines.append([f"`{distance}`", label, *map(_cell, values, ["", *changes[1:]], copied)])
     return f"{grid.title}:\n\n{table(['extractor', grid.label, *grid.columns], lines)}" if lines else ""
 

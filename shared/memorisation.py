@@ -3,10 +3,11 @@
 
 A copy lies much closer to some training image than to any image of other people. The test is the ratio of the two
 distances, not the distance itself: blurred or average faces are close to everything, copies to one thing only.
+A model that trained on mirrored images copies mirrored ones as well, so images may be looked at in both views.
 Shapes: G generated, N training, M held-out images, D feature width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import Tensor
 from shared.errors import InputError
 
 Features = NDArray[np.float32]
+Views = Sequence[Features]
+"""Features (B, D) of the same images: as they are and, where training mirrors images, mirrored."""
 FALSE_POSITIVE_RATE = 0.001
 """Share of images of held-out persons that the test may call copies."""
 TAIL_DEVIATIONS = 3.5
@@ -56,10 +59,23 @@ def features_of(compute: Callable[[Tensor], Features], images: Tensor, batch: in
     return np.concatenate([compute(images[start : start + batch]) for start in range(0, len(images), batch)])
 
 
+def views_of(compute: Callable[[Tensor], Features], images: Tensor, *, is_mirrored: bool, batch: int = 256) -> Views:
+    """Features of many images (B, C, H, W) in one or both views.
+
+    Args:
+        compute: features of a batch.
+        images: as `compute` takes them.
+        is_mirrored: whether the audited model was trained on mirrored images, too (`data.horizontal_flip`).
+        batch: images per call of `compute`.
+    """
+    views = [images, images.flip(-1)] if is_mirrored else [images]
+    return [features_of(compute, view, batch) for view in views]
+
+
 def copies(
-    generated_GD: Features,
-    training_ND: Features,
-    held_out_MD: Features,
+    generated: Views,
+    training: Views,
+    held_out: Views,
     held_out_persons_M: NDArray[np.int64] | None = None,
     *,
     num_closest: int = 16,
@@ -70,26 +86,27 @@ def copies(
     threshold.
 
     Args:
-        generated_GD: features of the generated images.
-        training_ND: features of the images that the model was trained on.
-        held_out_MD: features of images of other persons.
+        generated: (G, D) features of the generated images.
+        training: (N, D) features of the images that the model was trained on.
+        held_out: (M, D) features of images of other persons.
         held_out_persons_M: person of each held-out image, so that nobody is in both halves; None: each image its own.
         num_closest: pairs to name.
 
     Raises:
         InputError: too few images to set a threshold.
     """
-    if len(held_out_MD) < MIN_HELD_OUT or len(training_ND) < 2 or not len(generated_GD):
+    sizes = [len(views[0]) for views in (generated, training, held_out)]
+    if sizes[0] < 1 or sizes[1] < 2 or sizes[2] < MIN_HELD_OUT:
         raise InputError(
-            f"copy test with {len(generated_GD)} generated, {len(training_ND)} training and {len(held_out_MD)} "
-            f"held-out images: at least 1, 2 and {MIN_HELD_OUT} are needed"
+            f"copy test with {sizes[0]} generated, {sizes[1]} training and {sizes[2]} held-out images: at least 1, 2 "
+            f"and {MIN_HELD_OUT} are needed"
         )
-    is_judge = _halves(held_out_persons_M if held_out_persons_M is not None else np.arange(len(held_out_MD)))
-    anybody = held_out_MD[~is_judge]
-    honest_ratios, _, _ = _ratios(held_out_MD[is_judge], training_ND, anybody)
-    ratios, nearest, distances = _ratios(generated_GD, training_ND, anybody)
+    is_judge = _halves(held_out_persons_M if held_out_persons_M is not None else np.arange(sizes[2]))
+    anybody, judges = held_out[0][~is_judge], [view[is_judge] for view in held_out]
+    honest_ratios, _, _ = _ratios(judges, training[0], anybody)
+    ratios, nearest, distances = _ratios(generated, training[0], anybody)
     threshold = _threshold(honest_ratios)
-    own, _ = nearest_neighbours(training_ND, training_ND, skip_self=True)
+    own, _ = _nearest(training, training[0], skip_self=True)
     order = np.argsort(ratios)[:num_closest]
     return CopyResult(
         copy_rate=float((ratios < threshold).mean()),
@@ -127,11 +144,21 @@ def nearest_neighbours(
     return np.concatenate(distances, dtype=np.float32), np.concatenate(indices, dtype=np.int64)
 
 
+def _nearest(
+    views: Views, target_MD: Features, *, skip_self: bool = False
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The same in whichever view is closer."""
+    found = [nearest_neighbours(view, target_MD, skip_self=skip_self) for view in views]
+    distances, indices = (np.stack(parts) for parts in zip(*found, strict=True))
+    closer = distances.argmin(0)[None]
+    return np.take_along_axis(distances, closer, 0)[0], np.take_along_axis(indices, closer, 0)[0]
+
+
 def _ratios(
-    images: Features, training_ND: Features, anybody: Features
+    views: Views, training_ND: Features, anybody: Features
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]:
-    near, index = nearest_neighbours(images, training_ND)
-    else_, _ = nearest_neighbours(images, anybody)
+    near, index = _nearest(views, training_ND)
+    else_, _ = _nearest(views, anybody)
     ratios: NDArray[np.float32] = (near / np.maximum(else_, 1e-12)).astype(np.float32)
     return ratios, index, near
 

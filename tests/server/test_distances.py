@@ -67,7 +67,7 @@ def test_a_model_that_hands_out_its_training_images_gets_their_distance_and_is_c
     name, asked = extractor.space.distance_name, measure(place, extractor)
     a_model_that_draws(images_of(place, "train"), monkeypatch)
     found = asked(place / "checkpoint")
-    assert found.copied == {name: 1.0}
+    assert found.copied == {"pixels": 1.0, name: 1.0}
     assert asked.of_training_images()["test"][name]["distance"] == pytest.approx(
         found.metrics["test"][name]["distance"], rel=1e-6
     )
@@ -76,7 +76,13 @@ def test_a_model_that_hands_out_its_training_images_gets_their_distance_and_is_c
 def test_images_of_other_persons_are_no_copies(place, extractor, monkeypatch):
     a_model_that_draws(images_of(place, "test"), monkeypatch)
     found = measure(place, extractor)(place / "checkpoint")
-    assert found.copied[extractor.space.distance_name] <= 0.05
+    assert set(found.copied) == {"pixels", extractor.space.distance_name}
+    assert max(found.copied.values()) <= 0.05
+
+
+def test_copies_in_the_mirror_are_copies(place, extractor, monkeypatch):
+    a_model_that_draws(images_of(place, "train").flip(-1), monkeypatch)
+    assert measure(place, extractor)(place / "checkpoint").copied["pixels"] == 1.0
 
 
 def test_distances_are_those_of_the_sampled_images(place, extractor, monkeypatch):

@@ -30,7 +30,7 @@ def make_result(study, arm, curve, *, init_flops=0.0, per_image=10.0, scale="cpu
     init = {"arm": "x/y", "checkpoint": "ab", "images": 5, "steps": 1, "flops": init_flops} if init_flops else None
     points = [
         {"images": images, "steps": images, "flops": images * per_image, "metrics": metrics(test, validation)}
-        | ({} if copied is None else {"copied": {NAME: copied}})
+        | ({} if copied is None else {"copied": {"pixels": copied, NAME: copied / 3}})
         for images, test, validation in curve
     ]
     return ArmResult.model_validate(
@@ -226,9 +226,9 @@ def test_copies_stand_beside_the_distances_and_what_copying_everything_would_get
     for result in (scratch, other):
         write_result(result, result_file(folder, "transfer", "cpu", result.arm))
     text = make_pages(folder).texts[folder.parent / "RESULTS.md"]
-    assert "| `fd_onnx:net` | scratch-10 | 20 | 4 | 0.01 | 0.5 | 0.25 | 37.5% | 0.7 |" in text
-    assert "| `fd_onnx:net` | other-10 | 10 | 5 | 0.01 | 0.5 | 0.25 | – | – |" in text
-    assert "| scratch-10 | 10 | 1e-10 | 8 (37.5%) |" in text
+    assert "| `fd_onnx:net` | scratch-10 | 20 | 4 | 0.01 | 0.5 | 0.25 | 37.5% | 12.5% | 0.7 |" in text
+    assert "| `fd_onnx:net` | other-10 | 10 | 5 | 0.01 | 0.5 | 0.25 | – | – | – |" in text
+    assert "| scratch-10 | 10 | 1e-10 | 8 | 37.5% |" in text
     assert "| `fd_onnx:net` | 10 % | 4 (38% copied) | – | 5 (+25%) |" in text
 
 

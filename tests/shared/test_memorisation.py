@@ -4,7 +4,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from shared.errors import InputError
-from shared.memorisation import copies, features_of, nearest_neighbours, pixel_features
+from shared.memorisation import copies, features_of, nearest_neighbours, pixel_features, views_of
 from shared.synthetic import generate
 
 
@@ -20,9 +20,10 @@ def slightly_changed(images):
     return (images.float() * 0.97 + noise).clamp(0, 255).to(torch.uint8)
 
 
-def run(generated, faces):
+def run(generated, faces, *, is_mirrored=False):
     training, held_out, persons, _ = faces
-    return copies(*(pixel_features(images) for images in (generated, training, held_out)), persons)
+    views = [views_of(pixel_features, images, is_mirrored=is_mirrored) for images in (generated, training, held_out)]
+    return copies(*views, persons)
 
 
 def test_noisy_copies_are_found_and_named(faces):
@@ -31,9 +32,18 @@ def test_noisy_copies_are_found_and_named(faces):
     assert all(one == other for one, other in found.closest) and len(found.closest) == 16
 
 
-def test_new_faces_are_no_copies(faces):
-    found = run(faces[3], faces)
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_new_faces_are_no_copies(faces, is_mirrored):
+    found = run(faces[3], faces, is_mirrored=is_mirrored)
     assert found.copy_rate <= 0.01 and found.false_positive_rate <= 0.01
+
+
+def test_mirrored_copies_are_found_where_training_mirrored_and_only_there(faces):
+    mirrored = slightly_changed(faces[0][:50]).flip(-1)
+    found = run(mirrored, faces, is_mirrored=True)
+    assert found.copy_rate > 0.9 and found.authenticity < 0.1
+    assert all(one == other for one, other in found.closest)
+    assert run(mirrored, faces).copy_rate < 0.1
 
 
 def test_blurred_average_faces_are_no_copies(faces):
@@ -62,4 +72,4 @@ def test_features_do_not_depend_on_the_batch(faces):
 
 def test_too_few_held_out_images_are_refused(faces):
     with pytest.raises(InputError, match="39 held-out"):
-        copies(*(pixel_features(images) for images in (faces[3], faces[0], faces[1][:39])))
+        copies(*([pixel_features(images)] for images in (faces[3], faces[0], faces[1][:39])))
