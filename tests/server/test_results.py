@@ -162,7 +162,7 @@ def test_the_page_holds_what_the_results_say_and_lists_what_has_not_run(folder):
     assert "**25.12 times fewer images**" in text
     assert "and 11.13 times fewer operations" in text
     assert "1 of 1 figures go the way" in text
-    assert "Not run: pretrain (`maskfed-server reproduce acceleration --scale cpu`)" in text
+    assert "Not run: pretrain, pretrain-long, after-long (`maskfed-server reproduce acceleration --scale cpu`)" in text
     assert "No arm has run (`maskfed-server reproduce transfer --scale gpu`)" in text
     assert "| 10 % | 37.17 | 24.59 | 20.71 | reported by the paper |" in text
     assert "| 0123456789 | a processor, 1 | 2026-01-01 | 60.0 s | 5.0 s | 500 | 0 |" in text
