@@ -1,12 +1,12 @@
-"""From which scale on an arm pays: its curve against the baseline's at equal operations, all stages counted in."""
+"""From which scale on an arm pays: its curve against the baseline's, at equal operations and at equal distance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.derived import distance_at, distance_to_test, flops_before
+from server.derived import crossing, curve_to_test, distance_at, distance_to_test, flops_before
 from server.formats import format_number
 from server.results import ArmResult
-from server.results_text import Results, table
+from server.results_text import Results, count, table
 from server.studies import Figure, Scale, Study
 
 
@@ -21,6 +21,8 @@ class Place:
     distance: float
     baseline: float | None
     """Distance of the baseline after as many operations, interpolated; None outside its curve."""
+    needed: float | None
+    """Images after which the baseline is as close, interpolated; None where it never is, or at its first point."""
 
     @property
     def is_ahead(self) -> bool:
@@ -34,7 +36,9 @@ def places(arm: ArmResult, baseline: ArmResult, distance: str) -> list[Place]:
     for point in arm.curve:
         flops = flops_before(arm) + point.flops
         ours, theirs = distance_to_test(point, distance), distance_at(baseline, distance, flops)
-        found.append(Place(point.images, flops, ours, theirs))
+        reached = crossing(curve_to_test(baseline, distance), ours)
+        needed = None if reached is None or reached.is_bound else reached.images
+        found.append(Place(point.images, flops, ours, theirs, needed))
     return found
 
 
@@ -66,11 +70,12 @@ def equal_operations(study: Study, name: str, scale: Scale, stored: Results) -> 
     if not rows:
         return ""
     head = ["extractor", "arm", "images seen", "TFLOP with all stages", "distance", "baseline", "at equal operations"]
+    head += ["change", "images to equal distance", "factor"]
     title = "The same point by point"
     return (
         "From which scale on it pays, at equal operations with all stages counted in:\n\n"
         + "\n".join(verdicts)
-        + f"\n\n<details><summary>{title}</summary>\n\n{table([*head, 'change'], rows)}\n</details>\n"
+        + f"\n\n<details><summary>{title}</summary>\n\n{table(head, rows)}\n</details>\n"
     )
 
 
@@ -80,6 +85,7 @@ def _names(study: Study, figure: Figure) -> str:
 
 def _row(distance: str, figure: Figure, place: Place) -> list[str]:
     change = f"{place.distance / place.baseline - 1:+.0%}" if place.baseline else "–"
+    needed = (count(place.needed), f"{place.needed / place.images:.1f}") if place.needed else ("–", "–")
     return [
         f"`{distance}`",
         figure.arm,
@@ -89,6 +95,7 @@ def _row(distance: str, figure: Figure, place: Place) -> list[str]:
         figure.baseline,
         format_number(place.baseline),
         change,
+        *needed,
     ]
 
 

@@ -117,7 +117,7 @@ def sentence(study: Study, derived: Derived) -> str:
             theirs = first if derived.bound == "at most" else ""
             text = (
                 f"`{derived.distance}`: {arm} reaches {format_number(derived.level)} after "
-                f"{_count(derived.arm_value)} images{ours}, {baseline} after {_count(derived.baseline_value)}{theirs}: "
+                f"{count(derived.arm_value)} images{ours}, {baseline} after {count(derived.baseline_value)}{theirs}: "
                 f"**{bound}{_times(derived.value)} images**, and {bound}{_times(derived.flop_value)} operations "
                 "with all stages counted in"
             )
@@ -180,7 +180,8 @@ def _gap(derived: Derived) -> float:
     return abs(derived.value - derived.goal)
 
 
-def _count(images: float) -> str:
+def count(images: float) -> str:
+    """A number of images, rounded to hundreds."""
     return f"{round(images, -2):,.0f}" if images >= 1000 else f"{images:.0f}"
 
 

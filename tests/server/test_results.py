@@ -11,6 +11,7 @@ from server.break_even import places, verdict
 from server.derived import chosen_point, crossing, derive, distance_at
 from server.results import ArmResult, read_results, result_file, write_result
 from server.results_page import make_pages
+from server.results_text import count
 from server.studies import load_study
 from shared.errors import InputError
 
@@ -203,15 +204,20 @@ def test_the_page_says_from_which_scale_on_an_arm_pays_at_equal_operations(dista
     )
     compared = places(other, scratch, NAME)
     assert [place.baseline for place in compared] == pytest.approx([6.0, 5.0, 4.0], abs=0.002)
+    # From 8 to 4 the baseline needs two powers of ten of its images; below 4 it never gets.
+    for place in compared:
+        expected = None if place.distance < 4 else pytest.approx(10 ** (1 + (8 - place.distance) / 2))
+        assert place.needed == expected
     for result in (scratch, other):
         write_result(result, result_file(folder, "transfer", "cpu", result.arm))
     text = make_pages(folder).texts[folder.parent / "RESULTS.md"]
     title = "10 %, after pre-training on the other set, against 10 %, from scratch"
     assert f"- `fd_onnx:net`: {title}: {words.replace('316.2', '316')}" in text
-    assert (
+    beginning = (
         f"| `fd_onnx:net` | other-10 | 10 | 100 | {distances[0]:g} | scratch-10 | 6 | {distances[0] / 6 - 1:+.0%} |"
-        in text
     )
+    needed = 10 ** (1 + (8 - distances[0]) / 2)
+    assert f"{beginning} {count(needed)} | {needed / 10:.1f} |" in text
 
 
 def test_curves_without_operations_in_common_are_not_compared():
