@@ -1,5 +1,6 @@
 """From which scale on an arm pays: its curve against the baseline's, at equal operations and at equal distance."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,21 @@ def verdict(compared: Sequence[Place]) -> str:
     return f"ahead from {_at(known[behind[-1] + 1])} on"
 
 
+def head_start(compared: Sequence[Place], arm: ArmResult, baseline: ArmResult) -> str:
+    """How many images of the baseline the stages before the arm save, beside what they cost; empty where unknown."""
+    saved = [place.needed - place.images for place in compared if place.needed]
+    if not saved or arm.init is None:
+        return ""
+    typical = statistics.median(saved)
+    worth, cost = typical * baseline.last.flops / baseline.last.images / 1e12, flops_before(arm) / 1e12
+    if typical <= 0:
+        return f"; the stages before saved no images (median {count(typical)})"
+    return (
+        f"; the stages before saved {count(min(saved))} to {count(max(saved))} images, median {count(typical)}, worth "
+        f"{format_number(worth)} TFLOP, and cost {format_number(cost)}"
+    )
+
+
 def equal_operations(study: Study, name: str, scale: Scale, stored: Results) -> str:
     """Table and verdicts of all comparisons with a baseline that is trained otherwise; empty where none has run."""
     verdicts, rows = [], []
@@ -65,7 +81,8 @@ def equal_operations(study: Study, name: str, scale: Scale, stored: Results) -> 
         for distance in arm.extractors:
             if distance in baseline.extractors:
                 compared = places(arm, baseline, distance)
-                verdicts.append(f"- `{distance}`: {_names(study, figure)}: {verdict(compared)}.")
+                said = verdict(compared) + head_start(compared, arm, baseline)
+                verdicts.append(f"- `{distance}`: {_names(study, figure)}: {said}.")
                 rows += [_row(distance, figure, place) for place in compared]
     if not rows:
         return ""

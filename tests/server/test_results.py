@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from server import cli, results, results_page
-from server.break_even import places, verdict
+from server.break_even import head_start, places, verdict
 from server.derived import chosen_point, crossing, derive, distance_at
 from server.results import ArmResult, read_results, result_file, write_result
 from server.results_page import make_pages
@@ -213,11 +213,27 @@ def test_the_page_says_from_which_scale_on_an_arm_pays_at_equal_operations(dista
     text = make_pages(folder).texts[folder.parent / "RESULTS.md"]
     title = "10 %, after pre-training on the other set, against 10 %, from scratch"
     assert f"- `fd_onnx:net`: {title}: {words.replace('316.2', '316')}" in text
+    assert "; the stages before saved " in text
     beginning = (
         f"| `fd_onnx:net` | other-10 | 10 | 100 | {distances[0]:g} | scratch-10 | 6 | {distances[0] / 6 - 1:+.0%} |"
     )
     needed = 10 ** (1 + (8 - distances[0]) / 2)
     assert f"{beginning} {count(needed)} | {needed / 10:.1f} |" in text
+
+
+def test_the_page_says_what_the_stages_before_saved_and_what_they_cost(folder):
+    # The baseline is at 6, 5 and 4 after 100, 316 and 1000 images: 90, 297 and 960 are saved.
+    scratch = make_result("transfer", "scratch-10", [(10, 8.0, 8.0), (1000, 4.0, 4.0)], per_image=1e12)
+    curve = [(10, 6.0, 6.0), (19, 5.0, 5.0), (40, 4.0, 4.0), (50, 3.0, 3.0)]
+    other = make_result("transfer", "other-10", curve, init_flops=90e12, per_image=1e12)
+    said = head_start(places(other, scratch, NAME), other, scratch)
+    assert said == "; the stages before saved 90 to 960 images, median 297, worth 297.2 TFLOP, and cost 90"
+    worse = make_result("transfer", "other-10", [(500, 6.0, 6.0)], init_flops=90e12, per_image=1e12)
+    assert head_start(places(worse, scratch, NAME), worse, scratch) == (
+        "; the stages before saved no images (median -400)"
+    )
+    alone = make_result("transfer", "other-10", curve, per_image=1e12)
+    assert head_start(places(alone, scratch, NAME), alone, scratch) == ""
 
 
 def test_curves_without_operations_in_common_are_not_compared():
