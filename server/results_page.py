@@ -152,8 +152,7 @@ def _charts(arms: Sequence[tuple[str, ArmResult]]) -> list[tuple[str, str]]:
             if distance in result.extractors
             for curve in [curve_to_test(result, distance)]
         ]
-        label = f"{distance} to the test split"
-        svg = line_chart(series, "images seen in this stage", label, log_x=True, log_y=True)
+        svg = line_chart(series, "images seen in this stage", distance, log_x=True, log_y=True)
         found.append((distance, standalone(svg) + "\n"))
     return found
 
