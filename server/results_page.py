@@ -138,7 +138,8 @@ def _at_scale(
     if derived := derive(study, name, stored, scale):
         parts.append("\n".join(f"- {sentence(study, each)}." for each in derived) + "\n")
         parts.append(reading(study, derived))
-    parts += filter(None, [equal_operations(study, name, scale, stored)])
+    if compared := equal_operations(study, name, scale, stored):
+        parts.append(compared)
     return parts
 
 

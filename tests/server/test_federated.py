@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -67,24 +68,35 @@ def federation(tmp_path, homes, answers=()):
     return home, FakeGrid(sites)
 
 
+class Control:
+    """Stands in for the connection to the SuperLink: `work` is done at submission; `stopped` are the runs it ended."""
+
+    def __init__(self, work, *, is_finished=True):
+        self.work, self.is_finished, self.stopped = work, is_finished, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def submit(self, experiment, run):
+        self.work(experiment, run)
+        return 1
+
+    def run_state(self, run_id):
+        return SimpleNamespace(is_finished=self.is_finished)
+
+    def stop(self, run_id):
+        self.stopped.append(run_id)
+
+
 def ask(home, grid, question, monkeypatch):
     """`ask_sites` with the ServerApp's part run at once in place of a submission."""
 
-    class Control:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def submit(self, experiment, run):
-            conduct(grid, home, run, experiment, QUICK)
-            return 1
-
-        def run_state(self, run_id):
-            return type("State", (), {"is_finished": True})()
-
-    monkeypatch.setattr("server.control.connect", lambda _: Control())
+    monkeypatch.setattr(
+        "server.control.connect", lambda _: Control(lambda experiment, run: conduct(grid, home, run, experiment, QUICK))
+    )
     said = []
     return ask_sites(home, EXPERIMENT, question, said.append, poll_seconds=0.01), said
 
@@ -190,32 +202,15 @@ def test_an_answer_that_the_decoder_cannot_read_costs_that_answer_only(tmp_path,
 
 
 def test_a_question_that_does_not_end_is_stopped(tmp_path, extractor, monkeypatch):
-    stopped = []
-
-    class Control:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def submit(self, experiment, run):
-            return 7
-
-        def run_state(self, run_id):
-            return type("State", (), {"is_finished": False})()
-
-        def stop(self, run_id):
-            stopped.append(run_id)
-
-    monkeypatch.setattr("server.control.connect", lambda _: Control())
+    control = Control(lambda *_: None, is_finished=False)
+    monkeypatch.setattr("server.control.connect", lambda _: control)
     monkeypatch.setattr("server.inquiry.OVERDUE_SECONDS", 0.05)
     monkeypatch.setattr("server.federated.DEADLINE_SECONDS", 0.05)
     home, _ = federation(tmp_path, [])
     question = question_for("exact", 1.1, None, extractor.space)
     with pytest.raises(ControlError, match=f"maskfed-server logs {question.query.run}"):
         ask_sites(home, EXPERIMENT, question, poll_seconds=0.01)
-    assert stopped == [7]
+    assert control.stopped == [1]
 
 
 def test_a_question_that_could_not_be_sent_leaves_nothing(tmp_path, extractor, monkeypatch):
