@@ -29,7 +29,7 @@ from shared.runlog import RunLog, read_metrics
 from shared.seeding import Streams
 from shared.synthetic import write_folder
 from shared.weights import new_model
-from tests.server.test_federated import federation
+from tests.server.test_federated import Control, federation
 
 QUICK = Timing(poll_seconds=0.05)
 EXPERIMENT = parse_experiment("[model]\nimage_size = 16\npatch_size = 8\n")
@@ -100,21 +100,8 @@ def ask(run, plan, homes, monkeypatch, answers=()):
     handlers = [*(lambda content, _, place=place: answer_audit(content, place) for place in homes), *answers]
     home, grid = federation(run.path.parents[2], [], handlers)
 
-    class Control:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            return None
-
-        def submit(self, experiment, name):
-            conduct(grid, home, name, experiment, QUICK)
-            return 1
-
-        def run_state(self, _):
-            return type("State", (), {"is_finished": True})()
-
-    monkeypatch.setattr("server.control.connect", lambda _: Control())
+    control = Control(lambda experiment, name: conduct(grid, home, name, experiment, QUICK))
+    monkeypatch.setattr("server.control.connect", lambda _: control)
     said = []
     return ask_audits(home, run.path, plan, said.append, poll_seconds=0.01), said, grid
 
