@@ -16,7 +16,7 @@ from types import ModuleType
 
 import benchmarks
 from benchmarks.measure import hardware
-from shared.versions import git_commit
+from shared.storage.versions import git_commit
 
 PAGE = Path(__file__).parent / "BENCHMARKS.md"
 HEAD = """# Benchmarks

@@ -19,17 +19,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 
 from benchmarks.door import Coordinator
-from client.approval import approve
-from client.chain import read_chain
 from client.entry import CodeRefusedError, check_bundle
+from client.policy.approval import approve
+from client.records.chain import read_chain
 from client.settings import HOME_VARIABLE, Home
-from deploy.certificates import create_authority
-from deploy.enrolment import PREFIX, public_key_digest
-from deploy.processes import end_together, free_ports, spawn
-from deploy.provision import client_context
-from deploy.topology import environment, program
-from server.control import build_bundle
-from shared.codedigest import installed_digest
+from deploy.identity.certificates import create_authority
+from deploy.identity.enrolment import PREFIX, public_key_digest
+from deploy.identity.keys import client_context
+from deploy.processes.process import end_together, free_ports, spawn
+from deploy.processes.services import environment, program
+from server.federation.fleet.superlink import build_bundle
+from shared.storage.code_digest import installed_digest
 
 
 def wrong_ca(coordinator: Coordinator) -> int:
@@ -125,7 +125,7 @@ def foreign_code(coordinator: Coordinator) -> int:
     good = build_bundle()
     os.environ[HOME_VARIABLE] = str(home.path)
     check_bundle(good)
-    changes = {"client/policy.py": b"#", "opacus.py": b"", "client/../../x.py": b"", "/etc/cron.d/x": b""}
+    changes = {"client/policy/rules.py": b"#", "opacus.py": b"", "client/../../x.py": b"", "/etc/cron.d/x": b""}
     refused = 0
     for name, data in changes.items():
         try:

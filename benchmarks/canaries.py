@@ -9,8 +9,8 @@ import sys
 import numpy as np
 
 from benchmarks.measure import verdict
-from client.canaries import NO_NOISE, audit_canaries
-from shared.config import Experiment
+from client.privacy.canaries import NO_NOISE, audit_canaries
+from shared.experiment.config import Experiment
 
 SEED = 0
 ROUNDS = 1

@@ -19,9 +19,9 @@ import psutil
 
 from benchmarks.local import LocalFederation, federation, make_experiment, random_checkpoint
 from benchmarks.measure import verdict
-from server.rundir import RunDir
-from shared.checkpoint import load_group
-from shared.runlog import read_metrics
+from server.runs.run_directory import RunDir
+from shared.storage.checkpoint import load_group
+from shared.storage.runlog import read_metrics
 
 RUN = "chaos"
 SEED = 0
@@ -108,7 +108,7 @@ def disturbed(local: LocalFederation, init: Path, expected: bytes, target: str, 
 
 def run_once(local: LocalFederation, init: Path, disturb: Callable[[], None]) -> str:
     """Submit the run, disturb it, wait for its end; its status."""
-    from server.wanted import Wanted
+    from server.federation.resubmission import Wanted
 
     experiment = local.root / "chaos.toml"
     experiment.write_text(EXPERIMENT, encoding="utf-8")

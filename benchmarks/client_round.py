@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import hardware, verdict
-from client.clipping import clipped_gradients
-from client.dataset import Dataset, open_dataset, scan
+from client.data.dataset import Dataset, open_dataset, scan
+from client.privacy.clipping import clipped_gradients
 from client.settings import Home, SiteConfig, SitePolicy, save_settings
-from client.trainer import Round
-from shared import losses
-from shared.config import Experiment
-from shared.messages import RequestHeader, TrainRequest
-from shared.packing import Manifest, pack
-from shared.schedule import make_schedule
-from shared.synthetic import write_folder
-from shared.uvit import build_model
+from client.training.local_round import Round
+from shared.data.synthetic import write_folder
+from shared.diffusion import losses
+from shared.diffusion.schedule import make_schedule
+from shared.diffusion.uvit import build_model
+from shared.experiment.config import Experiment
+from shared.messages.packing import Manifest, pack
+from shared.messages.training import RequestHeader, TrainRequest
 
 SEED = 0
 BATCH, TIMED_STEPS, COMPARED_STEPS, TOLERANCE = 64, 40, 2, 1e-2
@@ -89,7 +89,7 @@ def make_request(
 
 def round_loss(size: str, data: Dataset, home: Home, site: SiteConfig) -> float:
     """Mean loss of a short plain round; its noise is the same on every device."""
-    with mock.patch("shared.engine.draw_noise", draw_on_cpu):
+    with mock.patch("shared.training.engine.draw_noise", draw_on_cpu):
         _, scalars = Round(make_request(size, COMPARED_STEPS), None, data, home, site).run()
     return scalars["loss"]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import psutil
 
 from benchmarks.local import command
-from deploy.processes import free_ports, spawn
-from deploy.provision import client_context
-from deploy.topology import environment, is_healthy
+from deploy.identity.keys import client_context
+from deploy.processes.process import free_ports, spawn
+from deploy.processes.services import environment, is_healthy
 
 
 class Coordinator:

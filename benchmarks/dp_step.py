@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Action, cpu_seconds, medians, paired_ratio, verdict
-from client import privacy
-from shared.config import Experiment, parse_experiment
-from shared.losses import draw_noise, per_image_loss
-from shared.optim import make_optimizer
-from shared.schedule import make_schedule
-from shared.uvit import build_model
+from client.privacy import dp_sgd
+from shared.diffusion.losses import draw_noise, per_image_loss
+from shared.diffusion.schedule import make_schedule
+from shared.diffusion.uvit import build_model
+from shared.experiment.config import Experiment, parse_experiment
+from shared.training.optimizer import make_optimizer
 
 SEED = 0
 ROUNDS = 7
@@ -85,7 +85,7 @@ def dp_step(batch: int, draws: int) -> Action:
     experiment = make_experiment(draws)
     torch.manual_seed(SEED)
     model = build_model(experiment).train()
-    machine = privacy.PrivateStep(model, experiment, torch.device("cpu"), "float32")
+    machine = dp_sgd.PrivateStep(model, experiment, torch.device("cpu"), "float32")
     random, images = torch.Generator(), some_images(batch)
     optimizer = machine.optimizer(random)
 

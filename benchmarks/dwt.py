@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.measure import Action, cpu_seconds, medians, paired_ratio, verdict
-from shared.dwt import dwt, haar
+from shared.diffusion.dwt import dwt, haar
 
 SEED = 0
 ROUNDS = 15

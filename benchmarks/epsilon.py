@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure import verdict
-from client.ledger import BudgetError, open_ledger
-from client.privacy import epsilon
-from client.spending import Charge, Spending
+from client.privacy.accounting import epsilon
+from client.records.ledger import BudgetError, open_ledger
+from client.records.spending import Charge, Spending
 
 SEED = 0
 ROUNDS = 1

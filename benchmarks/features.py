@@ -19,8 +19,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import verdict
-from shared.features import load_extractor
-from shared.statistics import accumulate
+from shared.evaluation.feature_statistics import accumulate
+from shared.evaluation.networks import load_extractor
 
 SEED = 0
 IMAGES, WARM, BATCH, SIDE = 10_000, 2000, 64, 64

@@ -10,7 +10,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np
 
 from benchmarks.measure import cpu_seconds, medians, paired_ratio, verdict
-from shared.frechet import frechet
+from shared.evaluation.frechet import frechet
 
 SEED = 0
 ROUNDS = 3

@@ -14,13 +14,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from benchmarks.measure import verdict
-from shared.cache import open_images
-from shared.config import Experiment
-from shared.engine import Engine
-from shared.membership import AttackResult, attack
-from shared.memorisation import CopyResult, copies, pixel_features, views_of
-from shared.sampling import load_model, sample_images
+from shared.audits.copy_test import CopyResult, copies, pixel_features, views_of
+from shared.audits.membership_attack import AttackResult, attack
+from shared.data.image_cache import open_images
+from shared.evaluation.generate import load_model, sample_images
+from shared.experiment.config import Experiment
 from shared.seeding import Streams
+from shared.training.engine import Engine
 
 SEED = 0
 SIDE, FEW, MANY, OTHERS, GENERATED = 32, 64, 4000, 1000, 500

@@ -15,11 +15,11 @@ import torch
 
 from benchmarks.measure import Action, hardware, train_flops
 from benchmarks.train_step import make_experiment
-from shared.config import Experiment
-from shared.engine import Engine
-from shared.sampling import sample_x_0
+from shared.diffusion.uvit import build_model
+from shared.evaluation.generate import sample_x_0
+from shared.experiment.config import Experiment
 from shared.seeding import Streams
-from shared.uvit import build_model
+from shared.training.engine import Engine
 
 SEED = 0
 ROUNDS = 20

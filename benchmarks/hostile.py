@@ -17,10 +17,10 @@ from pathlib import Path
 from benchmarks.attacks import ATTACKS, Attack
 from benchmarks.door import Coordinator
 from deploy.coordinator import read_coordinator
-from deploy.edge import find_nginx
-from deploy.processes import end_together
-from deploy.provision import ProvisionError
-from deploy.topology import is_healthy
+from deploy.identity.keys import ProvisionError
+from deploy.processes.nginx import find_nginx
+from deploy.processes.process import end_together
+from deploy.processes.services import is_healthy
 
 FUZZED = 1000
 SEED = 0

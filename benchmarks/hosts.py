@@ -18,9 +18,9 @@ from typing import Any
 import psutil
 
 from benchmarks.local import ONLINE_SECONDS, OPEN_POLICY, command, make_experiment, random_checkpoint
-from deploy.processes import adopt_orphans, end_descendants
-from shared.runlog import read_metrics
-from shared.synthetic import write_folder
+from deploy.processes.process import adopt_orphans, end_descendants
+from shared.data.synthetic import write_folder
+from shared.storage.runlog import read_metrics
 
 PORT = 443
 NETWORK = "10.213.77"

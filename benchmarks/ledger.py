@@ -25,16 +25,17 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.measure import verdict
-from client import app, trainer
-from client.chain import open_chain, read_chain
-from client.dataset import scan
-from client.ledger import open_ledger, read_ledger
+from client import app
+from client.data.dataset import scan
+from client.records.chain import open_chain, read_chain
+from client.records.ledger import open_ledger, read_ledger
+from client.records.spending import Charge, Spending
 from client.settings import Home, SiteConfig, SitePolicy, save_settings
-from client.spending import Charge, Spending
-from shared.config import Experiment
-from shared.messages import RequestHeader, TrainRequest
-from shared.packing import Manifest, TensorSpec
-from shared.synthetic import write_folder
+from client.training import local_round
+from shared.data.synthetic import write_folder
+from shared.experiment.config import Experiment
+from shared.messages.packing import Manifest, TensorSpec
+from shared.messages.training import RequestHeader, TrainRequest
 
 SEED = 0
 ROUNDS = 1
@@ -142,7 +143,7 @@ def answer(home: Home, writer: int, server_round: int) -> None:
             return np.frombuffer(os.urandom(64), np.uint8).astype(np.float32), {"loss": 0.0}
 
     with (
-        mock.patch.object(trainer, "Round", Training),
+        mock.patch.object(local_round, "Round", Training),
         mock.patch.object(app, "epsilon_of", lambda history, _: sum(row.steps for row in history) * 1e-6),
     ):
         request = make_request(server_round)
@@ -208,7 +209,7 @@ def make_site(folder: Path) -> Home:
 
 def reserve_seconds(folder: Path) -> float:
     """Wall seconds to open a ledger of 10,000 entries with 10 plans, check it, and reserve; Opacus is loaded before."""
-    from client.privacy import epsilon
+    from client.privacy.accounting import epsilon
 
     path, head = folder / "long" / "ledger.jsonl", folder / "long-head" / "head.json"
     with mock.patch("os.fsync"), open_chain(path, wait=False) as chain:

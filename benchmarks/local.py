@@ -14,10 +14,10 @@ from pathlib import Path
 
 import psutil
 
-from deploy.processes import free_ports, spawn
-from shared.checkpoint import save_checkpoint
-from shared.config import Experiment, parse_experiment
-from shared.synthetic import write_folder
+from deploy.processes.process import free_ports, spawn
+from shared.data.synthetic import write_folder
+from shared.experiment.config import Experiment, parse_experiment
+from shared.storage.checkpoint import save_checkpoint
 
 ONLINE_SECONDS = 120.0
 STOP_SECONDS = 40.0
@@ -84,7 +84,7 @@ class LocalFederation:
 
     def num_online(self) -> int:
         """Sites that the SuperLink sees online."""
-        from server.control import ControlError, connect
+        from server.federation.fleet.superlink import ControlError, connect
 
         try:
             with connect(self.home) as control:
@@ -143,7 +143,7 @@ class LocalFederation:
         # The kernel ends a daemon with us: a benchmark that is killed must not leave a federation behind.
         self.daemons[name] = spawn(command(*arguments), dict(os.environ), self.root / f"{name}.log")
         if name == "coordinator":
-            from server.control import superlink_address, wait_ready
+            from server.federation.fleet.superlink import superlink_address, wait_ready
 
             wait_ready(superlink_address(self.home), self.home / "pki" / "ca.crt", 90)
 
@@ -194,7 +194,7 @@ def random_checkpoint(folder: Path, experiment: Experiment) -> Path:
     """A freshly initialised model, as a checkpoint to start rounds from."""
     import torch
 
-    from shared.uvit import build_model
+    from shared.diffusion.uvit import build_model
 
     torch.manual_seed(0)
     model = build_model(experiment)

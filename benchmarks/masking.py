@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.measure import cpu_seconds, paired_ratio, train_flops, verdict
 from benchmarks.train_step import make_experiment, make_step
-from shared.precision import cpu_flags
+from shared.training.precision import cpu_flags
 
 SEED = 0
 ROUNDS = 5

@@ -4,7 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-from shared.compute import hardware, train_flops
+from shared.training.flops import hardware, train_flops
 
 __all__ = ["cpu_seconds", "hardware", "medians", "paired_ratio", "train_flops", "verdict"]
 

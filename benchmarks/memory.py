@@ -19,15 +19,15 @@ import psutil
 
 from benchmarks.local import command, program_of
 from benchmarks.measure import verdict
-from deploy.processes import free_ports
-from server.control import Control, build_bundle, wait_ready
-from server.finetune import initial_model, resolve
-from server.globalmodel import save_global
-from server.registry import Registry, write_json
-from server.rundir import create
-from shared.checkpoint import save_checkpoint
-from shared.config import Experiment, parse_experiment
-from shared.runlog import read_metrics
+from deploy.processes.process import free_ports
+from server.federation.finetune import initial_model, resolve
+from server.federation.fleet.registry import Registry, write_json
+from server.federation.fleet.superlink import Control, build_bundle, wait_ready
+from server.federation.rounds.global_model import save_global
+from server.runs.run_directory import create
+from shared.experiment.config import Experiment, parse_experiment
+from shared.storage.checkpoint import save_checkpoint
+from shared.storage.runlog import read_metrics
 
 NEEDED_FLATNESS = 0.10
 FEDAVG_APP = """

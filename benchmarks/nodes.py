@@ -16,8 +16,8 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
 from flwr.supernode.fleet_http_connection import http_request_response
 
-from shared.messages import ReplyHeader, TrainReply, TrainRequest
-from shared.packing import encode
+from shared.messages.packing import encode
+from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 
 ANSWER_SECONDS = 300.0
 

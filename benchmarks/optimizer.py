@@ -6,10 +6,10 @@ import torch
 
 from benchmarks.measure import cpu_seconds, medians, verdict
 from benchmarks.train_step import make_experiment
-from shared.engine import Engine
-from shared.precision import cpu_flags
+from shared.diffusion.uvit import build_model
 from shared.seeding import Streams
-from shared.uvit import build_model
+from shared.training.engine import Engine
+from shared.training.precision import cpu_flags
 
 SEED = 0
 ROUNDS = 7

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.measure import verdict
-from client.planning import noise_that_fits
-from shared.cache import open_images
-from shared.features import load_extractor
-from shared.frechet import frechet_distance
-from shared.private_statistics import make_projection, private_distance, private_statistics
+from client.privacy.planning import noise_that_fits
+from shared.data.image_cache import open_images
+from shared.evaluation.frechet import frechet_distance
+from shared.evaluation.networks import load_extractor
+from shared.evaluation.private_statistics import make_projection, private_distance, private_statistics
 
 SEED = 0
 ROUNDS = 5

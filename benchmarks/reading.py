@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.measure import Action, cpu_seconds, paired_ratio, verdict
-from shared.cache import build_cache
-from shared.imageset import ImageCache
-from shared.synthetic import generate
+from shared.data.image_cache import build_cache
+from shared.data.image_set import ImageCache
+from shared.data.synthetic import generate
 
 SEED = 0
 ROUNDS = 9

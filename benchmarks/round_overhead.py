@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from benchmarks.local import federation, make_experiment, random_checkpoint
 from benchmarks.measure import verdict
-from server.rundir import RunDir
-from shared.runlog import read_metrics
+from server.runs.run_directory import RunDir
+from shared.storage.runlog import read_metrics
 
 NEEDED_SECONDS = 10.0
 ROUNDS = 5

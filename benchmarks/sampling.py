@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.measure import verdict
-from shared.frechet import frechet
-from shared.precision import decide_precision
-from shared.sampling import load_model, sample_images
-from shared.synthetic import generate
+from shared.data.synthetic import generate
+from shared.evaluation.frechet import frechet
+from shared.evaluation.generate import load_model, sample_images
+from shared.training.precision import decide_precision
 
 SEED = 0
 ROUNDS = 50

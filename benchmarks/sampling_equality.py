@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from benchmarks.measure import verdict
-from shared.checkpoint import save_checkpoint
-from shared.config import parse_experiment
-from shared.sampling import sample_x_0
-from shared.uvit import build_model
+from shared.diffusion.uvit import build_model
+from shared.evaluation.generate import sample_x_0
+from shared.experiment.config import parse_experiment
+from shared.storage.checkpoint import save_checkpoint
 
 SEED = 0
 IMAGES = 64
@@ -48,7 +48,7 @@ def main() -> int:
 def by_ranks(folder: Path, ranks: int) -> np.ndarray:
     """Images of the sample command under torchrun with so many processes."""
     out = folder / f"{ranks}.npy"
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "server.cli"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "server.cli.main"]
     # More than one part, so that two ranks have something to share.
     command = [sys.executable, *launcher, "sample", str(folder / "model"), "--num-images", "300", "--out", str(out)]
     command += ["--device", "cpu", "--set", "evaluation.steps=4", "--set", "evaluation.batch=64"]

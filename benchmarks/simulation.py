@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.local import command, make_experiment, random_checkpoint
 from benchmarks.measure import verdict
-from shared.runlog import read_metrics
+from shared.storage.runlog import read_metrics
 
 EXPERIMENT = "[federation]\nrounds = {rounds}\nlocal_steps = 1\nmin_available = {sites}\n[train]\nbatch = 4\n"
 

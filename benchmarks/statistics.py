@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import verdict
-from shared.frechet import frechet_distance
-from shared.statistics import FeatureSpace, statistics_of
+from shared.evaluation.feature_statistics import FeatureSpace, statistics_of
+from shared.evaluation.frechet import frechet_distance
 
 SEED = 0
 WIDTH = 2048

@@ -11,11 +11,11 @@ import sys
 import torch
 
 from benchmarks.measure import Action, cpu_seconds, medians, train_flops, verdict
-from shared.config import Experiment
-from shared.engine import Engine
-from shared.precision import cpu_flags
+from shared.diffusion.uvit import UViT, build_model
+from shared.experiment.config import Experiment
 from shared.seeding import Streams
-from shared.uvit import UViT, build_model
+from shared.training.engine import Engine
+from shared.training.precision import cpu_flags
 
 SEED = 0
 ROUNDS = 5

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from benchmarks.local import LocalFederation, federation, make_experiment, program_of, random_checkpoint
 from benchmarks.measure import verdict
 from benchmarks.memory import peak_rss_gb
-from server.rundir import RunDir
-from shared.runlog import read_metrics
+from server.runs.run_directory import RunDir
+from shared.storage.runlog import read_metrics
 
 
 def main(arguments: Sequence[str] = ()) -> int:

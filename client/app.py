@@ -9,9 +9,6 @@ import io
 import logging
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +16,22 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
-from client.approval import keep_pending, read_approved
-from client.chain import Entry
-from client.dataset import Dataset, open_dataset
-from client.journal import Journal
-from client.ledger import Ledger, open_ledger
-from client.policy import Facts, charge_for, released_count, released_scalars, review
-from client.refusals import UNKNOWN_REQUEST, RefusedError, note_refusal, refusal_of
-from client.replies import find_reply, keep_reply
-from client.settings import Home, SiteConfig, SitePolicy, load_settings, private_files, write_private
-from client.simulated import home_of
-from client.spending import Spending, Total
-from shared.audit_query import AUDIT_ACTION
-from shared.messages import ReplyHeader, TrainReply, TrainRequest
-from shared.packing import encode
+from client.data.dataset import Dataset, open_dataset
+from client.data.virtual_site import home_of
+from client.policy.approval import keep_pending, read_approved
+from client.policy.refusals import UNKNOWN_REQUEST, RefusedError, note_refusal, refusal_of
+from client.policy.rules import Facts, charge_for, released_count, released_scalars, review
+from client.privacy.epsilon import epsilon_of
+from client.records.chain import Entry
+from client.records.journal import Journal
+from client.records.ledger import Ledger, open_ledger
+from client.records.replies import find_reply, keep_reply
+from client.records.site_log import site_log
+from client.records.spending import Total
+from client.settings import Home, SiteConfig, SitePolicy, load_settings, write_private
+from shared.messages.audit import AUDIT_ACTION
+from shared.messages.packing import encode
+from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 
 app = ClientApp()
 log = logging.getLogger("maskfed.client")
@@ -53,7 +52,7 @@ def train(message: Message, context: Context) -> Message:
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """Questions for feature statistics."""
-    from client.query import answer_query
+    from client.answers.statistics_request import answer_query
 
     home = home_of(context.node_config)
     with site_log(home):
@@ -64,7 +63,7 @@ def query(message: Message, context: Context) -> Message:
 @app.query(AUDIT_ACTION)
 def query_audit(message: Message, context: Context) -> Message:
     """Questions for audits of a model."""
-    from client.audit_request import answer_audit
+    from client.answers.audit_request import answer_audit
 
     home = home_of(context.node_config)
     with site_log(home):
@@ -103,7 +102,7 @@ def _answer(request: TrainRequest, digest: str, home: Home, settings: SiteConfig
             raise RefusedError(refusal.code, refusal.reason)
         base = _base_weights(home, request)
 
-        from client.trainer import Round
+        from client.training.local_round import Round
 
         training = Round(request, base, data, home, settings)
         reservation, total = _reserve(ledger, request, digest, data, settings)
@@ -127,13 +126,6 @@ def _reserve(
 ) -> tuple[Entry, Total]:
     policy, charge = settings.policy, charge_for(request.header, data.dataset_id, data.fingerprint, digest)
     return ledger.reserve(charge, cap=policy.epsilon_cap, delta=policy.delta, epsilon_of=epsilon_of)
-
-
-def epsilon_of(history: list[Spending], delta: float) -> float:
-    """`privacy.epsilon`, imported when first needed: only a DP history costs the import of Opacus."""
-    from client.privacy import epsilon
-
-    return epsilon(history, delta)
 
 
 def _facts(ledger: Ledger, data: Dataset, request: TrainRequest, home: Home, settings: SiteConfig) -> Facts:
@@ -207,20 +199,3 @@ def _release(reply: TrainReply) -> dict[str, object]:
         "epsilon": header.epsilon,
         "is_unbounded": header.is_unbounded,
     }
-
-
-@contextmanager
-def site_log(home: Home, name: str = "rounds", logger: str = "maskfed") -> Iterator[None]:
-    """Write what `logger` says to `logs/<name>.log` for as long as the block runs; it is for the operator only."""
-    with private_files():
-        home.logs.mkdir(parents=True, exist_ok=True)
-        handler = RotatingFileHandler(home.logs / f"{name}.log", maxBytes=2**22, backupCount=3)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    source = logging.getLogger(logger)
-    source.addHandler(handler)
-    source.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        source.removeHandler(handler)
-        handler.close()

@@ -26,10 +26,10 @@ from flwr.app.error import Error
 from flwr.supernode.cli import flwr_clientapp
 
 import client.app
-from client.approval import Approved, read_approved
-from client.journal import Journal
+from client.policy.approval import Approved, read_approved
+from client.records.journal import Journal
 from client.settings import find_home
-from shared.codedigest import SITE_PACKAGES, files_digest, installed_digest
+from shared.storage.code_digest import SITE_PACKAGES, files_digest, installed_digest
 
 FLWR_VERSION = "1.41.0"
 LARGEST_BUNDLE_BYTES = 64 * 2**20

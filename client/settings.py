@@ -12,9 +12,9 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError
 
-from shared.config import Section, explain
 from shared.errors import InputError
-from shared.files import write_atomically
+from shared.experiment.config import Section, explain
+from shared.storage.files import write_atomically
 
 Task = Literal["train", "statistics", "audit"]
 Unit = Literal["image", "person"]

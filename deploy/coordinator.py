@@ -9,12 +9,10 @@ from pathlib import Path
 
 import tomli_w
 
-from deploy.certificates import create_authority, issue_server_certificate, renew_server_certificate
-from deploy.clock import check_own_clock, warn_of_free_clock
-from deploy.edge import edge_service
-from deploy.enrolment import split_address
-from deploy.processes import check_port_free
-from deploy.provision import (
+from deploy.checks.clock import check_own_clock, warn_of_free_clock
+from deploy.identity.certificates import create_authority, issue_server_certificate, renew_server_certificate
+from deploy.identity.enrolment import split_address
+from deploy.identity.keys import (
     ProvisionError,
     certificate_hosts,
     check_certificate,
@@ -24,8 +22,10 @@ from deploy.provision import (
     create_secret,
     load_certificate,
 )
-from deploy.supervision import Service
-from deploy.topology import ServerPlan, server_services
+from deploy.processes.nginx import edge_service
+from deploy.processes.process import check_port_free
+from deploy.processes.services import ServerPlan, server_services
+from deploy.processes.supervision import Service
 
 SETTINGS = "coordinator.toml"
 DEFAULT_PORT = 8443

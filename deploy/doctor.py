@@ -5,21 +5,21 @@ from pathlib import Path
 
 import psutil
 
-from deploy.clock import is_synchronised, refused_clocks
+from deploy.checks.clock import is_synchronised, refused_clocks
+from deploy.checks.connection import Finding, door_checks
+from deploy.checks.probe import probe
 from deploy.coordinator import Coordinator, is_loopback, read_coordinator
-from deploy.edge import find_nginx
-from deploy.enrolment import split_address
-from deploy.probe import probe
-from deploy.provision import (
+from deploy.identity.enrolment import split_address
+from deploy.identity.keys import (
     EXPIRY_WARNING_DAYS,
     ProvisionError,
     check_certificate,
     check_private,
     days_left,
 )
-from deploy.site import CA_CERTIFICATE, NODE_KEY, SECRET, SPLIT_MARK
-from deploy.topology import HEALTH_FILE
-from deploy.way import Finding, door_checks
+from deploy.identity.site_identity import CA_CERTIFICATE, NODE_KEY, SECRET, SPLIT_MARK
+from deploy.processes.nginx import find_nginx
+from deploy.processes.services import HEALTH_FILE
 
 LEAST_FREE_GIB = 5.0
 

@@ -20,16 +20,16 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from server.audits import AUDIT_FILE, gather_verdicts
-from server.evaluations import Evaluations
-from server.federated import QUESTION_FILE, gather
-from server.registry import Registry
-from server.rounds import Rounds, RunFailedError
-from server.transport import ExchangeError, Timing
-from server.transport import Grid as GridLike
-from shared.config import Experiment, parse_experiment
+from server.evaluation.federated_reference import QUESTION_FILE, gather
+from server.federation.evaluation_queue import Evaluations
+from server.federation.fleet.registry import Registry
+from server.federation.messaging.transport import ExchangeError, Timing
+from server.federation.messaging.transport import Grid as GridLike
+from server.federation.rounds.loop import Rounds, RunFailedError
+from server.release.audit_sites import AUDIT_FILE, gather_verdicts
 from shared.errors import InputError
-from shared.runlog import RunLog
+from shared.experiment.config import Experiment, parse_experiment
+from shared.storage.runlog import RunLog
 
 LOCK_SECONDS = 60.0
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import Experiment
+from shared.experiment.config import Experiment
 
 ROOT = Path(__file__).parent.parent
 SOURCES = {

@@ -10,7 +10,7 @@ import torch
 from benchmarks import __main__ as runner
 from benchmarks import client_round, gpu
 from benchmarks.measure import cpu_seconds, medians, paired_ratio, train_flops, verdict
-from shared.config import parse_experiment
+from shared.experiment.config import parse_experiment
 
 ROOT = Path(__file__).parents[2]
 REST = [

@@ -1,7 +1,7 @@
 import base64
 
 from benchmarks.secrets import forms, hits
-from deploy.provision import create_node_key, create_secret
+from deploy.identity.keys import create_node_key, create_secret
 
 
 def test_a_planted_secret_is_found_in_every_form(tmp_path):

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from client.dataset import scan
+from client.data.dataset import scan
 from client.settings import Home, SiteConfig, SitePolicy, save_settings, write_private
-from shared.config import Experiment, parse_experiment
-from shared.messages import RequestHeader, TrainRequest
-from shared.packing import Manifest, pack
-from shared.synthetic import write_folder
+from shared.data.synthetic import write_folder
+from shared.experiment.config import Experiment, parse_experiment
+from shared.messages.packing import Manifest, pack
+from shared.messages.training import RequestHeader, TrainRequest
 
 SIZE = 16
 OPEN_POLICY = {
@@ -80,7 +80,7 @@ def weights_of(plan: Experiment) -> dict[str, Any]:
     """Seeded initial tensors of the experiment's model."""
     import torch
 
-    from shared.uvit import build_model
+    from shared.diffusion.uvit import build_model
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -92,7 +92,7 @@ def request_for(
     plan: Experiment, server_round: int = 1, run: str = "run", frozen: tuple[str, ...] = (), **header: Any
 ) -> TrainRequest:
     """A request for a round of `plan`, all tensors trainable but `frozen`."""
-    from shared.packing import array_digest
+    from shared.messages.packing import array_digest
 
     tensors = weights_of(plan)
     base = {name: tensors.pop(name) for name in frozen}

@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from client import app, trainer
+from client import app
 from client.app import handle
-from client.approval import approve, pending
-from client.chain import Chain, open_chain, read_chain
-from client.dataset import current_id
-from client.ledger import open_ledger, read_ledger
+from client.data.dataset import current_id
+from client.policy.approval import approve, pending
+from client.records.chain import Chain, open_chain, read_chain
+from client.records.ledger import open_ledger, read_ledger
 from client.settings import Home, save_settings
-from shared.messages import TrainReply, TrainRequest, experiment_digest
-from shared.packing import decode
+from client.training import local_round
+from shared.messages.packing import decode
+from shared.messages.training import TrainReply, TrainRequest, experiment_digest
 from tests.client.conftest import DP, MakeSite, experiment, request_for, weights_of
 
 PRIVATE = experiment(privacy=DP)
@@ -157,9 +158,9 @@ def test_frozen_tensors_are_asked_for_once(make_site: MakeSite):
 def test_proximal_term_holds_dp_rounds_back(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch):
     import torch
 
-    from client import privacy
+    from client.privacy import dp_sgd
 
-    monkeypatch.setattr(privacy, "secret_generator", lambda device: torch.Generator(device).manual_seed(1))
+    monkeypatch.setattr(dp_sgd, "secret_generator", lambda device: torch.Generator(device).manual_seed(1))
     home, _ = make_site(epsilon_cap=1000)
     free, held = (
         ask(
@@ -233,7 +234,7 @@ def test_crash_in_training_leaves_the_charge_and_no_trace_of_the_cause(
         raise RuntimeError("/data/alice.png is broken")
 
     with monkeypatch.context() as patched:
-        patched.setattr(trainer.Round, "run", crash)
+        patched.setattr(local_round.Round, "run", crash)
         reply = ask(home, request_for(PRIVATE))
     assert reply.header.refusal == "failed"
     assert "alice" not in reply.header.model_dump_json()
@@ -297,7 +298,7 @@ def test_damaged_journal_stops_the_site(make_site: MakeSite):
 
 
 def test_epsilon_without_a_bound_is_sent_as_unbounded(make_site: MakeSite):
-    from client.spending import Total
+    from client.records.spending import Total
 
     _, settings = make_site()
     total = Total(float("inf"), False, 1e-5, "image", 1, 0)
@@ -312,7 +313,7 @@ def test_log_stays_at_the_site(make_site: MakeSite, monkeypatch: pytest.MonkeyPa
     def crash(_self: object) -> None:
         raise RuntimeError("the cause")
 
-    monkeypatch.setattr(trainer.Round, "run", crash)
+    monkeypatch.setattr(local_round.Round, "run", crash)
     with app.site_log(home):
         ask(home, request_for(PLAIN))
     assert "the cause" in (home.logs / "rounds.log").read_text()
@@ -328,9 +329,9 @@ from pathlib import Path
 import numpy as np
 from client.app import handle
 from client.settings import Home
-from shared.config import parse_experiment
-from shared.messages import RequestHeader, TrainRequest
-from shared.packing import Manifest, TensorSpec
+from shared.experiment.config import parse_experiment
+from shared.messages.training import RequestHeader, TrainRequest
+from shared.messages.packing import Manifest, TensorSpec
 plan = parse_experiment('[privacy]\\nmechanism = "dp-sgd"\\n[federation]\\nlocal_steps = 1\\n')
 manifest = Manifest(tensors=(TensorSpec(name="w", shape=(2,)),))
 header = RequestHeader(run="r", server_round=1, experiment=plan, precision="float32", manifest=manifest)
@@ -344,6 +345,6 @@ assert "torch" not in sys.modules and "opacus" not in sys.modules
 
 def test_plain_round_does_not_load_opacus(make_site: MakeSite):
     home, _ = make_site()
-    code = "import sys, client.trainer, client.app; sys.exit('opacus' in sys.modules)"
+    code = "import sys, client.training.local_round, client.app; sys.exit('opacus' in sys.modules)"
     root = Path(__file__).parent.parent.parent
     subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(home.path)], check=True, cwd=root, timeout=120)

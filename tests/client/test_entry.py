@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from client import entry
-from client.approval import Approved, approve
-from client.chain import read_chain
+from client.policy.approval import Approved, approve
+from client.records.chain import read_chain
 from client.settings import Home
-from server.control import build_bundle
-from shared.codedigest import files_digest, installed_digest, site_files
+from server.federation.fleet.superlink import build_bundle
+from shared.storage.code_digest import files_digest, installed_digest, site_files
 
 # Flower's bundler calls pathspec by a name that is deprecated there.
 pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
@@ -63,7 +63,9 @@ def test_bundle_of_the_same_code_passes(bundle: bytes, own_code: Approved):
 
 
 def test_changed_client_code_is_refused(bundle: bytes, own_code: Approved):
-    problem = entry.bundle_problem(rezip(bundle, **{"client/policy.py": b"def review(*_): return None\n"}), own_code)
+    problem = entry.bundle_problem(
+        rezip(bundle, **{"client/policy/rules.py": b"def review(*_): return None\n"}), own_code
+    )
     assert problem is not None
     assert "not approved" in problem
 
@@ -105,7 +107,7 @@ def test_installed_code_that_is_not_approved_is_refused(bundle: bytes, tmp_path:
 
 def test_digest_covers_every_module_of_client_and_shared():
     names = set(site_files(ROOT))
-    assert {"client/entry.py", "client/app.py", "shared/messages.py", "shared/codedigest.py"} <= names
+    assert {"client/entry.py", "client/app.py", "shared/messages/training.py", "shared/storage/code_digest.py"} <= names
     files = site_files(ROOT)
     assert files_digest(files | {"client/app.py": b""}) != files_digest(files)
     assert files_digest({}) != files_digest({"client/x.py": b""})

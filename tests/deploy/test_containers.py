@@ -8,12 +8,12 @@ import pytest
 import yaml
 from grpc_health.v1 import health, health_pb2_grpc
 
-from deploy.probe import probe
-from deploy.processes import free_ports
+from deploy.checks.probe import probe
+from deploy.processes.process import free_ports
 
 ROOT = Path(__file__).parents[2]
-DOCKERFILES = [ROOT / "deploy" / f"Dockerfile.{name}" for name in ("server", "client")]
-COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())
+DOCKERFILES = [ROOT / "deploy" / "containers" / f"Dockerfile.{name}" for name in ("server", "client")]
+COMPOSE = yaml.safe_load((ROOT / "deploy" / "containers" / "compose.yaml").read_text())
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
@@ -52,7 +52,7 @@ def test_service_is_read_only_without_capabilities_and_restarts_always(name: str
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["restart"] == "always"
-    assert "deploy.probe" in service["healthcheck"]["test"]
+    assert "deploy.checks.probe" in service["healthcheck"]["test"]
 
 
 def test_only_the_door_is_published():
@@ -69,7 +69,7 @@ def test_images_are_mounted_read_only(name: str):
 
 def test_no_variable_must_be_set_to_start_the_other_service():
     """Compose fills in the whole file, whichever service is started."""
-    assert ":?" not in (ROOT / "deploy" / "compose.yaml").read_text()
+    assert ":?" not in (ROOT / "deploy" / "containers" / "compose.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", COMPOSE["services"])

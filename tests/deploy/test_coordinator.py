@@ -13,7 +13,7 @@ from deploy.coordinator import (
     renew_certificate,
     start_plan,
 )
-from deploy.provision import ProvisionError, certificate_hosts, load_certificate
+from deploy.identity.keys import ProvisionError, certificate_hosts, load_certificate
 
 LOCAL = Coordinator(1, "127.0.0.1:8443", "127.0.0.1", 8443, 8190, edge=False, database=False)
 PUBLIC = replace(LOCAL, address="fleet.example:443", edge=True)
@@ -114,7 +114,7 @@ def test_a_clock_that_stands_before_the_certificate_stops_the_start(tmp_path: Pa
 
 
 def test_an_edge_adds_nginx_last_and_a_database_its_flag(tmp_path: Path):
-    from deploy.processes import free_ports
+    from deploy.processes.process import free_ports
     from tests.needs import need_binary
 
     need_binary("nginx")

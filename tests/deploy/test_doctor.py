@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from deploy.certificates import create_authority
+from deploy.checks.connection import Finding, check_door, diagnose, door_checks
 from deploy.coordinator import Coordinator, create_coordinator, renew_certificate
 from deploy.doctor import coordinator_checks, site_checks
-from deploy.processes import free_ports
-from deploy.provision import ProvisionError
-from deploy.site import create_identity
-from deploy.way import Finding, check_door, diagnose, door_checks
+from deploy.identity.certificates import create_authority
+from deploy.identity.keys import ProvisionError
+from deploy.identity.site_identity import create_identity
+from deploy.processes.process import free_ports
 
 
 @pytest.fixture

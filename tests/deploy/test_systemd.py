@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from deploy.certificates import create_authority
 from deploy.doctor import site_checks
-from deploy.site import create_identity
+from deploy.identity.certificates import create_authority
+from deploy.identity.site_identity import create_identity
 from tests.needs import need_binary
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"

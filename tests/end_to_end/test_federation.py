@@ -13,13 +13,13 @@ import psutil
 import pytest
 
 from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint, tiny_experiment
-from client.dataset import open_dataset
+from client.data.dataset import open_dataset
 from client.settings import Home, load_settings, save_settings
 from deploy.coordinator import is_loopback
-from shared.checkpoint import load_group
-from shared.features import load_extractor
-from shared.runlog import read_metrics
-from shared.statistics import load_statistics, statistics_of
+from shared.evaluation.feature_statistics import load_statistics, statistics_of
+from shared.evaluation.networks import load_extractor
+from shared.storage.checkpoint import load_group
+from shared.storage.runlog import read_metrics
 
 EXPERIMENT = tiny_experiment(image_size=8, rounds=2, local_steps=3, round_deadline_seconds=120)
 QUICK = ("--set", "evaluation.sampler=dpm++", "--set", "evaluation.steps=4")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from shared.config import parse_experiment
-from shared.engine import Engine, run_training
-from shared.imageset import ImageCache
+from shared.data.image_set import ImageCache
+from shared.experiment.config import parse_experiment
 from shared.seeding import Streams
-from shared.weights import new_model
+from shared.training.engine import Engine, run_training
+from shared.training.weights import new_model
 
 GOLDEN = json.loads((Path(__file__).parent / "curves.json").read_text(encoding="utf-8"))
 STEPS = 20

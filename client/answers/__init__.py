@@ -1,0 +1,1 @@
+"""Answers to questions other than training: feature statistics and audits."""

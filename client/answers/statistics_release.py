@@ -1,0 +1,155 @@
+"""Feature statistics of this site's images, exact or with differential privacy, for a pooled distance.
+
+Statistics of sites add up to those of the union, so the coordinator's distance to all sites' images needs none of them.
+A release is charged before the first feature is computed: exact ones make the site's total unbounded, private ones are
+one step of the Gaussian mechanism.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from client.data.dataset import Dataset, open_dataset
+from client.policy.refusals import PolicyError
+from client.records.journal import Journal
+from client.records.ledger import Ledger, open_ledger
+from client.records.spending import Charge, EpsilonOf, Total
+from client.settings import Home, SiteConfig, SitePolicy
+from shared.evaluation.extractor import Extractor
+from shared.evaluation.feature_statistics import FeatureSpace, Statistics, accumulate, check_same_space
+from shared.evaluation.private_statistics import Projection, private_statistics
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class StatisticsPlan:
+    """What is asked for; public constants only.
+
+    Attributes:
+        kind: `exact`, or `dp` in the public projection.
+        space: feature space that the statistics must be in.
+        projection: for `dp`.
+        noise_multiplier: sigma over sensitivity, for `dp`.
+        run: name of the request, for the ledger.
+        request_digest: of the request, for the ledger.
+    """
+
+    kind: Literal["exact", "dp"]
+    space: FeatureSpace
+    projection: Projection | None = None
+    noise_multiplier: float = 0.0
+    run: str = ""
+    request_digest: str = ""
+
+
+def release_statistics(
+    home: Home,
+    settings: SiteConfig,
+    plan: StatisticsPlan,
+    load: Callable[[], Extractor],
+    epsilon_of: EpsilonOf,
+) -> Statistics:
+    """Check policy, charge the ledger, compute, and note the release.
+
+    Args:
+        home: the site.
+        settings: its configuration and policy.
+        plan: what is asked for.
+        load: gives the feature network; called after the charge is on disk.
+        epsilon_of: the accountant.
+
+    Returns:
+        Statistics of the training images, as they may leave.
+
+    Raises:
+        InputError: forbidden by policy, too few images, or another extractor than asked for.
+        BudgetError: the charge would pass the cap.
+        BusyError: a round is running.
+    """
+    data, journal = open_dataset(home, settings.image_size), Journal(home.journal)
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        check_policy(settings.policy, plan, data, ledger)
+        entry, total = ledger.reserve(
+            _charge(plan, data, settings.policy),
+            cap=settings.policy.epsilon_cap,
+            delta=settings.policy.delta,
+            epsilon_of=epsilon_of,
+        )
+        extractor = load()
+        check_same_space(plan.space, extractor.space)
+        found = _compute(plan, data, extractor, settings, total)
+        ledger.commit(entry)
+    numbers = ["n", "total", "outer"] if plan.kind == "exact" else ["noisy n", "noisy total", "noisy outer"]
+    journal.write("release", task="statistics", release=plan.kind, extractor=plan.space.sha256, numbers=numbers)
+    return found
+
+
+def check_policy(policy: SitePolicy, plan: StatisticsPlan, data: Dataset, ledger: Ledger) -> None:
+    """The site's rules on statistics.
+
+    Raises:
+        PolicyError: naming the rule.
+    """
+    if "statistics" not in policy.tasks:
+        raise PolicyError("policy.tasks does not list `statistics`: this site releases none")
+    if len(data.train) < policy.min_images_statistics:
+        raise PolicyError(
+            f"fewer images than policy.min_images_statistics {policy.min_images_statistics}: none are released"
+        )
+    if plan.kind == "dp":
+        if plan.projection is None or plan.noise_multiplier < policy.min_noise_multiplier:
+            raise PolicyError(
+                f"noise multiplier {plan.noise_multiplier:g} is below policy.min_noise_multiplier "
+                f"{policy.min_noise_multiplier:g}, or the projection is missing"
+            )
+        if policy.unit != "image":
+            raise PolicyError("private statistics protect images, policy.unit is `person`: they would promise too much")
+    elif policy.require_dp:
+        raise PolicyError("exact statistics are a release without DP: policy.require_dp forbids it")
+    elif ledger.spending(data.dataset_id) and not policy.non_private_after_dp:
+        raise PolicyError("exact statistics after DP rounds: policy.non_private_after_dp forbids it")
+
+
+def _charge(plan: StatisticsPlan, data: Dataset, policy: SitePolicy) -> Charge:
+    digest = plan.request_digest or secrets.token_hex(32)
+    charge = Charge(
+        dataset_id=data.dataset_id,
+        fingerprint=data.fingerprint,
+        task="statistics",
+        run=plan.run or f"statistics-{secrets.token_hex(4)}",
+        server_round=0,
+        request_digest=digest,
+        plan_digest=digest,
+        mechanism="none" if plan.kind == "exact" else "gaussian",
+        remarks=f"{plan.kind} feature statistics",
+    )
+    if plan.kind == "exact":
+        return charge
+    gaussian = {"noise_multiplier": plan.noise_multiplier, "sample_rate": 1.0, "steps": 1, "unit": policy.unit}
+    return charge.model_copy(update=gaussian)
+
+
+def _compute(
+    plan: StatisticsPlan, data: Dataset, extractor: Extractor, settings: SiteConfig, total: Total
+) -> Statistics:
+    """Statistics of the training images, a batch in memory at a time."""
+    batches = (
+        extractor(data.images.batch(data.train[start : start + BATCH])) for start in range(0, len(data.train), BATCH)
+    )
+    size = {"size": str(settings.image_size)}
+    source = f"images of {settings.alias}"
+    if plan.kind == "exact":
+        plain = accumulate(batches, plan.space, source)
+        return replace(plain, site=settings.alias, release="exact", images=size)
+    assert plan.projection is not None
+    features = np.concatenate(list(batches))
+    rng = np.random.default_rng(secrets.randbits(128))
+    noisy = private_statistics(plan.projection, features, plan.noise_multiplier, rng)
+    facts = {**noisy.images, **size}
+    epsilon = None if total.is_unbounded else total.epsilon
+    return replace(noisy, site=settings.alias, source=source, epsilon=epsilon, delta=total.delta, images=facts)

@@ -1,0 +1,101 @@
+"""A site's answer to a question for feature statistics: policy first, then the charged release. No torch before it."""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from client.policy.refusals import UNKNOWN_REQUEST, PolicyError, note_refusal, refusal_of
+from client.records.journal import Journal
+from client.settings import Home, SiteConfig, load_settings
+from shared.errors import InputError
+from shared.messages.packing import MessageError
+from shared.messages.statistics import MAX_FILE_BYTES, StatisticsAnswer, StatisticsQuery, parse_query
+
+if TYPE_CHECKING:
+    from shared.evaluation.extractor import Extractor
+
+
+def answer_query(content: RecordDict, home: Home) -> RecordDict:
+    """Statistics, or a refusal with its reason. Never raises."""
+    digest, journal = UNKNOWN_REQUEST, Journal(home.journal)
+    try:
+        settings = load_settings(home)
+        text = _text(content)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        query = _parse(text)
+        journal.write("request", task="statistics", run=query.run, request_digest=digest)
+        return _record(StatisticsAnswer(status="released"), _release(query, content, digest, home, settings))
+    except Exception as error:  # every failure becomes a typed refusal
+        code, reason = refusal_of(error)
+    note_refusal(journal, code, reason, digest)
+    return _record(StatisticsAnswer(status="refused", reason=reason))
+
+
+def _parse(text: str) -> StatisticsQuery:
+    try:
+        return parse_query(text)
+    except InputError as error:
+        raise MessageError(str(error)) from error
+
+
+def _text(content: RecordDict) -> str:
+    header = content.config_records.get("header")
+    text = None if header is None else header.get("json")
+    if not isinstance(text, str):
+        raise MessageError("statistics query without a header")
+    return text
+
+
+def _release(query: StatisticsQuery, content: RecordDict, digest: str, home: Home, settings: SiteConfig) -> bytes:
+    if "statistics" not in settings.policy.tasks:
+        raise PolicyError("policy.tasks does not list `statistics`: this site releases none")
+    from client.answers.statistics_release import StatisticsPlan, release_statistics
+    from client.privacy.epsilon import epsilon_of
+    from shared.evaluation.feature_statistics import statistics_bytes
+    from shared.evaluation.private_statistics import Projection, load_projection
+
+    network = next((each for each in allowed_extractors(settings) if each.space == query.space), None)
+    if network is None:
+        raise PolicyError(
+            f"extractor {query.extractor} with sha256 {query.extractor_sha256[:16]} is not in policy.extractors"
+        )
+    projection: Projection | None = None
+    if query.kind == "dp":
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "projection.safetensors"
+            path.write_bytes(_file(content))
+            projection = load_projection(path)
+    plan = StatisticsPlan(query.kind, query.space, projection, query.noise_multiplier, query.run, digest)
+    return statistics_bytes(release_statistics(home, settings, plan, lambda: network, epsilon_of))
+
+
+def allowed_extractors(settings: SiteConfig) -> "Iterator[Extractor]":
+    """The feature networks of `policy.extractors`, each `name`, `onnx:FILE` or `name=weights file`, loaded in turn.
+
+    Raises:
+        InputError: a file of the list is missing or has another digest than the published one.
+    """
+    from shared.evaluation.networks import load_extractor
+
+    for entry in settings.policy.extractors:
+        spec, _, path = entry.partition("=")
+        yield load_extractor(spec, weights=Path(path) if path else None)
+
+
+def _file(content: RecordDict) -> bytes:
+    record = content.array_records.get("arrays")
+    array = None if record is None else record.get("file")
+    if array is None or len(array.data) > MAX_FILE_BYTES:
+        raise MessageError("statistics query without its projection")
+    return np.asarray(array.numpy(), np.uint8).tobytes()
+
+
+def _record(answer: StatisticsAnswer, file: bytes = b"") -> RecordDict:
+    arrays = {"file": Array(np.frombuffer(file, np.uint8))} if file else {}
+    header = ConfigRecord({"json": answer.model_dump_json()})
+    return RecordDict({"arrays": ArrayRecord(arrays), "header": header})

@@ -1,0 +1,131 @@
+"""`maskfed-client audit`: is this model safe to release, by this site's own images? And is the DP here what it says?"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from typer.core import TyperGroup
+
+from client.settings import find_home, load_settings
+
+HomeOption = Annotated[Path | None, typer.Option("--home", envvar="MASKFED_CLIENT_HOME", help="The site's folder.")]
+DEFAULT = "model"
+
+
+class _ModelFirst(TyperGroup):
+    """`audit CHECKPOINT` is short for `audit model CHECKPOINT`."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        """Put the default command in front, unless another one or help is asked for."""
+        if args and args[0] not in self.commands and args[0] not in self.get_help_option_names(ctx):
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+audits = typer.Typer(cls=_ModelFirst, no_args_is_help=True, help="Audit a model (audit CHECKPOINT ...), or DP-SGD.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.add_typer(audits, name="audit")
+
+
+@audits.command(DEFAULT)
+def audit(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder or run directory of the model.")],
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="Public checkpoint that never saw this site's images; the model's start.")
+    ] = None,
+    public: Annotated[
+        str, typer.Option(help="PUBLIC images: the first reference, fine-tuned on them, becomes another one.")
+    ] = "",
+    public_steps: Annotated[int, typer.Option(min=1, help="Length of that fine-tuning.")] = 500,
+    out: Annotated[Path | None, typer.Option(help="Folder for the verdicts that the coordinator gets.")] = None,
+    figures: Annotated[bool, typer.Option("--figures", help="Release the figures too: charged, without DP.")] = False,
+    extractor: Annotated[str, typer.Option(help="Feature space of the copy test: pixels, onnx:FILE, ...")] = "pixels",
+    weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Generated images of the copy test.")] = 1000,
+    control_steps: Annotated[int, typer.Option(min=1, help="Training of the control model, in steps.")] = 1000,
+    device: Annotated[str, typer.Option(help="cpu or cuda; default: as site.toml says.")] = "",
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the experiment.")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Attack a model with this site's images: membership inference, copies. Only pass or fail may leave."""
+    import torch
+
+    from client.answers.attacks import AuditOptions
+    from client.answers.attacks import audit as run
+    from client.answers.audited_model import subject_of, with_tuned_reference
+    from client.answers.verdicts import release_verdicts
+    from client.privacy.epsilon import epsilon_of
+    from client.training.local_round import choose_device
+    from shared.evaluation.networks import load_extractor
+    from shared.messages.audit import PIXELS
+
+    place = find_home(home)
+    settings = load_settings(place)
+    where = torch.device(device) if device else choose_device(settings.device)
+    subject = subject_of(checkpoint, reference or (), device=where, overrides=overrides or ())
+    options = AuditOptions(
+        extractor=None if extractor == PIXELS else load_extractor(extractor, weights=weights, device=where),
+        num_images=num,
+        control_steps=control_steps,
+        on_stage=lambda stage: typer.echo(f"{stage} ...", err=True),
+    )
+    if public:
+        options.on_stage(f"fine-tuning the reference on {public}, {public_steps} steps")
+        subject = with_tuned_reference(subject, public, public_steps)
+    verdicts = run(place, settings, subject, options)
+    for verdict in verdicts:
+        shown = ", ".join(
+            f"{name} {value:.4g}" for name, value in verdict.figures.items() if isinstance(value, int | float)
+        )
+        typer.echo(f"{verdict.audit}: {'pass' if verdict.passed else f'FAIL, {verdict.reason}'} ({shown})")
+    typer.echo(f"figures and the closest pairs, for your eyes only: {place.path / 'audits'}")
+    if out is not None:
+        release_verdicts(place, settings, verdicts, out, figures=figures, epsilon_of=epsilon_of)
+        typer.echo(f"verdicts for the coordinator: {out}")
+    if not all(verdict.passed for verdict in verdicts):
+        raise typer.Exit(1)
+
+
+@audits.command()
+def canaries(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file whose plan is audited: [privacy], all rounds.")],
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the run; bfloat16 matters to hooks clipping.")
+    ] = "float32",
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the experiment.")] = None,
+    home: HomeOption = None,
+) -> None:
+    """Audit DP-SGD as installed here: a throw-away training of canaries at a plan's constants. Costs no budget."""
+    import secrets
+
+    import numpy as np
+
+    from client.privacy.canaries import NO_NOISE, audit_canaries, canary_plan
+    from client.training.local_round import choose_device
+    from shared.experiment.config import load_experiment
+
+    settings = load_settings(find_home(home))
+    asked = load_experiment(experiment, overrides)
+    delta, device = settings.policy.delta, choose_device(settings.device)
+    rng = np.random.default_rng(secrets.randbits(128))
+    plan = canary_plan(asked)
+    found = audit_canaries(plan, delta, rng, device=device, precision=precision)
+    control = audit_canaries(canary_plan(asked, noise_multiplier=NO_NOISE), delta, rng, device=device)
+    typer.echo(
+        f"{plan.federation.local_steps} steps at noise multiplier {plan.privacy.noise_multiplier:g}, rate "
+        f"{plan.privacy.sample_rate:g}: {found.correct} of {found.guesses} guesses correct"
+    )
+    typer.echo(
+        f"epsilon is at least {found.bound:.3f} (95 percent confidence), the ledger charges {found.epsilon:.3f} at "
+        f"delta {delta:g} per {plan.privacy.unit}: {'pass' if found.is_sound else 'FAIL, noise or accounting is wrong'}"
+    )
+    has_teeth = control.bound > found.epsilon
+    typer.echo(
+        f"with the noise off: at least {control.bound:.3f}, "
+        + ("which the audit would have caught" if has_teeth else "below that epsilon: at this plan the audit is blunt")
+    )
+    if not found.is_sound:
+        raise typer.Exit(1)

@@ -1,0 +1,153 @@
+"""The commands that begin and end taking part: enroll, join, leave. Registered by `cli.py`."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.cli import records, site
+from client.policy.description import describe
+from client.settings import Home, SiteConfig, find_home, load_settings, save_settings
+from shared.errors import InputError
+
+HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    for command in (enroll, join, leave):
+        app.command()(command)
+
+
+def enroll(alias: Annotated[str, typer.Argument(help="Name of the site.")], home: HomeOption = None) -> None:
+    """Make the site's keys and print the one line that the coordinator needs."""
+    from deploy.identity.site_identity import create_identity
+
+    typer.echo(create_identity(find_home(home).path, alias))
+
+
+def join(  # every rule of the policy is one option
+    bundle: Annotated[Path, typer.Argument(help="The join bundle from the coordinator.")],
+    data: Annotated[Path, typer.Option(help="Folder or zip of images; class folders are persons.")],
+    image_size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels.")],
+    home: HomeOption = None,
+    identities: Annotated[Path | None, typer.Option(help="File with `<file name> <person>` lines.")] = None,
+    epsilon_cap: Annotated[float, typer.Option(min=0, help="Largest total epsilon of the data set.")] = 8.0,
+    delta: Annotated[float, typer.Option(help="Delta of every epsilon.")] = 1e-5,
+    unit: Annotated[str, typer.Option(help="What epsilon protects: image or person.")] = "image",
+    min_noise: Annotated[float, typer.Option(help="Smallest noise multiplier.")] = 0.5,
+    max_steps: Annotated[int, typer.Option(help="Most optimizer steps per round.")] = 2000,
+    max_rounds: Annotated[int, typer.Option(help="Most rounds in 24 hours.")] = 100,
+    max_audits: Annotated[int, typer.Option(help="Most audits in 24 hours that the coordinator asks for.")] = 0,
+    allow_non_private: Annotated[
+        bool, typer.Option("--allow-non-private", help="Accept training without DP: updates can then be inverted.")
+    ] = False,
+    allow_any_experiment: Annotated[
+        bool, typer.Option("--allow-any-experiment", help="Do not ask for approval of each experiment.")
+    ] = False,
+    task: Annotated[list[str] | None, typer.Option(help="Allowed tasks; default: train.")] = None,
+    release: Annotated[list[str] | None, typer.Option(help="Released scalars: loss, grad_norm, seconds.")] = None,
+    image_count: Annotated[str, typer.Option(help="hidden, rounded or exact.")] = "hidden",
+    min_images: Annotated[int, typer.Option(help="Fewest training images.")] = 1,
+    held_out: Annotated[float, typer.Option(help="Share never trained on, for audits.")] = 0.1,
+    head_file: Annotated[Path | None, typer.Option(help="Where the ledger's head is kept, outside --home.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of a round; 0: torch's choice.")] = 0,
+    start_now: Annotated[bool, typer.Option("--start", help="Go on with `data scan` and `start`.")] = False,
+) -> None:
+    """Accept a join bundle: trust its CA, approve its client code, write `site.toml` with the policy given here."""
+    from client.records.ledger import check_head_file
+    from client.settings import parse_settings
+    from deploy.identity.enrolment import read_bundle
+    from deploy.identity.site_identity import accept_bundle
+
+    place = find_home(home)
+    joined = read_bundle(bundle)
+    if place.settings.exists():
+        raise InputError(f"{place.settings} exists already: edit it, or remove it first to join again")
+    settings = parse_settings(
+        {
+            "alias": joined.alias,
+            "address": joined.address,
+            "data": str(data.resolve()),
+            "identities": str(identities.resolve()) if identities else "",
+            "image_size": image_size,
+            "held_out_ratio": held_out,
+            "head_file": str((head_file or default_head_file(place, joined.alias)).resolve()),
+            "device": device,
+            "threads": threads,
+            "policy": {
+                "tasks": task or ["train"],
+                "experiments": "any" if allow_any_experiment else "approved",
+                "require_dp": not allow_non_private,
+                "unit": unit,
+                "epsilon_cap": epsilon_cap,
+                "delta": delta,
+                "min_noise_multiplier": min_noise,
+                "max_steps_per_round": max_steps,
+                "max_rounds_per_day": max_rounds,
+                "max_audits_per_day": max_audits,
+                "min_images_train": min_images,
+                "image_count": image_count,
+                "release_scalars": release or [],
+            },
+        },
+        "join",
+    )
+    check_images(settings)
+    check_head_file(Path(settings.head_file), place.path)
+    records.check_installed(joined.code_digest)
+    accept_bundle(place.path, joined)
+    records.approve_installed(place)
+    save_settings(place, settings)
+    typer.echo(f"joined {joined.address} as {joined.alias}; CA fingerprint, to compare with the coordinator by phone:")
+    typer.echo(f"  {joined.ca_fingerprint}")
+    typer.echo(describe(settings.policy))
+    typer.echo(f"policy: {place.settings}; next: `maskfed-client data scan`, `doctor`, `start`")
+    if start_now:
+        site.data_scan(place.path)
+        site.start(place.path)
+
+
+def default_head_file(home: Home, alias: str) -> Path:
+    """A file of this home below the user's state folder."""
+    import hashlib
+
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "maskfed" / f"{alias}-{hashlib.sha256(str(home.path).encode()).hexdigest()[:12]}.json"
+
+
+def check_images(settings: SiteConfig) -> None:
+    """Refuse a folder without images, or without the persons that the policy protects, before anything is written."""
+    from client.data.dataset import CURE_PERSONS
+    from shared.data.images import list_images, read_identities
+
+    source = list_images(Path(settings.data))
+    persons = read_identities(Path(settings.identities), source.names) if settings.identities else source.persons
+    if settings.policy.unit == "person" and persons is None:
+        raise InputError(f"--unit person, but {settings.data} is not sorted by person. {CURE_PERSONS}")
+
+
+def leave(
+    home: HomeOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """End taking part: every request is refused from now on, the node key is deleted; ledger and journal stay."""
+    import shutil
+
+    from client.operator.status import hold_site
+    from client.records.journal import Journal
+    from deploy.identity.site_identity import NODE_KEY
+
+    place = find_home(home)
+    settings = load_settings(place)
+    if not yes:
+        typer.confirm(f"site {settings.alias} leaves {settings.address} and deletes its node key. Go on?", abort=True)
+    with hold_site(place):
+        closed = settings.policy.model_copy(update={"tasks": ()})
+        save_settings(place, settings.model_copy(update={"policy": closed}))
+        (place.path / NODE_KEY).unlink(missing_ok=True)
+        shutil.rmtree(place.replies, ignore_errors=True)
+        Journal(place.journal).write("left", address=settings.address)
+    typer.echo(f"left {settings.address}; ask the coordinator for `maskfed-server sites remove {settings.alias}`")

@@ -1,0 +1,118 @@
+"""The commands of the ledger: what was spent, whether the record is whole, how far the budget reaches."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.settings import find_home, load_settings
+from shared.errors import InputError
+
+HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
+ledger = typer.Typer(no_args_is_help=True, help="What the images have been charged with.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command group to the program."""
+    app.add_typer(ledger, name="ledger")
+
+
+@ledger.command("show")
+def ledger_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """List every charge, and the total of each data set with its unit and delta."""
+    from client.privacy.epsilon import epsilon_of
+    from client.records.ledger import read_ledger
+
+    place = find_home(home)
+    settings, history = load_settings(place), read_ledger(place.ledger)
+    charges, committed = history.charges, history.committed
+    ids = list(dict.fromkeys(charge.dataset_id for _, charge in charges))
+    totals = {each: history.total(each, settings.policy.delta, epsilon_of) for each in ids}
+    if as_json:
+        rows = [{"sequence": e.sequence, "time": e.time.isoformat(), **c.model_dump()} for e, c in charges]
+        summed = {each: {**vars(total), "cap": settings.policy.epsilon_cap} for each, total in totals.items()}
+        typer.echo(json.dumps({"charges": rows, "committed": sorted(committed), "totals": summed}))
+        return
+    for entry, charge in charges:
+        state = "" if entry.sequence in committed else "  NOT COMPLETED, counts as spent"
+        cost = (
+            "without DP"
+            if charge.mechanism == "none"
+            else f"sigma {charge.noise_multiplier:g}, q {charge.sample_rate:g}, {charge.steps} steps, per {charge.unit}"
+        )
+        note = f" ({charge.remarks})" if charge.remarks else ""
+        what = f"{charge.task} {charge.run} round {charge.server_round}"
+        typer.echo(f"{entry.sequence:6d} {entry.time:%Y-%m-%d %H:%M} {what}: {cost}{note}{state}")
+    for each, total in totals.items():
+        typer.echo(f"data set {each}: {total}, cap {settings.policy.epsilon_cap:g}")
+    if not charges:
+        typer.echo("nothing has been charged yet")
+
+
+@ledger.command("verify")
+def ledger_verify(
+    home: HomeOption = None,
+    adopt: Annotated[bool, typer.Option("--adopt", help="Accept this copy as the newest; recorded for ever.")] = False,
+) -> None:
+    """Check every line's hash, their order, and that this is the newest copy."""
+    from client.records.ledger import head_problem, open_ledger, read_ledger
+
+    place = find_home(home)
+    head_file = Path(load_settings(place).head_file)
+    if adopt:
+        with open_ledger(place.ledger, head_file, adopt=True):
+            pass
+    history = read_ledger(place.ledger)
+    if problem := head_problem(history, head_file):
+        raise InputError(problem)
+    newest = f", newest {history.entries[-1].hash}" if history.entries else ""
+    typer.echo(f"{place.ledger}: {len(history.entries)} entries, unbroken{newest}")
+
+
+@ledger.command("plan")
+def ledger_plan(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file with a [privacy] section.")],
+    home: HomeOption = None,
+    override: Annotated[list[str] | None, typer.Option("--set", help="section.key=value")] = None,
+) -> None:
+    """Say how many rounds of an experiment fit under the cap, and which noise would fit all of them."""
+    from client.data.dataset import open_dataset
+    from client.policy.approval import read_approved
+    from client.policy.rules import Facts, review_experiment
+    from client.privacy.accounting import epsilon
+    from client.privacy.planning import noise_that_fits, num_that_fit
+    from client.records.ledger import read_ledger
+    from client.records.spending import Spending
+    from shared.experiment.config import load_experiment
+
+    place = find_home(home)
+    settings, planned = load_settings(place), load_experiment(experiment, override)
+    policy = settings.policy
+    if planned.privacy.mechanism == "none":
+        raise InputError(
+            f"{experiment}: privacy.mechanism is 'none': nothing to plan, it would make the total unbounded"
+        )
+    history, data = read_ledger(place.ledger), open_dataset(place, settings.image_size)
+    spent = history.spending(data.dataset_id)
+    rounds, steps = planned.federation.rounds, planned.federation.local_steps
+    sigma, rate = planned.privacy.noise_multiplier, planned.privacy.sample_rate
+    after = epsilon([*spent, Spending(sigma, rate, rounds * steps)], policy.delta)
+    fit = num_that_fit(spent, Spending(sigma, rate, steps), policy.delta, policy.epsilon_cap, rounds)
+    typer.echo(f"spent: {history.total(data.dataset_id, policy.delta, epsilon)}, cap {policy.epsilon_cap:g}")
+    typer.echo(f"{rounds} rounds of {steps} steps at sigma {sigma:g}, q {rate:g}: epsilon {after:.3f}")
+    typer.echo(f"rounds that fit under the cap: {fit} of {rounds}")
+    noise = noise_that_fits(spent, rate, rounds * steps, policy.delta, policy.epsilon_cap)
+    fitting = f"{noise:.4g}" if math.isfinite(noise) else "none; fewer rounds or steps, or a lower q"
+    typer.echo(f"noise multiplier at which all {rounds} rounds fit: {fitting}")
+    facts = Facts(
+        num_images=len(data.train),
+        has_persons=data.persons is not None,
+        image_size=settings.image_size,
+        approved_experiments=read_approved(place).experiments,
+        spent_unit=history.unit_of(data.dataset_id),
+    )
+    if refusal := review_experiment(planned, policy, facts):
+        typer.echo(f"as it stands the policy refuses it: {refusal.code}, {refusal.reason}")

@@ -1,0 +1,39 @@
+"""Take part in a federation with images that stay here: join, cap the privacy budget, decide what may run."""
+
+import os
+import sys
+
+import typer
+
+from client.cli import audit, join, ledger, records, site, statistics
+from deploy.identity.keys import ProvisionError
+from deploy.observe.logs import set_up_logging
+from shared.commandline import run_app
+from shared.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
+join.register(app)
+ledger.register(app)
+records.register(app)
+audit.register(app)
+statistics.register(app)
+site.register(app)
+
+
+def main() -> None:
+    """Run a command; what the user can cure is one line and exit code 2, any other failure exit code 1."""
+    os.umask(0o077)
+    set_up_logging(quiet=("httpx", "flwr", "shared.data.decoding"))
+    try:
+        status = run_app(app)
+    except (InputError, ProvisionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

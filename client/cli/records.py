@@ -1,0 +1,160 @@
+"""The commands that show and decide: journal, approvals. Registered by `cli.py`."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from client.settings import Home, find_home
+from shared.errors import InputError
+
+HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+journal = typer.Typer(no_args_is_help=True, help="What was asked, decided and released.")
+approvals = typer.Typer(no_args_is_help=True, help="Code and experiments that may run here.")
+APPROVED_FILES = "approved-files.json"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command groups to the program."""
+    app.add_typer(journal, name="journal")
+    app.add_typer(approvals, name="approve")
+
+
+@journal.command("show")
+def journal_show(
+    home: HomeOption = None, last: Annotated[int, typer.Option(min=1, help="Newest entries to show.")] = 50
+) -> None:
+    """Print the newest requests, decisions and releases."""
+    from client.operator.status import event_line
+    from client.records.journal import Journal
+
+    for entry in Journal(find_home(home).journal).entries()[-last:]:
+        typer.echo(event_line(entry))
+
+
+@journal.command("verify")
+def journal_verify(home: HomeOption = None) -> None:
+    """Check every line's hash and their order."""
+    from client.records.journal import Journal
+
+    place = find_home(home)
+    typer.echo(f"{place.journal}: {len(Journal(place.journal).entries())} entries, unbroken")
+
+
+@approvals.command("list")
+def approve_list(home: HomeOption = None) -> None:
+    """Show what is approved and which experiments wait."""
+    from client.policy.approval import pending, read_approved
+    from shared.storage.code_digest import installed_digest
+
+    place = find_home(home)
+    approved = read_approved(place)
+    for digest in sorted(approved.code):
+        typer.echo(f"code {digest}{' (installed)' if digest == installed_digest() else ''}")
+    if installed_digest() not in approved.code:
+        typer.echo(f"installed code {installed_digest()} is NOT approved: `maskfed-client approve code`")
+    for digest in sorted(approved.experiments):
+        typer.echo(f"experiment {digest}")
+    for path in pending(place):
+        typer.echo(f"waiting: experiment {path.stem}, read it in {path}")
+
+
+@approvals.command("code")
+def approve_code(
+    home: HomeOption = None, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
+) -> None:
+    """Approve the client code installed here, after showing which files changed since the last approval."""
+    from shared.storage.code_digest import installed_digest
+
+    place = find_home(home)
+    digest = installed_digest()
+    for line in changed_files(place):
+        typer.echo(line)
+    if not yes:
+        typer.confirm(f"approve the installed client code {digest}?", abort=True)
+    approve_installed(place)
+    typer.echo(f"approved code {digest}")
+
+
+@approvals.command("experiment")
+def approve_experiment(
+    digest: Annotated[str, typer.Argument(help="Digest, or the beginning of one that waits.")],
+    home: HomeOption = None,
+) -> None:
+    """Approve an experiment by its digest; read it first."""
+    from client.policy.approval import approve, pending
+    from client.records.journal import Journal
+
+    place = find_home(home)
+    waiting = [path.stem for path in pending(place) if path.stem.startswith(digest)]
+    chosen = waiting[0] if len(waiting) == 1 else digest
+    approve(place, "experiment", chosen)
+    Journal(place.journal).write("approval", what="experiment", digest=chosen)
+    typer.echo(f"approved experiment {chosen}")
+
+
+@approvals.command("revoke")
+def approve_revoke(digest: Annotated[str, typer.Argument(help="Digest.")], home: HomeOption = None) -> None:
+    """Take an approval back."""
+    from client.policy.approval import revoke
+    from client.records.journal import Journal
+
+    place = find_home(home)
+    if not revoke(place, digest):
+        raise InputError(f"{digest[:70]!r} is not approved: see `maskfed-client approve list`")
+    Journal(place.journal).write("approval", what="revoked", digest=digest)
+    typer.echo(f"revoked {digest}")
+
+
+def check_installed(wanted: str) -> None:
+    """Refuse to join a coordinator whose client code is another than what is installed here.
+
+    Raises:
+        InputError: naming both digests.
+    """
+    from shared.storage.code_digest import installed_digest
+
+    digest = installed_digest()
+    if digest != wanted:
+        raise InputError(
+            f"installed client code has digest {digest[:12]}, the coordinator's is {wanted[:12]}: "
+            "install the same version"
+        )
+
+
+def approve_installed(place: Home) -> None:
+    """Approve the client code installed here, and keep what its files are for the next comparison."""
+    from client.policy.approval import approve
+    from client.records.journal import Journal
+    from client.settings import write_private
+    from shared.storage.code_digest import installed_digest
+
+    digest = installed_digest()
+    approve(place, "code", digest)
+    write_private(place.path / APPROVED_FILES, json.dumps(file_digests()).encode())
+    Journal(place.journal).write("approval", what="code", digest=digest)
+
+
+def changed_files(place: Home) -> list[str]:
+    """One line per file that differs from the code approved last."""
+    path = place.path / APPROVED_FILES
+    before: dict[str, str] = json.loads(path.read_bytes()) if path.exists() else {}
+    now = file_digests()
+    marks: list[tuple[Literal["added", "changed", "removed"], set[str]]] = [
+        ("added", now.keys() - before.keys()),
+        ("changed", {name for name in now.keys() & before.keys() if now[name] != before[name]}),
+        ("removed", before.keys() - now.keys()),
+    ]
+    return [f"{mark} {name}" for mark, names in marks for name in sorted(names)] or ["no file has changed"]
+
+
+def file_digests() -> dict[str, str]:
+    """SHA-256 of each installed file of client code."""
+    import hashlib
+
+    import shared
+    from shared.storage.code_digest import site_files
+
+    files = site_files(Path(shared.__file__).resolve().parent.parent)
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

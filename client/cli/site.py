@@ -1,0 +1,149 @@
+"""Commands of every day: scan, start, metrics, status, doctor."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.policy.description import describe
+from client.settings import find_home, load_settings
+from deploy.observe.logs import tell
+from shared.errors import InputError
+
+HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the site's program."""
+    data = typer.Typer(no_args_is_help=True, help="The private images.")
+    data.command("scan")(data_scan)
+    app.add_typer(data, name="data")
+    for command in (start, metrics, status, doctor):
+        app.command()(command)
+
+
+def data_scan(
+    home: HomeOption = None,
+    new: Annotated[
+        bool, typer.Option("--new", help="Begin another data set; shared files keep their spending.")
+    ] = False,
+) -> None:
+    """Decode the images into the private cache, drop duplicates, set the held-out share aside; interrupt at will."""
+    from rich.progress import Progress
+
+    from client.data.dataset import scan
+    from client.records.journal import Journal
+    from client.records.site_log import site_log
+
+    place = find_home(home)
+    settings = load_settings(place)
+    bars = Progress(transient=True, disable=not sys.stdout.isatty())
+    with site_log(place, "scan", "shared"), bars as progress:
+        bar = progress.add_task("decoding", total=None)
+        found = scan(
+            place,
+            settings,
+            is_new=new,
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    Journal(place.journal).write("scan", dataset_id=found.dataset_id, image_size=found.size, linked=found.linked)
+    for line in found.lines(settings.policy):
+        print(line)
+
+
+def start(
+    home: HomeOption = None,
+    port: Annotated[
+        int | None, typer.Option(help="Loopback port for this site's own processes; default: free.")
+    ] = None,
+    health_port: Annotated[int | None, typer.Option(help="Loopback port of the gRPC health check.")] = None,
+    metrics_port: Annotated[int, typer.Option(help="Loopback port for Prometheus; 0: none.")] = 0,
+) -> None:
+    """Take part, in the foreground, until Ctrl-C or SIGTERM; processes that exit are started again."""
+    from client.operator.doctor import check_code, check_folder, check_records
+    from client.operator.live import TICK_SECONDS, live_view
+    from client.operator.metrics import site_gauges
+    from client.operator.status import SiteView, hold_site
+    from deploy.checks.connection import check_door
+    from deploy.observe.prometheus import serve
+    from deploy.processes.process import check_port_free, free_ports, handle_signals
+    from deploy.processes.services import SitePlan, site_services
+    from deploy.processes.supervision import Supervisor
+
+    place = find_home(home)
+    settings = load_settings(place)
+    check_folder(place)
+    check_records(place, settings)
+    try:
+        check_code(place)
+    except InputError as error:  # it can be approved while the site runs
+        tell(f"until it is approved every request is refused: {error}")
+    spare = free_ports(2)
+    ports = (port or spare[0], health_port or spare[1])
+    for each, name in zip(ports, ("SuperNode", "health check"), strict=True):
+        check_port_free("127.0.0.1", each, name)
+    with hold_site(place), contextlib.ExitStack() as stack:
+        services = site_services(SitePlan(place.path, settings.address, *ports, entry_module="client.entry"))
+        check_door(settings.address, place.path / "ca.crt")
+        supervisor = Supervisor(services)
+        handle_signals(supervisor.request_stop)
+        tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
+        lines = SiteView(place, tell)
+        stack.enter_context(supervisor)
+        if metrics_port:
+            check_port_free("127.0.0.1", metrics_port, "metrics")
+            stack.enter_context(serve(metrics_port, lambda: site_gauges(place, settings)))
+        if sys.stdout.isatty():
+            with live_view(place) as live:
+                supervisor.watch(live.tick, TICK_SECONDS)
+        else:
+            supervisor.watch(lines.show_lines)
+    tell("stopped; a round that was cut off stays charged")
+
+
+def metrics(
+    home: HomeOption = None, port: Annotated[int, typer.Option(help="Loopback port for Prometheus.")] = 9465
+) -> None:
+    """Serve the site's figures to Prometheus until Ctrl-C, for systemd's units; `start --metrics-port` does it too."""
+    from threading import Event
+
+    from client.operator.metrics import site_gauges
+    from deploy.observe.prometheus import serve
+    from deploy.processes.process import check_port_free, handle_signals
+
+    place = find_home(home)
+    settings = load_settings(place)
+    check_port_free("127.0.0.1", port, "metrics")
+    stop = Event()
+    handle_signals(stop.set)
+    with serve(port, lambda: site_gauges(place, settings)):
+        tell(f"figures of site {settings.alias} at http://127.0.0.1:{port}/metrics")
+        stop.wait()
+
+
+def status(home: HomeOption = None) -> None:
+    """Show what is going on: running or not, data, spending, the newest events."""
+    from client.operator.status import is_running, summary
+
+    place = find_home(home)
+    settings = load_settings(place)
+    print(f"site {settings.alias} at {settings.address}: {'running' if is_running(place) else 'not running'}")
+    for line in summary(place, settings):
+        print(line)
+
+
+def doctor(home: HomeOption = None) -> None:
+    """Check everything a round needs and say what to do; exit code 1 when something is missing."""
+    from client.operator.doctor import check_site
+    from deploy.doctor import site_checks
+
+    place = find_home(home)
+    checks = [(check.name, check.is_ok, check.text) for check in check_site(place)]
+    with contextlib.suppress(InputError):  # what is wrong with the settings is the first finding
+        checks += site_checks(place.path, load_settings(place).address)
+    for name, is_ok, text in checks:
+        print(f"{'ok  ' if is_ok else 'FAIL'} {name}: {text}")
+    if not all(is_ok for _, is_ok, _ in checks):
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""The site's images: scan, held-out share, units of privacy."""

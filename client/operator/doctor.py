@@ -1,0 +1,163 @@
+"""Checks of a site's own side, each with what to do. `deploy/doctor.py` checks keys, certificates, disk, network."""
+
+import datetime as dt
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.data.dataset import CURE_PERSONS, open_dataset
+from client.policy.approval import read_approved
+from client.records.chain import read_chain
+from client.records.ledger import head_problem, read_ledger
+from client.settings import Home, SiteConfig, check_private, load_settings
+from shared.data.images import UnreadableImageError, decode, list_images
+from shared.errors import InputError
+from shared.storage.code_digest import installed_digest
+
+PROBED_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding; `text` says what to do when it is not ok."""
+
+    name: str
+    is_ok: bool
+    text: str
+
+
+def check_site(home: Home) -> list[Check]:
+    """Everything that can be checked without the network."""
+    try:
+        settings = load_settings(home)
+    except InputError as error:
+        return [Check("settings", False, str(error))]
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("settings", lambda: f"{home.settings} is private and valid"),
+        ("folder", lambda: check_folder(home)),
+        ("images", lambda: _images(settings)),
+        ("data set", lambda: _dataset(home, settings)),
+        ("ledger", lambda: _ledger(home, settings)),
+        ("ledger clock", lambda: _clock(home)),
+        ("code", lambda: check_code(home)),
+        ("policy", lambda: _policy(settings)),
+        ("device", lambda: _device(settings)),
+    ]
+    return list(_run(checks))
+
+
+def _run(checks: list[tuple[str, Callable[[], str]]]) -> Iterator[Check]:
+    for name, check in checks:
+        try:
+            yield Check(name, True, check())
+        except (InputError, OSError) as error:
+            yield Check(name, False, str(error))
+
+
+def check_records(home: Home, settings: SiteConfig) -> None:
+    """Stop a site whose ledger or journal is damaged or outdated before it takes part; checked by each `start`.
+
+    Raises:
+        InputError: what is wrong with them.
+    """
+    _ledger(home, settings)
+    read_chain(home.journal)
+
+
+def check_folder(home: Home) -> str:
+    """Whether folder and private files can be read by this user alone; also checked by each `start`.
+
+    Raises:
+        InputError: naming what is open, and the command that closes it.
+    """
+    mode = home.path.stat().st_mode & 0o777
+    if mode & 0o077:
+        raise InputError(f"{home.path} has mode {mode:04o}: chmod 700 {home.path}")
+    for path in (home.ledger, home.journal, home.approved, home.data_key):
+        if path.exists():
+            check_private(path)
+    return f"{home.path} is private"
+
+
+def _images(settings: SiteConfig) -> str:
+    source = list_images(Path(settings.data))
+    names = source.names[:: max(1, len(source.names) // PROBED_IMAGES)][:PROBED_IMAGES]
+    start, good = time.monotonic(), 0
+    for name in names:
+        try:
+            decode(source.read(name), settings.image_size)
+            good += 1
+        except UnreadableImageError:
+            continue
+    if not good:
+        raise InputError(f"none of {len(names)} probed files in {settings.data} decodes: give readable pictures")
+    rate = len(names) / max(time.monotonic() - start, 1e-6)
+    persons = "no class folders" if source.persons is None else f"{len(set(source.persons))} persons"
+    return f"{len(source.names)} files, {persons}, {good} of {len(names)} probed decode, {rate:.0f} per second and core"
+
+
+def _dataset(home: Home, settings: SiteConfig) -> str:
+    data = open_dataset(home, settings.image_size)
+    if len(data.train) < settings.policy.min_images_train:
+        raise InputError(
+            f"{len(data.train)} training images, policy.min_images_train is {settings.policy.min_images_train}: "
+            "add images, or lower it"
+        )
+    if settings.policy.unit == "person" and data.persons is None:
+        raise InputError(f"policy.unit is 'person', but the images have no persons. {CURE_PERSONS}")
+    return f"{len(data.train)} images to train on, {len(data.held_out)} held out"
+
+
+def _ledger(home: Home, settings: SiteConfig) -> str:
+    history = read_ledger(home.ledger)
+    if problem := head_problem(history, Path(settings.head_file)):
+        raise InputError(problem)
+    return f"{len(history.entries)} entries, unbroken, newest head kept in {settings.head_file}"
+
+
+def _clock(home: Home) -> str:
+    entries = read_ledger(home.ledger).entries
+    now = dt.datetime.now(dt.UTC)
+    if entries and now < entries[-1].time:
+        raise InputError(f"the clock says {now:%Y-%m-%d %H:%M} UTC, before the newest ledger entry: set it (NTP)")
+    return f"{now:%Y-%m-%d %H:%M} UTC"
+
+
+def check_code(home: Home) -> str:
+    """Whether the operator has approved the code that is installed; told by each `start`, for rounds are refused else.
+
+    Raises:
+        InputError: naming the command that approves it.
+    """
+    digest = installed_digest()
+    if digest not in read_approved(home).code:
+        raise InputError(f"installed client code {digest[:12]} is not approved: `maskfed-client approve code`")
+    return f"installed client code {digest[:12]} is approved"
+
+
+def _policy(settings: SiteConfig) -> str:
+    policy = settings.policy
+    if not policy.tasks:
+        raise InputError("policy.tasks is empty: every request is refused")
+    if policy.max_steps_per_round == 0 or policy.max_rounds_per_day == 0:
+        raise InputError("policy allows 0 steps or 0 rounds: every training request is refused")
+    if policy.require_dp and policy.epsilon_cap == 0:
+        raise InputError("policy.epsilon_cap is 0: every DP round is refused")
+    return f"tasks {', '.join(policy.tasks)}; epsilon cap {policy.epsilon_cap:g} per {policy.unit}"
+
+
+def _device(settings: SiteConfig) -> str:
+    import torch
+
+    if torch.cuda.is_available() and settings.device != "cpu":
+        from shared.training.compiling import has_compiler
+
+        gpus = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        memory = f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
+        slow = "" if has_compiler() else "; without gcc and Python's headers rounds run uncompiled, that is slower"
+        return f"{gpus} with {memory}{slow}"
+    if settings.device == "cuda":
+        raise InputError("site.toml asks for cuda, but torch finds no GPU: install the driver, or device = 'cpu'")
+    return f"CPU with {len(os.sched_getaffinity(0))} cores; no GPU is used"

@@ -1,0 +1,1 @@
+"""What the site accepts: rules, approvals, refusals."""

@@ -1,0 +1,85 @@
+"""What the operator has approved: digests of client code and of experiments, one per line in `approved.txt`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from client.settings import Home, check_private, write_private
+from shared.errors import InputError
+from shared.experiment.config import Experiment
+from shared.messages.training import experiment_digest
+
+MOST_PENDING = 20
+"""Older waiting experiments are dropped: a coordinator must not fill the disk."""
+Kind = Literal["code", "experiment"]
+
+
+@dataclass(frozen=True)
+class Approved:
+    """Accepted digests, 64 hexadecimal digits each."""
+
+    code: frozenset[str] = frozenset()
+    experiments: frozenset[str] = frozenset()
+
+
+def read_approved(home: Home) -> Approved:
+    """Read `approved.txt`; a missing file approves nothing.
+
+    Raises:
+        InputError: others can change the file, or a line is neither `code <digest>` nor `experiment <digest>`.
+    """
+    if not home.approved.exists():
+        return Approved()
+    check_private(home.approved)
+    found: dict[str, set[str]] = {"code": set(), "experiment": set()}
+    for number, line in enumerate(home.approved.read_text(encoding="utf-8").splitlines(), 1):
+        kind, _, digest = line.partition(" ")
+        if kind not in found or not _is_digest(digest):
+            raise InputError(f"{home.approved}: line {number} is not `code <sha256>` or `experiment <sha256>`")
+        found[kind].add(digest)
+    return Approved(frozenset(found["code"]), frozenset(found["experiment"]))
+
+
+def approve(home: Home, kind: Kind, digest: str) -> None:
+    """Add a digest; the same twice is one line. An approved experiment no longer waits."""
+    if not _is_digest(digest):
+        raise InputError(f"digest {digest[:70]!r}: give 64 hexadecimal digits")
+    lines = home.approved.read_text(encoding="utf-8").splitlines() if home.approved.exists() else []
+    line = f"{kind} {digest}"
+    if line not in lines:
+        write_private(home.approved, "".join(f"{each}\n" for each in [*lines, line]).encode())
+    pending_file(home, digest).unlink(missing_ok=True)
+
+
+def revoke(home: Home, digest: str) -> bool:
+    """Remove a digest; false when it was not approved."""
+    lines = home.approved.read_text(encoding="utf-8").splitlines() if home.approved.exists() else []
+    kept = [line for line in lines if line.partition(" ")[2] != digest]
+    if len(kept) == len(lines):
+        return False
+    write_private(home.approved, "".join(f"{line}\n" for line in kept).encode())
+    return True
+
+
+def keep_pending(home: Home, experiment: Experiment) -> None:
+    """Keep an experiment that was asked for, so that the operator can read it before approving it."""
+    path = pending_file(home, experiment_digest(experiment))
+    if not path.exists():
+        write_private(path, experiment.to_toml().encode())
+        for old in pending(home)[MOST_PENDING:]:
+            old.unlink(missing_ok=True)
+
+
+def pending(home: Home) -> list[Path]:
+    """Files of the experiments that wait, newest first; each is named by its digest."""
+    found = home.pending.glob("*.toml") if home.pending.exists() else iter(())
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+def pending_file(home: Home, digest: str) -> Path:
+    """Where an experiment waits."""
+    return home.pending / f"{digest}.toml"
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")

@@ -1,0 +1,138 @@
+"""What DP-SGD costs: epsilon of a history of steps, by Opacus' numerical accountant.
+
+Numerical composition of privacy random variables (Gopi et al., arXiv 2106.02848), all in the Fourier domain.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.accountants.analysis import rdp as renyi
+from opacus.accountants.analysis.prv import DiscretePRV, Domain, PoissonSubsampledGaussianPRV
+from opacus.accountants.analysis.prv.prvs import TruncatedPrivacyRandomVariable
+
+from client.records.spending import Spending, merged
+
+ERRORS = (0.01, 0.1, 1.0)
+"""What the numerical error may add to epsilon; the larger ones where a huge epsilon leaves no memory for the first."""
+LARGEST_GRID = 2**25
+"""Points of the privacy loss distribution: about 2 GB."""
+
+
+def epsilon(history: Sequence[Spending], delta: float) -> float:
+    """Total epsilon of all steps of a data set at `delta`, an upper bound.
+
+    Numerical composition of privacy random variables (Gopi et al., arXiv 2106.02848) for the Poisson-subsampled
+    Gaussian mechanism under add/remove neighbours.
+
+    Returns:
+        0 for no steps; infinity where no bound can be computed.
+    """
+    rows = merged(list(history))
+    if not rows:
+        return 0.0
+    if any(row.noise_multiplier <= 0 for row in rows):
+        return math.inf
+    accountant = _Accountant()
+    accountant.history = [tuple(row) for row in rows]
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        # Opacus sizes its grid by RDP, which warns at large noise; the grid only gets wider than it has to be.
+        warnings.simplefilter("ignore")
+        for error in ERRORS:
+            try:
+                return float(accountant.get_epsilon(delta, eps_error=error))
+            except _GridError:
+                continue
+            except (ValueError, RuntimeError, OverflowError, MemoryError):
+                break
+    return math.inf
+
+
+class _GridError(RuntimeError):
+    """The distribution of the privacy loss needs more points than fit into memory at this precision."""
+
+
+class _Accountant(PRVAccountant):  # type: ignore[misc]
+    """Opacus' accountant, with all rows composed in the Fourier domain and one inverse transform: the same numbers."""
+
+    def _get_dprv(self, eps_error: float, delta_error: float) -> DiscretePRV:
+        prvs = [PoissonSubsampledGaussianPRV(rate, sigma) for sigma, rate, _ in self.history]
+        counts = [steps for _, _, steps in self.history]
+        mesh = eps_error / math.sqrt(sum(counts) * math.log(12 / delta_error) / 2)
+        reach = safe_reach(self.history, eps_error, delta_error)
+        safe = Domain.create_aligned(-reach, reach, mesh)
+        if safe.size > LARGEST_GRID:
+            raise _GridError
+        size = fast_length(safe.size)
+        domain = Domain(-(size // 2 - 1) * safe.dt, size // 2 * safe.dt, size)
+        spectrum, shift = np.ones(size // 2 + 1, np.complex128), 0.0
+        for prv, count in zip(prvs, counts, strict=True):
+            pmf, shift_of_one = _discretized(prv, domain)
+            spectrum *= power(np.fft.rfft(pmf), count)
+            shift += count * shift_of_one
+        # The grid's zero is at index size / 2 - 1, so each of the M convolutions but one moves it by as much.
+        total = sum(counts)
+        pmf = np.roll(np.fft.irfft(spectrum, size), total - 1 + (size // 2 if total % 2 == 0 else 0))
+        return DiscretePRV(pmf, domain.shift_right(shift))
+
+
+def safe_reach(history: Sequence[tuple[float, float, int]], eps_error: float, delta_error: float) -> float:
+    """Largest privacy loss that the grid has to hold (arXiv 2106.02848, remark 5.6), as Opacus computes it.
+
+    Renyi divergences are most of the time that an epsilon takes, and they are the same at every number of steps: here
+    they are computed once for each mechanism.
+    """
+    of_one = [_divergences(rate, sigma) for sigma, rate, _ in history]
+    counts = [steps for _, _, steps in history]
+    total = np.sum([steps * each for steps, each in zip(counts, of_one, strict=True)], axis=0)
+    reach = _renyi_epsilon(total, delta_error / 4)
+    return max(reach, eps_error, *(_renyi_epsilon(each, delta_error / (8 * sum(counts))) for each in of_one)) + 3
+
+
+def _renyi_epsilon(divergences: NDArray[np.float64], delta: float) -> float:
+    return float(renyi.get_privacy_spent(orders=RDPAccountant.DEFAULT_ALPHAS, rdp=divergences, delta=delta)[0])
+
+
+@lru_cache(maxsize=1024)
+def _divergences(rate: float, sigma: float) -> NDArray[np.float64]:
+    """Renyi divergence of one step, at each of Opacus' orders."""
+    orders = RDPAccountant.DEFAULT_ALPHAS
+    return np.asarray(renyi.compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=orders), np.float64)
+
+
+def _discretized(prv: PoissonSubsampledGaussianPRV, domain: Domain) -> tuple[NDArray[np.float64], float]:
+    """Probabilities on the grid, and the shift that gives them the mean of the continuous variable."""
+    sigma, rate = prv.noise_multiplier, prv.sample_rate
+    edges = np.linspace(domain.t_min - domain.dt / 2, domain.t_max + domain.dt / 2, domain.size + 1)
+    # Above this both tails are below 1e-19: the distribution function is 1 in float64 and need not be computed.
+    top = np.log1p(rate * np.expm1((6.5 * 2 * np.sqrt(2) * sigma + 1) / (2 * sigma**2)))
+    first, last = np.searchsorted(edges, [np.log1p(-rate), top])
+    cdf = np.zeros(domain.size + 1)
+    cdf[first:last], cdf[last:] = prv.cdf(edges[first:last]), 1.0
+    truncated = TruncatedPrivacyRandomVariable(prv, domain.t_min, domain.t_max)
+    pmf = np.diff(cdf) / truncated._remaining_mass
+    shift = float(truncated.mean() - np.dot(domain.ts, pmf))
+    if not abs(shift) < domain.dt / 2:
+        raise RuntimeError("the grid is too coarse for this plan")
+    return pmf, shift
+
+
+def fast_length(size: int) -> int:
+    """Smallest even number from `size` on without prime factors above 5."""
+    odd = [3**a * 5**b for a in range(8) for b in range(6)]
+    return min(int(factor * 2 ** max(1, math.ceil(math.log2(size / factor)))) for factor in odd)
+
+
+def power(base: NDArray[np.complex128], exponent: int) -> NDArray[np.complex128]:
+    """`base` to a positive integer power by squaring; much faster than the complex power function."""
+    result = np.ones_like(base)
+    while exponent:
+        if exponent % 2:
+            result *= base
+        exponent //= 2
+        base = base * base if exponent else base
+    return result

@@ -1,0 +1,50 @@
+"""The last reply of each run, kept so that the same request is answered with the same bytes: one charge, one noise."""
+
+import io
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from client.settings import write_private
+from shared.errors import InputError
+from shared.messages.training import ReplyHeader, TrainReply
+
+MOST_RUNS = 4
+"""Runs whose last reply is kept; a reply is as large as the model."""
+
+
+def keep_reply(folder: Path, run: str, reply: TrainReply) -> None:
+    """Store a trained reply (0600) under the digest of its request, in place of the run's one before.
+
+    Raises:
+        OSError: the disk is full; nothing half-written is left.
+    """
+    assert reply.update is not None
+    buffer = io.BytesIO()
+    buffer.write(reply.header.model_dump_json().encode() + b"\n")
+    np.save(buffer, reply.update, allow_pickle=False)
+    own = folder / run
+    path = own / f"{reply.header.request_digest}.reply"
+    write_private(path, buffer.getvalue())
+    # Also what kills in the middle of a write have left; the ledger's lock keeps other writers away.
+    for other in own.iterdir():
+        if other != path:
+            other.unlink()
+    os.utime(own)
+    runs = sorted((each for each in folder.iterdir() if each.is_dir()), key=lambda each: each.stat().st_mtime)
+    for old in runs[:-MOST_RUNS]:
+        shutil.rmtree(old)
+
+
+def find_reply(folder: Path, run: str, request_digest: str) -> TrainReply | None:
+    """The stored reply to exactly this request, if it is still there."""
+    path = folder / run / f"{request_digest}.reply"
+    if not path.exists():
+        return None
+    head, _, body = path.read_bytes().partition(b"\n")
+    try:
+        return TrainReply(ReplyHeader.model_validate_json(head), np.load(io.BytesIO(body), allow_pickle=False))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: remove it, the round is then charged again") from error

@@ -1,0 +1,174 @@
+"""One round of local training, plain or with DP-SGD. Imported only after the policy said yes: it loads torch."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from client.data.dataset import Dataset, open_dataset
+from client.settings import Home, SiteConfig, read_data_key
+from client.training.parallel import num_processes, run_in_processes
+from client.training.progress import told
+from shared.diffusion.uvit import build_model
+from shared.messages.packing import MessageError, pack, unpack
+from shared.messages.training import TrainRequest
+from shared.seeding import Streams
+from shared.training.engine import Engine, StepResult, run_training
+from shared.training.processes import World
+
+log = logging.getLogger("maskfed.client")
+
+
+class Round:
+    """A request made ready: everything that can be refused is refused here, before the ledger is charged."""
+
+    def __init__(
+        self,
+        request: TrainRequest,
+        base: NDArray[np.float32] | None,
+        data: Dataset,
+        home: Home,
+        settings: SiteConfig,
+        world: World | None = None,
+    ) -> None:
+        self.request, self.base, self.data, self.home, self.settings = request, base, data, home, settings
+        self.world = world
+        self.experiment = request.header.experiment
+        self.is_private = self.experiment.privacy.mechanism != "none"
+        self.device = world.device if world else choose_device(settings.device)
+        if self.is_private and self.device.type == "cuda" and torch.cuda.device_count() > 1:
+            log.info("a round with DP runs on one GPU: sampling, clipping and noise are one process's")
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.before = unpack(request.weights, request.header.manifest)
+        frozen = {} if base is None else unpack(base, request.header.base_manifest)
+        self.model = load_model(build_model(self.experiment), self.before, frozen).to(self.device)
+        self.units = data.units(self.experiment.privacy.unit) if self.is_private else []
+        if self.is_private:
+            from client.privacy.clipping import validate
+
+            validate(self.model)
+
+    def run(self) -> tuple[NDArray[np.float32], dict[str, float]]:
+        """Train; return the packed update (weights after minus before) and the scalars that policy may release."""
+        processes = 1 if self.world else num_processes(self.request, self.device)
+        if processes > 1:
+            log.info("the round runs on %d GPUs", processes)
+            return run_in_processes(
+                _train_share, (self.request, self.base, self.home, self.settings), self.home, processes
+            )
+        with self._progress() as self._tell:
+            scalars = self._run_private() if self.is_private else self._run_plain()
+        after = {name: tensor.detach().cpu().numpy() for name, tensor in self.model.named_parameters()}
+        update = {name: after[name] - weights for name, weights in self.before.items()}
+        return pack(update, self.request.header.manifest), scalars
+
+    def _run_private(self) -> dict[str, float]:
+        from client.privacy.dp_sgd import train_private
+
+        mu, anchor = self.experiment.federation.proximal_mu, [p.detach().clone() for p in self._trainable()]
+
+        def pull_back() -> None:
+            # The proximal term does not look at data, so it joins the gradient after the noise.
+            for parameter, start in zip(self._trainable(), anchor, strict=True):
+                assert parameter.grad is not None
+                parameter.grad.add_(parameter.detach() - start, alpha=mu)
+
+        train_private(
+            self.model,
+            self.experiment,
+            self.data.images,
+            self.units,
+            device=self.device,
+            precision=self.request.header.precision,
+            after_noise=pull_back if mu else lambda: None,
+            on_step=self._report,
+        )
+        return {}
+
+    def _run_plain(self) -> dict[str, float]:
+        header = self.request.header
+        # The precision of the run, not what this machine would choose.
+        train = self.experiment.train.model_copy(update={"precision": header.precision})
+        engine = Engine(
+            self.experiment.model_copy(update={"train": train}),
+            self.model,
+            streams(self.home, header.run, header.server_round),
+            self.world,
+            trainable=[tensor.name for tensor in header.manifest.tensors],
+            proximal_mu=self.experiment.federation.proximal_mu,
+        )
+        losses: list[Tensor] = []
+        norms: list[Tensor] = []
+
+        def collect(step: int, result: StepResult) -> None:
+            losses.append(result.loss_tensor)
+            norms.append(result.grad_norm_tensor)
+            self._report(step - 1)
+
+        run_training(
+            engine,
+            self.data.images.select(self.data.train),
+            steps=self.experiment.federation.local_steps,
+            on_step=collect,
+        )
+        return {"loss": float(torch.stack(losses).mean()), "grad_norm": float(torch.stack(norms).mean())}
+
+    def _progress(self) -> AbstractContextManager[Callable[[int], None]]:
+        header = self.request.header
+        if self.world and not self.world.is_main:
+            return nullcontext(lambda _: None)
+        return told(self.home, header.run, header.server_round, self.experiment.federation.local_steps)
+
+    def _report(self, number: int) -> None:
+        steps = self.experiment.federation.local_steps
+        self._tell(number + 1)
+        if (number + 1) % max(1, steps // 10) == 0:
+            log.info("step %d of %d", number + 1, steps)
+
+    def _trainable(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+
+def _train_share(
+    request: TrainRequest, base: NDArray[np.float32] | None, home: Home, settings: SiteConfig, world: World
+) -> tuple[NDArray[np.float32], dict[str, float]]:
+    """What one of several processes does of a round."""
+    return Round(request, base, open_dataset(home, settings.image_size), home, settings, world).run()
+
+
+def load_model(
+    model: nn.Module, trainable: dict[str, NDArray[np.float32]], frozen: dict[str, NDArray[np.float32]]
+) -> nn.Module:
+    """Fill a model with the tensors of a request; only those of `trainable` keep a gradient.
+
+    Raises:
+        MessageError: the request's tensors are not exactly the model's, by name and shape.
+    """
+    parameters = dict(model.named_parameters())
+    given = {**frozen, **trainable}
+    if set(given) != set(parameters) or len(given) != len(frozen) + len(trainable):
+        raise MessageError("the request's tensors are not those of the experiment's model")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if given[name].shape != tuple(parameter.shape) or not np.isfinite(given[name]).all():
+                raise MessageError(f"tensor {name} has another shape than the model's, or is not finite")
+            parameter.copy_(torch.from_numpy(np.ascontiguousarray(given[name])))
+            parameter.requires_grad_(name in trainable)
+    return model
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of a round: a GPU where there is one, unless `site.toml` says otherwise."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)
+
+
+def streams(home: Home, run: str, server_round: int) -> Streams:
+    """Random streams of a plain round: the same at every repetition, unknown to anybody without the site's key."""
+    return Streams(read_data_key(home), ("round", run, server_round))

@@ -1,0 +1,1 @@
+"""Certificates, keys, enrolment lines and join bundles."""

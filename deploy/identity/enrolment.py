@@ -1,0 +1,189 @@
+"""What a site and the coordinator hand each other once: an enrolment request and a join bundle, both without secrets.
+
+The request is one line that survives mail and chat. It is signed with the site's node key over alias, key and time, so
+that nobody can enrol a key he does not have; old requests are refused, known keys are refused by the registry.
+"""
+
+import base64
+import binascii
+import datetime as dt
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from deploy.identity.keys import ProvisionError, check_private, create_file, fingerprint, load_certificate
+
+PREFIX = "maskfed-enrol-1:"
+BUNDLE_SCHEMA = 1
+REQUEST_DAYS = 14
+ALIAS_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
+LARGEST_BUNDLE_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True)
+class EnrolmentRequest:
+    """A checked request: the sender holds the private half of `public_key` (OpenSSH line)."""
+
+    alias: str
+    public_key: str
+    created: str
+
+
+@dataclass(frozen=True)
+class JoinBundle:
+    """What a site needs to find and trust the coordinator; `code_digest` names the client code it runs with."""
+
+    schema: int
+    alias: str
+    address: str
+    ca_certificate: str
+    code_digest: str
+    public_key_digest: str
+
+    @property
+    def ca_fingerprint(self) -> str:
+        """To be compared with the coordinator by phone."""
+        return fingerprint(self.ca_certificate.encode())
+
+
+def check_alias(alias: str) -> str:
+    """Return `alias` when it can be a site's name: it becomes a file and folder name and a key of random streams.
+
+    Raises:
+        ProvisionError: other than 1 to 32 lower-case letters, digits and inner hyphens.
+    """
+    if not ALIAS_PATTERN.fullmatch(alias):
+        raise ProvisionError(f"alias {alias[:40]!r}: give 1 to 32 lower-case letters, digits and inner hyphens")
+    return alias
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split `host:port`.
+
+    Raises:
+        ProvisionError: no port, or one outside 1 to 65535.
+    """
+    host, colon, port = address.rpartition(":")
+    if not (colon and host and port.isdigit() and 0 < int(port) < 65536) or not re.fullmatch(r"[A-Za-z0-9.\-]+", host):
+        raise ProvisionError(f"address {address[:80]!r}: give it as host:port, for example fleet.example:443")
+    return host, int(port)
+
+
+def write_request(alias: str, node_key: Path) -> str:
+    """Build the one-line enrolment request of a site from its private node key."""
+    check_private(node_key)
+    key = serialization.load_ssh_private_key(node_key.read_bytes(), password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ProvisionError(f"{node_key} is not an elliptic curve key: run `maskfed-client enroll` in a new folder")
+    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    fields = asdict(EnrolmentRequest(check_alias(alias), public.decode(), created))
+    fields["signature"] = base64.b64encode(key.sign(_signed_bytes(fields), ec.ECDSA(hashes.SHA384()))).decode()
+    return PREFIX + base64.urlsafe_b64encode(json.dumps(fields, sort_keys=True).encode()).decode()
+
+
+def read_request(line: str, now: dt.datetime | None = None) -> EnrolmentRequest:
+    """Check an enrolment line: form, alias, signature, age.
+
+    Raises:
+        ProvisionError: anything is wrong with it; nothing has been registered then.
+    """
+    fields = _decode(line.strip())
+    try:
+        created = dt.datetime.fromisoformat(fields["created"])
+        key = serialization.load_ssh_public_key(fields["public_key"].encode())
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ValueError("not an elliptic curve key")
+        key.verify(
+            base64.b64decode(fields["signature"], validate=True), _signed_bytes(fields), ec.ECDSA(hashes.SHA384())
+        )
+        age = (now or dt.datetime.now(dt.UTC)) - created
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, binascii.Error) as error:
+        raise ProvisionError(
+            "enrolment request: the signature or key is not valid: ask the site for a new line"
+        ) from error
+    if not dt.timedelta(minutes=-10) < age < dt.timedelta(days=REQUEST_DAYS):
+        raise ProvisionError(
+            f"enrolment request: made {fields['created']}, at most {REQUEST_DAYS} days are accepted (and 10 minutes "
+            "into the future): ask the site for a new line, or set the clocks"
+        )
+    return EnrolmentRequest(check_alias(fields["alias"]), fields["public_key"], fields["created"])
+
+
+def public_key_digest(public_key: str) -> str:
+    """SHA-256 (hex) of the key part of an OpenSSH line; a comment does not change it."""
+    return hashlib.sha256(" ".join(public_key.split()[:2]).encode()).hexdigest()
+
+
+def write_bundle(
+    path: Path, request: EnrolmentRequest, address: str, ca_certificate: Path, code_digest: str
+) -> JoinBundle:
+    """Write the join bundle for an accepted request to a new file."""
+    split_address(address)
+    bundle = JoinBundle(
+        schema=BUNDLE_SCHEMA,
+        alias=request.alias,
+        address=address,
+        ca_certificate=ca_certificate.read_text(encoding="ascii"),
+        code_digest=code_digest,
+        public_key_digest=public_key_digest(request.public_key),
+    )
+    create_file(path, json.dumps(asdict(bundle), indent=2).encode() + b"\n")
+    return bundle
+
+
+def read_bundle(path: Path) -> JoinBundle:
+    """Read and check a join bundle.
+
+    Raises:
+        ProvisionError: not a bundle of this schema, or a field of the wrong form.
+    """
+    try:
+        if path.stat().st_size > LARGEST_BUNDLE_BYTES:
+            raise ProvisionError(f"bundle {path}: larger than {LARGEST_BUNDLE_BYTES} bytes: not a join bundle")
+        fields = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ProvisionError(f"bundle {path}: {error.strerror}; give the file that `sites add` wrote") from error
+    except ValueError as error:
+        raise ProvisionError(f"bundle {path}: not JSON; give the file that `sites add` wrote") from error
+    names = set(JoinBundle.__dataclass_fields__)
+    if not isinstance(fields, dict) or set(fields) != names or fields["schema"] != BUNDLE_SCHEMA:
+        raise ProvisionError(
+            f"bundle {path}: not a join bundle of schema {BUNDLE_SCHEMA}: use the same maskfed version"
+        )
+    if not all(isinstance(fields[name], str) for name in names - {"schema"}):
+        raise ProvisionError(f"bundle {path}: a field is not a text: give the file that `sites add` wrote")
+    bundle = JoinBundle(**fields)
+    check_alias(bundle.alias)
+    split_address(bundle.address)
+    load_certificate(bundle.ca_certificate.encode())
+    for digest in (bundle.code_digest, bundle.public_key_digest):
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise ProvisionError(
+                f"bundle {path}: {digest[:20]!r} is not a SHA-256: give the file that `sites add` wrote"
+            )
+    return bundle
+
+
+def _decode(line: str) -> dict[str, str]:
+    if not line.startswith(PREFIX) or len(line) > 4096:
+        raise ProvisionError(f"enrolment request: must be one line that starts with {PREFIX!r}: copy it whole")
+    try:
+        fields: Any = json.loads(base64.b64decode(line[len(PREFIX) :], altchars=b"-_", validate=True))
+    except (ValueError, binascii.Error) as error:
+        raise ProvisionError("enrolment request: cannot be decoded: copy the line whole") from error
+    wanted = {"alias", "public_key", "created", "signature"}
+    if not isinstance(fields, dict) or set(fields) != wanted or not all(isinstance(v, str) for v in fields.values()):
+        raise ProvisionError("enrolment request: unknown form: use the same maskfed version on both sides")
+    return fields
+
+
+def _signed_bytes(fields: dict[str, str]) -> bytes:
+    return "\n".join([PREFIX, fields["alias"], fields["public_key"], fields["created"]]).encode()

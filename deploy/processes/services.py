@@ -1,0 +1,216 @@
+"""The command lines of the secure topology: which programs run where, with which flags and environment.
+
+Server: SuperLink on loopback with TLS, node authentication, process isolation and a secret; a superexec of our own.
+Site: SuperNode with process isolation, its own loopback TLS and its own secret; a superexec whose `flwr-clientapp` is
+the site's own entry point. Without process isolation and secret, Flower lets anyone who reaches the port take tasks.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from deploy.checks.connection import diagnose
+from deploy.identity.enrolment import split_address
+from deploy.identity.keys import (
+    ProvisionError,
+    check_certificate,
+    check_private,
+    client_context,
+    create_file,
+    warn_of_expiry,
+)
+from deploy.processes.supervision import Service
+
+KEPT_VARIABLES = (
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "TZ",
+    "CUDA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+)
+POLL_INTERVAL_SECONDS = "0.2"
+HEALTH_FILE = "health.address"
+"""In a site's folder: where its SuperNode answers gRPC health checks; written at each start, read by `doctor`."""
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """Where the coordinator's processes listen and keep their files. `home` is the coordinator folder."""
+
+    home: Path
+    port: int
+    health_port: int
+    database: Path | None = None
+
+    @property
+    def certificate_authority(self) -> Path:
+        """CA certificate, the only certificate that sites trust."""
+        return self.home / "pki" / "ca.crt"
+
+    @property
+    def address(self) -> str:
+        """The SuperLink's own address, always loopback."""
+        return f"127.0.0.1:{self.port}"
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """Where a site's processes listen and keep their files. `home` is the site folder."""
+
+    home: Path
+    superlink: str
+    port: int
+    health_port: int
+    entry_module: str
+
+
+def environment(
+    flwr_home: Path, extra: Mapping[str, str] | None = None, first_on_path: Path | None = None
+) -> dict[str, str]:
+    """A small environment: no telemetry, no update check, an own FLWR_HOME, this Python's programs first on PATH."""
+    flwr_home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    programs = str(Path(sys.executable).parent)
+    path = [programs, os.environ.get("PATH", os.defpath)]
+    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    return {
+        **kept,
+        "PATH": os.pathsep.join([str(first_on_path), *path] if first_on_path else path),
+        "FLWR_HOME": str(flwr_home.resolve()),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": POLL_INTERVAL_SECONDS,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",
+        **(extra or {}),
+    }
+
+
+def program(name: str) -> str:
+    """Path of a program that is installed beside this Python."""
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise ProvisionError(f"{name} is not installed beside {sys.executable}: run `make` again")
+    return str(path)
+
+
+def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) -> list[Service]:
+    """SuperLink and its superexec; `on_superlink_ready` registers the sites' keys after each start of the SuperLink."""
+    pki, secret = plan.home / "pki", plan.home / "superexec.secret"
+    for private in (pki / "server.key", secret):
+        check_private(private)
+    check_certificate(pki / "server.pem", ["127.0.0.1"])
+    for certificate in (pki / "server.pem", pki / "ca.crt"):
+        warn_of_expiry(certificate)
+    superlink = [
+        program("flower-superlink"),
+        *("--host", "127.0.0.1", "--port", str(plan.port)),
+        *("--ssl-ca-certfile", str(pki / "ca.crt"), "--ssl-certfile", str(pki / "server.pem")),
+        *("--ssl-keyfile", str(pki / "server.key")),
+        "--enable-supernode-auth",
+        "--disable-runtime-dependency-installation",
+        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+        *("--health-server-address", f"127.0.0.1:{plan.health_port}"),
+        *(("--database", str(plan.database)) if plan.database else ()),
+    ]
+    superexec = [
+        program("flower-superexec"),
+        *("--runtime-api-address", plan.address, "--root-certificates", str(pki / "ca.crt")),
+        *("--superexec-auth-secret-file", str(secret)),
+    ]
+    logs, homes = plan.home / "logs", plan.home / "flwr"
+    app = {"MASKFED_SERVER_HOME": str(plan.home.resolve())}
+    return [
+        Service(
+            "superlink",
+            superlink,
+            environment(homes / "superlink"),
+            logs / "superlink.log",
+            ready=lambda: is_healthy(plan.address, plan.certificate_authority),
+            after_ready=on_superlink_ready,
+        ),
+        Service("superexec", superexec, environment(homes / "superexec", app), logs / "superexec.log"),
+    ]
+
+
+def site_services(plan: SitePlan) -> list[Service]:
+    """SuperNode and the site's superexec; the SuperNode is restarted with its superexec, or it would wait for ever."""
+    key, secret, tls = plan.home / "node.key", plan.home / "site.secret", plan.home / "tls"
+    for private in (key, secret, tls / "srv.key"):
+        check_private(private)
+    split_address(plan.superlink)
+    warn_of_expiry(plan.home / "ca.crt")
+    runtime = f"127.0.0.1:{plan.port}"
+    supernode = [
+        program("flower-supernode"),
+        *("--superlink", plan.superlink, "--root-certificates", str(plan.home / "ca.crt")),
+        *("--auth-supernode-private-key", str(key), "--host", "127.0.0.1", "--port", str(plan.port)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+        *("--ssl-ca-certfile", str(tls / "ca.crt"), "--ssl-certfile", str(tls / "srv.pem")),
+        *("--ssl-keyfile", str(tls / "srv.key")),
+        *("--health-server-address", f"127.0.0.1:{plan.health_port}"),
+    ]
+    superexec = [
+        program("flower-superexec"),
+        *("--runtime-api-address", runtime, "--root-certificates", str(tls / "ca.crt")),
+        *("--superexec-auth-secret-file", str(secret)),
+    ]
+    logs, homes = plan.home / "logs", plan.home / "flwr"
+    app = {"MASKFED_CLIENT_HOME": str(plan.home.resolve())}
+    own_code = write_own_clientapp(plan.home / "bin", plan.entry_module)
+    (plan.home / HEALTH_FILE).write_text(f"127.0.0.1:{plan.health_port}\n", encoding="ascii")
+    return [
+        Service(
+            "supernode",
+            supernode,
+            environment(homes / "supernode"),
+            logs / "supernode.log",
+            ready=lambda: is_listening(runtime, tls / "ca.crt"),
+            diagnose=lambda: diagnose(plan.superlink, plan.home / "ca.crt"),
+        ),
+        Service(
+            "superexec",
+            superexec,
+            environment(homes / "superexec", app, first_on_path=own_code),
+            logs / "superexec.log",
+            takes_along=("supernode",),
+        ),
+    ]
+
+
+def write_own_clientapp(folder: Path, module: str) -> Path:
+    """Write the `flwr-clientapp` that superexec finds first: it runs the installed `module` and no code of a bundle.
+
+    `-I` keeps the working folder and PYTHONPATH out of `sys.path`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    script = folder / "flwr-clientapp"
+    text = f'#!/bin/sh\nexec "{sys.executable}" -I -m {module} "$@"\n'.encode()
+    if not script.exists() or script.read_bytes() != text:
+        script.unlink(missing_ok=True)
+        create_file(script, text, 0o755)
+    return folder.resolve()
+
+
+def is_healthy(address: str, ca_certificate: Path) -> bool:
+    """Whether the SuperLink at `address` answers GET /health over TLS that our CA signed."""
+    return _get(f"https://{address}/health", ca_certificate) == 200
+
+
+def is_listening(address: str, ca_certificate: Path) -> bool:
+    """Whether something speaks HTTP over TLS that our CA signed at `address`."""
+    return _get(f"https://{address}/health", ca_certificate) is not None
+
+
+def _get(url: str, ca_certificate: Path) -> int | None:
+    try:
+        return httpx.get(url, verify=client_context(ca_certificate), timeout=2.0, trust_env=False).status_code
+    except httpx.HTTPError:
+        return None

@@ -1,0 +1,177 @@
+"""`maskfed-server`: the coordinator's commands. Each is thin and imports what it needs when it runs."""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.identity.keys import ProvisionError
+from deploy.observe.logs import set_up_logging, tell
+from server.cli import evaluation, models, release, rounds, sites, studies
+from shared.commandline import run_app
+from shared.errors import InputError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
+app.add_typer(sites.sites, name="sites")
+models.register(app)
+evaluation.register(app)
+release.register(app)
+rounds.register(app)
+studies.register(app)
+
+Home = Annotated[
+    Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.", show_default=True)
+]
+DEFAULT_HOME = Path("coordinator")
+
+
+def main() -> None:
+    """Run a command; what the user can cure is one line and exit code 2, any other failure exit code 1."""
+    set_up_logging(quiet=("httpx", "flwr"))
+    try:
+        status = run_app(app)
+    except (InputError, ProvisionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except _operation_errors() as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    sys.exit(status)
+
+
+@app.command()
+def init(
+    *,
+    home: Home = DEFAULT_HOME,
+    address: Annotated[
+        str | None, typer.Option(help="host:port where sites find you; default: this machine only, without edge.")
+    ] = None,
+    host: Annotated[list[str] | None, typer.Option(help="Further name or address for the certificate.")] = None,
+    port: Annotated[int, typer.Option(help="Loopback port of the SuperLink.")] = 8443,
+    health_port: Annotated[int, typer.Option(help="Loopback port of the gRPC health check.")] = 8190,
+    edge: Annotated[
+        bool | None, typer.Option("--edge/--no-edge", help="nginx as the only door; default: for public addresses.")
+    ] = None,
+    database: Annotated[bool, typer.Option(help="Keep Flower's state on disk: for deployments.")] = False,
+) -> None:
+    """Make a coordinator's folder: CA, server certificate, secret, settings."""
+    from deploy.coordinator import Coordinator, create_coordinator, is_loopback
+    from deploy.identity.enrolment import split_address
+
+    address = address or f"127.0.0.1:{port}"
+    public = not is_loopback(split_address(address)[0])
+    settings = Coordinator(1, address, "127.0.0.1", port, health_port, public if edge is None else edge, database)
+    digest = create_coordinator(home, settings, host or [])
+    print(f"coordinator folder {home}: sites connect to {address}{' through nginx' if settings.edge else ''}")
+    print(f"CA fingerprint, to read out to each site by phone:\n  {digest}")
+    print(f"move {home / 'ca' / 'ca.key'} to a place that is not this machine; `renew` needs it once a year")
+
+
+@app.command()
+def renew(
+    home: Home = DEFAULT_HOME,
+    ca_key: Annotated[Path | None, typer.Option(help="The CA key, where it is kept; default: ca/ca.key.")] = None,
+    host: Annotated[list[str] | None, typer.Option(help="Further name or address for the certificate.")] = None,
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long the new certificate is valid.")] = 365,
+) -> None:
+    """Issue a fresh server certificate and key from the same CA; restart `start` afterwards, sites notice nothing."""
+    from deploy.coordinator import renew_certificate
+
+    names = renew_certificate(home, ca_key or home / "ca" / "ca.key", host or [], days)
+    print(f"new server certificate for {', '.join(names)}, valid {days} days; restart `maskfed-server start`")
+
+
+@app.command()
+def start(
+    home: Home = DEFAULT_HOME,
+    metrics_port: Annotated[int, typer.Option(help="Loopback port for Prometheus; 0: none.")] = 0,
+) -> None:
+    """Run the coordinator's processes until Ctrl-C, restarting what exits and resubmitting wanted runs."""
+    from deploy.coordinator import read_coordinator, start_plan
+    from deploy.processes.process import handle_signals, only_one
+    from deploy.processes.supervision import Supervisor
+    from server.federation.fleet.metrics import coordinator_gauges
+
+    os.umask(0o077)
+    settings = read_coordinator(home)
+    with only_one(home / "start.lock"):
+        supervisor = Supervisor(start_plan(home, settings, lambda: sites.register_sites(home)))
+        handle_signals(supervisor.request_stop)
+        with supervisor, _metrics(metrics_port, lambda: coordinator_gauges(home)):
+            tell(f"ready: sites connect to {settings.address}")
+            supervisor.watch(lambda: _look_after_runs(home))
+
+
+@app.command()
+def doctor(home: Home = DEFAULT_HOME) -> None:
+    """Check folder, keys, certificates, ports and processes, and say what to do; exit code 1 on a fault."""
+    from deploy.doctor import coordinator_checks
+
+    findings = coordinator_checks(home)
+    for finding in findings:
+        print(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.name}: {finding.text}")
+    if not all(finding.is_ok for finding in findings):
+        sys.exit(1)
+
+
+@app.command()
+def demo(
+    *,
+    public: Annotated[
+        Path | None, typer.Option(help="Folder or zip of public images; default: synthetic faces.")
+    ] = None,
+    faces: Annotated[Path | None, typer.Option(help="Folder or zip of private images, a folder per person.")] = None,
+    sites: Annotated[int, typer.Option(min=2, max=16, help="Sites on this machine.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Fine-tuning rounds.")] = 4,
+    budget: Annotated[str, typer.Option(help="Time for everything, for example 90s, 8m or 1h.")] = "7m",
+    out: Annotated[Path, typer.Option(help="New folder for everything the demo makes.")] = Path("demo"),
+    port: Annotated[int, typer.Option(help="First of the ports to use; 0: any free ones.")] = 0,
+) -> None:
+    """Show the whole idea on this machine: pre-training, a federation of sites, fine-tuning rounds, a report."""
+    from server.simulation.demo import Settings, run_demo
+    from server.simulation.demo_budget import parse_budget
+
+    settings = Settings(public, faces, sites, rounds, out, port)
+    run_demo(settings, parse_budget(budget), lambda text: print(text, flush=True))
+
+
+def _metrics(
+    port: int, collect: Callable[[], Iterable[tuple[object, ...]]]
+) -> contextlib.AbstractContextManager[object]:
+    """The Prometheus endpoint, if one is wanted."""
+    from deploy.observe.prometheus import serve
+    from deploy.processes.process import check_port_free
+
+    if not port:
+        return contextlib.nullcontext()
+    check_port_free("127.0.0.1", port, "metrics")
+    return serve(port, collect)
+
+
+def _look_after_runs(home: Path) -> None:
+    """Submit wanted runs again whose ServerApp died; quiet while there are none."""
+    from server.federation.fleet.superlink import ControlError, connect
+    from server.federation.resubmission import Wanted
+
+    wanted = Wanted(home)
+    try:
+        if wanted.has_running():
+            with connect(home) as control:
+                wanted.tick(control)
+    except (ControlError, InputError) as error:
+        logging.getLogger("maskfed.server").warning("%s", error)
+
+
+def _operation_errors() -> tuple[type[Exception], ...]:
+    """Failures of running systems and of this machine, told in one line, as far as their modules were loaded."""
+    named = (("server.federation.fleet.superlink", "ControlError"), ("deploy.processes.demo_commands", "CommandError"))
+    return (OSError, *(getattr(sys.modules[module], name) for module, name in named if module in sys.modules))
+
+
+if __name__ == "__main__":
+    main()

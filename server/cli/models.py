@@ -1,0 +1,125 @@
+"""`maskfed-server`: the commands around models and images. Each is thin and imports what it needs when it runs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+data = typer.Typer(no_args_is_help=True, help="Image sets.")
+experiments = typer.Typer(no_args_is_help=True, help="Recipes that ship with the project, the paper's own among them.")
+
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, replaces a setting.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to the coordinator's."""
+    app.command()(train)
+    app.command("import-checkpoint")(import_checkpoint)
+    app.command()(export)
+    app.command()(toy)
+    app.add_typer(data, name="data")
+    app.add_typer(experiments, name="experiments")
+
+
+def train(
+    experiment: Annotated[str, typer.Argument(help="Experiment file, or the name of a recipe that ships with us.")],
+    data: Annotated[Path, typer.Option(help="Folder or zip of images, image cache, or synthetic:<site>:<number>.")],
+    out: Annotated[Path, typer.Option(help="Run directory; a run of the same experiment goes on.")],
+    init: Annotated[Path | None, typer.Option(help="Checkpoint or run whose EMA weights to start from.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a model: masked pre-training or DSM, as the experiment says; several GPUs by torchrun."""
+    from server.runs.recipes import find_experiment
+    from server.training.train import train as run_stage
+    from shared.experiment.config import load_experiment
+
+    run = run_stage(load_experiment(find_experiment(experiment), overrides), data, out, init)
+    typer.echo(f"run {run.path}: {run.latest}")
+
+
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="MaskDM training state or U-ViT weights: .pt, .pth or .safetensors.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+    schedule: Annotated[
+        Literal["linear", "cosine"] | None, typer.Option(help="Noise schedule; default: what the file's tables say.")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads; default: those of the size.")] = None,
+) -> None:
+    """Turn a checkpoint of the authors' MaskDM or of U-ViT into one of ours."""
+    from server.training import maskdm_checkpoints
+
+    model = maskdm_checkpoints.import_checkpoint(file, out, schedule=schedule, num_heads=heads).model
+    typer.echo(f"{out}: size {model.size}, {model.image_size} px, patch {model.patch_size}")
+
+
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or run directory for its newest one.")],
+    out: Annotated[Path, typer.Option(help="File to write: .pt, .pth or .safetensors.")],
+    layout: Annotated[Literal["maskdm", "uvit"], typer.Option(help="Whose names to use.")] = "maskdm",
+) -> None:
+    """Write a checkpoint in the layout of the authors' MaskDM or of U-ViT."""
+    from server.training.maskdm_checkpoints import export_checkpoint
+
+    export_checkpoint(checkpoint, out, layout)
+    typer.echo(f"{out}: {layout} layout")
+
+
+@data.command("cache")
+def cache_images(
+    source: Annotated[Path, typer.Argument(help="Folder or zip of images.")],
+    size: Annotated[int, typer.Option(min=8, help="Side in pixels.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the cache; default: beside the source.")] = None,
+    identities: Annotated[Path | None, typer.Option(help="Text file with `<file name> <identity>` lines.")] = None,
+    crop: Annotated[int, typer.Option(min=0, help="Centre crop in source pixels; 0: the short side.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
+) -> None:
+    """Decode images once into a memory map that `train --data` reads; an interrupted run goes on."""
+    from server.training.progress_bars import decoding_bar
+    from shared.data.image_cache import build_cache
+
+    folder = out or source.with_name(f"{source.stem}-{size}.cache")
+    with decoding_bar() as on_progress:
+        cache = build_cache(source, folder, size, workers, identities=identities, crop=crop, on_progress=on_progress)
+    persons = "" if cache.persons is None else f" of {len(set(cache.persons.tolist())):,} persons"
+    typer.echo(f"{folder}: {len(cache):,} images{persons}, {cache.num_unreadable} unreadable files left out")
+
+
+@experiments.command("list")
+def list_experiments() -> None:
+    """Names of the recipes and what each is for."""
+    from server.runs.recipes import describe, recipe_names
+
+    width = max(map(len, recipe_names()))
+    for name in recipe_names():
+        typer.echo(f"{name:<{width}}  {describe(name)}")
+
+
+@experiments.command("show")
+def show_experiment(
+    name: Annotated[str, typer.Argument(help="Name of a recipe, or an experiment file.")],
+    overrides: Overrides = None,
+    *,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Every setting, defaults included.")] = False,
+) -> None:
+    """Print a recipe: a start for an experiment file of your own."""
+    from server.runs.recipes import find_experiment
+    from shared.experiment.config import load_experiment
+
+    path = find_experiment(name)
+    experiment = load_experiment(path, overrides)
+    typer.echo((experiment.to_toml() if resolved or overrides else path.read_text(encoding="utf-8")).rstrip())
+
+
+def toy(
+    name: Annotated[Literal["swiss-roll", "rose"], typer.Argument(help="Which of the paper's toy distributions.")],
+    out: Annotated[Path, typer.Option(help="Folder for the figure and the distances.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """The paper's Figure 2 in seconds: masked score matching on marginals, then denoising, against scratch."""
+    from server.studies.toys import run_toy
+
+    result = run_toy(name, out, seed=seed)
+    typer.echo(
+        f"{out / name}.png: sliced Wasserstein distance of the marginal proxy {result.distance_proxy:.3f}, after "
+        f"{result.finetune_steps} steps {result.distance_finetuned:.3f}, from scratch {result.distance_scratch:.3f}"
+    )

@@ -1,0 +1,76 @@
+"""`maskfed-server`: the commands before a model leaves: audits at the sites, and the gate; thin, imports late."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to the coordinator's."""
+    app.command()(audit)
+    app.command()(release)
+
+
+def audit(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of a run, or a run directory: its newest.")],
+    reference: Annotated[
+        list[Path] | None, typer.Option(help="Public checkpoint that saw no site's images; the model's start first.")
+    ] = None,
+    public: Annotated[
+        str, typer.Option(help="PUBLIC images: the first reference, fine-tuned on them, becomes another one.")
+    ] = "",
+    public_steps: Annotated[int, typer.Option(min=1, help="Length of that fine-tuning.")] = 500,
+    site: Annotated[
+        list[str] | None, typer.Option(help="Alias to ask; default: who took part, or everybody online.")
+    ] = None,
+    extractor: Annotated[str, typer.Option(help="Feature space of the copy test: pixels, onnx:FILE, ...")] = "pixels",
+    weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights; default: download.")] = None,
+    num: Annotated[int, typer.Option(min=1, max=10_000, help="Generated images of the copy test.")] = 1000,
+    control_steps: Annotated[int, typer.Option(min=1, help="Training of each site's control model, in steps.")] = 1000,
+    figures: Annotated[bool, typer.Option("--figures", help="Ask for figures: a release without DP.")] = False,
+    deadline: Annotated[float, typer.Option(min=1, help="Seconds that sites have.")] = 4 * 3600.0,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the experiment.")] = None,
+    home: Annotated[
+        Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.")
+    ] = Path("coordinator"),
+) -> None:
+    """Ask the sites to attack a model with their own images; pass or fail comes back, where their policy allows it."""
+    from server.federation.fleet.registry import check_home
+    from server.release.audit_request import AuditPlan
+    from server.release.audit_sites import ask_audits
+
+    check_home(home)
+    plan = AuditPlan(
+        references=tuple(reference or ()),
+        public=public,
+        public_steps=public_steps,
+        extractor=extractor,
+        weights_file=weights,
+        num_images=num,
+        control_steps=control_steps,
+        figures=figures,
+        overrides=tuple(overrides or ()),
+        sites=tuple(site or ()),
+        deadline_seconds=deadline,
+    )
+    for file in ask_audits(home, checkpoint, plan, typer.echo):
+        typer.echo(str(file))
+
+
+def release(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of a run, or a run directory: its newest.")],
+    out: Annotated[Path, typer.Option(help="New folder: weights, experiment, model card.")],
+    verdict: Annotated[list[Path] | None, typer.Option(help="Audit verdict that a site has sent; is kept.")] = None,
+    override: Annotated[str, typer.Option(help="Reason to release in spite of the gate; stands in the card.")] = "",
+    license_text: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "",
+) -> None:
+    """Release a model with its evidence; refused while a required result is missing or bad."""
+    from server.release.gate import LICENSE
+    from server.release.gate import release as run
+    from server.release.verdict_files import add_verdicts
+    from shared.storage.checkpoint import resolve_checkpoint
+
+    if verdict:
+        add_verdicts(resolve_checkpoint(checkpoint).resolve().parent.parent, verdict)
+    typer.echo(str(run(checkpoint, out, override=override, license_text=license_text or LICENSE)))

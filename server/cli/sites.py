@@ -1,0 +1,148 @@
+"""`maskfed-server sites`: who may take part. Each change and each refusal leaves a line in `logs/admissions.log`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.identity.enrolment import EnrolmentRequest
+from deploy.identity.keys import ProvisionError
+from shared.errors import InputError
+
+sites = typer.Typer(no_args_is_help=True, help="Who may take part.")
+
+DEFAULT_HOME = Path("coordinator")
+Home = Annotated[
+    Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.", show_default=True)
+]
+
+
+@sites.command("add")
+def sites_add(
+    requests: Annotated[list[str], typer.Argument(help="Enrolment lines of sites, or files that hold one each.")],
+    home: Home = DEFAULT_HOME,
+    bundle: Annotated[Path | None, typer.Option(help="Where the join bundle goes; default: <alias>.join.json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Register sites and write their join bundles, which hold no secret; a line that was used before is refused."""
+    from deploy.coordinator import read_coordinator
+    from deploy.identity.enrolment import read_request
+    from deploy.identity.keys import fingerprint
+    from server.federation.fleet.admission import recorded
+    from server.federation.fleet.registry import Registry
+
+    settings, registry = read_coordinator(home), Registry(home / "sites.json")
+    if bundle and len(requests) > 1:
+        raise InputError(f"--bundle names one file, but there are {len(requests)} requests: leave it out")
+    with recorded(home, "added") as aliases:
+        enrolments = [read_request(_line(request)) for request in requests]
+        registry.check_new([(enrolment.alias, enrolment.public_key) for enrolment in enrolments])
+        targets = [bundle or Path(f"{enrolment.alias}.join.json") for enrolment in enrolments]
+        if taken := next(filter(Path.exists, targets), None):
+            raise ProvisionError(f"{taken} exists already: move it away first, or give --bundle")
+        _write_bundles(home, settings.address, dict(zip(targets, enrolments, strict=True)))
+        for enrolment in enrolments:
+            registry.add(enrolment.alias, enrolment.public_key)
+            aliases.append(enrolment.alias)
+    register_sites(home)
+    digest = fingerprint(home / "pki" / "ca.crt")
+    if as_json:
+        added = [{"alias": alias, "bundle": str(target)} for alias, target in zip(aliases, targets, strict=True)]
+        typer.echo(json.dumps({"added": added, "ca_fingerprint": digest}))
+        return
+    for alias, target in zip(aliases, targets, strict=True):
+        typer.echo(f"site {alias} added; send it {target}")
+    typer.echo(f"CA fingerprint, to compare by phone:\n  {digest}")
+
+
+@sites.command("list")
+def sites_list(
+    home: Home = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False
+) -> None:
+    """Show every site: alias, whether it is online, when it was added or removed."""
+    from deploy.coordinator import read_coordinator
+    from deploy.processes.services import is_healthy
+    from server.federation.fleet.registry import Registry
+    from server.federation.fleet.superlink import connect
+
+    settings = read_coordinator(home)
+    status: dict[str, str] = {}
+    if is_healthy(f"127.0.0.1:{settings.port}", home / "pki" / "ca.crt"):
+        with connect(home) as control:
+            status = {node.alias: node.status for node in control.nodes()}
+    found = [
+        {"alias": site.alias, "added": site.added, "removed": site.revoked,
+         "status": "removed" if site.revoked else status.get(site.alias, "unknown (no SuperLink)")}
+        for site in Registry(home / "sites.json").sites()
+    ]  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+    for site in found if not as_json else []:
+        state = f"removed {site['removed']}" if site["removed"] else site["status"]
+        typer.echo(f"{site['alias']:32} {state:32} added {site['added']}")
+
+
+@sites.command("remove")
+def sites_remove(
+    alias: str,
+    home: Home = DEFAULT_HOME,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Revoke a site: its key is refused from now on, also by a running SuperLink, and never accepted again."""
+    from deploy.coordinator import read_coordinator
+    from server.federation.fleet.admission import recorded
+    from server.federation.fleet.registry import Registry
+
+    read_coordinator(home)
+    with recorded(home, "removed") as aliases:
+        Registry(home / "sites.json").revoke(alias)
+        aliases.append(alias)
+    is_told = register_sites(home)
+    when = "its key is refused from now on" if is_told else "its key is refused once the SuperLink runs again"
+    typer.echo(json.dumps({"alias": alias, "removed": True}) if as_json else f"site {alias} removed: {when}")
+
+
+def _write_bundles(home: Path, address: str, requests: Mapping[Path, EnrolmentRequest]) -> None:
+    """All bundles or none: this comes before the registry, so that no site is in that nobody could enrol again."""
+    from deploy.identity.enrolment import write_bundle
+    from shared.storage.code_digest import installed_digest
+
+    written: list[Path] = []
+    try:
+        for target, request in requests.items():
+            write_bundle(target, request, address, home / "pki" / "ca.crt", installed_digest())
+            written.append(target)
+    except ProvisionError:
+        for target in written:
+            target.unlink()
+        raise
+
+
+def _line(request: str) -> str:
+    """An enrolment line, given itself or as a file."""
+    is_file = len(request) < 256 and Path(request).is_file()
+    return Path(request).read_text(encoding="utf-8", errors="replace") if is_file else request
+
+
+def register_sites(home: Path) -> bool:
+    """Make a running SuperLink know exactly the active sites; false without one, `start` does it then.
+
+    Raises:
+        ProvisionError: it runs, but does not take them.
+    """
+    from deploy.coordinator import read_coordinator
+    from deploy.processes.services import is_healthy
+    from server.federation.fleet.admission import synchronise
+    from server.federation.fleet.registry import Registry
+    from server.federation.fleet.superlink import ControlError, connect
+
+    if not is_healthy(f"127.0.0.1:{read_coordinator(home).port}", home / "pki" / "ca.crt"):
+        return False
+    try:
+        with connect(home) as control:
+            synchronise(control, Registry(home / "sites.json"))
+    except ControlError as error:
+        raise ProvisionError(f"{error}; the registry is changed, restart `maskfed-server start` to apply it") from error
+    return True

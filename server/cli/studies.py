@@ -1,0 +1,73 @@
+"""`maskfed-server`: the command that runs studies; thin, imports late."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to the coordinator's."""
+    app.command()(reproduce)
+
+
+def reproduce(
+    study: Annotated[str, typer.Argument(help="acceleration, transfer, federated, or a study file of your own.")],
+    scale: Annotated[str, typer.Option(help="cpu, gpu or paper.")] = "cpu",
+    arm: Annotated[list[str] | None, typer.Option(help="Arm to run, several in order; default: all.")] = None,
+    public: Annotated[str, typer.Option(help="Folder or zip of public images; default: synthetic faces.")] = "",
+    private: Annotated[str, typer.Option(help="Folder or zip, a folder per person; default: synthetic faces.")] = "",
+    extractor: Annotated[
+        list[str] | None, typer.Option(help="As of evaluate, several; the first chooses. Default: random-inception.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="File of the Inception weights.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of all runs; the same command goes on.")] = Path("runs/reproduce"),
+    results: Annotated[Path | None, typer.Option(help="Folder of stored results; default: server/results.")] = None,
+    device: Annotated[str, typer.Option(help="For sampling: cpu, cuda; default: a GPU where there is one.")] = "",
+) -> None:
+    """Run the paper's experiments, arm by arm: each a resumable job that ends with numbers in server/results."""
+    from server.studies.run.reproduce import Settings, run_arm
+    from server.studies.schema import arms_at, load_study
+    from server.studies.stored_results import FOLDER
+    from server.training.progress_bars import decoding_bar
+
+    names = arm or arms_at(load_study(study), study, scale)
+    for name in names:
+        with decoding_bar("images") as on_progress:
+            settings = Settings(
+                public=public,
+                private=private,
+                extractors=tuple(extractor or ("random-inception",)),
+                weights=weights,
+                root=out,
+                results=results or FOLDER,
+                device=device,
+                say=typer.echo,
+                on_progress=on_progress,
+            )
+            stored = run_arm(study, name, scale, settings)
+        if stored is None:
+            typer.echo(f"{study}/{name} is not finished: the same command goes on", err=True)
+            sys.exit(1)
+        typer.echo(f"{stored}")
+
+
+def report_results(runs: list[Path] | None, check: bool) -> None:
+    """`report --results`: write the page of all studies, or only say whether it is up to date.
+
+    Raises:
+        InputError: run directories were given, too, or a stored result is damaged.
+    """
+    from server.studies.page.results_page import make_pages
+    from shared.errors import InputError
+
+    if runs:
+        raise InputError(f"report --results takes no run directory, but got {runs[0]}: leave out one of the two")
+    pages = make_pages()
+    if not check:
+        pages.write()
+    for path in pages.stale() if check else pages.texts:
+        typer.echo(f"{'stale: ' if check else ''}{path}")
+    if check and pages.stale():
+        sys.exit(1)

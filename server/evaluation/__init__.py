@@ -1,0 +1,1 @@
+"""Samples and distances of a checkpoint."""

@@ -1,0 +1,119 @@
+"""`maskfed-server sample`: images of a checkpoint as one grid, a folder of PNGs or a uint8 array."""
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from server.evaluation.drawing import WAIT_SECONDS, Drawing
+from shared.errors import InputError
+from shared.evaluation.generate import save_grid
+from shared.storage.checkpoint import resolve_checkpoint
+from shared.storage.chunks import ChunkedJob, rank_from_environment
+from shared.storage.files import TEMPORARY_PREFIX
+
+MAX_GRID_IMAGES = 4096
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """What the user asks for; None or 0 means what the checkpoint's experiment says."""
+
+    num_images: int
+    out: Path
+    """`.png`: one grid; `.npy`: uint8 (N, 3, H, W); any other name: a folder of `<seed>.png`."""
+    seed: int | None = None
+    columns: int = 8
+    drawing: Drawing = field(default_factory=Drawing)
+
+    @property
+    def kind(self) -> Literal["grid", "array", "folder"]:
+        """What `out` means by its suffix."""
+        return {".png": "grid", ".npy": "array"}.get(self.out.suffix.lower(), "folder")  # type: ignore[return-value]
+
+
+def sample(path: Path, options: SampleOptions) -> Path:
+    """Sample images seed, seed + 1, ... of a checkpoint.
+
+    Image k depends on its seed only. Under torchrun the ranks share the images; an interrupted command, given again,
+    goes on where it was.
+
+    Args:
+        path: checkpoint folder, or a run directory (its newest checkpoint).
+        options: see `SampleOptions`.
+
+    Returns:
+        What was written, by the first rank.
+
+    Raises:
+        InputError: bad checkpoint or number, or an `out` that holds something else.
+    """
+    rank = rank_from_environment()
+    _check(options)
+    source = options.drawing.open(resolve_checkpoint(path), rank)
+    seed = source.loaded.experiment.evaluation.seed if options.seed is None else options.seed
+    parts = options.out.with_name(f".{options.out.name}.parts")
+    job = ChunkedJob(parts, source.facts(seed), options.num_images, rank)
+    source.draw(job, seed, lambda _items, images: {"images": images.numpy()})
+    if rank.is_first:
+        job.wait(WAIT_SECONDS)
+        _write(job, options, seed)
+        job.remove()
+    return options.out
+
+
+def _check(options: SampleOptions) -> None:
+    """Refuse what could not be written at the end, before anything is sampled.
+
+    Raises:
+        InputError: naming the option.
+    """
+    if options.num_images < 1 or options.columns < 1:
+        raise InputError(f"--num {options.num_images} --columns {options.columns}: give at least 1 of each")
+    if options.kind == "grid" and options.num_images > MAX_GRID_IMAGES:
+        raise InputError(
+            f"--num {options.num_images} in one grid, at most {MAX_GRID_IMAGES}: give --out FOLDER or --out FILE.npy"
+        )
+    if options.kind == "folder" and options.out.exists() and (options.out.is_file() or any(options.out.iterdir())):
+        raise InputError(f"--out {options.out} exists and is not an empty folder: name a new one")
+
+
+def _write(job: ChunkedJob, options: SampleOptions, seed: int) -> None:
+    out = options.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    match options.kind:
+        case "grid":
+            save_grid(torch.from_numpy(np.concatenate([part["images"] for part in job.parts()])), out, options.columns)
+        case "array":
+            _write_array(job, out)
+        case "folder":
+            unfinished = out.with_name(f"{TEMPORARY_PREFIX}{out.name}-{os.getpid()}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            number = seed
+            for part in job.parts():
+                for image in part["images"]:
+                    Image.fromarray(image.transpose(1, 2, 0)).save(unfinished / f"{number:08d}.png")
+                    number += 1
+            if out.exists():
+                out.rmdir()
+            unfinished.rename(out)
+
+
+def _write_array(job: ChunkedJob, out: Path) -> None:
+    """One part in memory at a time."""
+    shape = next(job.parts())["images"].shape[1:]
+    unfinished = out.with_name(f"{TEMPORARY_PREFIX}{out.name}-{os.getpid()}")
+    array = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (job.num_items, *shape))
+    start = 0
+    for part in job.parts():
+        array[start : start + len(part["images"])] = part["images"]
+        start += len(part["images"])
+    array.flush()
+    del array
+    unfinished.replace(out)

@@ -1,0 +1,1 @@
+"""A federated run: start, status, resubmission, evaluations beside it."""

@@ -1,0 +1,247 @@
+"""`maskfed-server finetune`: prepare a run's directory, or take one up again, and submit it."""
+
+import re
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from server.federation.evaluation_queue import SETTINGS_FILE
+from server.federation.fleet.registry import Registry, write_json
+from server.federation.fleet.superlink import connect
+from server.federation.resubmission import Wanted
+from server.federation.rounds.aggregation import check_total_weight
+from server.federation.rounds.global_model import GlobalModel, check_float32, save_global
+from server.federation.rounds.selection import num_asked
+from server.federation.rounds.server_optimizer import ServerState
+from server.runs import run_directory
+from server.runs.recipes import find_experiment
+from server.runs.run_directory import RunDir
+from shared.errors import InputError
+from shared.experiment.config import Experiment, load_experiment
+from shared.experiment.trainable import select_trainable
+from shared.messages.packing import Manifest, pack
+from shared.storage.checkpoint import load_group, load_meta, resolve_checkpoint
+from shared.storage.files import write_atomically
+from shared.storage.versions import git_commit
+
+RUN_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_NEVER_FORCED = ("train.seed", "train.precision", "privacy.", "model.", "data.", "diffusion.", "mask.")
+"""What `--force` must not change in a run that has begun."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a new run starts from.
+
+    Attributes:
+        experiment: file or recipe name of the federated experiment.
+        overrides: `section.key=value`, each.
+        init: checkpoint or run directory whose moving average becomes the global model; empty: `train.init`.
+        run: name; empty: the experiment's and the time.
+        reference: images or statistics that checkpoints are compared with; empty: no evaluation.
+        evaluate_arguments: further arguments of the evaluations.
+    """
+
+    experiment: str
+    overrides: tuple[str, ...] = ()
+    init: str = ""
+    run: str = ""
+    reference: str = ""
+    evaluate_arguments: tuple[str, ...] = ()
+
+
+def start_run(home: Path, start: Start) -> str:
+    """Check everything, write the run directory with the checkpoint of round 0, submit; the run's name.
+
+    Raises:
+        InputError: something does not fit; nothing is left behind.
+        ControlError: the SuperLink cannot be reached; nothing is left behind.
+    """
+    file = find_experiment(start.experiment)
+    experiment = resolve(load_experiment(file, list(start.overrides)))
+    check_sites(experiment, len(Registry(home / "sites.json").active()))
+    source = find_init(start.init or experiment.train.init)
+    check_fits(source, experiment)
+    run = start.run or f"{file.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    check_name(run)
+    folder = home / "runs" / run
+    if folder.exists():
+        raise InputError(f"run {run} exists in {folder.parent}: give another --run, or continue it with --resume {run}")
+    reference = _absolute(start.reference)
+    with connect(home) as control:
+        control.nodes()
+        try:
+            made = run_directory.create(folder, experiment)
+            write_json(
+                folder / SETTINGS_FILE,
+                {"init": str(source), "reference": reference, "evaluate_arguments": list(start.evaluate_arguments)},
+            )
+            save_global(made.round_checkpoint(0), initial_model(source, experiment), experiment)
+            Wanted(home).submit(control, run)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    return run
+
+
+def resume_run(home: Path, run: str, changed: Experiment | None = None, *, force: bool = False) -> bool:
+    """Submit a run again, from its last complete checkpoint; false when it is running, so that there is nothing to do.
+
+    A run whose ServerApp was killed counts as running until the SuperLink has noticed; then it is submitted again by
+    whoever follows it, and by `maskfed-server start`.
+
+    Args:
+        home: the coordinator's folder.
+        run: its name.
+        changed: an experiment that should go on in place of the stored one.
+        force: take `changed` although it differs; never in seeds, precision, privacy, model or data.
+
+    Raises:
+        InputError: no such run, it is complete, it is running and the experiment shall change, or that differs.
+    """
+    check_name(run)
+    made = RunDir(home / "runs" / run)
+    if not made.path.is_dir():
+        known = sorted(path.name for path in made.path.parent.glob("*") if path.is_dir())
+        raise InputError(f"run {run!r} is unknown: known are {', '.join(known) or 'none'}")
+    entry = Wanted(home).runs().get(run)
+    if changed is None and entry is not None and entry.status == "running":
+        return False
+    experiment = made.experiment
+    if changed is not None:
+        experiment = _merged(run, experiment, resolve(changed), force=force)
+    newest = made.latest
+    if newest is None:
+        raise InputError(f"run {run} has no complete checkpoint: start it again under another name")
+    done = load_meta(newest).round or 0
+    if done >= experiment.federation.rounds:
+        raise InputError(
+            f"run {run} has done all {done} rounds: raise federation.rounds (--set, with --force) to go on"
+        )
+    check_sites(experiment, len(Registry(home / "sites.json").active()))
+    with connect(home) as control:
+        control.nodes()
+        write_atomically(made.experiment_file, experiment.to_toml())
+        Wanted(home).submit(control, run)
+    return True
+
+
+def check_name(run: str) -> None:
+    """Refuse a run name that is not one plain folder name.
+
+    Raises:
+        InputError: says which characters are allowed.
+    """
+    if not re.fullmatch(RUN_PATTERN, run):
+        raise InputError(f"run name {run!r}: 1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit")
+
+
+def resolve(experiment: Experiment) -> Experiment:
+    """Decide what is left open, once per run: `auto` precision is float32, which every site can repeat exactly."""
+    if experiment.train.precision != "auto":
+        return experiment
+    train = experiment.train.model_copy(update={"precision": "float32"})
+    return experiment.model_copy(update={"train": train})
+
+
+def check_sites(experiment: Experiment, num_sites: int) -> None:
+    """Refuse a federation that the registered sites cannot fill.
+
+    Raises:
+        InputError: names the field, the sites and the remedy.
+    """
+    config = experiment.federation
+    for field in ("sites_per_round", "min_available", "min_replies"):
+        asked = getattr(config, field)
+        if asked > num_sites:
+            raise InputError(
+                f"federation.{field} {asked} is above the {num_sites} registered sites: add sites or lower it"
+            )
+    asked = num_asked(config, num_sites)
+    if config.min_replies > asked:
+        raise InputError(
+            f"federation.min_replies {config.min_replies} is above the {asked} sites asked per round: lower it"
+        )
+    check_total_weight(asked, config)
+
+
+def find_init(text: str) -> Path:
+    """Checkpoint folder that `text` means: a path, or the name of a model that ships with the project.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not text:
+        raise InputError("finetune starts from a checkpoint: give --init, or train.init in the experiment")
+    shipped = Path(__file__).parents[1] / "models" / text
+    return resolve_checkpoint(shipped if shipped.is_dir() and not Path(text).exists() else Path(text))
+
+
+def check_fits(source: Path, experiment: Experiment) -> None:
+    """Refuse a checkpoint of another network or another diffusion.
+
+    Raises:
+        InputError: lists what differs.
+    """
+    theirs = load_meta(source).experiment
+    for section, field in (
+        ("model", "backbone"),
+        ("model", "size"),
+        ("model", "image_size"),
+        ("model", "patch_size"),
+        ("data", "wavelet"),
+        ("diffusion", "schedule"),
+        ("diffusion", "timesteps"),
+        ("diffusion", "prediction"),
+    ):
+        ours, other = getattr(getattr(experiment, section), field), getattr(getattr(theirs, section), field)
+        if ours != other:
+            raise InputError(
+                f"checkpoint {source} was trained with {section}.{field} {other!r}, the experiment says {ours!r}: "
+                "change the experiment, or take another checkpoint"
+            )
+
+
+def initial_model(source: Path, experiment: Experiment) -> GlobalModel:
+    """Round 0: the moving average of `source` as both the weights and the moving average."""
+    tensors = load_group(source, "ema")
+    check_float32(tensors, source)
+    trainable = set(select_trainable(tensors, experiment.federation.trainable))
+    manifest = Manifest.of({name: tensor for name, tensor in tensors.items() if name in trainable})
+    base_manifest = Manifest.of({name: tensor for name, tensor in tensors.items() if name not in trainable})
+    weights = pack(tensors, manifest)
+    return GlobalModel(
+        manifest=manifest,
+        weights=weights,
+        ema=weights.copy(),
+        base_manifest=base_manifest,
+        base=pack(tensors, base_manifest),
+        server_round=0,
+        local_steps=0,
+        optimizer=ServerState(),
+        parents=(load_meta(source).digest,),
+        commit=git_commit(),
+    )
+
+
+def _merged(run: str, stored: Experiment, asked: Experiment, *, force: bool) -> Experiment:
+    found = run_directory.differences(stored, asked)
+    if found and not force:
+        raise InputError(f"run {run} was started with {'; '.join(found)}: resume it unchanged, or give --force")
+    fixed = [line for line in found if line.startswith(_NEVER_FORCED)]
+    if fixed:
+        raise InputError(
+            f"run {run} was started with {'; '.join(fixed)}: --force does not change that, start a new run"
+        )
+    return asked
+
+
+def _absolute(reference: str) -> str:
+    """Evaluations run elsewhere; `synthetic:...` is a name, not a path."""
+    if not reference or reference.startswith("synthetic:"):
+        return reference
+    path = Path(reference).resolve()
+    if not path.exists():
+        raise InputError(f"reference {reference} does not exist: give images (folder, zip, cache) or statistics")
+    return str(path)

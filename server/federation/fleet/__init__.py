@@ -1,0 +1,1 @@
+"""The sites and the SuperLink that they are connected to."""

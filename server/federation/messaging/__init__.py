@@ -1,0 +1,1 @@
+"""Messages to sites and back, with deadlines and retries."""

@@ -1,0 +1,1 @@
+"""The round loop: select, request, aggregate, step, record."""

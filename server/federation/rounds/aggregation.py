@@ -1,0 +1,170 @@
+"""Averaging of updates: checked, then folded into an int64 fixed-point sum, one reply at a time.
+
+Integer addition is associative, so the mean is bitwise the same in whatever order replies arrive, and one sum of 8
+bytes per element is all the memory that any number of replies needs.
+
+Constants: an element is at most 4 in magnitude, scaled by 2^36 and multiplied by an integer weight; the weights of a
+round add up to at most 2^20. So |sum| <= 2^(2 + 36 + 20) = 2^58, far inside int64, and the rounding error of an element
+is at most 2^-37 = 7.3e-12, below float32's own for elements above 1.2e-4.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import InputError
+from shared.experiment.sections import FederationConfig
+from shared.messages.packing import Manifest, MessageError, WireDtype, decode
+
+SCALE_BITS = 36
+MAX_TOTAL_WEIGHT = 2**20
+MAX_ELEMENT = 4.0
+CLIP_MARGIN = 1 - 2**-20
+"""Clipping stays this much below the bound, so that rounding to fixed point cannot exceed it: DP relies on it."""
+CHUNK_ELEMENTS = 2**20
+"""Work is done in pieces, so that temporaries cost megabytes, not models. Fixed, because norms depend on it."""
+
+Noise = Callable[[int], NDArray[np.float64]]
+"""The next so many elements of a noise vector."""
+
+
+class UpdateError(ValueError):
+    """A reply that must not touch the sum; `code` is for programs, the text for people."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def site_weight(num_examples: int, config: FederationConfig) -> int:
+    """Integer weight of a reply: 1, or its images clamped, in units of the public grid, rounded up.
+
+    Raises:
+        UpdateError: no images at all, although they are the weight.
+    """
+    if config.weighting == "equal":
+        return 1
+    if num_examples < 1:
+        raise UpdateError("weight", f"num_examples is {num_examples}, at least 1 is needed when examples weigh")
+    return math.ceil(min(num_examples, config.max_examples) / config.examples_grid)
+
+
+def check_total_weight(num_sites: int, config: FederationConfig) -> None:
+    """Refuse a federation whose weights could pass what the sum holds.
+
+    Raises:
+        InputError: names the numbers and what to change.
+    """
+    largest = 1 if config.weighting == "equal" else math.ceil(config.max_examples / config.examples_grid)
+    if num_sites * largest > MAX_TOTAL_WEIGHT:
+        raise InputError(
+            f"{num_sites} sites x federation.max_examples {config.max_examples} / examples_grid {config.examples_grid} "
+            f"is above {MAX_TOTAL_WEIGHT}: raise the grid or lower max_examples"
+        )
+
+
+def check_update(wire: NDArray[Any], dtype: WireDtype, manifest: Manifest) -> float:
+    """L2 norm of an update in wire form, after checking length, dtype, finiteness and size of every element.
+
+    The length is the server's own manifest's, whatever the reply says about itself.
+
+    Raises:
+        UpdateError: `dtype`, `length`, `not_finite` or `too_large`; the last two name the tensor.
+    """
+    if wire.shape != (manifest.num_elements,):
+        raise UpdateError("length", f"update has shape {wire.shape}, agreed was ({manifest.num_elements},)")
+    square = 0.0
+    for start, chunk in _chunks(wire, dtype):
+        values = chunk.astype(np.float64)
+        largest = float(np.max(np.abs(values), initial=0.0))
+        if not math.isfinite(largest):
+            index = start + int(np.argmin(np.isfinite(values)))
+            raise UpdateError("not_finite", f"update is not finite in tensor {_tensor_at(manifest, index)}")
+        if largest > MAX_ELEMENT:
+            index = start + int(np.argmax(np.abs(values)))
+            raise UpdateError(
+                "too_large",
+                f"update has element {largest:.3g} in tensor {_tensor_at(manifest, index)}, at most 4 is allowed",
+            )
+        square += float(np.sum(np.square(values)))
+    return math.sqrt(square)
+
+
+def clip_factor(norm: float, config: FederationConfig) -> float:
+    """What an update is multiplied by: 1, or less where `update_norm_action` is `clip` and the norm is above the bound.
+
+    Raises:
+        UpdateError: above the bound, and the action is `reject`.
+    """
+    bound = config.max_update_norm
+    if not bound:
+        return 1.0
+    if config.update_norm_action == "reject":
+        if norm > bound:
+            raise UpdateError("norm", f"update norm {norm:.6g} is above federation.max_update_norm {bound:g}")
+        return 1.0
+    return min(1.0, bound * CLIP_MARGIN / norm) if norm else 1.0
+
+
+class FixedPointSum:
+    """The weighted sum of a round's updates; 8 bytes per element, whatever the number of replies."""
+
+    def __init__(self, num_elements: int) -> None:
+        self._sum = np.zeros(num_elements, np.int64)
+        self.total_weight = 0
+        self.count = 0
+
+    def fold(self, wire: NDArray[Any], dtype: WireDtype, weight: int, factor: float = 1.0) -> None:
+        """Add `weight * factor * update`; the update has passed `check_update`.
+
+        Raises:
+            UpdateError: the weights of the round would pass 2^20.
+        """
+        if weight < 1 or self.total_weight + weight > MAX_TOTAL_WEIGHT:
+            raise UpdateError("weight", f"weight {weight} takes the round's total outside 1..{MAX_TOTAL_WEIGHT}")
+        for start, chunk in _chunks(wire, dtype):
+            scaled = chunk.astype(np.float64)
+            scaled *= factor
+            scaled *= float(2**SCALE_BITS)
+            self._sum[start : start + len(chunk)] += np.rint(scaled, out=scaled).astype(np.int64) * weight
+        self.total_weight += weight
+        self.count += 1
+
+    def clear(self) -> None:
+        """Free the sum's memory; the counts stay."""
+        self._sum = np.zeros(0, np.int64)
+
+    def mean(self, denominator: int = 0, noise: Noise | None = None) -> NDArray[np.float32]:
+        """(Sum + noise) over `denominator` (0: the total weight), float32 (num_elements,); rounded after the noise."""
+        mean = np.empty(len(self._sum), np.float32)
+        for start in range(0, len(mean), CHUNK_ELEMENTS):
+            part = slice(start, start + CHUNK_ELEMENTS)
+            total = self._sum[part].astype(np.float64) / float(2**SCALE_BITS)
+            if noise is not None:
+                total += noise(len(total))
+            mean[part] = total / float(denominator or self.total_weight)
+        return mean
+
+
+def update_norm(flat: NDArray[np.float32]) -> float:
+    """L2 norm in float64, summed in fixed pieces, so that it does not depend on threads."""
+    return math.sqrt(sum(float(np.sum(np.square(chunk.astype(np.float64)))) for _, chunk in _chunks(flat, "float32")))
+
+
+def _chunks(wire: NDArray[Any], dtype: WireDtype) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    for start in range(0, len(wire), CHUNK_ELEMENTS):
+        try:
+            yield start, decode(wire[start : start + CHUNK_ELEMENTS], dtype)
+        except MessageError as error:
+            raise UpdateError("dtype", str(error)) from error
+
+
+def _tensor_at(manifest: Manifest, index: int) -> str:
+    for tensor in manifest.tensors:
+        index -= tensor.num_elements
+        if index < 0:
+            return tensor.name
+    return "?"

@@ -1,0 +1,188 @@
+"""One round's replies: each is checked, counted and, when good, folded into the sum, as it arrives."""
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flwr.app import Message
+
+from server.federation.messaging.exchange import Arrival
+from server.federation.rounds.aggregation import FixedPointSum, UpdateError, check_update, clip_factor, site_weight
+from shared.messages.packing import MessageError
+from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
+
+State = Literal["asked", "again", "answered", "refused", "failed", "late", "rejected", "lost"]
+TRANSIENT_STATES: tuple[State, ...] = ("late", "lost")
+MAX_QUESTIONS = 5
+"""Times that a site is asked within one round, the first included."""
+
+
+@dataclass
+class SiteRecord:
+    """What a round knows of one site."""
+
+    site: str
+    node_id: int
+    activated_at: str
+    state: State = "asked"
+    code: str = ""
+    reason: str = ""
+    questions: int = 1
+    lost_at: float = 0.0
+    needs_base: bool = False
+    answer: dict[str, Any] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The site's entry in the round's record."""
+        entry: dict[str, Any] = {"site": self.site}
+        entry |= {key: value for key, value in (("code", self.code), ("reason", self.reason)) if value}
+        if self.questions > 1:
+            entry["questions"] = self.questions
+        return entry | (self.answer or {})
+
+
+class Tally:
+    """Outcomes of one round. `arrive` is called by pullers, one at a time; the rest by the round loop."""
+
+    def __init__(self, header: RequestHeader, request_digest: str, sites: list[SiteRecord]) -> None:
+        self.header, self.request_digest = header, request_digest
+        self.sites = {record.site: record for record in sites}
+        self.sum = FixedPointSum(header.manifest.num_elements)
+        self.bytes_received = 0
+        self.is_closed = False
+        self._lock = threading.Lock()
+        self.changed = threading.Event()
+
+    def arrive(self, arrival: Arrival) -> bool:
+        """Take an arrival; false when it comes too late or a second time, and was dropped."""
+        with self._lock:
+            record = self.sites.get(arrival.site)
+            is_current = arrival.server_round == self.header.server_round
+            if self.is_closed or not is_current or record is None or record.state not in ("asked", "again"):
+                return False
+            if arrival.message is None:
+                self._fail(record, arrival)
+            else:
+                self._read(record, arrival)
+            self.changed.set()
+            return True
+
+    def waiting(self) -> list[SiteRecord]:
+        """Sites whose outcome is open."""
+        return [record for record in self.sites.values() if record.state in ("asked", "again")]
+
+    def lose(self, record: SiteRecord, reason: str) -> None:
+        """A site's answer will not come; it may be asked again."""
+        with self._lock:
+            if record.state == "asked":
+                record.state, record.reason, record.lost_at = "again", reason, time.monotonic()
+
+    def ask_again(self, record: SiteRecord, node_id: int, activated_at: str) -> None:
+        """A site has been asked once more."""
+        with self._lock:
+            record.state, record.node_id, record.activated_at = "asked", node_id, activated_at
+            record.questions += 1
+
+    def give_up(self, record: SiteRecord) -> None:
+        """A lost site did not come back."""
+        with self._lock:
+            if record.state == "again":
+                record.state, record.code = "lost", "lost"
+
+    def close(self) -> None:
+        """The deadline has come: whoever is still asked is late, and nothing more is folded."""
+        with self._lock:
+            self.is_closed = True
+            for record in self.waiting():
+                record.state = "lost" if record.state == "again" else "late"
+                record.code = record.state
+                record.reason = record.reason or "no complete reply before the round's deadline"
+
+    def in_state(self, state: State) -> list[SiteRecord]:
+        """Sites in one state, by alias."""
+        return sorted((record for record in self.sites.values() if record.state == state), key=lambda each: each.site)
+
+    def as_json(self) -> dict[str, list[dict[str, Any]]]:
+        """Who was asked, and what became of it."""
+        outcomes: tuple[State, ...] = ("answered", "refused", "failed", "late", "rejected", "lost")
+        lists = {str(state): [record.as_json() for record in self.in_state(state)] for state in outcomes}
+        return {"asked": [{"site": site} for site in sorted(self.sites)], **lists}
+
+    def explain(self) -> str:
+        """One line: what became of each site that gave nothing."""
+        parts = [
+            f"{record.site} {record.state} ({record.reason or record.code})"
+            for record in sorted(self.sites.values(), key=lambda each: each.site)
+            if record.state != "answered"
+        ]
+        return "; ".join(parts)
+
+    def _fail(self, record: SiteRecord, arrival: Arrival) -> None:
+        if arrival.is_lost and record.questions < MAX_QUESTIONS:
+            record.state, record.reason, record.lost_at = "again", one_line(arrival.problem), time.monotonic()
+        else:
+            record.state = "lost" if arrival.is_lost else "failed"
+            record.code, record.reason = record.state, one_line(arrival.problem)
+
+    def _read(self, record: SiteRecord, arrival: Arrival) -> None:
+        assert arrival.message is not None
+        try:
+            reply = self._parse(arrival.message)
+            if reply.header.request_digest != self.request_digest:
+                raise UpdateError("stale", "the reply answers another request")
+            if reply.header.status == "refused":
+                self._refuse(record, reply.header)
+                return
+            record.answer = self._fold(reply)
+            record.state, record.reason = "answered", ""
+            record.answer["seconds"] = round(arrival.seconds, 3)
+        except UpdateError as error:
+            record.state, record.code, record.reason = "rejected", error.code, str(error)
+        except MessageError as error:
+            record.state, record.code, record.reason = "rejected", "malformed", one_line(str(error))
+
+    def _parse(self, message: Message) -> TrainReply:
+        try:
+            return TrainReply.from_record(message.content, self.header.manifest.num_elements)
+        except MessageError:
+            raise
+        except Exception as error:
+            # What a hostile reply makes a parser raise (MemoryError at an invented size) costs that reply, not the run.
+            raise MessageError(f"the reply cannot be read ({type(error).__name__})") from error
+
+    def _refuse(self, record: SiteRecord, header: ReplyHeader) -> None:
+        record.code, record.reason = str(header.refusal), one_line(header.reason)
+        may_send_base = header.refusal == "base_missing" and self.header.base_digest and not record.needs_base
+        if may_send_base:
+            record.needs_base, record.state, record.lost_at = True, "again", time.monotonic()
+        else:
+            record.state = "failed" if header.refusal == "failed" else "refused"
+
+    def _fold(self, reply: TrainReply) -> dict[str, Any]:
+        config = self.header.experiment.federation
+        update, header = reply.update, reply.header
+        assert update is not None
+        norm = check_update(update, config.wire_dtype, self.header.manifest)
+        factor = clip_factor(norm, config)
+        weight = site_weight(header.num_examples, config)
+        self.sum.fold(update, config.wire_dtype, weight, factor)
+        self.bytes_received += update.nbytes
+        scalars = {one_line(name)[:64]: value for name, value in header.scalars.items()}
+        answer: dict[str, Any] = {"weight": weight, "bytes": update.nbytes, "scalars": scalars}
+        if not config.central_noise_multiplier:
+            # Under client-level DP the norm of one site's update would be a release without noise.
+            answer |= {"norm": norm, "clipped_by": factor} if factor < 1 else {"norm": norm}
+        if header.epsilon is not None or header.is_unbounded:
+            answer["epsilon"] = "unbounded" if header.is_unbounded else header.epsilon
+            if header.is_unbounded and header.epsilon:
+                answer["dp_epsilon"] = header.epsilon
+            answer |= {"delta": header.delta, "epsilon_cap": header.epsilon_cap, "unit": header.unit}
+        if header.ledger_sequence is not None:
+            answer |= {"ledger_sequence": header.ledger_sequence, "ledger_hash": header.ledger_hash}
+        return answer
+
+
+def one_line(text: str) -> str:
+    """Text of a site as it may reach a log or a terminal: printable, one line, at most 500 characters."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:500]

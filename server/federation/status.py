@@ -1,0 +1,200 @@
+"""Watching runs: a live table until a run ends, and what `status` tells of all of them."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from server.federation.evaluation_queue import PROGRESS_FILE
+from server.federation.fleet.superlink import ControlError, connect
+from server.federation.resubmission import Wanted, WantedRun
+from server.runs.run_directory import RunDir
+from shared.errors import InputError
+from shared.storage.runlog import read_metrics
+
+POLL_SECONDS = 1.0
+AWAY_SECONDS = 600.0
+"""How long a follower waits for a SuperLink that cannot be reached."""
+SHOWN_ROUNDS = 25
+"""Newest rounds in the table; the JSON has all."""
+EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 1}
+OUTCOMES = ("answered", "refused", "failed", "late", "rejected", "lost")
+
+
+def follow(home: Path, run: str, *, as_json: bool = False, console: Console | None = None) -> int:
+    """Show a run until it has ended, submitting it again if it dies; exit code 0: completed, 1: failed or stopped."""
+    console = console or Console(stderr=as_json)
+    wanted = Wanted(home)
+    try:
+        with Live(console=console, refresh_per_second=2) as live:
+            seen = time.monotonic()
+            while (entry := _entry(wanted, run)).status == "running":
+                live.update(table(summarise(home, entry)))
+                time.sleep(POLL_SECONDS)
+                seen = time.monotonic() if _tick(home, wanted) else seen
+                if time.monotonic() - seen > AWAY_SECONDS:
+                    raise ControlError(
+                        f"the SuperLink is away for {AWAY_SECONDS:g} s: run {run} goes on with `maskfed-server start`"
+                    )
+            summary = summarise(home, entry)
+            live.update(table(summary))
+    except KeyboardInterrupt:
+        console.print(f"run {run} goes on without you: `maskfed-server status {run}`, or `stop {run}`", markup=False)
+        raise
+    if as_json:
+        Console().print_json(data=summary)
+    elif summary["reason"]:
+        console.print(f"run {run} {entry.status}: {summary['reason']}", markup=False)
+    return EXIT_CODES[entry.status]
+
+
+def summarise(home: Path, entry: WantedRun) -> dict[str, Any]:
+    """Everything that is known of a run, as JSON types."""
+    run = RunDir(home / "runs" / entry.run)
+    events = read_metrics(run.metrics)
+    rounds = {event["round"]: event for event in events if event["kind"] == "round"}
+    evaluations = {event["round"]: event for event in events if event["kind"] == "evaluation"}
+    is_over = entry.status != "running"
+    return {
+        "run": entry.run,
+        "status": entry.status,
+        "reason": entry.reason,
+        "rounds": run.experiment.federation.rounds,
+        "rounds_done": max(rounds, default=0),
+        "resubmissions": sum(event["kind"] == "resubmitted" for event in events),
+        "flower_run_id": entry.run_id,
+        "folder": str(run.path),
+        "progress": {} if is_over else _progress(run.path),
+        "start_metrics": evaluations[0]["metrics"] if 0 in evaluations else {},
+        "history": [_history(rounds[index], evaluations.get(index)) for index in sorted(rounds)],
+    }
+
+
+def all_runs(home: Path, run: str = "") -> list[dict[str, Any]]:
+    """Summaries of one run, or of all runs of a home.
+
+    Raises:
+        InputError: the named run is unknown.
+    """
+    wanted = Wanted(home)
+    _tick(home, wanted)
+    entries = [_entry(wanted, run)] if run else list(wanted.runs().values())
+    return [summarise(home, entry) for entry in entries]
+
+
+def table(summary: dict[str, Any]) -> Table:
+    """One line per round: sites by outcome, loss, bytes, seconds, epsilon, distance; the current round last."""
+    title = f"run {summary['run']}: {summary['status']}, round {summary['rounds_done']} of {summary['rounds']}"
+    if summary["resubmissions"]:
+        title += f", resubmitted {summary['resubmissions']} times"
+    shown = Table(title=title, title_justify="left")
+    for column in ("round", "sites", "loss", "update", "MB", "seconds", "epsilon", "distance"):
+        shown.add_column(column, justify="left" if column == "sites" else "right")
+    if summary["start_metrics"]:
+        shown.add_row("0", "start", *[""] * 5, _distance(summary["start_metrics"]))
+    for line in summary["history"][-SHOWN_ROUNDS:]:
+        shown.add_row(
+            str(line["round"]),
+            line["sites"],
+            _number(line["loss"]),
+            _number(line["update_norm"]) if line["weights_changed"] else "unchanged",
+            f"{(line['bytes_sent'] + line['bytes_received']) / 1e6:.1f}",
+            f"{line['seconds']:.1f}",
+            line["epsilon"],
+            _distance(line["metrics"]),
+        )
+    progress = summary["progress"]
+    if progress:
+        states = ", ".join(f"{site} {state}" for site, state in sorted(progress["sites"].items()))
+        spent = f"{max(0.0, time.time() - progress['since']):.0f}"
+        shown.add_row(str(progress["round"]), f"{progress['stage']}: {states}" if states else progress["stage"],
+                      "", "", "", spent, "", "")  # fmt: skip
+    return shown
+
+
+def print_log(home: Path, run: str, write: Callable[[str], object]) -> None:
+    """Write the output of a run's newest ServerApp, and go on until it ends.
+
+    Raises:
+        InputError: the run is unknown.
+    """
+    entry = _entry(Wanted(home), run)
+    with connect(home) as control:
+        for part in control.logs(entry.run_id):
+            write(part)
+
+
+def _history(event: dict[str, Any], evaluation: dict[str, Any] | None) -> dict[str, Any]:
+    answered = event["answered"]
+    losses = [entry["scalars"]["loss"] for entry in answered if "loss" in entry.get("scalars", {})]
+    parts = [f"{len(event[state])} {state}" for state in OUTCOMES if event[state]]
+    return {
+        "round": event["round"],
+        "sites": ", ".join(parts),
+        **{state: [entry["site"] for entry in event[state]] for state in OUTCOMES},
+        "loss": sum(losses) / len(losses) if losses else None,
+        "update_norm": event["update_norm"],
+        "weights_changed": event["weights_changed"],
+        "bytes_sent": event["bytes_sent"],
+        "bytes_received": event["bytes_received"],
+        "seconds": event["seconds"]["total"] if "total" in event["seconds"] else sum(event["seconds"].values()),
+        "epsilon": _epsilon(event),
+        "metrics": (evaluation or {}).get("metrics") or {},
+    }
+
+
+def _epsilon(event: dict[str, Any]) -> str:
+    """The largest epsilon that a site released, and that of client-level DP, each with what it protects."""
+    released = [entry for entry in event["answered"] if "epsilon" in entry]
+    parts = []
+    unbounded = [entry for entry in released if entry["epsilon"] == "unbounded"]
+    if unbounded:
+        private = [entry for entry in unbounded if "dp_epsilon" in entry]
+        worst = max(private, key=lambda entry: entry["dp_epsilon"], default=None)
+        parts.append("unbounded" + (f" (DP part {worst['dp_epsilon']:.3g} per {worst['unit']})" if worst else ""))
+    elif released:
+        worst = max(released, key=lambda entry: entry["epsilon"])
+        parts.append(f"{worst['epsilon']:.3g} per {worst.get('unit')}")
+    if "central_epsilon" in event:
+        parts.append(f"{event['central_epsilon']:.3g} per {event['central_unit']}")
+    return ", ".join(parts)
+
+
+def _entry(wanted: Wanted, run: str) -> WantedRun:
+    runs = wanted.runs()
+    if run not in runs:
+        raise InputError(f"run {run!r} is unknown: known are {', '.join(runs) or 'none'}")
+    return runs[run]
+
+
+def _tick(home: Path, wanted: Wanted) -> bool:
+    """Look after wanted runs; false when the SuperLink cannot be reached."""
+    try:
+        with connect(home) as control:
+            control.nodes()
+            wanted.tick(control)
+    except ControlError:
+        return False
+    return True
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value
+
+
+def _distance(metrics: dict[str, Any]) -> str:
+    found = {name: value for name, value in metrics.items() if name == "fid" or name.startswith("fd_")}
+    return " ".join(f"{name} {value:.4g}" for name, value in found.items() if isinstance(value, float))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

@@ -1,0 +1,1 @@
+"""Audits at the sites and the gate in front of a release."""

@@ -1,0 +1,196 @@
+"""The release gate: a model leaves only with its evidence, and only when the evidence is good enough.
+
+A release is a checkpoint of the averaged weights with the experiment and a model card. It needs a measured distance
+and the audits that `[release]` asks for, passed at every site that took part. An override stands in the card.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from server.report.formatting import format_interval, format_number, reference_label
+from server.runs.history import Evaluation, RunData, read_run, spent_text
+from shared.errors import InputError
+from shared.experiment.config import Experiment
+from shared.storage.checkpoint import CheckpointMeta, check_files, load_group, resolve_checkpoint, save_checkpoint
+from shared.storage.files import TEMPORARY_PREFIX
+
+CARD_FILE, EXPERIMENT_FILE = "MODEL_CARD.md", "experiment.toml"
+LICENSE = "Apache-2.0 for the code; the weights' licence is the coordinator's to state (--license)"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of one checkpoint, and what keeps it from being released."""
+
+    digest: str
+    evaluations: list[Evaluation]
+    audits: list[dict[str, Any]]
+    sites: list[str]
+    epsilons: list[dict[str, str]]
+    problems: list[str]
+    """One line per missing or failed requirement; empty: free to go."""
+
+
+def gather(checkpoint: Path) -> Evidence:
+    """Evidence of a checkpoint from its run directory: evaluations, audit verdicts, who took part, epsilon.
+
+    Raises:
+        InputError: damaged checkpoint, or one that lies in no run.
+    """
+    meta = check_files(checkpoint)
+    folder = checkpoint.resolve().parent
+    if folder.name != "checkpoints":
+        raise InputError(f"checkpoint {checkpoint} lies in no run, so nothing is known of it: name a run's checkpoint")
+    data = read_run(folder.parent)
+    last_round = meta.round if meta.round is not None else 0
+    evaluations = [each for each in data.evaluations if each.result["checkpoint"].get("digest") == meta.digest]
+    audits = [each for each in data.audits if each.get("checkpoint_digest") == meta.digest]
+    sites = data.participants(last_round)
+    problems = [] if evaluations else [f"no distance of {checkpoint.name} was measured: run `maskfed-server evaluate`"]
+    problems += audit_problems(meta.experiment, audits, sites)
+    return Evidence(meta.digest, evaluations, audits, sites, epsilons(data, sites, last_round), problems)
+
+
+def audit_problems(experiment: Experiment, audits: list[dict[str, Any]], sites: list[str]) -> list[str]:
+    """Required audits that are missing, failed, or beyond the limits by their own figures.
+
+    Without sites (central training) one audit of each kind suffices, whoever ran it.
+    """
+    config = experiment.release
+    bounds = {
+        "copy_rate": config.max_copy_rate,
+        "auc": config.max_auc,
+        "tpr_at_1_percent_fpr": config.max_tpr,
+    }
+    found = {(each.get("site"), each.get("audit")): each for each in audits}
+    by_kind = {each.get("audit"): each for each in audits}
+    problems = []
+    for site in sites or ["the training data"]:
+        for kind in config.audits:
+            done = found.get((site, kind)) if sites else by_kind.get(kind)
+            if done is None:
+                problems.append(
+                    f"{kind} audit of {site} is missing: ask with `maskfed-server audit`, or give --verdict"
+                )
+            elif not done.get("passed"):
+                problems.append(f"{kind} audit of {site} failed{': ' + done['reason'] if done.get('reason') else ''}")
+            else:
+                problems += [
+                    f"{kind} audit of {site}: {name} {value:.4g} is above the limit {bounds[name]:g}"
+                    for name, value in done.get("figures", {}).items()
+                    if name in bounds and value > bounds[name]
+                ]
+    return problems
+
+
+def epsilons(data: RunData, sites: list[str], last_round: int) -> list[dict[str, str]]:
+    """What each site has spent, as its last reply said; `unbounded` where nothing bounds it."""
+    is_private = data.experiment.privacy.mechanism != "none"
+    found = []
+    for site in sites:
+        entries = [
+            entry
+            for event in data.rounds
+            if event["round"] <= last_round
+            for entry in event.get("answered", [])
+            if entry["site"] == site and "epsilon" in entry
+        ]
+        if not entries:
+            value = "not released" if is_private else "unbounded"
+            found.append(
+                {"site": site, "epsilon": value, "delta": "–", "cap": "–", "unit": data.experiment.privacy.unit}
+            )
+        else:
+            last = entries[-1]
+            found.append(
+                {
+                    "site": site,
+                    "epsilon": spent_text(last),
+                    "delta": "–" if last.get("delta") is None else f"{last['delta']:g}",
+                    "cap": format_number(last.get("epsilon_cap")),
+                    "unit": str(last.get("unit") or "–"),
+                }
+            )
+    return found
+
+
+def release(path: Path, out: Path, *, override: str = "", license_text: str = LICENSE) -> Path:
+    """Write the release folder: averaged weights, experiment, card.
+
+    Args:
+        path: checkpoint folder of a run, or a run directory (its newest).
+        out: new folder.
+        override: reason to release although evidence is missing or bad; recorded in the card and `meta.json`.
+        license_text: licence of the weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: the evidence does not suffice, no averaged weights, or `out` has content.
+    """
+    checkpoint = resolve_checkpoint(path)
+    if out.exists() and any(out.iterdir()):
+        raise InputError(f"--out {out} is not empty: name a new folder")
+    meta, evidence = check_files(checkpoint), gather(checkpoint)
+    if "ema.safetensors" not in meta.sha256:
+        raise InputError(f"checkpoint {checkpoint} has no EMA weights: only the moving average is released")
+    if evidence.problems and not override.strip():
+        more = f" (and {len(evidence.problems) - 1} more)" if len(evidence.problems) > 1 else ""
+        raise InputError(
+            f"{checkpoint.name} is not released: {evidence.problems[0]}{more}; --override REASON records why"
+        )
+    unfinished = out.with_name(f"{TEMPORARY_PREFIX}{out.name}-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        facts = {"override": override.strip(), "problems": evidence.problems, "released_from": evidence.digest}
+        save_checkpoint(
+            unfinished,
+            {"ema": load_group(checkpoint, "ema")},
+            {
+                "experiment": meta.experiment,
+                "step": meta.step,
+                "round": meta.round,
+                "parents": (meta.digest,),
+                "provenance": {"release": facts},
+            },
+        )
+        (unfinished / EXPERIMENT_FILE).write_text(meta.experiment.to_toml(), encoding="utf-8")
+        card = model_card(checkpoint.name, meta, evidence, override.strip(), license_text)
+        (unfinished / CARD_FILE).write_text(card, encoding="utf-8")
+        if out.exists():
+            out.rmdir()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return out
+
+
+def model_card(name: str, meta: CheckpointMeta, evidence: Evidence, override: str, license_text: str) -> str:
+    """The card, in Markdown."""
+    environment = Environment(
+        loader=PackageLoader("server.release", "templates"),
+        autoescape=False,  # Markdown
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"number": format_number, "interval": format_interval, "label": reference_label}
+    return environment.get_template("model_card.md").render(
+        name=name,
+        experiment=meta.experiment,
+        step=meta.step,
+        rounds=meta.round,
+        evidence=evidence,
+        override=override,
+        license=license_text,
+        written=datetime.now(UTC).strftime("%Y-%m-%d"),
+    )

@@ -1,0 +1,229 @@
+"""`maskfed-server demo`: the whole idea on one machine, by the very commands that operators type.
+
+Every site has its own folder, settings, keys and processes; nothing is simulated. Whatever happens, Ctrl-C included,
+the processes are taken down in the right order: sites first, then the coordinator.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.processes.demo_commands import CommandError, Commands
+from deploy.processes.process import check_port_free, free_ports
+from server.runs.recipes import find_experiment
+from server.simulation.by_person import divide
+from server.simulation.demo_budget import Budget, Speed, read_speed
+from shared.data.images import list_images
+from shared.data.synthetic import write_folder
+from shared.errors import InputError
+from shared.experiment.config import Experiment, load_experiment
+
+SHIPPED_MODEL = Path(__file__).parents[1] / "models" / "synthetic32-T-msm"
+RUN = "demo"
+PUBLIC_IMAGES, SITE_IMAGES, REFERENCE_IMAGES = 2000, 1000, 1200
+REFERENCE_RATIO = 0.2
+SEED = 0
+ONLINE_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the demo shows.
+
+    Attributes:
+        public: public images for the pre-training; None: synthetic ones.
+        faces: private images, divided by person among the sites and the evaluator; None: synthetic ones.
+        num_sites: sites on this machine.
+        rounds: fine-tuning rounds.
+        out: new folder for all that the demo makes.
+        port: first port to use; 0: any free ones.
+    """
+
+    public: Path | None
+    faces: Path | None
+    num_sites: int
+    rounds: int
+    out: Path
+    port: int = 0
+
+
+def run_demo(settings: Settings, budget: Budget, say: Callable[[str], None]) -> Path:
+    """Show everything within the budget; the report.
+
+    Raises:
+        InputError: bad input, before anything is started.
+        CommandError: a step failed; all processes are down again then.
+    """
+    if (settings.public is None) != (settings.faces is None):
+        raise InputError("demo: give both --public and --faces, or neither for synthetic faces")
+    if settings.out.exists() and any(settings.out.iterdir()):
+        raise InputError(f"demo: folder {settings.out} is not empty: give another --out, or remove it")
+    count = 2 + 2 * settings.num_sites
+    ports = list(range(settings.port, settings.port + count)) if settings.port else free_ports(count)
+    for port in ports:
+        check_port_free("127.0.0.1", port, "demo")
+    for images in filter(None, (settings.public, settings.faces)):
+        list_images(images)
+    return Demo(settings, budget, say, ports).run()
+
+
+class Demo:
+    """One demonstration, stage by stage."""
+
+    def __init__(self, settings: Settings, budget: Budget, say: Callable[[str], None], ports: list[int]) -> None:
+        self.settings, self.budget, self.say, self.ports = settings, budget, say, ports
+        self.out = settings.out.resolve()
+        self.home = self.out / "coordinator"
+        self.aliases = [f"site-{number}" for number in range(settings.num_sites)]
+        self.is_synthetic = settings.faces is None
+        self.commands = Commands(self.out / "logs", say)
+
+    def run(self) -> Path:
+        """All stages; the report."""
+        # Many processes share the cores here: threads that spin while they wait would take them from each other.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        with self.commands.everything_ends():
+            reference = self._divide()
+            speed = self._measure_speed()
+            pretrained = self._pretrain(speed)
+            self._start_coordinator()
+            self._start_sites()
+            self._finetune(pretrained, reference, speed)
+            report = self._report()
+        self._title(f"done: open {report}")
+        return report
+
+    def _divide(self) -> Path:
+        """Lay out the images: one folder per site, and the evaluator's held-out persons."""
+        parts = self.out / "images"
+        if self.settings.faces is not None:
+            self._title(f"images: {self.settings.faces}, divided by person")
+            division = divide(self.settings.faces, parts, self.settings.num_sites, REFERENCE_RATIO, SEED)
+            for name, number in sorted(division.num_images.items()):
+                self.say(f"  {name}: {number} images")
+            return division.reference
+        self._title("images: synthetic faces")
+        size = self._experiment()[1].model.image_size
+        for number, alias in enumerate(self.aliases):
+            write_folder(parts / alias, SITE_IMAGES, size, SEED, site=f"site{number}")
+        held_out = f"heldout{self.settings.num_sites}"
+        write_folder(parts / "reference", REFERENCE_IMAGES, size, SEED, site=held_out)
+        self.say(f"  {SITE_IMAGES} images at each of {len(self.aliases)} sites, {REFERENCE_IMAGES} of other persons")
+        return parts / "reference"
+
+    def _measure_speed(self) -> Speed:
+        """Two short trainings, thrown away: what this machine can do decides how long the stages are."""
+        self._title("how fast is this machine?")
+        rates = []
+        for suffix in ("-msm", ""):
+            folder = self.out / "speed"
+            self._train(suffix, folder, "--set", "train.steps=30", log="speed.log")
+            rates.append(read_speed(folder))
+            shutil.rmtree(folder)
+        self.say(f"  {rates[0]:.0f} masked and {rates[1]:.0f} whole images per second")
+        return Speed(*rates)
+
+    def _pretrain(self, speed: Speed) -> Path:
+        _, experiment = self._experiment("-msm")
+        steps = self.budget.pretraining_steps(speed, experiment, is_short=self.is_synthetic)
+        share = f"{experiment.realised_mask_ratio:.0%} of each image hidden"
+        self._title(f"masked pre-training on public images: {steps} steps, {share}")
+        init = ("--init", str(SHIPPED_MODEL))
+        self._train("-msm", self.out / "pretraining", *init, "--set", f"train.steps={steps}")
+        return self.out / "pretraining"
+
+    def _train(self, suffix: str, out: Path, *further: str, log: str = "") -> None:
+        public = self.settings.public
+        data = f"synthetic:public:{PUBLIC_IMAGES}" if public is None else str(public.resolve())
+        recipe = self._experiment(suffix)[0]
+        self.commands.run("maskfed-server", "train", recipe, "--data", data, "--out", str(out), *further, log=log)
+
+    def _start_coordinator(self) -> None:
+        self._title(f"a federation of {len(self.aliases)} sites: TLS, node authentication, own keys")
+        ports = ("--port", str(self.ports[0]), "--health-port", str(self.ports[1]))
+        self.commands.run("maskfed-server", "init", *self._at(self.home), *ports, log="init.log")
+        self.commands.daemon("maskfed-server", "start", *self._at(self.home), log="coordinator.log", ready="ready:")
+
+    def _start_sites(self) -> None:
+        """Enrol, register, join, scan and start every site, then wait until the coordinator sees them."""
+        homes = [self._at(self.out / "sites" / alias) for alias in self.aliases]
+        sites = list(zip(self.aliases, homes, strict=True))
+        requests = self.commands.together([("maskfed-client", "enroll", alias, *home) for alias, home in sites])
+        for alias, request in zip(self.aliases, requests, strict=True):
+            bundle = ("--bundle", str(self._bundle(alias)))
+            self.commands.run("maskfed-server", "sites", "add", request, *self._at(self.home), *bundle, log="sites.log")
+        self.commands.together([self._join(alias, *home) for alias, home in sites])
+        self.commands.together([("maskfed-client", "data", "scan", *home) for home in homes])
+        for number, (alias, home) in enumerate(sites):
+            ports = ("--port", str(self.ports[2 + 2 * number]), "--health-port", str(self.ports[3 + 2 * number]))
+            self.commands.daemon("maskfed-client", "start", *home, *ports, log=f"{alias}.log")
+        self._wait_online()
+
+    def _join(self, alias: str, *home: str) -> tuple[str, ...]:
+        threads = max(1, len(os.sched_getaffinity(0)) // len(self.aliases))
+        size = self._experiment()[1].model.image_size
+        images = self.out / "images" / alias
+        return (
+            *("maskfed-client", "join", str(self._bundle(alias)), *home, "--data", str(images)),
+            *("--image-size", str(size), "--allow-non-private", "--allow-any-experiment", "--max-steps", "100000"),
+            *("--release", "loss", "--release", "seconds", "--image-count", "rounded", "--threads", str(threads)),
+            *("--head-file", str(self.out / "heads" / f"{alias}.json")),
+        )
+
+    def _wait_online(self) -> None:
+        deadline = time.monotonic() + ONLINE_SECONDS
+        while True:
+            listed = self.commands.output("maskfed-server", "sites", "list", *self._at(self.home))
+            online = sum(" online " in line for line in listed.splitlines())
+            if online == len(self.aliases):
+                break
+            if time.monotonic() > deadline:
+                raise CommandError(f"only {online} of {len(self.aliases)} sites are online: see {self.out / 'logs'}")
+            time.sleep(1)
+        self.say(f"  {online} sites are online")
+
+    def _finetune(self, pretrained: Path, reference: Path, speed: Speed) -> None:
+        recipe, experiment = self._experiment()
+        rounds, num_sites = self.settings.rounds, len(self.aliases)
+        precision = load_experiment(pretrained / "experiment.toml").train.precision
+        plan = self.budget.rounds(speed, experiment, rounds, num_sites)
+        self._title(f"{rounds} rounds of {plan.local_steps} steps at each site, on images that stay there")
+        chosen = {
+            "federation.rounds": rounds,
+            "federation.local_steps": plan.local_steps,
+            "federation.min_available": num_sites,
+            "federation.min_replies": max(1, num_sites - 1),
+            "evaluation.every_rounds": plan.evaluate_every,
+            # The sites are this machine, so what pre-training found to be faster here holds for them too.
+            "train.precision": precision,
+        }
+        overrides = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+        start = ["--run", RUN, "--init", str(pretrained), "--reference", str(reference)]
+        start += [f"--evaluate-arg={argument}" for argument in ("--precision", precision)]
+        self.commands.run("maskfed-server", "finetune", recipe, *self._at(self.home), *start, *overrides)
+
+    def _report(self) -> Path:
+        self._title("report")
+        run = self.home / "runs" / RUN
+        self.commands.run("maskfed-server", "report", str(run))
+        report = self.out / "report.html"
+        shutil.copyfile(run / "report.html", report)
+        return report
+
+    def _experiment(self, suffix: str = "") -> tuple[str, Experiment]:
+        name = f"demo-{'synthetic' if self.is_synthetic else 'faces'}32-T{suffix}"
+        return name, load_experiment(find_experiment(name))
+
+    def _bundle(self, alias: str) -> Path:
+        return self.out / "bundles" / f"{alias}.join.json"
+
+    @staticmethod
+    def _at(home: Path) -> tuple[str, str]:
+        return ("--home", str(home))
+
+    def _title(self, text: str) -> None:
+        minutes, seconds = divmod(int(self.budget.elapsed()), 60)
+        self.say(f"\n[{minutes}:{seconds:02d}] {text}")

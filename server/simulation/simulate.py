@@ -1,0 +1,250 @@
+"""`maskfed-server simulate`: the same apps with many virtual sites on one machine, on Flower's Ray runtime.
+
+No TLS and no keys: everything is on loopback and of one user. The virtual sites keep ledgers and refuse like real
+ones; `client/data/virtual_site.py` makes their folders from the template written here. One that was cut off goes on.
+"""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import tomli_w
+from rich.console import Console
+from rich.live import Live
+
+from server.federation.evaluation_queue import SETTINGS_FILE, die_with_parent
+from server.federation.finetune import check_fits, check_sites, find_init, initial_model, resolve
+from server.federation.fleet.registry import write_json
+from server.federation.fleet.superlink import Control, wait_ready
+from server.federation.fleet.superlink_types import Simulation
+from server.federation.resubmission import Status, WantedRun
+from server.federation.rounds.global_model import save_global
+from server.federation.status import EXIT_CODES, summarise, table
+from server.runs import run_directory
+from server.runs.recipes import find_experiment
+from server.simulation.virtual_sites import Skew, partition
+from shared.errors import InputError
+from shared.experiment.config import Experiment, load_experiment
+from shared.storage.checkpoint import load_meta
+from shared.storage.runlog import read_metrics
+
+RUN = "simulation"
+ASKED_FILE = "simulation.json"
+"""What is simulated; written last, so that a folder with it is complete."""
+START_SECONDS = 90.0
+
+
+@dataclass(frozen=True)
+class Simulate:
+    """What is simulated.
+
+    Attributes:
+        experiment: file or recipe name.
+        overrides: `section.key=value`, each.
+        init: checkpoint to start from; empty: `train.init`.
+        num_sites: virtual sites.
+        data: folder, zip, or `synthetic:<images per site>`.
+        skew: how images are divided.
+        alpha: concentration of the Dirichlet division.
+        out: folder for everything, new or of the same simulation.
+        num_cpus: that Ray may use; 0: all.
+        cpus_per_site: of one virtual site while it trains.
+        gpus_per_site: share of a GPU for one virtual site; 0: train on the CPU.
+    """
+
+    experiment: str
+    overrides: tuple[str, ...]
+    init: str
+    num_sites: int
+    data: str
+    skew: Skew
+    alpha: float
+    out: Path
+    num_cpus: int
+    cpus_per_site: int
+    gpus_per_site: float
+
+
+def simulate(options: Simulate, console: Console) -> int:
+    """Run the simulation, or the rounds of it that are left, and show it; the exit code: 0 completed, 1 failed.
+
+    Raises:
+        InputError: bad input, before anything is started.
+        ControlError: the runtime did not start.
+    """
+    experiment = prepare(options)
+    if is_complete(options.out):
+        console.print(table(summarise(options.out, WantedRun(run=RUN, run_id=0, status="completed"))))
+        return 0
+    num_gpus = -(-options.gpus_per_site // 1)
+    limits = Simulation(
+        options.num_sites,
+        options.cpus_per_site,
+        options.gpus_per_site,
+        options.num_cpus or len(os.sched_getaffinity(0)),
+        int(num_gpus),
+    )
+    with _runtime(options.out) as control:
+        run_id = control.submit(experiment, RUN, limits)
+        return _follow(options.out, control, run_id, console)
+
+
+def is_complete(out: Path) -> bool:
+    """Whether all rounds of the simulation in a folder are done."""
+    return _outcome(out, "")["status"] == "completed"
+
+
+def prepare(options: Simulate) -> Experiment:
+    """Images by site, the sites' settings, and the run directory with round 0; nothing where they are there already.
+
+    Raises:
+        InputError: bad input, or the folder holds something else.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise InputError("simulate needs Ray: install the extra, `uv pip install 'maskfed[simulation]'`")
+    experiment = resolve(load_experiment(find_experiment(options.experiment), list(options.overrides)))
+    check_sites(experiment, options.num_sites)
+    source = find_init(options.init or experiment.train.init)
+    check_fits(source, experiment)
+    asked = _asked(options, experiment, source)
+    if (options.out / ASKED_FILE).exists():
+        _check_same(options.out, asked)
+        return experiment
+    if options.out.exists() and any(options.out.iterdir()):
+        raise InputError(f"folder {options.out} is not empty and holds no simulation: name another one with --out")
+    size, seed = experiment.model.image_size, experiment.train.seed
+    partition(options.data, options.out / "images", options.num_sites, size, options.skew, options.alpha, seed)
+    template = _site_template(experiment, options.gpus_per_site)
+    (options.out / "site.toml").write_text(tomli_w.dumps(template), encoding="utf-8")
+    made = run_directory.create(options.out / "runs" / RUN, experiment)
+    write_json(made.path / SETTINGS_FILE, {"init": str(source)})
+    save_global(made.round_checkpoint(0), initial_model(source, experiment), experiment)
+    write_json(options.out / ASKED_FILE, asked)
+    return experiment
+
+
+def _asked(options: Simulate, experiment: Experiment, source: Path) -> dict[str, object]:
+    """What must be the same for a simulation to go on; how many CPUs it may use is not."""
+    return {
+        "experiment": experiment.model_dump(mode="json"),
+        "init": load_meta(source).digest,
+        "sites": options.num_sites,
+        "data": options.data if options.data.startswith("synthetic:") else str(Path(options.data).resolve()),
+        "division": f"{options.skew} {options.alpha:g}",
+        "gpus_per_site": options.gpus_per_site,
+    }
+
+
+def _check_same(out: Path, asked: dict[str, object]) -> None:
+    try:
+        stored = json.loads((out / ASKED_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{out / ASKED_FILE} is damaged ({error}): name a new folder with --out") from error
+    for key, value in asked.items():
+        if stored.get(key) != value:
+            raise InputError(f"folder {out} holds a simulation with another {key}: name a new one with --out")
+
+
+def _site_template(experiment: Experiment, gpus_per_site: float) -> dict[str, object]:
+    """`site.toml` of every virtual site but for its name: a policy that accepts what is simulated, and charges it."""
+    is_private = experiment.privacy.mechanism != "none"
+    policy = {
+        "tasks": ["train"],
+        "experiments": "any",
+        "require_dp": is_private,
+        "unit": experiment.privacy.unit,
+        "epsilon_cap": 1000.0,
+        "min_noise_multiplier": 0.01,
+        "max_steps_per_round": 1_000_000,
+        "max_rounds_per_day": 1_000_000,
+        "image_count": "hidden" if is_private else "exact",
+        "release_scalars": ["loss", "seconds"],
+    }
+    return {
+        "seed": experiment.train.seed,
+        "address": "simulation:1",
+        "image_size": experiment.model.image_size,
+        "held_out_ratio": 0.0,
+        "device": "cuda" if gpus_per_site else "cpu",
+        "threads": 1,
+        "policy": policy,
+    }
+
+
+def _follow(out: Path, control: Control, run_id: int, console: Console) -> int:
+    entry = WantedRun(run=RUN, run_id=run_id)
+    with Live(console=console, refresh_per_second=2) as live:
+        while True:
+            state = control.run_state(run_id)
+            if state.is_finished:
+                entry = entry.model_copy(update=_outcome(out, state.details))
+            live.update(table(summarise(out, entry)))
+            if state.is_finished:
+                break
+            time.sleep(1)
+    if entry.reason:
+        console.print(f"simulation {entry.status}: {entry.reason}; see {out / 'runtime.log'}", markup=False)
+    return EXIT_CODES[entry.status]
+
+
+def _outcome(out: Path, details: str) -> dict[str, str]:
+    """What the run itself wrote of its end counts, not what the runtime says."""
+    events = read_metrics(out / "runs" / RUN / "metrics.jsonl")
+    end: dict[str, object] = next((event for event in reversed(events) if event["kind"] == "end"), {})
+    status: Status = "completed" if end.get("status") == "completed" else "failed"
+    return {"status": status, "reason": "" if status == "completed" else str(end.get("reason") or details)}
+
+
+@contextmanager
+def _runtime(out: Path) -> Iterator[Control]:
+    """Flower's SuperLink in simulation mode, for one run; everything below it ends with the block."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    programs = Path(sys.executable).parent
+    settings = {
+        "MASKFED_SERVER_HOME": str(out.resolve()),
+        "MASKFED_SIMULATION": str(out.resolve()),
+        "MASKFED_SIMULATION_PID": str(os.getpid()),
+        "FLWR_HOME": str((out / "flwr").resolve()),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+    }
+    command = [str(programs / "flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1"]
+    with (out / "runtime.log").open("ab") as log:
+        process = subprocess.Popen(
+            [*command, "--port", str(port), "--disable-runtime-dependency-installation"],
+            env={**os.environ, **settings},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no Python locks
+        )
+        try:
+            wait_ready(f"127.0.0.1:{port}", None, START_SECONDS)
+            with Control(f"127.0.0.1:{port}", None) as control:
+                yield control
+        finally:
+            _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    for child in psutil.wait_procs(family, timeout=5)[1]:
+        child.kill()

@@ -1,0 +1,1 @@
+"""Studies of the paper's claims: definitions, stored results, toys."""

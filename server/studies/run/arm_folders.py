@@ -1,0 +1,69 @@
+"""Where an arm's work lies, what was asked for there, and the finished arm that it starts from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from server.studies.run import arms
+from server.studies.schema import Scale, Study, load_study
+from server.studies.stored_results import Init, read_result
+from shared.errors import InputError
+from shared.storage.files import write_atomically
+
+RESULT_FILE, ASKED_FILE = "result.json", "arm.json"
+
+
+def folder_of(root: Path, study: str, scale: Scale, arm: str) -> Path:
+    """The folder of an arm at a scale."""
+    return root / f"{study}-{scale}" / arm
+
+
+def find_init(
+    root: Path, study_name: str, study: Study, scale: Scale, arm_name: str
+) -> tuple[Path, Init] | tuple[None, None]:
+    """The folder of the finished arm that this one starts from, and what it came to; nothing for a random start.
+
+    Raises:
+        InputError: it has not run; or it belongs to another division of the images, which could leak.
+    """
+    arm = study.arms[arm_name]
+    named = arm.scales[scale].init or arm.init
+    if not named:
+        return None, None
+    other_name, _, other_arm = named.rpartition("/")
+    other_name = other_name or study_name
+    folder = folder_of(root, other_name, scale, other_arm)
+    if not (folder / RESULT_FILE).exists():
+        raise InputError(
+            f"arm {arm_name} of {study_name} starts from {other_name}/{other_arm}, which has not run: first "
+            f"`maskfed-server reproduce {other_name} --scale {scale} --arm {other_arm}` with the same images and --out"
+        )
+    other = study if other_name == study_name else load_study(other_name)
+    if (other.seed, other.splits) != (study.seed, study.splits):
+        raise InputError(f"study {other_name} divides the images otherwise than {study_name}: give both one division")
+    result = read_result(folder / RESULT_FILE)
+    before = result.init or Init(arm="", checkpoint="", images=0, steps=0, flops=0.0)
+    return folder, Init(
+        arm=f"{other_name}/{other_arm}",
+        checkpoint=arms.digest_of(folder),
+        images=result.last.images + before.images,
+        steps=result.last.steps + before.steps,
+        flops=result.last.flops + before.flops,
+    )
+
+
+def claim(folder: Path, asked: dict[str, Any]) -> None:
+    """Note what is asked for; something else in the same folder is refused.
+
+    Raises:
+        InputError: names the first thing that differs.
+    """
+    file = folder / ASKED_FILE
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, json.dumps(asked, indent=1) + "\n")
+        return
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    for key, value in asked.items():
+        if stored.get(key) != value:
+            raise InputError(f"arm folder {folder} was started with another {key}: give another --out, or remove it")

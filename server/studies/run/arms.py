@@ -1,0 +1,183 @@
+"""How an arm trains: centrally, from point to point, or through the real rounds with virtual sites."""
+
+import math
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from server.runs.run_directory import RunDir
+from server.simulation.simulate import ASKED_FILE, RUN, Simulate, is_complete, simulate
+from server.studies.run.splits import Part
+from server.studies.schema import Arm, Stage
+from server.training.train import train
+from shared.errors import InputError
+from shared.experiment.config import Experiment, parse_experiment
+from shared.storage.checkpoint import load_meta, resolve_checkpoint
+from shared.storage.runlog import read_metrics
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an arm is measured."""
+
+    images: int
+    """Seen so far, over all sites."""
+    steps: int
+    """Optimizer steps, of one site where there are several."""
+    rounds: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The places of an arm in order; the last is its end."""
+
+    places: tuple[Place, ...]
+    sites: int
+
+
+def plan(experiment: Experiment, arm: Arm, stage: Stage) -> Plan:
+    """Image counts as steps and rounds, rounded up to whole ones.
+
+    Raises:
+        InputError: the recipe says no length.
+    """
+    batch = experiment.train.batch
+    if not arm.sites:
+        total = stage.images or experiment.train.steps * batch
+        steps = sorted({math.ceil(images / batch) for images in (*stage.at, total)})
+        return Plan(tuple(Place(count * batch, count) for count in steps), 0)
+    local_steps = experiment.federation.local_steps
+    per_round = arm.sites * local_steps * batch
+    total = stage.images or experiment.federation.rounds * per_round
+    rounds = sorted({math.ceil(images / per_round) for images in (*stage.at, total)})
+    return Plan(tuple(Place(count * per_round, count * local_steps, count) for count in rounds), arm.sites)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Brings an arm to its next place."""
+
+    experiment: Experiment
+    plan: Plan
+    folder: Path
+    data: Part
+    init: Path | None
+    """Folder of the arm it starts from."""
+
+    def advance(self, place: Place) -> Path | None:
+        """The checkpoint of a place, trained where it is not there yet; None when the training did not get there."""
+        return self._round(place) if self.plan.sites else self._train(place)
+
+    def _train(self, place: Place) -> Path | None:
+        run = RunDir(self.folder / "training")
+        if _is_past(run, place.steps):
+            return _kept(run, place)
+        steps = self.experiment.train.model_copy(update={"steps": place.steps})
+        init = _checkpoint(self.init) if self.init else None
+        train(self.experiment.model_copy(update={"train": steps}), self.data.cache, run.path, init)
+        newest = run.latest
+        return newest if newest is not None and load_meta(newest).step == place.steps else None
+
+    def _round(self, place: Place) -> Path | None:
+        """All rounds at once, or those that are left."""
+        out, run = self.folder / "simulation", _run_of(self.folder, self.plan)
+        if not is_complete(out):
+            if not (out / ASKED_FILE).exists():
+                shutil.rmtree(out, ignore_errors=True)
+            assert self.init is not None
+            code = simulate(self._simulation(_checkpoint(self.init), out), Console(stderr=True))
+            if code:
+                return None
+        return run.round_checkpoint(place.rounds)
+
+    def _simulation(self, init: Path, out: Path) -> Simulate:
+        sites = self.plan.sites
+        file = self.folder / "rounds.toml"
+        overrides = {
+            "federation.rounds": self.plan.places[-1].rounds,
+            "federation.min_available": sites,
+            "federation.min_replies": sites,
+            "evaluation.every_rounds": 0,
+            "train.keep_every": 1,
+        }
+        experiment = parse_experiment(
+            self.experiment.to_toml(), [f"{key}={value}" for key, value in overrides.items()], file.name
+        )
+        file.write_text(experiment.to_toml(), encoding="utf-8")
+        return Simulate(
+            experiment=str(file),
+            overrides=(),
+            init=str(init),
+            num_sites=sites,
+            data=str(self.data.folder),
+            skew="person",
+            alpha=1.0,
+            out=out,
+            num_cpus=0,
+            cpus_per_site=1,
+            gpus_per_site=_gpu_share(sites),
+        )
+
+
+def stored_experiment(folder: Path, plan: Plan) -> Experiment:
+    """What an arm's training resolved its experiment to."""
+    return _run_of(folder, plan).experiment
+
+
+def digest_of(folder: Path) -> str:
+    """Digest of the checkpoint that another arm would start from."""
+    return load_meta(_checkpoint(folder)).digest
+
+
+def training_seconds(folder: Path, plan: Plan) -> float:
+    """Time spent in training, over all sessions of the arm; what a kill threw away counts as well."""
+    run = _run_of(folder, plan)
+    events = read_metrics(run.metrics)
+    if plan.sites:
+        return sum(float(event["seconds"]["total"]) for event in events if event["kind"] == "round")
+    total, started, last = 0.0, 0.0, 0.0
+    for event in events:
+        now = datetime.fromisoformat(event["time"]).timestamp()
+        if event["kind"] == "start":
+            total += last - started
+            started = now
+        last = now
+    return total + last - started
+
+
+def _run_of(folder: Path, plan: Plan) -> RunDir:
+    return RunDir(folder / "simulation" / "runs" / RUN if plan.sites else folder / "training")
+
+
+def _checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of an arm."""
+    for run in (folder / "training", folder / "simulation" / "runs" / RUN):
+        if run.is_dir():
+            return resolve_checkpoint(run).resolve()
+    raise InputError(f"arm folder {folder} holds no training: run its arm again")
+
+
+def _is_past(run: RunDir, steps: int) -> bool:
+    """Whether a training has gone beyond `steps`."""
+    newest = run.latest
+    return newest is not None and (load_meta(newest).step or 0) > steps
+
+
+def _kept(run: RunDir, place: Place) -> Path:
+    checkpoint = run.step_checkpoint(place.steps)
+    if not checkpoint.exists():
+        raise InputError(
+            f"training {run.path} has gone beyond {place.images} images and kept no checkpoint of them: leave that "
+            "number out of the study, or give another --out"
+        )
+    return checkpoint
+
+
+def _gpu_share(sites: int) -> float:
+    """Share of the one GPU for each site, rounded down to what adds up; 0 without a GPU."""
+    import torch
+
+    return math.floor(100 / sites) / 100 if torch.cuda.is_available() else 0.0

@@ -1,0 +1,260 @@
+"""One arm of a study as a resumable job: data, training, distances at given image counts, one `result.json`.
+
+The folder of an arm holds `arm.json` (what was asked), `training` or `simulation`, `points/*.json` (distances that are
+done) and, at the end, `result.json`. The same command after any interruption goes on with what is left; when the study
+asks a central arm for more images than before, it goes on from its end.
+"""
+
+import json
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from server.evaluation.drawing import pick_device
+from server.report.pictures import stack
+from server.runs.recipes import find_experiment
+from server.studies.run import arms
+from server.studies.run.arm_folders import RESULT_FILE, claim, find_init, folder_of
+from server.studies.run.distances import SHOWN_IMAGES, Measure, Measurement
+from server.studies.run.splits import Part, Splits
+from server.studies.schema import Arm, Scale, Stage, Study, arm_at, load_study
+from server.studies.stored_results import (
+    SYNTHETIC,
+    ArmResult,
+    Init,
+    Metrics,
+    Point,
+    read_result,
+    result_file,
+    write_result,
+)
+from shared.errors import InputError
+from shared.evaluation.extractor import Extractor
+from shared.evaluation.generate import save_grid
+from shared.evaluation.networks import INCEPTION, load_extractor
+from shared.experiment.config import Experiment, load_experiment
+from shared.storage.chunks import rank_from_environment
+from shared.storage.files import write_atomically
+from shared.storage.versions import git_commit, installed_versions
+from shared.training.flops import hardware, train_flops
+from shared.training.precision import speed_up_float32
+
+POINTS_FOLDER = "points"
+_SHOWN_SECTIONS = ("train", "model", "mask", "diffusion", "data", "optim", "federation", "evaluation")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where images and extractors come from, and where everything goes.
+
+    Attributes:
+        public: folder or zip; empty: synthetic faces.
+        private: the same, a folder per person where persons are known.
+        extractors: as of `shared.evaluation.networks.load_extractor`; the first one chooses among points.
+        weights: file of the Inception weights, for the extractors that take one.
+        root: folder of all runs.
+        results: folder that a finished result is copied to; that of synthetic faces goes to a folder in it.
+        device: for sampling and features; empty: a GPU where there is one.
+        say: told what happens.
+        on_progress: told items done and in all.
+    """
+
+    public: str
+    private: str
+    extractors: tuple[str, ...]
+    weights: Path | None
+    root: Path
+    results: Path
+    device: str = ""
+    say: Callable[[str], None] = field(default=lambda _line: None, compare=False)
+    on_progress: Callable[[int, int], None] = field(default=lambda _done, _total: None, compare=False)
+
+
+def run_arm(study_name: str, arm_name: str, scale: str, settings: Settings) -> Path | None:
+    """Run what is left of one arm.
+
+    Returns:
+        The stored result; None when the training was stopped by a signal, or a federated run failed.
+
+    Raises:
+        InputError: unknown study, arm or scale, missing extractor, too few images, an arm it starts from that has not
+            run, or a folder in which something else was started.
+    """
+    study = load_study(study_name)
+    study_name = Path(study_name).stem
+    arm, stage, known = arm_at(study, study_name, arm_name, scale)
+    job = Job(study_name, study, arm_name, arm, stage, known, settings)
+    return job.run()
+
+
+class Job:
+    """One arm at one scale."""
+
+    def __init__(
+        self, study_name: str, study: Study, arm_name: str, arm: Arm, stage: Stage, scale: Scale, settings: Settings
+    ) -> None:
+        self.study_name, self.study, self.arm_name, self.arm = study_name, study, arm_name, arm
+        self.stage, self.scale, self.settings = stage, scale, settings
+        self.folder = folder_of(settings.root, study_name, scale, arm_name)
+        overrides = [f"{key}={json.dumps(value)}" for key, value in stage.settings.items()]
+        self.experiment = load_experiment(find_experiment(stage.recipe), overrides)
+        self.plan = arms.plan(self.experiment, arm, stage)
+
+    def run(self) -> Path | None:
+        """Everything that is left; the stored result."""
+        settings = self.settings
+        if settings.weights and not any(spec.startswith(("inception", "clip")) for spec in settings.extractors):
+            raise InputError(f"--weights {settings.weights}: no extractor takes it, give one such as {INCEPTION}")
+        speed_up_float32()
+        device = pick_device(settings.device, rank_from_environment())
+        extractors = [load_extractor(spec, weights=settings.weights, device=device) for spec in settings.extractors]
+        source, init = find_init(settings.root, self.study_name, self.study, self.scale, self.arm_name)
+        sources = {"public": settings.public, "private": settings.private}
+        size, num_synthetic = self.experiment.model.image_size, self.study.scales[self.scale].synthetic
+        splits = Splits(self.study, sources, settings.root / "data", size, num_synthetic, settings.on_progress)
+        parts = splits.of(self.arm)
+        claim(self.folder, self._asked(parts, extractors, init))
+        result = self.folder / RESULT_FILE
+        wanted = [place.images for place in self.plan.places]
+        if not result.exists() or [point.images for point in read_result(result).curve] != wanted:
+            measure = self._measure(parts, extractors, device)
+            points = self._points(
+                arms.Trainer(self.experiment, self.plan, self.folder, parts["train"], source), measure
+            )
+            if points is None:
+                return None
+            training_images = measure.of_training_images() if self.arm.test else {}
+            write_result(self._result(points, training_images, parts, extractors, init), result)
+        return self._store(result)
+
+    def _store(self, result: Path) -> Path:
+        """Copy a result to the others, with its pictures where no real face had a part in them."""
+        results = self.settings.results / SYNTHETIC if self._is_synthetic else self.settings.results
+        stored = result_file(results, self.study_name, self.scale, self.arm_name)
+        write_result(read_result(result), stored)
+        rows = [self._point_file(place).with_suffix(".png") for place in self.plan.places]
+        if self._is_synthetic and self.arm.test:
+            stack(rows, stored.with_suffix(".png"))
+        return stored
+
+    @property
+    def _is_synthetic(self) -> bool:
+        return not self.settings.public and not self.settings.private
+
+    def _point_file(self, place: arms.Place) -> Path:
+        return self.folder / POINTS_FOLDER / f"{place.images:010d}.json"
+
+    def _points(self, trainer: arms.Trainer, measure: Measure) -> list[dict[str, Any]] | None:
+        """Train from point to point and measure at each; None when the training stopped before its end."""
+        flops, points = train_flops(self.experiment), []
+        for place in self.plan.places:
+            file = self._point_file(place)
+            if not file.exists():
+                checkpoint = trainer.advance(place)
+                if checkpoint is None:
+                    return None
+                started, found = time.monotonic(), measure(checkpoint) if self.arm.test else Measurement()
+                point = Point(
+                    images=place.images,
+                    steps=place.steps,
+                    flops=place.images * flops,
+                    metrics=found.metrics,
+                    copied=found.copied,
+                )
+                seconds = round(time.monotonic() - started, 2)
+                self._say_point(point)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                if found.images is not None and self._is_synthetic:
+                    save_grid(found.images, file.with_suffix(".png"), columns=SHOWN_IMAGES)
+                tree = {"point": point.model_dump(mode="json"), "measured": found.facts, "seconds": seconds}
+                write_atomically(file, json.dumps(tree, indent=1) + "\n")
+            points.append(json.loads(file.read_text(encoding="utf-8")))
+        return points
+
+    def _measure(self, parts: dict[str, Part], extractors: list[Extractor], device: torch.device) -> Measure:
+        return Measure(
+            extractors=extractors,
+            references={role: part.cache for role, part in parts.items() if role != "train"},
+            training=parts["train"].cache,
+            size=self.experiment.model.image_size,
+            kept=self.settings.root / "references",
+            num_images=self.study.scales[self.scale].generated,
+            device=device,
+            on_progress=self.settings.on_progress,
+        )
+
+    def _say_point(self, point: Point) -> None:
+        shown = [f"{name} {values['distance']:.4g}" for name, values in point.metrics.get("test", {}).items()]
+        self.settings.say(f"{self.arm_name}: {point.images:,} images: {', '.join(shown) or 'trained'}")
+
+    def _result(
+        self,
+        points: list[dict[str, Any]],
+        training_images: Metrics,
+        parts: dict[str, Part],
+        extractors: list[Extractor],
+        init: Init | None,
+    ) -> ArmResult:
+        experiment: Experiment = arms.stored_experiment(self.folder, self.plan)
+        sections = experiment.model_dump(mode="json", include=set(_SHOWN_SECTIONS))
+        # The folder of the arm it starts from is a path of this machine; `init` says the same.
+        sections["train"]["init"] = init.arm if init else ""
+        sections["evaluation"]["extractor"] = ""
+        if not self.arm.sites:
+            del sections["federation"]
+        return ArmResult(
+            schema=1,
+            study=self.study_name,
+            arm=self.arm_name,
+            scale=self.scale,
+            curve=tuple(Point.model_validate(entry["point"]) for entry in points),
+            init=init,
+            sites=self.arm.sites,
+            experiment=sections,
+            data={role: part.facts for role, part in parts.items()},
+            training_images=training_images,
+            extractors=_digests(extractors) if self.arm.test else {},
+            measured={key: value for key, value in points[-1]["measured"].items() if key != "checkpoint"},
+            training_seconds=round(arms.training_seconds(self.folder, self.plan), 1),
+            measuring_seconds=round(sum(entry["seconds"] for entry in points), 1),
+            threads=torch.get_num_threads(),
+            hardware=hardware(),
+            versions=installed_versions(),
+            commit=git_commit(),
+            command=self.command,
+            date=datetime.now(UTC).strftime("%Y-%m-%d"),
+        )
+
+    @property
+    def command(self) -> str:
+        """What to type, with the names of files only."""
+        settings = self.settings
+        words = ["maskfed-server", "reproduce", self.study_name, "--scale", self.scale, "--arm", self.arm_name]
+        for option, value in (("--public", settings.public), ("--private", settings.private)):
+            words += [option, Path(value).name] if value else []
+        for spec in settings.extractors:
+            kind, is_file, file = spec.partition("onnx:")
+            words += ["--extractor", f"{is_file}{Path(file).name}" if is_file else kind]
+        return shlex.join([*words, *(["--weights", settings.weights.name] if settings.weights else [])])
+
+    def _asked(self, parts: dict[str, Part], extractors: list[Extractor], init: Init | None) -> dict[str, Any]:
+        """What must be the same for the arm to go on; a central one may be asked for more images or other places."""
+        not_asked = {"init"} if self.arm.sites else {"init", "images", "at"}
+        return {
+            "arm": self.arm.model_dump(mode="json", exclude={"title", "scales", "init"}),
+            "stage": self.stage.model_dump(mode="json", exclude=not_asked),
+            "data": {role: part.facts for role, part in parts.items()},
+            "extractors": _digests(extractors) if self.arm.test else {},
+            "generated": self.study.scales[self.scale].generated,
+            "init": init.checkpoint if init else "",
+        }
+
+
+def _digests(extractors: list[Extractor]) -> dict[str, str]:
+    return {extractor.space.distance_name: extractor.space.sha256 for extractor in extractors}

@@ -1,0 +1,137 @@
+"""Stored results of a study's arms, `server/results/<study>-<scale>-<arm>.json`: numbers and where they come from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from server.studies.schema import Scale
+from shared.errors import InputError
+from shared.experiment.config import explain
+from shared.experiment.sections import Section
+from shared.storage.files import write_atomically
+
+SCHEMA_VERSION = 1
+FOLDER = Path(__file__).parents[1] / "results"
+SYNTHETIC = "synthetic"
+"""Folder in it for results on synthetic faces, which may have pictures."""
+
+Metrics = dict[str, dict[str, dict[str, float]]]
+"""By reference (`test`, `validation`), distance name, and `distance`, `kernel`, `precision` or `recall`."""
+
+
+class Point(Section):
+    """One place of an arm's curve."""
+
+    images: int
+    """Image presentations so far in this arm, over all sites."""
+    steps: int
+    """Optimizer steps; of one site in a federated arm."""
+    flops: float
+    """Floating-point operations of the training so far, in this arm."""
+    metrics: Metrics = Field(default_factory=dict)
+    copied: dict[str, float] = Field(default_factory=dict)
+    """Share of generated images that are copies of training images: by `pixels`, and by distance name."""
+
+
+class Init(Section):
+    """The arm that an arm starts from."""
+
+    arm: str
+    checkpoint: str
+    images: int
+    """Image presentations before this arm, all stages together."""
+    steps: int
+    flops: float
+
+
+class ArmResult(Section):
+    """What one arm came to."""
+
+    schema_version: int = Field(SCHEMA_VERSION, alias="schema")
+    study: str
+    arm: str
+    scale: Scale
+    curve: tuple[Point, ...] = Field(min_length=1)
+    init: Init | None = None
+    sites: int = 0
+    experiment: dict[str, dict[str, Any]]
+    """Resolved sections of the experiment."""
+    data: dict[str, dict[str, str | int]]
+    """By role: name of the image set, split, images, persons, digest of all pixels."""
+    training_images: Metrics = Field(default_factory=dict)
+    """As `metrics`, of as many training images in place of generated ones: what copying everything would get."""
+    extractors: dict[str, str]
+    """Digest of each extractor's weights, by distance name; the first chooses among points."""
+    measured: dict[str, Any] = Field(default_factory=dict)
+    """How: images generated, sampler, evaluations, seed, precision."""
+    training_seconds: float
+    measuring_seconds: float
+    threads: int
+    hardware: str
+    versions: dict[str, str]
+    commit: str | None
+    command: str
+    date: str
+
+    @property
+    def last(self) -> Point:
+        """The end of the training."""
+        return self.curve[-1]
+
+    @property
+    def total_flops(self) -> float:
+        """Of this arm and all stages before it."""
+        return self.last.flops + (self.init.flops if self.init else 0.0)
+
+
+def result_file(folder: Path, study: str, scale: str, arm: str) -> Path:
+    """Where a stored result lies."""
+    return folder / f"{study}-{scale}-{arm}.json"
+
+
+def write_result(result: ArmResult, path: Path) -> None:
+    """Write a result so that a reader sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(result.model_dump(mode="json", by_alias=True), indent=1) + "\n")
+
+
+def read_result(path: Path) -> ArmResult:
+    """Read a stored result.
+
+    Raises:
+        InputError: not readable, or of another schema.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"result {path.name}: not readable JSON ({error}): restore it, or run its arm again"
+        ) from error
+    schema = tree.get("schema") if isinstance(tree, dict) else None
+    if schema != SCHEMA_VERSION:
+        raise InputError(
+            f"result {path.name}: schema {schema!r}, this version reads {SCHEMA_VERSION}: run its arm again"
+        )
+    try:
+        return ArmResult.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"result {path.name}: {explain(error)}") from error
+
+
+def read_results(folder: Path) -> dict[tuple[str, str, str], ArmResult]:
+    """All stored results by study, scale and arm.
+
+    Raises:
+        InputError: one is damaged, of another schema, or does not have the name of what it holds.
+    """
+    found: dict[tuple[str, str, str], ArmResult] = {}
+    for path in sorted(folder.glob("*.json")):
+        result = read_result(path)
+        if result_file(folder, result.study, result.scale, result.arm) != path:
+            raise InputError(
+                f"result {path.name} holds {result.study}, {result.scale}, {result.arm}: give it that name"
+            )
+        found[result.study, result.scale, result.arm] = result
+    return found

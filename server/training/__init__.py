@@ -1,0 +1,1 @@
+"""Training on public images, and checkpoints of other programs."""

@@ -1,0 +1,192 @@
+"""Key names and shapes of the authors' MaskDM code and of U-ViT, against ours.
+
+The three networks are the same function. They differ in names, in the patch embedding (their convolution with stride
+equal to its kernel is our linear layer on flattened patches) and in a leading axis of 1 on the positions. Names were
+read from https://github.com/jiachenlei/maskdm (commit 60d132b) and https://github.com/baofff/U-ViT (commit ce55170).
+Patch values leave the last layer in the same order (row, column, channel) in all three.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from shared.diffusion.schedule import make_schedule
+from shared.diffusion.uvit import SIZES, UViT, build_model
+from shared.errors import InputError
+from shared.experiment.config import Experiment
+
+Layout = Literal["maskdm", "uvit"]
+ScheduleKind = Literal["linear", "cosine"]
+
+_PREFIX: dict[Layout, str] = {"maskdm": "encoder.", "uvit": ""}
+_POSITIONS: dict[Layout, str] = {"maskdm": "encoder.encoder_pos_embed", "uvit": "pos_embed"}
+_OUTPUT: dict[Layout, str] = {"maskdm": "encoder_to_output", "uvit": "decoder_pred"}
+_REASONS = {
+    "final_layer": "a final convolution, and this network ends in one linear layer",
+    "time_embed": "a perceptron on the time embedding, which this network does not have",
+    "label_emb": "class conditioning, which this network does not have",
+    "uncond_embed": "class conditioning, which this network does not have",
+    "q_bias": "a bias of the attention's query, which this network does not have",
+    "v_bias": "a bias of the attention's value, which this network does not have",
+    "qkv.bias": "a bias of the attention's query, key and value, which this network does not have",
+}
+
+
+def find_layout(state: Mapping[str, Tensor]) -> Layout:
+    """Which project's names these are, told by the output layer.
+
+    Raises:
+        InputError: neither.
+    """
+    for layout, name in _OUTPUT.items():
+        if f"{name}.weight" in state:
+            return layout
+    raise InputError(
+        f"key {min(state)!r}: neither {_OUTPUT['maskdm']}.weight (MaskDM) nor {_OUTPUT['uvit']}.weight (U-ViT)"
+    )
+
+
+def describe(
+    state: Mapping[str, Tensor], layout: Layout, schedule: ScheduleKind, num_heads: int | None = None
+) -> Experiment:
+    """The experiment whose network has these shapes.
+
+    Raises:
+        InputError: a shape that no size has; the line names the key.
+    """
+    embedding, positions = f"{_PREFIX[layout]}patch_embed.proj.weight", _POSITIONS[layout]
+    if missing := [key for key in (embedding, positions) if key not in state]:
+        raise InputError(f"key {missing[0]!r} is missing: give a complete checkpoint")
+    if state[embedding].ndim != 4 or state[positions].ndim != 3:
+        raise InputError(f"key {embedding!r} or {positions!r} has an unknown shape: give a checkpoint of {layout}")
+    width, channels, patch_size, _ = state[embedding].shape
+    grid_size = math.isqrt(state[positions].shape[1] - 1)
+    if grid_size**2 != state[positions].shape[1] - 1 or channels not in (3, 12):
+        raise InputError(
+            f"keys {positions!r} and {embedding!r}: {state[positions].shape[1]} positions and {channels} channels, "
+            "where 1 + a square and 3 or 12 (wavelet) fit"
+        )
+    blocks = {key.removeprefix(_PREFIX[layout]).split(".")[1] for key in state if "in_blocks." in key}
+    size = _size(embedding, width, 2 * len(blocks) + 1, num_heads)
+    scale = 2 if channels == 12 else 1
+    return Experiment.model_validate(
+        {
+            "model": {"size": size, "image_size": grid_size * patch_size * scale, "patch_size": patch_size},
+            "data": {"wavelet": "haar" if channels == 12 else ""},
+            "diffusion": {"schedule": schedule},
+        }
+    )
+
+
+def from_foreign(state: Mapping[str, Tensor], layout: Layout, model: UViT) -> dict[str, Tensor]:
+    """Rename and reshape a foreign state dict into float32 tensors of `model` (which may be on the meta device).
+
+    Raises:
+        InputError: a key is missing, superfluous, or has another shape; the line names it, with the reason if known.
+    """
+    left, ours = dict(state), {}
+    for name, parameter in model.named_parameters():
+        key = foreign_name(name, layout)
+        if key not in left:
+            raise InputError(f"key {key!r} is missing: give a complete checkpoint")
+        tensor = left.pop(key).float()
+        if name == "embedding.weight":
+            tensor = tensor.permute(0, 2, 3, 1).flatten(1)
+        elif name == "positions.weight":
+            tensor = tensor.squeeze(0)
+        if tensor.shape != parameter.shape:
+            raise InputError(f"key {key!r} has shape {tuple(tensor.shape)}, {tuple(parameter.shape)} would fit")
+        ours[name] = tensor
+    for key in left:
+        reason = next((text for part, text in _REASONS.items() if part in key), "nothing this network has")
+        raise InputError(f"key {key!r} does not fit: it is {reason}")
+    return ours
+
+
+def to_foreign(ours: Mapping[str, Tensor], layout: Layout, patch_size: int) -> dict[str, Tensor]:
+    """The inverse of `from_foreign`."""
+    state = {}
+    for name, tensor in ours.items():
+        if name == "embedding.weight":
+            kernel = tensor.view(len(tensor), patch_size, patch_size, -1).permute(0, 3, 1, 2).contiguous()
+            state[foreign_name(name, layout)] = kernel
+        else:
+            state[foreign_name(name, layout)] = tensor[None] if name == "positions.weight" else tensor
+    return state
+
+
+def foreign_name(name: str, layout: Layout) -> str:
+    """The key under which `layout` stores our parameter `name`."""
+    module, _, kind = name.rpartition(".")
+    if module == "positions":
+        return _POSITIONS[layout]
+    if module == "output":
+        return f"{_OUTPUT[layout]}.{kind}"
+    if module == "embedding":
+        return f"{_PREFIX[layout]}patch_embed.proj.{kind}"
+    block, dot, part = module.rpartition("attention.")
+    theirs = f"{block}attn.{'proj' if part == 'projection' else part}" if dot else module
+    theirs = f"{theirs}_linear" if theirs.endswith(".skip") else theirs
+    return f"{_PREFIX[layout]}{theirs}.{kind}"
+
+
+def schedule_tables(kind: ScheduleKind, timesteps: int) -> dict[str, Tensor]:
+    """The float32 buffers that MaskDM keeps beside its weights; an import ignores all but `betas`."""
+    schedule = make_schedule(kind, timesteps)
+    beta, alpha, alpha_bar = schedule.beta, schedule.alpha, schedule.alpha_bar
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+    variance = schedule.posterior_sigma.square()
+    tables = {
+        "betas": beta,
+        "alphas": alpha,
+        "alphas_cumprod": alpha_bar,
+        "alphas_cumprod_prev": before,
+        "sqrt_alphas_cumprod": alpha_bar.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": (1 - alpha_bar).sqrt(),
+        "log_one_minus_alphas_cumprod": (1 - alpha_bar).log(),
+        "sqrt_recip_alphas_cumprod": (1 / alpha_bar).sqrt(),
+        "sqrt_recipm1_alphas_cumprod": (1 / alpha_bar - 1).sqrt(),
+        "posterior_variance": variance,
+        "posterior_log_variance_clipped": variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": beta * before.sqrt() / (1 - alpha_bar),
+        "posterior_mean_coef2": (1 - before) * alpha.sqrt() / (1 - alpha_bar),
+        "loss_weight": torch.ones_like(beta),
+    }
+    return {name: table.float() for name, table in tables.items()}
+
+
+def schedule_of(betas: Tensor | None) -> ScheduleKind:
+    """Which schedule MaskDM's stored table is.
+
+    Raises:
+        InputError: neither, or there is no table.
+    """
+    kinds: tuple[ScheduleKind, ...] = ("linear", "cosine")
+    for kind in kinds:
+        if betas is not None and torch.allclose(betas.float(), make_schedule(kind, len(betas)).beta.float(), atol=1e-6):
+            return kind
+    found = "no schedule tables" if betas is None else "key 'betas' of neither schedule"
+    raise InputError(f"the file has {found}: say which one it was trained with, --schedule linear or cosine")
+
+
+def _size(key: str, width: int, num_blocks: int, num_heads: int | None) -> str:
+    known = []
+    for size in SIZES:
+        model = meta_model(Experiment.model_validate({"model": {"size": size}}))
+        shape = (model.width, len(model.in_blocks) * 2 + 1, model.mid_block.attention.num_heads)
+        if shape == (width, num_blocks, num_heads or shape[2]):
+            return size
+        known.append(f"{size} {shape}")
+    found = f"width {width}, {num_blocks} blocks" + (f", {num_heads} heads" if num_heads else "")
+    raise InputError(f"key {key!r}: {found} is none of the sizes (width, blocks, heads) {', '.join(known)}")
+
+
+def meta_model(experiment: Experiment) -> UViT:
+    """The network of an experiment as names and shapes only."""
+    with torch.device("meta"):
+        model = build_model(experiment)
+    assert isinstance(model, UViT)
+    return model

@@ -1,0 +1,1 @@
+"""Images: decoding, caches, order of visits, and synthetic faces."""

@@ -1,0 +1,1 @@
+"""The method itself: schedule, masks, losses, networks, samplers, wavelet transform."""

@@ -1,0 +1,1 @@
+"""Generated images, feature networks, and distances between sets of images."""

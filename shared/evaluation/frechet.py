@@ -1,0 +1,103 @@
+"""The Frechet distance between two sets of images, from feature statistics in float64.
+
+Shapes: D feature width, N images.
+"""
+
+# ruff: noqa: N803, N806 (shape suffixes are part of the names)
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.evaluation.feature_statistics import Float64, Statistics, check_same_space, statistics_of
+
+
+def _factor(covariance_DD: Float64, is_full_rank: bool) -> Float64:
+    """F with F F^T = covariance: Cholesky, or the eigendecomposition (clamped at 0) when it has no full rank."""
+    if is_full_rank:
+        try:
+            return np.asarray(np.linalg.cholesky(covariance_DD), dtype=np.float64)
+        except np.linalg.LinAlgError:
+            pass  # Full rank by count only, e.g. a feature that is constant: take the general route.
+    values_D, vectors_DD = np.linalg.eigh(covariance_DD)
+    root: Float64 = vectors_DD * np.sqrt(values_D.clip(min=0))
+    return root
+
+
+def frechet(
+    mean_1_D: Float64,
+    covariance_1_DD: Float64,
+    mean_2_D: Float64,
+    covariance_2_DD: Float64,
+    *,
+    is_full_rank: bool = True,
+) -> float:
+    """Frechet distance of two Gaussians: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
+
+    With C1 = F F^T the eigenvalues of C1 C2 are those of the symmetric F^T C2 F, so no matrix square root is needed
+    (Dowson and Landau 1982 for the distance, Heusel et al. 2017, arXiv 1706.08500, for its use on Inception features).
+
+    Args:
+        mean_1_D: mean of the first, (D).
+        covariance_1_DD: covariance of the first, (D, D); this one is factored.
+        mean_2_D: mean of the second, (D).
+        covariance_2_DD: covariance of the second, (D, D).
+        is_full_rank: whether the first has more samples than D, so that Cholesky may work.
+
+    Returns:
+        The distance, at least 0 up to rounding.
+    """
+    factor_DD = _factor(covariance_1_DD, is_full_rank)
+    values_D = np.linalg.eigvalsh(factor_DD.T @ covariance_2_DD @ factor_DD)
+    cross = np.sqrt(values_D.clip(min=0)).sum()
+    return float(
+        np.square(mean_1_D - mean_2_D).sum() + np.trace(covariance_1_DD) + np.trace(covariance_2_DD) - 2 * cross
+    )
+
+
+def frechet_distance(one: Statistics, other: Statistics) -> float:
+    """Frechet distance between two sets of images by their statistics.
+
+    Raises:
+        InputError: different feature spaces (both digests named), or fewer than two images in one of them.
+    """
+    check_same_space(one.space, other.space)
+    if other.n > one.n:
+        one, other = other, one  # The distance is symmetric; the larger set is the one more likely of full rank.
+    mean_1_D, covariance_1_DD = one.moments()
+    mean_2_D, covariance_2_DD = other.moments()
+    is_full_rank = one.n > len(mean_1_D)
+    return frechet(mean_1_D, covariance_1_DD, mean_2_D, covariance_2_DD, is_full_rank=is_full_rank)
+
+
+def bootstrap_interval(
+    features_ND: NDArray[np.floating],
+    reference: Statistics,
+    *,
+    resamples: int = 100,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Interval of the distance over the draw of the generated images; the reference is held fixed.
+
+    Resampling N of N adds a bias of its own, so the spread of the resampled distances around their mean is placed
+    around the distance itself.
+
+    Args:
+        features_ND: features of the generated images, (N, D).
+        reference: statistics of the reference.
+        resamples: number of bootstrap draws.
+        level: coverage in (0, 1).
+        seed: of the resampling.
+
+    Returns:
+        Lower and upper bound.
+    """
+    rng = np.random.default_rng(seed)
+    features_ND = np.asarray(features_ND, dtype=np.float64)
+    estimate = frechet_distance(statistics_of(features_ND, reference.space), reference)
+    drawn = np.empty(resamples)
+    for index in range(resamples):
+        rows = rng.integers(len(features_ND), size=len(features_ND))
+        drawn[index] = frechet_distance(statistics_of(features_ND[rows], reference.space), reference)
+    tail = (1 - level) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail]) - drawn.mean() + estimate
+    return float(low), float(high)

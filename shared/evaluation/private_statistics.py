@@ -1,0 +1,203 @@
+# ruff: noqa: N803, N806, N815
+"""Differentially private feature statistics: few public directions, clipped, with Gaussian noise.
+
+The projection comes from PUBLIC images: mean, principal directions and the median norm R of projected features. One
+image changes (R n, sum z, sum z z^T / R) by at most sqrt(3) R in L2 norm, since |z| <= R; Gaussian noise of deviation
+noise_multiplier * sqrt(3) R on all of them is one step of the Gaussian mechanism at q = 1.
+
+Shapes: N images, D feature width, P projected width.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from shared.errors import InputError
+from shared.evaluation.feature_statistics import FeatureSpace, Float64, Statistics, statistics_of
+from shared.evaluation.frechet import frechet_distance
+from shared.storage.files import write_atomically
+
+DEFAULT_DIMENSIONS = 64
+SIMULATIONS = 20
+_SENSITIVITY = math.sqrt(3)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Public affine map of features to P dimensions, with the norm that projected features are clipped to."""
+
+    space: FeatureSpace
+    """Of the features that go in."""
+    mean_D: Float64
+    basis_DP: Float64
+    """Orthonormal columns, the public principal directions."""
+    radius: float
+    """R: public median norm of projected features."""
+
+    @property
+    def projected_space(self) -> FeatureSpace:
+        """Of what comes out; its digest covers the map and the radius."""
+        content = self.mean_D.tobytes() + self.basis_DP.tobytes() + repr((self.radius, self.space)).encode()
+        name = f"{self.space.distance_name.removeprefix('fd_')}_pca{self.basis_DP.shape[1]}"
+        return FeatureSpace(name, "", hashlib.sha256(content).hexdigest())
+
+    def __call__(self, features_ND: NDArray[np.floating]) -> Float64:
+        """Centre, project and clip: (N, D) to (N, P), no row longer than R."""
+        z_NP: Float64 = (np.asarray(features_ND, np.float64) - self.mean_D) @ self.basis_DP
+        norms = np.linalg.norm(z_NP, axis=1, keepdims=True)
+        clipped: Float64 = z_NP * np.minimum(1.0, self.radius / np.maximum(norms, 1e-300))
+        return clipped
+
+    def statistics(self, features_ND: NDArray[np.floating], source: str = "") -> Statistics:
+        """Statistics of projected features without noise: of the evaluator's own images.
+
+        Raises:
+            InputError: a feature is not finite.
+        """
+        return statistics_of(self(features_ND), self.projected_space, source)
+
+
+def make_projection(
+    public_ND: NDArray[np.floating], space: FeatureSpace, dimensions: int = DEFAULT_DIMENSIONS
+) -> Projection:
+    """The first principal directions of public features, and the median norm in them.
+
+    Raises:
+        InputError: fewer images than dimensions, or more dimensions than features.
+    """
+    public_ND = np.asarray(public_ND, np.float64)
+    if not 0 < dimensions <= min(public_ND.shape[1], len(public_ND) - 1):
+        raise InputError(
+            f"projection to {dimensions} dimensions of {len(public_ND)} images with {public_ND.shape[1]} features: "
+            "give more public images or fewer dimensions"
+        )
+    mean_D, covariance_DD = statistics_of(public_ND, space).moments()
+    _, vectors_DD = np.linalg.eigh(covariance_DD)
+    basis_DP: Float64 = np.ascontiguousarray(vectors_DD[:, ::-1][:, :dimensions])
+    radius = float(np.median(np.linalg.norm((public_ND - mean_D) @ basis_DP, axis=1)))
+    return Projection(space, mean_D, basis_DP, radius)
+
+
+def private_statistics(
+    projection: Projection, features_ND: NDArray[np.floating], noise_multiplier: float, rng: np.random.Generator
+) -> Statistics:
+    """Noisy statistics of a site's images; the caller charges (noise_multiplier, q = 1, one step) before.
+
+    Args:
+        projection: public.
+        features_ND: features of the site's images, (N, D).
+        noise_multiplier: sigma: noise deviation over sensitivity.
+        rng: secret randomness, never a shared seed.
+
+    Returns:
+        Statistics in the projected space; n is noisy, too. Covariances of them may have negative eigenvalues.
+
+    Raises:
+        InputError: noise multiplier not above 0.
+    """
+    if not noise_multiplier > 0:
+        raise InputError(f"noise multiplier {noise_multiplier:g}: give one above 0")
+    return add_noise(projection.statistics(features_ND), projection.radius, noise_multiplier, rng)
+
+
+def add_noise(plain: Statistics, radius: float, noise_multiplier: float, rng: np.random.Generator) -> Statistics:
+    """Gaussian noise on (R n, sum z, sum z z^T / R), symmetric in the last."""
+    deviation = noise_multiplier * _SENSITIVITY * radius
+    width = len(plain.total_D)
+    noise_PP = rng.normal(0, deviation, (width, width))
+    # In an orthonormal basis of symmetric matrices entries off the diagonal are worth sqrt(2): their noise is smaller.
+    symmetric_PP = np.tril(noise_PP, -1) / math.sqrt(2)
+    symmetric_PP = symmetric_PP + symmetric_PP.T + np.diag(np.diag(noise_PP))
+    facts = {"radius": repr(radius), "noise_multiplier": repr(noise_multiplier), "parts": "1"}
+    return replace(
+        plain,
+        n=plain.n + rng.normal(0, deviation) / radius,
+        total_D=plain.total_D + rng.normal(0, deviation, width),
+        outer_DD=plain.outer_DD + symmetric_PP * radius,
+        release="dp",
+        images={**plain.images, **facts},
+    )
+
+
+def repaired(statistics: Statistics) -> Statistics:
+    """The same statistics with a covariance that is one: negative eigenvalues, which noise makes, become 0.
+
+    Raises:
+        InputError: noise has left no image.
+    """
+    if statistics.n < 2:
+        raise InputError(
+            f"private statistics of {statistics.n:.0f} images after noise: more images or more epsilon are needed"
+        )
+    mean_D, covariance_DD = statistics.moments()
+    values_D, vectors_DD = np.linalg.eigh(covariance_DD)
+    covariance_DD = (vectors_DD * values_D.clip(min=0)) @ vectors_DD.T
+    outer_DD = covariance_DD * (statistics.n - 1) + np.outer(statistics.total_D, mean_D)
+    return replace(statistics, outer_DD=outer_DD)
+
+
+@dataclass(frozen=True)
+class PrivateDistance:
+    """A distance to private statistics, and what their noise does to it."""
+
+    distance: float
+    bias: float
+    """Mean change of the distance when noise of the same size is added once more."""
+    resolution: float
+    """Mean distance between the statistics and themselves with that noise: smaller distances tell nothing."""
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the distance is above what noise alone makes."""
+        return self.distance > self.resolution
+
+
+def private_distance(generated: Statistics, pooled: Statistics, seed: int = 0) -> PrivateDistance:
+    """Frechet distance to pooled private statistics; bias and resolution by simulation, at no privacy cost.
+
+    Raises:
+        InputError: different spaces, or statistics without their noise facts.
+    """
+    try:
+        radius = float(pooled.images["radius"])
+        noise_multiplier = float(pooled.images["noise_multiplier"]) * math.sqrt(float(pooled.images["parts"]))
+    except KeyError as error:
+        raise InputError(f"private statistics without {error}: give files that sites have written") from error
+    reference = repaired(pooled)
+    distance = frechet_distance(generated, reference)
+    rng = np.random.default_rng(seed)
+    again = [repaired(add_noise(reference, radius, noise_multiplier, rng)) for _ in range(SIMULATIONS)]
+    bias = float(np.mean([frechet_distance(generated, each) for each in again])) - distance
+    resolution = float(np.mean([frechet_distance(reference, each) for each in again]))
+    return PrivateDistance(distance, bias, resolution)
+
+
+def save_projection(projection: Projection, path: Path) -> None:
+    """One safetensors file: `mean`, `basis`, `radius` and where the features come from."""
+    space = projection.space
+    metadata = {"extractor": space.extractor, "layer": space.layer, "extractor_sha256": space.sha256, "schema": "1"}
+    tensors = {"mean": projection.mean_D, "basis": projection.basis_DP, "radius": np.array([projection.radius])}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, save(tensors, metadata))
+
+
+def load_projection(path: Path) -> Projection:
+    """Read a projection file.
+
+    Raises:
+        InputError: not one.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            facts = file.metadata() or {}
+            mean_D, basis_DP, radius = (file.get_tensor(name) for name in ("mean", "basis", "radius"))
+            space = FeatureSpace(facts["extractor"], facts["layer"], facts["extractor_sha256"])
+    except (OSError, SafetensorError, KeyError) as error:
+        raise InputError(f"{path}: not a projection file ({error}); `maskfed-server projection` writes one") from error
+    return Projection(space, mean_D, basis_DP, float(radius[0]))

@@ -1,0 +1,1 @@
+"""Experiment files: every setting of one training stage, checked."""

@@ -1,0 +1,185 @@
+"""The experiment: one TOML file describing one stage (masked pre-training, DSM, or a federated fine-tuning)."""
+
+import math
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ValidationError, model_validator
+
+from shared.errors import InputError
+from shared.experiment.sections import (
+    DataConfig,
+    DiffusionConfig,
+    EvaluationConfig,
+    FederationConfig,
+    MaskConfig,
+    ModelConfig,
+    OptimConfig,
+    PrivacyConfig,
+    ReleaseConfig,
+    Section,
+    TrainConfig,
+)
+
+__all__ = ["Experiment", "Section", "explain", "load_experiment", "parse_experiment"]
+
+
+class Experiment(Section):
+    """One stage, complete. Cross-section rules are checked here, before anything is written."""
+
+    train: TrainConfig = TrainConfig()
+    model: ModelConfig = ModelConfig()
+    mask: MaskConfig = MaskConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    federation: FederationConfig = FederationConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    release: ReleaseConfig = ReleaseConfig()
+
+    @property
+    def grid_size(self) -> int:
+        """Patches per image side."""
+        return self.model.image_size // (2 if self.data.wavelet else 1) // self.model.patch_size
+
+    @property
+    def in_channels(self) -> int:
+        """Channels that enter the network: 3, or 12 wavelet bands."""
+        return 12 if self.data.wavelet else 3
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        side = self.model.image_size // (2 if self.data.wavelet else 1)
+        if self.data.wavelet and self.model.image_size % 2:
+            raise ValueError(f"model.image_size {self.model.image_size} is odd: a wavelet halves it, give an even size")
+        if side % self.model.patch_size:
+            near = max(self.model.patch_size, side // self.model.patch_size * self.model.patch_size)
+            near *= 2 if self.data.wavelet else 1
+            raise ValueError(
+                f"model.image_size {self.model.image_size} is not a multiple of patch_size {self.model.patch_size}"
+                f"{' after the wavelet' if self.data.wavelet else ''}: give {near} for example"
+            )
+        if (self.train.objective == "msm") != (self.mask.kind != "none"):
+            raise ValueError(
+                f"train.objective {self.train.objective!r} does not go with mask.kind {self.mask.kind!r}: "
+                "msm needs a mask, dsm takes none"
+            )
+        if self.model.backbone == "unet" and self.mask.kind not in ("none", "crop"):
+            raise ValueError(
+                f"mask.kind {self.mask.kind!r} does not go with model.backbone 'unet': a convolution needs one square, "
+                "give 'crop'"
+            )
+        if self.model.backbone == "unet" and self.privacy.mechanism == "dp-sgd" and self.privacy.draws > 1:
+            raise ValueError(
+                f"privacy.draws {self.privacy.draws} does not go with model.backbone 'unet': a convolution cannot keep "
+                "draws of one image apart, give 1"
+            )
+        if self.mask.kind == "block" and self.grid_size % self.mask.block_size:
+            raise ValueError(
+                f"mask.block_size {self.mask.block_size} does not divide the {self.grid_size} x {self.grid_size} patch "
+                "grid: give one that does"
+            )
+        if self.mask.kind != "none" and self.num_visible in (0, self.grid_size**2):
+            raise ValueError(
+                f"mask.ratio {self.mask.ratio} leaves {self.num_visible} of {self.grid_size**2} patches visible "
+                f"with kind {self.mask.kind!r} and block_size {self.mask.block_size}: "
+                f"{'lower' if self.num_visible == 0 else 'raise'} the ratio or take smaller blocks"
+            )
+        if self.federation.min_replies > (self.federation.sites_per_round or math.inf):
+            raise ValueError(
+                f"federation.min_replies {self.federation.min_replies} is above sites_per_round "
+                f"{self.federation.sites_per_round}: lower it"
+            )
+        if self.privacy.mechanism == "dp-sgd" and self.federation.weighting != "equal":
+            raise ValueError("federation.weighting 'examples' does not go with privacy dp-sgd: counts leak, use equal")
+        if self.evaluation.steps > self.diffusion.timesteps:
+            raise ValueError(
+                f"evaluation.steps {self.evaluation.steps} is above diffusion.timesteps {self.diffusion.timesteps}: "
+                f"at most {self.diffusion.timesteps}"
+            )
+        return self
+
+    @property
+    def num_visible(self) -> int:
+        """Visible patches V per image: fixed, so that shapes are static.
+
+        Blocks use the authors' rounding (hidden blocks = int(ratio N) // b^2); a crop is the largest square that
+        hides at least the ratio.
+        """
+        num_patches = self.grid_size**2
+        match self.mask.kind:
+            case "none":
+                return num_patches
+            case "patch":
+                return num_patches - int(self.mask.ratio * num_patches)
+            case "block":
+                hidden = int(self.mask.ratio * num_patches) // self.mask.block_size**2
+                return num_patches - hidden * self.mask.block_size**2
+            case "crop":
+                return math.isqrt(num_patches - math.ceil(self.mask.ratio * num_patches)) ** 2
+
+    @property
+    def realised_mask_ratio(self) -> float:
+        """Hidden share after rounding, in [0, 1)."""
+        return 1 - self.num_visible / self.grid_size**2
+
+    def to_toml(self) -> str:
+        """Every field, defaults included, so that a stored experiment does not change with the code's defaults."""
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(mode="json"))
+
+
+def parse_experiment(text: str, overrides: list[str] | None = None, name: str = "experiment") -> Experiment:
+    """Parse TOML text, apply `section.key=value` overrides and check everything.
+
+    Raises:
+        InputError: bad TOML, unknown key, or a value out of range; the line names the key.
+    """
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{name}: not valid TOML ({error})") from error
+    for override in overrides or []:
+        _apply(tree, override)
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{name}: {explain(error)}") from error
+
+
+def load_experiment(path: Path, overrides: list[str] | None = None) -> Experiment:
+    """Read an experiment file; see `parse_experiment`."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"experiment {path}: {error.strerror}; `maskfed-server experiments list` shows names"
+        ) from error
+    return parse_experiment(text, overrides, path.name)
+
+
+def explain(error: ValidationError) -> str:
+    """One line for the first problem of a validation: key, value, what is allowed."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown key {key!r}: remove it or correct its spelling"
+    message = first["msg"].removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"{key} = {first['input']!r}: {message}" if not isinstance(first["input"], dict) else f"{key}: {message}"
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    section, dot, field = key.strip().partition(".")
+    if not (equals and dot and field):
+        raise InputError(f"--set {override!r}: give it as section.key=value")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    tree.setdefault(section, {})[field] = parsed

@@ -1,0 +1,1 @@
+"""What coordinator and sites send each other: typed headers and packed arrays."""

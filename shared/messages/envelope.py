@@ -1,0 +1,96 @@
+"""What every message of ours is made of: a header as JSON in a ConfigRecord, and flat arrays. No torch, no pickle.
+
+Whatever comes from the other side is checked here before it is parsed: schema, sizes, shapes.
+"""
+
+import json
+from typing import Any, TypeVar
+
+from flwr.app import ConfigRecord, RecordDict
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from shared.experiment.config import Section, explain
+from shared.messages.packing import MessageError
+
+SCHEMA_VERSION = 1
+MAX_HEADER_BYTES = 4 * 2**20
+Header = TypeVar("Header", bound=Section)
+
+
+def canonical_json(value: Any) -> bytes:  # noqa: ANN401  # any JSON value
+    """One byte string per value: sorted keys, no spaces; what digests and hash chains are computed from."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def header_record(header: Section) -> ConfigRecord:
+    """A header as it travels.
+
+    Raises:
+        MessageError: too large.
+    """
+    text = header.model_dump_json()
+    if len(text) > MAX_HEADER_BYTES:
+        raise MessageError(f"message header has {len(text)} bytes, at most {MAX_HEADER_BYTES}: train fewer tensors")
+    return ConfigRecord({"json": text})
+
+
+def read_header(content: RecordDict) -> Any:  # noqa: ANN401  # JSON, validated by the caller's model
+    """The JSON of a message's header, of our schema version.
+
+    Raises:
+        MessageError: there is none, it is too large, or of another version.
+    """
+    try:
+        text = content.config_records["header"]["json"]
+    except KeyError as error:
+        raise MessageError("message without a header: both sides need the same maskfed version") from error
+    if not isinstance(text, str) or len(text) > MAX_HEADER_BYTES:
+        raise MessageError(f"message header is not text of at most {MAX_HEADER_BYTES} bytes")
+    try:
+        return _checked(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise MessageError("message header is not JSON") from error
+
+
+def _checked(header: Any) -> Any:  # noqa: ANN401  # JSON
+    version = header.get("schema_version") if isinstance(header, dict) else None
+    if version != SCHEMA_VERSION:
+        raise MessageError(f"message schema {version!r}, this side speaks {SCHEMA_VERSION}: install the same version")
+    return header
+
+
+def read_array(content: RecordDict, name: str, num_elements: int) -> NDArray[Any]:
+    """A flat array of a message.
+
+    Raises:
+        MessageError: it is missing, not (num_elements,), or not readable.
+    """
+    record = content.array_records.get("arrays")
+    array = None if record is None else record.get(name)
+    if array is None:
+        raise MessageError(f"message without the array {name!r}")
+    # The declared shape is checked before the bytes are parsed: a hostile size must not cost memory.
+    if tuple(array.shape) != (num_elements,):
+        raise MessageError(f"array {name!r} has shape {tuple(array.shape)}, agreed was ({num_elements},)")
+    if len(array.data) > num_elements * 4 + 1024:
+        raise MessageError(f"array {name!r} carries {len(array.data)} bytes for {num_elements} elements")
+    try:
+        value: NDArray[Any] = array.numpy()
+    except (ValueError, TypeError, EOFError, OSError, MemoryError) as error:
+        raise MessageError(f"array {name!r} cannot be read") from error
+    if value.shape != (num_elements,):
+        raise MessageError(f"array {name!r} holds shape {value.shape}, agreed was ({num_elements},)")
+    return value
+
+
+def validated(model: type[Header], header: Any) -> Header:  # noqa: ANN401  # JSON
+    """The header as `model`.
+
+    Raises:
+        MessageError: unknown keys or values out of range.
+    """
+    try:
+        return model.model_validate(header)
+    except ValidationError as error:
+        raise MessageError(f"message header: {explain(error)}") from error

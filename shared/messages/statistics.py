@@ -1,0 +1,61 @@
+"""What a coordinator asks of a site's feature statistics, and how a site answers: headers of the messages. No flwr."""
+
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from shared.errors import InputError
+from shared.evaluation.feature_statistics import FeatureSpace
+from shared.experiment.config import Section, explain
+
+MAX_FILE_BYTES = 300 * 2**20
+
+
+class StatisticsQuery(Section):
+    """One question to all sites; for a private release the projection file comes with it."""
+
+    schema_version: Literal[1] = 1
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    kind: Literal["exact", "dp"]
+    extractor: str = Field(max_length=200)
+    layer: str = Field(max_length=40)
+    extractor_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    noise_multiplier: float = Field(0.0, ge=0)
+
+    @property
+    def space(self) -> FeatureSpace:
+        """The feature space that is asked for."""
+        return FeatureSpace(self.extractor, self.layer, self.extractor_sha256)
+
+
+class StatisticsAnswer(Section):
+    """A site's answer; the statistics file comes with it unless it was refused."""
+
+    schema_version: Literal[1] = 1
+    status: Literal["released", "refused"]
+    reason: str = Field("", max_length=500)
+    """Of a refusal; fixed text and policy numbers, nothing computed from images."""
+
+
+def parse_query(text: str) -> StatisticsQuery:
+    """Read a question.
+
+    Raises:
+        InputError: it does not follow the protocol.
+    """
+    try:
+        return StatisticsQuery.model_validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"statistics query: {explain(error)}") from error
+
+
+def parse_answer(text: str) -> StatisticsAnswer:
+    """Read an answer.
+
+    Raises:
+        InputError: it does not follow the protocol.
+    """
+    try:
+        return StatisticsAnswer.model_validate_json(text)
+    except ValidationError as error:
+        raise InputError(f"statistics answer: {explain(error)}") from error

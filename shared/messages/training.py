@@ -1,0 +1,166 @@
+"""What a round sends: typed headers, and tensors packed into a few flat arrays.
+
+Every array costs Flower two HTTP objects, so a model travels as one array of its trainable tensors, and as a second one
+of its frozen tensors to a site that does not hold them yet. Headers are JSON in a ConfigRecord; nothing is pickled.
+No torch: the ServerApp and a site that refuses never load it.
+"""
+
+import hashlib
+import math
+from typing import Any, Literal, Self
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, RecordDict
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from shared.experiment.config import Experiment, Section
+from shared.messages.envelope import canonical_json, header_record, read_array, read_header, validated
+from shared.messages.packing import Manifest, MessageError, array_digest, decode, encode
+
+RefusalCode = Literal[
+    "schema",
+    "malformed",
+    "experiment_not_approved",
+    "code_not_approved",
+    "task_not_allowed",
+    "dp_required",
+    "non_private_forbidden",
+    "unit_mismatch",
+    "noise_too_small",
+    "too_many_steps",
+    "too_many_rounds",
+    "budget_exceeded",
+    "plan_changed",
+    "too_few_images",
+    "data_not_ready",
+    "ledger_damaged",
+    "ledger_busy",
+    "base_missing",
+    "disk_full",
+    "clock",
+    "failed",
+]
+"""Why a site said no; `base_missing` asks for the frozen tensors, `failed` is an error of the site's own training."""
+
+
+class RequestHeader(Section):
+    """What the coordinator asks of a site, besides the tensors."""
+
+    schema_version: Literal[1] = 1
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    server_round: int = Field(ge=1)
+    experiment: Experiment
+    """Holds the privacy plan of the WHOLE run: constants, local steps per round, rounds."""
+    precision: Literal["float32", "bfloat16"]
+    """Decided once per run, so that a resumed run repeats the same arithmetic."""
+    manifest: Manifest
+    """Trainable tensors, in `weights`; the update comes back in the same order."""
+    base_manifest: Manifest = Manifest(tensors=())
+    """Frozen tensors."""
+    base_digest: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    """SHA-256 of the packed frozen tensors (float32); empty when nothing is frozen."""
+
+
+class ReplyHeader(Section):
+    """What a site answers, besides the update. Every field is on the release list in client/README.md."""
+
+    schema_version: Literal[1] = 1
+    request_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    status: Literal["trained", "refused"]
+    refusal: RefusalCode | None = None
+    reason: str = Field("", max_length=500)
+    """One line for the coordinator's operator; never a path, a file name or anything computed from images."""
+    num_examples: int = Field(1, ge=0, le=2**53)
+    """1 unless the policy releases image counts."""
+    scalars: dict[str, float] = Field(default_factory=dict, max_length=32)
+    epsilon: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """Spent so far on this data set in all runs; None where no bound exists. Of the DP part alone if `is_unbounded`."""
+    delta: float | None = Field(None, gt=0, lt=1)
+    """At which epsilon holds: the site's own."""
+    is_unbounded: bool = False
+    """A release without DP was made: no epsilon holds for the whole."""
+    epsilon_cap: float | None = Field(None, ge=0)
+    unit: Literal["image", "person"] | None = None
+    ledger_sequence: int | None = Field(None, ge=0)
+    ledger_hash: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if (self.status == "refused") != (self.refusal is not None):
+            raise ValueError("a refusal carries its code, and nothing else does")
+        if any(not math.isfinite(value) for value in self.scalars.values()):
+            raise ValueError("scalars are finite")
+        return self
+
+
+class TrainRequest:
+    """One request: header, trainable weights and, when the site lacks them, frozen weights (flat float32)."""
+
+    def __init__(
+        self, header: RequestHeader, weights: NDArray[np.float32], base: NDArray[np.float32] | None = None
+    ) -> None:
+        self.header, self.weights, self.base = header, weights, base
+
+    def to_record(self) -> RecordDict:
+        """The Flower content; built once per round and shared by all messages, so that it is uploaded once."""
+        dtype = self.header.experiment.federation.wire_dtype
+        arrays = {"weights": Array(encode(self.weights, dtype))}
+        if self.base is not None:
+            arrays["base"] = Array(encode(self.base, "float32"))
+        return RecordDict({"arrays": ArrayRecord(arrays), "header": header_record(self.header)})
+
+    @classmethod
+    def from_record(cls, content: RecordDict) -> "TrainRequest":
+        """Parse and check everything the header promises.
+
+        Raises:
+            MessageError: unknown schema, unknown keys, missing or misshapen arrays, hostile sizes.
+        """
+        header = validated(RequestHeader, read_header(content))
+        dtype = header.experiment.federation.wire_dtype
+        weights = decode(read_array(content, "weights", header.manifest.num_elements), dtype)
+        base = None
+        if "base" in content.array_records["arrays"]:
+            base = decode(read_array(content, "base", header.base_manifest.num_elements), "float32")
+            if array_digest(base) != header.base_digest:
+                raise MessageError("the frozen tensors do not have the digest that the header names: send them again")
+        return cls(header, weights, base)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over header and trainable weights: the same request asked again has the same digest."""
+        hasher = hashlib.sha256(canonical_json(self.header.model_dump(mode="json")))
+        hasher.update(np.ascontiguousarray(self.weights).data)
+        return hasher.hexdigest()
+
+
+class TrainReply:
+    """One reply: header and, when trained, the wire form of the update (weights after minus weights before)."""
+
+    def __init__(self, header: ReplyHeader, update: NDArray[Any] | None = None) -> None:
+        self.header, self.update = header, update
+
+    def to_record(self) -> RecordDict:
+        """The Flower content."""
+        arrays = {} if self.update is None else {"update": Array(self.update)}
+        return RecordDict({"arrays": ArrayRecord(arrays), "header": header_record(self.header)})
+
+    @classmethod
+    def from_record(cls, content: RecordDict, num_elements: int) -> "TrainReply":
+        """Parse a reply; the update is left in wire form and is popped from `content`, so that it can be freed.
+
+        Raises:
+            MessageError: unknown schema or keys, or an update whose length is not `num_elements`.
+        """
+        header = validated(ReplyHeader, read_header(content))
+        if header.status == "refused":
+            return cls(header)
+        update = read_array(content, "update", num_elements)
+        content.array_records["arrays"].pop("update")
+        return cls(header, update)
+
+
+def experiment_digest(experiment: Experiment) -> str:
+    """SHA-256 of the resolved experiment: what a site approves and what fixes the plan of a run."""
+    return hashlib.sha256(canonical_json(experiment.model_dump(mode="json"))).hexdigest()

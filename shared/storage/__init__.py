@@ -1,0 +1,1 @@
+"""Files that survive a crash: checkpoints, run logs, digests."""

@@ -1,0 +1,1 @@
+"""The training step and what it stands on: optimizer, moving average, precision, processes."""

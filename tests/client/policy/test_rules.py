@@ -1,0 +1,175 @@
+"""One test for each rule that can refuse, and what the numbers beside an update become."""
+
+from typing import Any
+
+import pytest
+
+from client.policy.rules import Facts, charge_for, plan_digest, released_count, released_scalars, review
+from client.settings import SitePolicy
+from shared.experiment.config import Experiment
+from shared.messages.packing import Manifest, TensorSpec
+from shared.messages.training import RequestHeader, experiment_digest
+from tests.client.conftest import DP, OPEN_POLICY, SIZE, experiment
+
+MANIFEST = Manifest(tensors=(TensorSpec(name="w", shape=(2,)),))
+PRIVATE = experiment(privacy=DP)
+PLAIN = experiment()
+
+
+def header(plan: Experiment, **changed: Any) -> RequestHeader:
+    fields = {"run": "run", "server_round": 1, "experiment": plan, "precision": "float32", "manifest": MANIFEST}
+    return RequestHeader(**{**fields, **changed})
+
+
+def decide(plan: Experiment = PRIVATE, facts: dict[str, Any] | None = None, head: Any = None, **policy: Any) -> str:
+    known = {"num_images": 10, "has_persons": True, "image_size": SIZE, "approved_experiments": frozenset()}
+    refusal = review(head or header(plan), SitePolicy(**{**OPEN_POLICY, **policy}), Facts(**{**known, **(facts or {})}))
+    return "accepted" if refusal is None else refusal.code
+
+
+def test_open_policy_accepts():
+    assert decide(PRIVATE) == decide(PLAIN) == "accepted"
+
+
+def test_default_policy_denies_everything():
+    known = Facts(num_images=10, has_persons=True, image_size=SIZE, approved_experiments=frozenset())
+    for plan in (PRIVATE, PLAIN):
+        assert review(header(plan), SitePolicy(), known) is not None
+
+
+def test_task_must_be_allowed():
+    assert decide(tasks=("statistics",)) == "task_not_allowed"
+
+
+def test_experiment_must_be_approved_by_its_digest():
+    assert decide(experiments="approved") == "experiment_not_approved"
+    approved = {"approved_experiments": frozenset({experiment_digest(PRIVATE)})}
+    assert decide(experiments="approved", facts=approved) == "accepted"
+    assert decide(PLAIN, experiments="approved", facts=approved) == "experiment_not_approved"
+
+
+def test_training_without_dp_can_be_forbidden():
+    assert decide(PLAIN, require_dp=True) == "dp_required"
+    assert decide(PRIVATE, require_dp=True) == "accepted"
+
+
+def test_no_release_without_dp_after_the_first_dp_round():
+    spent = {"spent_unit": "image"}
+    assert decide(PLAIN, facts=spent) == "non_private_forbidden"
+    assert decide(PLAIN, facts=spent, non_private_after_dp=True) == "accepted"
+
+
+def test_unit_must_be_the_sites():
+    assert decide(unit="person") == "unit_mismatch"
+    person = experiment(privacy={**DP, "unit": "person"})
+    assert decide(person, unit="person") == "accepted"
+    assert decide(person, unit="person", facts={"spent_unit": "image"}) == "unit_mismatch"
+
+
+def test_persons_must_be_known_for_person_level_privacy():
+    person = experiment(privacy={**DP, "unit": "person"})
+    assert decide(person, unit="person", facts={"has_persons": False}) == "data_not_ready"
+
+
+def test_noise_must_be_large_enough():
+    assert decide(min_noise_multiplier=1.1) == "noise_too_small"
+    assert decide(min_noise_multiplier=1.0) == "accepted"
+
+
+def test_delta_of_the_plan_must_not_pass_the_sites():
+    assert decide(delta=1e-6) == "budget_exceeded"
+    assert decide(delta=1e-5) == decide(delta=1e-4) == "accepted"
+
+
+def test_backbone_must_be_one_that_dp_knows():
+    unet = experiment(privacy=DP, model={"backbone": "unet"})
+    assert decide(unet) == "task_not_allowed"
+    assert decide(experiment(model={"backbone": "unet"})) == "accepted"
+
+
+def test_steps_per_round_are_limited():
+    assert decide(max_steps_per_round=1) == "too_many_steps"
+    assert decide(max_steps_per_round=2) == "accepted"
+
+
+def test_rounds_per_day_are_limited():
+    assert decide(max_rounds_per_day=3, facts={"rounds_last_day": 3}) == "too_many_rounds"
+    assert decide(max_rounds_per_day=3, facts={"rounds_last_day": 2}) == "accepted"
+
+
+def test_changed_plan_is_refused():
+    first = plan_digest(header(PRIVATE))
+    assert decide(facts={"run_plan": first}) == "accepted"
+    weaker = experiment(privacy={**DP, "noise_multiplier": 0.9})
+    assert decide(weaker, facts={"run_plan": first}) == "plan_changed"
+    longer = experiment(privacy=DP, federation={"rounds": 4})
+    assert decide(longer, facts={"run_plan": first}) == "plan_changed"
+
+
+def test_plan_covers_precision_and_tensors_but_not_the_round():
+    first = plan_digest(header(PRIVATE))
+    assert plan_digest(header(PRIVATE, server_round=2)) == first
+    assert plan_digest(header(PRIVATE, precision="bfloat16")) != first
+    other = Manifest(tensors=(TensorSpec(name="w", shape=(3,)),))
+    assert plan_digest(header(PRIVATE, manifest=other)) != first
+
+
+def test_run_ends_with_its_plan():
+    assert decide(head=header(PRIVATE, server_round=4)) == "plan_changed"
+    assert decide(facts={"committed_rounds": 3}) == "plan_changed"
+    assert decide(head=header(PRIVATE, server_round=3), facts={"committed_rounds": 2}) == "accepted"
+
+
+def test_images_must_have_the_planned_size():
+    assert decide(facts={"image_size": 2 * SIZE}) == "data_not_ready"
+
+
+def test_fewer_images_than_the_minimum_are_refused():
+    assert decide(min_images_train=11) == "too_few_images"
+    assert decide(min_images_train=10) == "accepted"
+
+
+def test_clock_that_went_back_stops_rounds():
+    assert decide(facts={"is_clock_behind": True}) == "clock"
+
+
+def test_reasons_name_no_private_number():
+    known = Facts(num_images=4711, has_persons=False, image_size=SIZE, approved_experiments=frozenset())
+    for policy in ({"min_images_train": 5000}, {"unit": "person"}, {"tasks": ()}):
+        refusal = review(header(PRIVATE), SitePolicy(**{**OPEN_POLICY, **policy}), known)
+        assert refusal is not None
+        assert "4711" not in refusal.reason
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("hidden", 1), ("rounded", 4800), ("exact", 4711)])
+def test_image_count_is_released_as_policy_says(mode: str, expected: int):
+    by_count = experiment(federation={"weighting": "examples"})
+    policy = SitePolicy(**{**OPEN_POLICY, "image_count": mode})
+    assert released_count(4711, by_count, policy) == expected
+    assert released_count(4711, PLAIN, policy) == 1, "nobody asked for counts"
+    # Such an experiment is refused when it is parsed; the rule holds here too.
+    private = by_count.model_copy(update={"privacy": PRIVATE.privacy})
+    assert released_count(4711, private, policy) == 1, "never under DP"
+
+
+def test_scalars_are_released_as_policy_says():
+    scalars = {"loss": 0.25, "grad_norm": 3.0, "seconds": 61.3}
+    every = SitePolicy(**{**OPEN_POLICY, "release_scalars": ("loss", "grad_norm", "seconds")})
+    assert released_scalars(scalars, PLAIN, every) == scalars
+    assert released_scalars(scalars, PLAIN, SitePolicy(**OPEN_POLICY)) == {}
+    assert released_scalars(scalars, PRIVATE, every) == {"seconds": 120.0}
+    assert released_scalars(scalars, PRIVATE, SitePolicy(**OPEN_POLICY)) == {}
+
+
+def test_charge_holds_the_plans_constants():
+    charge = charge_for(header(PRIVATE), "d", "f", "r")
+    assert (charge.noise_multiplier, charge.sample_rate, charge.steps) == (1.0, 0.2, 2)
+    plain = charge_for(header(PLAIN), "d", "f", "r")
+    assert (plain.mechanism, plain.steps) == ("none", 2)
+
+
+def test_charge_remarks_where_clipping_is_empirical():
+    hooks = experiment(privacy={**DP, "clipping": "hooks"})
+    assert "bfloat16" in charge_for(header(hooks, precision="bfloat16"), "d", "f", "r").remarks
+    assert charge_for(header(hooks), "d", "f", "r").remarks == ""
+    assert charge_for(header(PRIVATE, precision="bfloat16"), "d", "f", "r").remarks == ""

@@ -1,0 +1,174 @@
+"""Per-unit clipping against a loop of single-unit backward passes, in float64."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from client.privacy.clipping import NonFiniteGradientError, clipped_gradients, validate
+from shared.diffusion.uvit import UViT
+from shared.errors import InputError
+
+GRID, PATCH, CHANNELS = 4, 2, 3
+N, P = GRID**2, PATCH**2 * CHANNELS
+
+
+def small_model(width: int, blocks: int, heads: int) -> UViT:
+    torch.manual_seed(0)
+    model = UViT(
+        in_channels=CHANNELS, grid_size=GRID, patch_size=PATCH, width=width, num_blocks=blocks, num_heads=heads
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return model.double()
+
+
+def batch(size: int, draws: int, visible: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(size + 7 * draws + visible)
+    tokens = torch.randn(size, draws * visible, P, generator=generator, dtype=torch.float64)
+    t = torch.randint(1000, (size, draws), generator=generator)
+    order = torch.rand(size, draws, N, generator=generator).argsort(-1)[..., :visible].reshape(size, draws * visible)
+    target = torch.randn(tokens.shape, generator=generator, dtype=torch.float64) * torch.logspace(
+        -2, 1, max(size, 1), dtype=torch.float64
+    )[:size].view(-1, 1, 1)
+    return tokens, t if draws > 1 else t[:, 0], order, target
+
+
+def losses(model: nn.Module, tokens: Tensor, t: Tensor, ids: Tensor, target: Tensor) -> Tensor:
+    return (model(tokens, t, ids) - target).square().mean((1, 2))
+
+
+def reference(model: nn.Module, inputs: tuple[Tensor, ...], bound: float) -> tuple[Tensor, list[Tensor]]:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    norms = []
+    for row in range(len(inputs[0])):
+        one = tuple(each[row : row + 1] for each in inputs)
+        gradients = torch.autograd.grad(losses(model, *one)[0], parameters)
+        norm = torch.sqrt(sum(gradient.square().sum() for gradient in gradients))
+        norms.append(norm)
+        for summed, gradient in zip(total, gradients, strict=True):
+            summed.add_(gradient, alpha=min(1.0, bound / (float(norm) + 1e-6)))
+    return torch.stack(norms) if norms else torch.zeros(0), total
+
+
+CASES = [
+    pytest.param(32, 3, 4, size, draws, visible, id=f"B{size}-K{draws}-V{visible}")
+    for size, draws, visible in [(3, 1, N), (3, 4, N), (5, 1, 5), (4, 4, 5), (N, 1, N), (1, 1, N), (2, 4, 1)]
+] + [
+    pytest.param(192, 7, 6, 3, 1, N, id="T"),
+    pytest.param(192, 7, 6, 2, 4, 5, id="T-masked-K4"),
+    pytest.param(128, 13, 8, 2, 1, N, id="like-S"),
+    pytest.param(128, 13, 8, 2, 4, 6, id="like-S-masked-K4"),
+]
+
+
+@pytest.mark.parametrize(("width", "blocks", "heads", "size", "draws", "visible"), CASES)
+def test_clipped_sum_equals_a_loop_over_single_units(
+    width: int,
+    blocks: int,
+    heads: int,
+    size: int,
+    draws: int,
+    visible: int,
+):
+    model, inputs = small_model(width, blocks, heads), batch(size, draws, visible)
+    norms, _ = reference(model, inputs, 1.0)
+    bound = float(norms.median())
+    _, expected = reference(model, inputs, bound)
+    found = clipped_gradients(model, lambda: losses(model, *inputs), bound)
+    torch.testing.assert_close(found, norms, rtol=1e-12, atol=0)
+    scale = max(float(each.abs().max()) for each in expected)
+    for (name, parameter), wanted in zip(model.named_parameters(), expected, strict=True):
+        error = (parameter.grad - wanted).abs().max()
+        assert error <= 1e-13 * scale, name
+
+
+def test_empty_batch_gives_zero_gradients():
+    model = small_model(32, 3, 4)
+    norms = clipped_gradients(model, lambda: losses(model, *batch(0, 4, 5)), 1.0)
+    assert norms.shape == (0,)
+    assert all(bool((parameter.grad == 0).all()) for parameter in model.parameters())
+
+
+def test_no_unit_contributes_more_than_the_bound_in_bfloat16():
+    model, (tokens, t, ids, target) = small_model(32, 3, 4).float(), batch(1, 1, N)
+
+    def loss() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return losses(model, tokens.float(), t, ids, 100 * target.float())
+
+    assert clipped_gradients(model, loss, 0.05) > 0.05
+    norm = torch.sqrt(sum(parameter.grad.square().sum() for parameter in model.parameters()))
+    assert norm == pytest.approx(0.05, rel=1e-4)
+    assert norm <= 0.05 * (1 + 1e-6)
+
+
+def test_draws_are_averaged_before_clipping():
+    model, (tokens, t, ids, target) = small_model(32, 3, 4), batch(1, 4, N)
+    norm = clipped_gradients(model, lambda: losses(model, tokens, t, ids, target), 1e9)
+    gradients = [parameter.grad for parameter in model.parameters()]
+    apart = [
+        torch.autograd.grad(
+            losses(
+                model,
+                tokens[:, k * N : (k + 1) * N],
+                t[:, k],
+                ids[:, k * N : (k + 1) * N],
+                target[:, k * N : (k + 1) * N],
+            )[0],
+            list(model.parameters()),
+        )
+        for k in range(4)
+    ]
+    for gradient, *draws in zip(gradients, *apart, strict=True):
+        torch.testing.assert_close(gradient, torch.stack(draws).mean(0), rtol=1e-9, atol=1e-14)
+    assert norm > 0
+
+
+def test_frozen_tensors_are_left_alone_and_do_not_count():
+    model, inputs = small_model(32, 3, 4), batch(3, 1, N)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("attention" in name)
+    norms, _ = reference(model, inputs, 1.0)
+    torch.testing.assert_close(clipped_gradients(model, lambda: losses(model, *inputs), 1.0), norms)
+    assert all((parameter.grad is None) == ("attention" not in name) for name, parameter in model.named_parameters())
+
+
+def test_loss_of_a_wrong_shape_is_stopped():
+    model, inputs = small_model(32, 3, 4), batch(2, 1, N)
+    with pytest.raises(AssertionError):
+        clipped_gradients(model, lambda: losses(model, *inputs)[:, None], 1.0)
+
+
+def test_unused_trainable_layer_is_stopped():
+    model, inputs = small_model(32, 3, 4), batch(2, 1, N)
+    model.unused = nn.Linear(2, 2)
+    with pytest.raises(AssertionError):
+        clipped_gradients(model, lambda: losses(model, *inputs), 1.0)
+
+
+def test_gradient_that_is_not_finite_is_never_summed():
+    model, (tokens, t, ids, target) = small_model(32, 3, 4), batch(2, 1, N)
+    target[0] = float("inf")
+    with pytest.raises(NonFiniteGradientError):
+        clipped_gradients(model, lambda: losses(model, tokens, t, ids, target), 1.0)
+
+
+class Bare(nn.Module):
+    """A tensor without a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+def test_models_that_would_void_the_guarantee_are_refused():
+    with pytest.raises(InputError, match="owned by a Bare"):
+        validate(Bare())
+    with pytest.raises(InputError, match="owned by a Conv2d"):
+        validate(nn.Sequential(nn.Conv2d(3, 3, 3)))
+    tied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(InputError, match="is also"):
+        validate(tied)
+    validate(small_model(32, 3, 4))

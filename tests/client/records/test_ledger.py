@@ -1,0 +1,240 @@
+"""What is spent is on disk before it is spent, and an older or changed ledger trains nothing."""
+
+import datetime as dt
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from client.records.chain import BusyError, ChainError
+from client.records.ledger import BudgetError, Ledger, UnitError, open_ledger, read_ledger
+from client.records.spending import Charge, Spending
+from shared.errors import InputError
+
+
+def epsilon_of(history: list[Spending], delta: float) -> float:
+    """A stand-in: epsilon is the number of steps over sigma."""
+    return sum(row.steps / row.noise_multiplier for row in history)
+
+
+def charge(**changed: object) -> Charge:
+    fields = {
+        "dataset_id": "a",
+        "fingerprint": "f",
+        "task": "train",
+        "run": "run",
+        "server_round": 1,
+        "request_digest": "r",
+        "plan_digest": "p",
+        "mechanism": "dp-sgd",
+        "noise_multiplier": 1.0,
+        "sample_rate": 0.1,
+        "steps": 2,
+    }
+    return Charge(**{**fields, **changed})
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Path:
+    return tmp_path / "elsewhere" / "head.json"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "home" / "ledger.jsonl"
+
+
+def spend(ledger: Ledger, cap: float = 100.0, *, commit: bool = True, **changed: object) -> float:
+    entry, total = ledger.reserve(charge(**changed), cap=cap, delta=1e-5, epsilon_of=epsilon_of)
+    if commit:
+        ledger.commit(entry)
+    return total.epsilon
+
+
+def test_total_adds_up_over_rounds_runs_and_restarts(path: Path, head: Path):
+    for number in range(3):
+        with open_ledger(path, head) as ledger:
+            assert spend(ledger, run=f"run{number}") == 2.0 * (number + 1)
+    total = read_ledger(path).total("a", 1e-5, epsilon_of)
+    assert (total.epsilon, total.is_unbounded, total.unit, total.num_charges) == (6.0, False, "image", 3)
+
+
+def test_reservation_without_commit_counts_as_spent(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        spend(ledger, commit=False)
+    with open_ledger(path, head) as ledger:
+        assert spend(ledger) == 4.0
+        total = ledger.total("a", 1e-5, epsilon_of)
+    assert total.num_uncommitted == 1
+
+
+def test_charge_beyond_the_cap_is_refused_and_leaves_the_ledger_untouched(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        spend(ledger, cap=4.0)
+        spend(ledger, cap=4.0)
+        before = path.read_bytes()
+        with pytest.raises(BudgetError, match=r"would be 6\.000, the cap is 4"):
+            spend(ledger, cap=4.0)
+    assert path.read_bytes() == before
+
+
+def test_charge_without_a_bound_is_refused(path: Path, head: Path):
+    with open_ledger(path, head) as ledger, pytest.raises(BudgetError):
+        ledger.reserve(charge(), cap=100, delta=1e-5, epsilon_of=lambda *_: math.inf)
+    with open_ledger(path, head) as ledger, pytest.raises(BudgetError):
+        ledger.reserve(charge(), cap=100, delta=1e-5, epsilon_of=lambda *_: math.nan)
+
+
+def test_release_without_dp_makes_the_total_unbounded_for_ever(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        spend(ledger)
+        spend(ledger, mechanism="none")
+        spend(ledger)
+        total = ledger.total("a", 1e-5, epsilon_of)
+    assert total.is_unbounded
+    assert total.epsilon == 4.0
+    assert "unbounded" in str(total)
+
+
+def test_data_sets_are_counted_apart_unless_they_share_records(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        spend(ledger, dataset_id="a")
+        assert spend(ledger, dataset_id="b") == 2.0
+        ledger.register("c", ["a"], "f")
+        assert spend(ledger, dataset_id="c") == 4.0
+        ledger.register("d", ["b", "c"], "f")
+        assert ledger.linked("d") == {"a", "b", "c", "d"}
+        assert spend(ledger, dataset_id="d") == 8.0
+        assert spend(ledger, dataset_id="a") == 10.0, "sharing counts in both directions"
+
+
+def test_registering_the_same_facts_twice_is_one_entry(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        ledger.register("a", [], "f")
+        size = len(ledger.entries)
+        ledger.register("a", [], "f")
+        assert len(ledger.entries) == size
+
+
+def test_unit_is_fixed_by_the_first_dp_charge(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        spend(ledger, mechanism="none")
+        assert ledger.unit_of("a") is None
+        spend(ledger, unit="person")
+        assert ledger.unit_of("a") == "person"
+        with pytest.raises(UnitError):
+            spend(ledger, unit="image")
+        spend(ledger, dataset_id="other", unit="image")
+
+
+def test_plan_and_rounds_of_a_run_are_remembered(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        assert ledger.plan_of("run") is None
+        spend(ledger, plan_digest="first")
+        spend(ledger, plan_digest="second", commit=False)
+        spend(ledger, run="other")
+        assert ledger.plan_of("run") == "first"
+        assert ledger.num_committed("run") == 1
+        assert ledger.num_since(dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)) == 3
+        assert ledger.num_since(dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)) == 0
+
+
+def test_commit_twice_is_one_entry(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        entry, _ = ledger.reserve(charge(), cap=9, delta=1e-5, epsilon_of=epsilon_of)
+        ledger.commit(entry)
+        size = len(ledger.entries)
+        ledger.commit(entry)
+        assert len(ledger.entries) == size
+
+
+def test_head_is_kept_elsewhere_and_follows(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        spend(ledger)
+        newest = ledger.head
+    kept = json.loads(head.read_bytes())
+    assert (kept["sequence"], kept["hash"]) == tuple(newest)
+    assert head.stat().st_mode & 0o777 == 0o600
+
+
+def test_restored_backup_refuses_to_train(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        spend(ledger)
+    backup = path.read_bytes()
+    with open_ledger(path, head) as ledger:
+        spend(ledger)
+    path.write_bytes(backup)
+    with pytest.raises(ChainError, match="an older copy and has forgotten"), open_ledger(path, head):
+        pass
+
+
+def test_deleted_ledger_refuses_to_start_again(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        spend(ledger)
+    path.unlink()
+    with pytest.raises(ChainError, match="0 entries"), open_ledger(path, head):
+        pass
+
+
+def test_rewritten_history_refuses_to_train(path: Path, head: Path, tmp_path: Path):
+    for target in (path, tmp_path / "other" / "ledger.jsonl"):
+        with open_ledger(target, head if target == path else tmp_path / "x" / "head.json") as ledger:
+            spend(ledger, steps=1 if target != path else 5)
+    path.write_bytes((tmp_path / "other" / "ledger.jsonl").read_bytes())
+    with pytest.raises(ChainError, match="another ledger"), open_ledger(path, head):
+        pass
+
+
+@pytest.mark.parametrize("damage", ["missing", "garbled"])
+def test_lost_head_needs_the_operators_word(path: Path, head: Path, damage: str):
+    with open_ledger(path, head) as ledger:
+        spend(ledger)
+    if damage == "missing":
+        head.unlink()
+    else:
+        head.write_text("{}")
+    with pytest.raises(ChainError, match="--adopt"), open_ledger(path, head):
+        pass
+    with open_ledger(path, head, adopt=True) as ledger:
+        assert ledger.entries[-1].kind == "adopted"
+    with open_ledger(path, head) as ledger:
+        assert spend(ledger) == 4.0
+
+
+def test_truncated_ledger_refuses_to_train(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        spend(ledger)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(ChainError), open_ledger(path, head):
+        pass
+
+
+def test_torn_commit_leaves_the_reservation_standing(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        ledger.reserve(charge(), cap=9, delta=1e-5, epsilon_of=epsilon_of)
+    with path.open("ab") as file:
+        file.write(b'{"fields":{"reserve":1')
+    with open_ledger(path, head) as ledger:
+        assert ledger.entries[-1].kind == "recovered"
+        assert ledger.total("a", 1e-5, epsilon_of).num_uncommitted == 1
+
+
+def test_two_processes_cannot_hold_the_ledger(path: Path, head: Path):
+    with open_ledger(path, head), pytest.raises(BusyError), open_ledger(path, head):
+        pass
+
+
+def test_clock_before_the_newest_entry_is_noticed(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        now = dt.datetime.now(dt.UTC)
+        assert not ledger.is_clock_behind(now)
+        assert not ledger.is_clock_behind(now - dt.timedelta(minutes=4))
+        assert ledger.is_clock_behind(now - dt.timedelta(minutes=6))
+
+
+@pytest.mark.parametrize("name", ["head.json", "kept/elsewhere/head.json"])
+def test_head_file_in_the_ledgers_folder_is_refused(path: Path, name: str):
+    with pytest.raises(InputError, match="outside"), open_ledger(path, path.parent / name):
+        pass
+    assert not path.exists()

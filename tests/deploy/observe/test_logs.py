@@ -1,0 +1,78 @@
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deploy.observe.logs import JsonFormatter, cap_logs, scrub, tell
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("/data/persons/anna/001.png cannot be read", "<path> cannot be read"),
+        ("cannot read '001.png' of anna.zip", "cannot read '<file>' of <file>"),
+        ("see ~/site/logs/supernode.log", "see <path>"),
+        ("supernode started (pid 17)", "supernode started (pid 17)"),
+        (
+            "round 3 of 4 at 12 MB/s, https://fleet.example:443/health",
+            "round 3 of 4 at 12 MB/s, https://fleet.example:443/health",
+        ),
+    ],
+)
+def test_paths_and_file_names_are_taken_out_and_nothing_else(text: str, kept: str):
+    assert scrub(text) == kept
+
+
+def test_a_record_is_one_json_line_without_the_text_of_exceptions():
+    try:
+        raise OSError("/secret/place.png")
+    except OSError:
+        record = logging.LogRecord("x", logging.WARNING, "f", 1, "look at %s", ("/secret/a.png",), sys.exc_info())
+    line = JsonFormatter().format(record)
+    assert "secret" not in line
+    assert "\n" not in line
+    entry = json.loads(line)
+    assert (entry["level"], entry["message"], entry["exception"]) == ("WARNING", "look at <path>", "OSError")
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_the_environment_chooses_the_format(is_json: bool):
+    code = (
+        "import logging; from deploy.observe.logs import set_up_logging;"
+        "set_up_logging(); logging.getLogger('x').info('hello')"
+    )
+    environment = {**os.environ, "MASKFED_LOG_FORMAT": "json" if is_json else ""}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stderr.startswith("{") == is_json
+    assert "hello" in done.stderr
+
+
+def test_a_log_that_is_too_large_begins_again_while_its_writer_goes_on(tmp_path: Path):
+    with (tmp_path / "a.log").open("ab", buffering=0) as writer:
+        writer.write(b"x" * 101)
+        (tmp_path / "b.log").write_bytes(b"small")
+        cap_logs(tmp_path, largest_bytes=100)
+        writer.write(b"next")
+    assert (tmp_path / "a.log").read_bytes() == b"next"
+    assert (tmp_path / "a.log.1").read_bytes() == b"x" * 101
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.log", "a.log.1", "b.log"]
+
+
+@pytest.mark.parametrize(("form", "out", "logged"), [("json", "", ["ready"]), ("", "ready\n", [])])
+def test_what_a_command_tells_is_json_where_logs_are(
+    form: str,
+    out: str,
+    logged: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setenv("MASKFED_LOG_FORMAT", form)
+    caplog.set_level(logging.INFO)
+    tell("ready")
+    assert capsys.readouterr().out == out
+    assert caplog.messages == logged

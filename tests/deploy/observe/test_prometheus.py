@@ -1,0 +1,54 @@
+import urllib.error
+import urllib.request
+
+import pytest
+
+from deploy.observe.prometheus import Sample, render, serve
+
+
+def fetch(port: int, path: str = "/metrics") -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
+        return reply.read().decode()
+
+
+def test_format_is_the_one_that_prometheus_reads():
+    text = render(
+        [
+            Sample("a_total", "counter", "Things.", {"run": "x"}, 3),
+            Sample("b", "gauge", "Other.", {}, float("inf")),
+            Sample("a_total", "counter", "Things.", {"run": 'quo"te\n\\'}, 0.5),
+        ]
+    )
+    assert text.splitlines() == [
+        "# HELP a_total Things.",
+        "# TYPE a_total counter",
+        'a_total{run="x"} 3',
+        'a_total{run="quo\\"te\\n\\\\"} 0.5',
+        "# HELP b Other.",
+        "# TYPE b gauge",
+        "b +Inf",
+    ]
+
+
+def test_scrapes_are_answered_and_nothing_else_is():
+    calls: list[int] = []
+
+    def collect() -> list[tuple[object, ...]]:
+        calls.append(1)
+        return [("n", "gauge", "N.", {}, len(calls))]
+
+    with serve(0, collect) as port:
+        assert "n 1\n" in fetch(port)
+        assert "n 2\n" in fetch(port)
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            fetch(port, "/")
+
+
+def test_a_failing_source_is_a_503_and_not_the_end():
+    def collect() -> list[tuple[object, ...]]:
+        raise OSError("disk")
+
+    with serve(0, collect) as port:
+        for _ in range(2):
+            with pytest.raises(urllib.error.HTTPError, match="503"):
+                fetch(port)

@@ -1,0 +1,173 @@
+"""The door, from outside: only what a keyed node needs, and nothing that gives a task away."""
+
+import importlib
+import json
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from deploy.coordinator import Coordinator, create_coordinator, start_plan
+from deploy.identity.certificates import create_authority
+from deploy.identity.enrolment import read_request
+from deploy.identity.keys import ProvisionError, client_context
+from deploy.identity.site_identity import create_identity
+from deploy.processes.nginx import find_nginx, write_configuration
+from deploy.processes.process import free_ports
+from deploy.processes.supervision import Supervisor
+from server.federation.fleet.registry import Registry
+from server.federation.fleet.superlink import connect
+from tests.needs import need_binary
+
+TRICKS = [
+    "/v1/fleet/../control/list-nodes",
+    "/v1/fleet/%2e%2e/control/list-nodes",
+    "/v1%2fcontrol%2flist-nodes",
+    "//v1/control/list-nodes",
+    "/V1/CONTROL/LIST-NODES",
+    "/v1/control//list-nodes",
+    "/v1/fleet/pull-messages/../../control/list-nodes",
+    "/v1/control/list-nodes/",
+    "/v1/control/list-nodes;x",
+    "/v1/fleet/register-node",
+    "/v1/fleet/unregister-node",
+    "/docs",
+    "/openapi.json",
+    "/redoc",
+    "/",
+    "/v1/fleet/",
+    "/v1/fleet/pull-messages/x",
+    "/.git/config",
+    "/pki/server.key",
+]
+
+
+@dataclass
+class Door:
+    home: Path
+    port: int
+    superlink_port: int
+
+    def request(
+        self, path: str, method: str = "POST", content: bytes = b"", headers: dict[str, str] | None = None
+    ) -> int:
+        """Status of one request; the path goes out as it is, which httpx would tidy up."""
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Length: {len(content)}"]
+        lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+        context = client_context(self.home / "pki" / "ca.crt")
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=20) as raw,
+            context.wrap_socket(raw, server_hostname="localhost") as stream,
+        ):
+            stream.sendall("\r\n".join([*lines, "", ""]).encode() + content)
+            answer = stream.recv(65536)
+        return int(answer.split(b" ", 2)[1])
+
+    def log(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in (self.home / "logs" / "edge.log").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    need_binary("nginx")
+    home = tmp_path_factory.mktemp("door") / "coordinator"
+    port, superlink_port, health_port = free_ports(3)
+    settings = Coordinator(1, f"localhost:{port}", "127.0.0.1", superlink_port, health_port, edge=True, database=False)
+    create_coordinator(home, settings, [])
+    # nginx's workers run as another user when the tests run as root: they need no way into the private folder.
+    supervisor = Supervisor(start_plan(home, settings, lambda: None))
+    with supervisor:
+        yield Door(home, port, superlink_port)
+
+
+def test_health_is_the_only_page_that_is_served(door: Door):
+    assert door.request("/health", "GET") == 200
+    assert door.request("/health", "POST") == 403
+
+
+@pytest.mark.parametrize("router", ["flwr.superlink.routers.control.router", "flwr.supercore.routers.runtime.router"])
+def test_no_control_or_runtime_path_of_flower_exists_outside(door: Door, router: str):
+    paths = [route.path for route in importlib.import_module(router).router.routes]
+    assert len(paths) > 15
+    assert {path: door.request(path, content=b"{}") for path in paths} == dict.fromkeys(paths, 404)
+
+
+@pytest.mark.parametrize("path", TRICKS)
+def test_no_spelling_of_a_path_gets_through(door: Door, path: str):
+    assert door.request(path) in {404, 400}
+    assert door.request(path, "GET") in {404, 400}
+
+
+def test_an_anonymous_client_gets_no_task_at_the_door_and_none_on_loopback(door: Door):
+    """Flower's default would hand the ServerApp's task and token to whoever holds the CA certificate."""
+    headers = {"content-type": "application/protobuf"}
+    assert door.request("/v1/runtime/acquire-task", headers=headers) == 404
+    verify = client_context(door.home / "pki" / "ca.crt")
+    url = f"https://127.0.0.1:{door.superlink_port}/v1/runtime/acquire-task"
+    reply = httpx.post(url, verify=verify, headers=headers, trust_env=False)
+    assert reply.status_code in {401, 415, 422, 400}
+    assert not reply.content or b"token" not in reply.content.lower()
+
+
+def test_fleet_paths_are_open_but_refuse_who_has_no_registered_key(door: Door):
+    for path in ("activate-node", "pull-messages", "push-object", "get-run"):
+        assert door.request(f"/v1/fleet/{path}", headers={"content-type": "application/protobuf"}) in {400, 401, 422}
+
+
+def test_oversized_bodies_are_refused(door: Door):
+    assert door.request("/v1/fleet/push-object", content=b"x" * (9 * 2**20)) == 413
+
+
+def test_the_superlink_itself_is_on_loopback_only(door: Door):
+    import psutil
+
+    listening = [each for each in psutil.net_connections("tcp") if each.status == "LISTEN"]
+    assert {each.laddr.ip for each in listening if each.laddr.port == door.superlink_port} == {"127.0.0.1"}
+
+
+def test_another_ca_is_not_this_federation(door: Door, tmp_path: Path):
+    create_authority(tmp_path / "ca.key", tmp_path / "ca.crt")
+    with pytest.raises(ssl.SSLCertVerificationError), socket.create_connection(("127.0.0.1", door.port)) as raw:
+        client_context(tmp_path / "ca.crt").wrap_socket(raw, server_hostname="localhost")
+
+
+def test_every_refusal_leaves_one_line(door: Door):
+    before = len(door.log())
+    assert door.request("/v1/control/start-run-of-nobody") == 404
+    lines = door.log()[before:]
+    assert [(line["path"], line["status"]) for line in lines] == [("/v1/control/start-run-of-nobody", 404)]
+
+
+def test_a_removed_site_is_unknown_to_the_superlink_at_once(door: Door, tmp_path: Path):
+    from server.cli.sites import sites_remove
+
+    request = read_request(create_identity(tmp_path / "site", "gone"))
+    registry = Registry(door.home / "sites.json")
+    site = registry.add(request.alias, request.public_key)
+    with connect(door.home) as control:
+        control.register(site)
+        assert [node.status for node in control.nodes() if node.alias == "gone"] == ["registered"]
+    sites_remove("gone", door.home)
+    with connect(door.home) as control:
+        assert [node.status for node in control.nodes() if node.alias == "gone"] in ([], ["unregistered"])
+    assert registry.active() == []
+
+
+def test_configuration_refuses_a_folder_that_nginx_would_misread(tmp_path: Path):
+    with pytest.raises(ProvisionError, match="letters, digits"):
+        write_configuration(tmp_path / "a b;", 443, 8443)
+
+
+def test_no_placeholder_is_left_in_the_configuration(tmp_path: Path):
+    text = write_configuration(tmp_path, 443, 8443).read_text()
+    assert "@" not in "".join(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def test_missing_nginx_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("deploy.processes.nginx.shutil.which", lambda *_args, **_named: None)
+    with pytest.raises(ProvisionError, match="apt-get install nginx"):
+        find_nginx()

@@ -1,0 +1,147 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy.identity.keys import ProvisionError
+from deploy.processes.process import check_port_free, free_ports, only_one
+from deploy.processes.supervision import Service, Supervisor
+
+SLEEP = "import time; time.sleep(60)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+FAMILY = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {STUBBORN!r}]); time.sleep(60)"
+
+
+def service(tmp_path: Path, name: str, code: str, **settings: object) -> Service:
+    argv = [sys.executable, "-c", code]
+    return Service(name, argv, dict(os.environ), tmp_path / f"{name}.log", **settings)  # type: ignore[arg-type]
+
+
+def until(condition: object, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def test_stop_leaves_nothing_not_even_stubborn_grandchildren(tmp_path: Path):
+    supervisor = Supervisor([service(tmp_path, "a", FAMILY), service(tmp_path, "b", STUBBORN)], stop_seconds=0.5)
+    supervisor.start()
+    until(lambda: psutil.Process(supervisor.pid("a")).children() and (tmp_path / "b.log").read_text())
+    family = [psutil.Process(supervisor.pid(name)) for name in "ab"]
+    family += family[0].children(recursive=True)
+    supervisor.stop()
+    assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
+
+
+def test_an_exit_with_code_0_is_restarted_too(tmp_path: Path):
+    supervisor = Supervisor([service(tmp_path, "a", "pass")])
+    supervisor.start()
+    thread = threading.Thread(target=supervisor.watch)
+    thread.start()
+    until(lambda: supervisor.restarts.get("a", 0) >= 1)
+    supervisor.request_stop()
+    thread.join(5)
+    supervisor.stop()
+    assert not thread.is_alive()
+
+
+def test_a_restart_is_told_with_its_cause(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    supervisor = Supervisor([service(tmp_path, "a", "raise SystemExit(3)", diagnose=lambda: "no route")])
+    thread = threading.Thread(target=supervisor.watch)
+    supervisor.start()
+    thread.start()
+    until(lambda: supervisor.restarts.get("a", 0) >= 1)
+    supervisor.request_stop()
+    thread.join(5)
+    supervisor.stop()
+    assert "a ended with code 3 (no route): starting it again" in caplog.text
+
+
+def test_what_depends_on_a_service_is_restarted_with_it(tmp_path: Path):
+    services = [service(tmp_path, "node", SLEEP), service(tmp_path, "exec", SLEEP, takes_along=("node",))]
+    supervisor = Supervisor(services)
+    supervisor.start()
+    old = {name: supervisor.pid(name) for name in ("node", "exec")}
+    thread = threading.Thread(target=supervisor.watch)
+    thread.start()
+    time.sleep(1.2)  # past the first backoff
+    os.kill(old["exec"], signal.SIGKILL)
+    until(lambda: supervisor.restarts.get("exec") == 1 and supervisor.pid("node") != old["node"])
+    supervisor.request_stop()
+    thread.join(20)
+    supervisor.stop()
+    assert not psutil.pid_exists(old["node"])
+
+
+def test_the_callback_runs_after_every_healthy_start(tmp_path: Path):
+    calls: list[int] = []
+    ready = service(tmp_path, "a", SLEEP, ready=lambda: True, after_ready=lambda: calls.append(1))
+    supervisor = Supervisor([ready])
+    supervisor.start()
+    thread = threading.Thread(target=supervisor.watch)
+    thread.start()
+    time.sleep(1.2)
+    os.kill(supervisor.pid("a"), signal.SIGKILL)
+    until(lambda: len(calls) == 2)
+    supervisor.request_stop()
+    thread.join(5)
+    supervisor.stop()
+
+
+def test_a_service_that_dies_at_start_is_named_with_its_last_words_and_nothing_stays(tmp_path: Path):
+    good = service(tmp_path, "good", SLEEP)
+    bad = service(tmp_path, "bad", "raise SystemExit('no such key')", ready=lambda: False)
+    supervisor = Supervisor([good, bad])
+    with pytest.raises(ProvisionError, match=r"bad ended with code 1 .*no such key"):
+        supervisor.start()
+    assert not supervisor.is_running("good")
+
+
+def test_services_die_with_a_supervisor_that_is_killed(tmp_path: Path):
+    code = (
+        "import os, sys, time; from pathlib import Path; from deploy.processes.process import spawn; "
+        f"p = spawn([sys.executable, '-c', {SLEEP!r}], dict(os.environ), Path({str(tmp_path / 'x.log')!r})); "
+        "print(p.pid, flush=True); time.sleep(60)"
+    )
+    root = Path(__file__).parents[3]
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=root) as outer:
+        assert outer.stdout is not None
+        child = int(outer.stdout.readline())
+        outer.kill()
+    until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == "zombie")
+
+
+def test_a_port_in_use_is_named(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ProvisionError, match=rf"port {port} .*SuperLink.*free it"):
+            check_port_free("127.0.0.1", port, "SuperLink")
+    check_port_free("127.0.0.1", port, "SuperLink")
+
+
+def test_free_ports_are_distinct():
+    assert len(set(free_ports(8))) == 8
+
+
+def test_two_supervisors_never_share_a_folder(tmp_path: Path):
+    with only_one(tmp_path / "lock"), pytest.raises(ProvisionError, match="in use"), only_one(tmp_path / "lock"):
+        pass
+    with only_one(tmp_path / "lock"):
+        pass
+
+
+def test_a_supervisor_keeps_its_logs_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    capped: list[Path] = []
+    monkeypatch.setattr("deploy.processes.supervision.cap_logs", capped.append)
+    supervisor = Supervisor([service(tmp_path, "a", SLEEP)])
+    with supervisor:
+        supervisor.watch(supervisor.request_stop)
+    assert capped == [tmp_path]

@@ -1,0 +1,129 @@
+import numpy as np
+import pytest
+
+from server.federation.rounds.aggregation import (
+    MAX_TOTAL_WEIGHT,
+    FixedPointSum,
+    UpdateError,
+    check_total_weight,
+    check_update,
+    clip_factor,
+    site_weight,
+    update_norm,
+)
+from shared.errors import InputError
+from shared.experiment.sections import FederationConfig
+from shared.messages.packing import Manifest, TensorSpec, encode
+from tests.server.fake_federation import permutations_of
+
+MANIFEST = Manifest(tensors=(TensorSpec(name="first", shape=(3,)), TensorSpec(name="second", shape=(2, 2))))
+
+
+def random_updates(count, size=1000, seed=0):
+    return np.random.default_rng(seed).normal(scale=0.3, size=(count, size)).astype(np.float32).clip(-4, 4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_all_orders_of_five_replies_give_the_same_bits(dtype):
+    updates = [encode(update, dtype) for update in random_updates(5)]
+    weights = (1, 70, 3, 1000, 12)
+    results = set()
+    for order in permutations_of(5):
+        total = FixedPointSum(1000)
+        for index in order:
+            total.fold(updates[index], dtype, weights[index])
+        results.add(total.mean().tobytes())
+    assert len(results) == 1
+
+
+def test_the_mean_is_that_of_float64():
+    updates, weights = random_updates(7), np.array([1, 2, 3, 4, 5, 6, 7])
+    total = FixedPointSum(1000)
+    for update, weight in zip(updates, weights, strict=True):
+        total.fold(update, "float32", int(weight))
+    expected = (updates.astype(np.float64) * weights[:, None]).sum(0) / weights.sum()
+    assert np.abs(total.mean() - expected).max() < 2**-37 + np.abs(expected).max() * 2**-24
+
+
+def test_the_extremes_do_not_overflow():
+    total = FixedPointSum(2)
+    total.fold(np.array([4.0, -4.0], np.float32), "float32", MAX_TOTAL_WEIGHT)
+    assert total.mean().tolist() == [4.0, -4.0]
+    with pytest.raises(UpdateError, match="total"):
+        total.fold(np.zeros(2, np.float32), "float32", 1)
+
+
+def test_the_smallest_updates_are_rounded_to_the_grid_of_the_sum():
+    total = FixedPointSum(3)
+    total.fold(np.array([2.0**-36, 2.0**-38, -(2.0**-37) * 1.5], np.float32), "float32", 1)
+    assert total.mean().tolist() == [2.0**-36, 0.0, -(2.0**-36)]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_rejected_by_the_name_of_its_tensor(bad):
+    update = np.zeros(7, np.float32)
+    update[4] = bad
+    with pytest.raises(UpdateError, match="second") as caught:
+        check_update(update, "float32", MANIFEST)
+    assert caught.value.code == "not_finite"
+
+
+def test_an_element_beyond_four_is_rejected_by_the_name_of_its_tensor():
+    update = np.zeros(7, np.float32)
+    update[2] = -4.001
+    with pytest.raises(UpdateError, match="first") as caught:
+        check_update(update, "float32", MANIFEST)
+    assert caught.value.code == "too_large"
+    update[2] = -4.0
+    assert check_update(update, "float32", MANIFEST) == 4.0
+
+
+@pytest.mark.parametrize(
+    ("wire", "dtype", "code"),
+    [
+        (np.zeros(6, np.float32), "float32", "length"),
+        (np.zeros((7, 1), np.float32), "float32", "length"),
+        (np.zeros(7, np.float64), "float32", "dtype"),
+        (np.zeros(7, np.float32), "bfloat16", "dtype"),
+    ],
+)
+def test_the_servers_own_manifest_decides_length_and_dtype(wire, dtype, code):
+    with pytest.raises(UpdateError) as caught:
+        check_update(wire, dtype, MANIFEST)
+    assert caught.value.code == code
+
+
+def test_the_norm_does_not_depend_on_the_wire_and_spans_all_pieces():
+    update = random_updates(1, size=2**20 + 17)[0]
+    manifest = Manifest(tensors=(TensorSpec(name="all", shape=update.shape),))
+    expected = float(np.linalg.norm(update.astype(np.float64)))
+    assert check_update(update, "float32", manifest) == pytest.approx(expected, rel=1e-12)
+    assert update_norm(update) == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_norm_above_the_bound_is_clipped_or_rejected_as_configured():
+    clips = FederationConfig(max_update_norm=2.0, update_norm_action="clip")
+    assert clip_factor(8.0, clips) == pytest.approx(0.25, rel=1e-5)
+    assert 8.0 * clip_factor(8.0, clips) < 2.0
+    assert clip_factor(1.0, clips) == clip_factor(0.0, clips) == 1.0
+    assert clip_factor(2.0, FederationConfig(max_update_norm=2.0)) == 1.0
+    with pytest.raises(UpdateError, match="max_update_norm"):
+        clip_factor(8.0, FederationConfig(max_update_norm=2.0))
+    assert clip_factor(1e9, FederationConfig()) == 1.0
+    total = FixedPointSum(1)
+    total.fold(np.array([4.0], np.float32), "float32", 1, 0.25)
+    assert total.mean().tolist() == [1.0]
+
+
+def test_weights_are_clamped_and_rounded_up_to_the_public_grid():
+    by_examples = FederationConfig(weighting="examples", max_examples=1000, examples_grid=100)
+    assert [site_weight(count, by_examples) for count in (1, 100, 101, 999, 10**12)] == [1, 1, 2, 10, 10]
+    assert site_weight(10**12, FederationConfig()) == 1
+    with pytest.raises(UpdateError, match="num_examples"):
+        site_weight(0, by_examples)
+
+
+def test_a_federation_whose_weights_could_overflow_is_refused():
+    with pytest.raises(InputError, match="raise the grid"):
+        check_total_weight(2000, FederationConfig(weighting="examples", max_examples=100_000, examples_grid=100))
+    check_total_weight(2000, FederationConfig())

@@ -1,0 +1,123 @@
+import errno
+import json
+import shutil
+
+import pytest
+
+from server.federation.rounds import global_model
+from shared.errors import InputError
+from shared.storage.runlog import read_metrics
+from tests.server.fake_federation import (
+    events_of,
+    honest_sites,
+    make_experiment,
+    make_home,
+    rounds_of,
+    run_rounds,
+    same,
+    weights_of,
+)
+from tests.server.fake_grid import FakeGrid
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing of the code's own handling of errors may matter."""
+
+
+@pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm", "fedadam"])
+@pytest.mark.parametrize("moment", ["before_save", "after_save"])
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, monkeypatch, optimizer, moment):
+    experiment = make_experiment(rounds=4, server_optimizer=optimizer, server_lr=0.5, sites_per_round=2)
+    undisturbed = make_home(tmp_path / "undisturbed", experiment)
+    run_rounds(undisturbed, FakeGrid(honest_sites()), experiment)
+
+    home = make_home(tmp_path / "killed", experiment)
+    save = global_model.save_checkpoint
+
+    def save_and_die(folder, groups, meta):
+        if meta["round"] == 3:
+            monkeypatch.setattr(global_model, "save_checkpoint", save)
+            if moment == "after_save":
+                save(folder, groups, meta)
+            raise Killed
+        save(folder, groups, meta)
+
+    monkeypatch.setattr(global_model, "save_checkpoint", save_and_die)
+    with pytest.raises(Killed):
+        run_rounds(home, FakeGrid(honest_sites()), experiment)
+    run_rounds(home, FakeGrid(honest_sites()), experiment)
+
+    for group in ("model", "ema"):
+        assert same(weights_of(undisturbed, 4, group=group), weights_of(home, 4, group=group))
+    assert [record["round"] for record in rounds_of(home)] == [1, 2, 3, 4]
+
+
+def test_an_incomplete_newest_checkpoint_is_skipped_with_a_warning(tmp_path, caplog):
+    experiment = make_experiment(rounds=3)
+    home = make_home(tmp_path, experiment)
+    run_rounds(home, FakeGrid(honest_sites()), experiment)
+    expected = weights_of(home, 3)
+    (home / "runs" / "run" / "checkpoints" / "round-000003" / "model.safetensors").unlink()
+    run_rounds(home, FakeGrid(honest_sites()), experiment)
+    assert "round-000003" in caplog.text
+    assert same(weights_of(home, 3), expected)
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_complete_checkpoint(tmp_path, monkeypatch):
+    experiment = make_experiment(rounds=3)
+    home = make_home(tmp_path, experiment)
+    save = global_model.save_checkpoint
+
+    def full_at_two(folder, groups, meta):
+        if meta["round"] == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(folder, groups, meta)
+
+    monkeypatch.setattr(global_model, "save_checkpoint", full_at_two)
+    with pytest.raises(OSError, match="No space left"):
+        run_rounds(home, FakeGrid(honest_sites()), experiment)
+    end = events_of(home, "end")[-1]
+    assert end["status"] == "failed"
+    assert end["is_final"]
+    monkeypatch.undo()
+    run_rounds(home, FakeGrid(honest_sites()), experiment)
+    assert [record["round"] for record in rounds_of(home)] == [1, 2, 3]
+
+
+def test_a_changed_experiment_is_refused_by_the_serverapp(tmp_path):
+    home = make_home(tmp_path, make_experiment(rounds=2))
+    with pytest.raises(InputError, match="not the one in its directory"):
+        run_rounds(home, FakeGrid(honest_sites()), make_experiment(rounds=3))
+
+
+def test_a_run_without_any_checkpoint_says_so(tmp_path):
+    experiment = make_experiment()
+    home = make_home(tmp_path, experiment)
+    shutil.rmtree(home / "runs" / "run" / "checkpoints")
+    with pytest.raises(InputError, match="no complete checkpoint"):
+        run_rounds(home, FakeGrid(honest_sites()), experiment)
+
+
+def test_a_stopped_run_is_recorded_as_stopped(tmp_path):
+    class RunNotRunningException(BaseException):
+        """What Flower raises in a ServerApp whose run was stopped."""
+
+    class StoppedGrid(FakeGrid):
+        def pull_messages(self, message_ids):
+            raise RunNotRunningException
+
+    experiment = make_experiment()
+    home = make_home(tmp_path, experiment)
+    with pytest.raises(RunNotRunningException):
+        run_rounds(home, StoppedGrid(honest_sites()), experiment)
+    assert events_of(home, "end")[-1]["status"] == "stopped"
+
+
+def test_every_line_of_the_metrics_is_json_and_has_a_time_and_a_kind(tmp_path):
+    experiment = make_experiment()
+    home = make_home(tmp_path, experiment)
+    run_rounds(home, FakeGrid(honest_sites()), experiment)
+    events = read_metrics(home / "runs" / "run" / "metrics.jsonl")
+    assert [event["kind"] for event in events] == ["start", "round", "round", "end"]
+    assert all("time" in event for event in events)
+    assert json.loads((home / "runs" / "run" / "progress.json").read_text())["round"] == 2

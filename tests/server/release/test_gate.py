@@ -1,0 +1,195 @@
+import json
+
+import numpy as np
+import pytest
+
+from server.release.gate import gather, release
+from server.release.verdict_files import add_verdicts
+from server.runs.run_directory import create
+from shared.errors import InputError
+from shared.experiment.config import parse_experiment
+from shared.storage.checkpoint import load_group, load_meta, save_checkpoint
+from shared.storage.runlog import RunLog
+
+WEIGHTS = {"a": np.arange(3, dtype=np.float32)}
+
+
+def finish(path, *, privacy="none", groups=("ema",), sites=("north", "south"), settings=(), **spent):
+    """A run of one round; returns it and the digest of its checkpoint."""
+    run = create(path, parse_experiment("", [f"privacy.mechanism={privacy}", *settings]))
+    log = RunLog(run.metrics)
+    answered = [{"site": site} for site in sites]
+    if privacy != "none":
+        answered[0] |= {"epsilon": 3.25, "delta": 1e-5, "epsilon_cap": 8.0, "unit": "person"} | spent
+    if sites:
+        log.write("round", round=1, asked=answered, answered=answered, lost=[{"site": "gone"}])
+    place = {"round": 1} if sites else {"step": 9}
+    save_checkpoint(run.round_checkpoint(1), dict.fromkeys(groups, WEIGHTS), {"experiment": run.experiment, **place})
+    return run, load_meta(run.round_checkpoint(1)).digest
+
+
+def measure(run, digest):
+    folder = run.evaluation("round-000001")
+    folder.mkdir(parents=True)
+    result = {
+        "metrics": {"fd_random_inception_192": 4.5},
+        "intervals": {"fd_random_inception_192": [4.0, 5.0]},
+        "reference": {"name": "/home/somebody/held-out", "n": 500.0, "release": "own"},
+        "checkpoint": {"round": 1, "step": None, "digest": digest},
+        "num_images": 1000,
+        "weights": "ema",
+        "sampler": "ddim",
+        "nfe": 250,
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def verdict(site, audit, digest, *, passed=True, figures=None):
+    facts = {"site": site, "audit": audit, "checkpoint": "round-000001", "checkpoint_digest": digest}
+    return {**facts, "passed": passed, "reason": "" if passed else "copies", "figures": figures or {}, "schema": 1}
+
+
+def audited(run, digest, **changes):
+    for site in ("north", "south"):
+        for audit in ("membership", "memorisation"):
+            folder = run.path / "audits"
+            folder.mkdir(exist_ok=True)
+            content = verdict(site, audit, digest, **(changes if (site, audit) == ("south", "memorisation") else {}))
+            (folder / f"{site}-{audit}.json").write_text(json.dumps(content))
+
+
+def test_a_model_with_all_evidence_is_released_with_its_card(tmp_path):
+    run, digest = finish(tmp_path / "run", privacy="dp-sgd")
+    measure(run, digest)
+    audited(run, digest)
+    out = release(run.path, tmp_path / "out")
+    assert {path.name for path in out.iterdir()} == {"ema.safetensors", "meta.json", "experiment.toml", "MODEL_CARD.md"}
+    assert (load_group(out, "ema")["a"] == WEIGHTS["a"]).all()
+    assert load_meta(out).parents == (digest,)
+    card = (out / "MODEL_CARD.md").read_text()
+    for text in (
+        "north, south",
+        "| fd_random_inception_192 | 4.5 | 4 to 5 | 1000 | held-out | 500 | ema | ddim, 250 evaluations |",
+        "over 1 rounds of",
+        "| north | 3.25 | 1e-05 | 8 | person |",
+    ):
+        assert text in card
+    assert (
+        "| south | not released |" in card and "override" not in card and "Intended use" in card and "Licence" in card
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+
+
+def test_training_without_dp_is_unbounded_in_the_card(tmp_path):
+    run, digest = finish(tmp_path / "run")
+    measure(run, digest)
+    audited(run, digest)
+    card = (release(run.path, tmp_path / "out") / "MODEL_CARD.md").read_text()
+    assert "| north | unbounded |" in card
+
+
+def test_epsilon_of_the_dp_part_stands_beside_unbounded_in_the_card(tmp_path):
+    run, digest = finish(tmp_path / "run", privacy="dp-sgd", epsilon="unbounded", dp_epsilon=3.25)
+    measure(run, digest)
+    audited(run, digest)
+    card = (release(run.path, tmp_path / "out") / "MODEL_CARD.md").read_text()
+    assert "| north | unbounded (DP part 3.25) | 1e-05 | 8 | person |" in card
+
+
+def test_without_a_distance_nothing_is_released(tmp_path):
+    run, digest = finish(tmp_path / "run")
+    audited(run, digest)
+    with pytest.raises(InputError, match="no distance of round-000001 was measured"):
+        release(run.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_audit_must_have_passed_at_every_site_that_took_part(tmp_path):
+    run, digest = finish(tmp_path / "run")
+    measure(run, digest)
+    assert len(gather(run.round_checkpoint(1)).problems) == 4
+    audited(run, digest, passed=False)
+    with pytest.raises(InputError, match="memorisation audit of south failed: copies"):
+        release(run.path, tmp_path / "out")
+
+
+def test_figures_beyond_the_experiments_limits_stop_a_release(tmp_path):
+    run, digest = finish(tmp_path / "run", settings=["release.max_copy_rate=0.02"])
+    measure(run, digest)
+    audited(run, digest, figures={"copy_rate": 0.03, "num_images": 1000})
+    with pytest.raises(InputError, match=r"copy_rate 0.03 is above the limit 0.02"):
+        release(run.path, tmp_path / "out")
+
+
+def test_the_experiment_says_which_audits_are_needed(tmp_path):
+    run, digest = finish(tmp_path / "run", settings=["release.audits=[]"])
+    measure(run, digest)
+    assert release(run.path, tmp_path / "out").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("figures", "limit"),
+    [({"auc": 0.61}, "auc"), ({"tpr_at_1_percent_fpr": 0.06}, "tpr"), ({"copy_rate": 0.011}, "copy")],
+)
+def test_default_limits_are_those_of_the_design(tmp_path, figures, limit):
+    run, digest = finish(tmp_path / "run")
+    measure(run, digest)
+    audited(run, digest, figures=figures)
+    with pytest.raises(InputError, match=limit):
+        release(run.path, tmp_path / "out")
+
+
+def test_verdicts_of_another_checkpoint_do_not_count(tmp_path):
+    run, digest = finish(tmp_path / "run")
+    measure(run, digest)
+    audited(run, "0" * 64)
+    assert len(gather(run.round_checkpoint(1)).problems) == 4
+
+
+def test_central_training_needs_one_audit_of_each_kind(tmp_path):
+    run, digest = finish(tmp_path / "run", sites=())
+    measure(run, digest)
+    with pytest.raises(InputError, match="audit of the training data is missing"):
+        release(run.path, tmp_path / "out")
+    audited(run, digest)
+    assert "Trained centrally, 9 steps" in (release(run.path, tmp_path / "out") / "MODEL_CARD.md").read_text()
+
+
+def test_an_override_is_recorded(tmp_path):
+    run, _ = finish(tmp_path / "run")
+    out = release(run.path, tmp_path / "out", override="for the reviewers")
+    card = (out / "MODEL_CARD.md").read_text()
+    assert "Released by override" in card and "for the reviewers" in card and "audit of north is missing" in card
+    assert load_meta(out).provenance["release"]["override"] == "for the reviewers"
+    assert str(tmp_path) not in card
+
+
+def test_raw_weights_are_not_released(tmp_path):
+    run, _ = finish(tmp_path / "run", groups=("model",))
+    with pytest.raises(InputError, match="no EMA weights"):
+        release(run.path, tmp_path / "out", override="please")
+
+
+def test_nothing_is_overwritten(tmp_path):
+    run, _ = finish(tmp_path / "run")
+    with pytest.raises(InputError, match="not empty"):
+        release(run.path, run.path, override="x")
+
+
+def test_a_checkpoint_outside_a_run_has_no_evidence(tmp_path):
+    save_checkpoint(tmp_path / "model", {"ema": WEIGHTS}, {"experiment": parse_experiment(""), "step": 1})
+    with pytest.raises(InputError, match="lies in no run"):
+        release(tmp_path / "model", tmp_path / "out")
+
+
+def test_verdict_files_of_sites_are_taken_into_the_run(tmp_path):
+    run, digest = finish(tmp_path / "run")
+    file = tmp_path / "verdict.json"
+    file.write_text(json.dumps(verdict("north", "membership", digest)))
+    (kept,) = add_verdicts(run.path, [file])
+    assert kept.parent == run.path / "audits"
+    assert [each["site"] for each in gather(run.round_checkpoint(1)).audits] == ["north"]
+    for content in ("nonsense", "{}", json.dumps(verdict("../../x", "membership", digest))):
+        file.write_text(content)
+        with pytest.raises(InputError, match="not an audit verdict"):
+            add_verdicts(run.path, [file])

@@ -1,0 +1,93 @@
+import pytest
+from typer.testing import CliRunner
+
+from server.cli.main import app
+from server.runs import recipes
+from shared.errors import InputError
+from shared.experiment.config import load_experiment
+
+PAPER = [
+    # name, objective, steps, batch, size, schedule, learning rate, visible of all patches, channels
+    ("celeba64-S-linear-msm-block50", "msm", 50_000, 256, "S", "linear", 2e-4, 128, 256, 3),
+    ("celeba64-S-linear-dsm-finetune", "dsm", 150_000, 128, "S", "linear", 2e-4, 256, 256, 3),
+    ("celeba64-S-linear-dsm-baseline", "dsm", 200_000, 128, "S", "linear", 2e-4, 256, 256, 3),
+    ("celeba64-S-msm-block90", "msm", 200_000, 256, "S", "cosine", 2e-4, 32, 256, 3),
+    ("celeba64-S-dsm-finetune", "dsm", 50_000, 64, "S", "cosine", 5e-5, 256, 256, 3),
+    ("celeba64-S-dsm-baseline", "dsm", 200_000, 64, "S", "cosine", 5e-5, 256, 256, 3),
+    ("celebahq256-S-msm-block90", "msm", 200_000, 256, "S", "cosine", 2e-4, 416, 4096, 3),
+    ("celebahq256-S-dsm-finetune", "dsm", 50_000, 64, "S", "cosine", 5e-5, 4096, 4096, 3),
+    ("celebahq256-S-dsm-baseline", "dsm", 200_000, 64, "S", "cosine", 5e-5, 4096, 4096, 3),
+    ("celebahq256dwt-L-msm-block70", "msm", 200_000, 128, "L", "cosine", 2e-4, 320, 1024, 12),
+    ("celebahq256dwt-L-dsm-finetune", "dsm", 550_000, 16, "L", "cosine", 5e-5, 1024, 1024, 12),
+    ("celebahq256dwt-L-dsm-baseline", "dsm", 900_000, 16, "L", "cosine", 5e-5, 1024, 1024, 12),
+    ("celebahq256dwt-B-msm-block70", "msm", 200_000, 256, "B", "cosine", 2e-4, 320, 1024, 12),
+    ("celebahq256dwt-B-dsm-finetune", "dsm", 550_000, 32, "B", "cosine", 5e-5, 1024, 1024, 12),
+    ("celebahq256dwt-B-dsm-baseline", "dsm", 900_000, 32, "B", "cosine", 5e-5, 1024, 1024, 12),
+]
+
+
+@pytest.mark.parametrize("expected", PAPER, ids=lambda row: row[0])
+def test_paper_recipes_have_the_papers_hyper_parameters(expected):
+    name, *values = expected
+    e = load_experiment(recipes.find_experiment(name))
+    found = [e.train.objective, e.train.steps, e.train.batch, e.model.size, e.diffusion.schedule, e.optim.lr]
+    assert [*found, e.num_visible, e.grid_size**2, e.in_channels] == values
+    assert e.diffusion.timesteps == 1000
+    assert e.diffusion.prediction == "eps"
+    assert e.optim.betas == (0.99, 0.99)
+    assert (e.optim.weight_decay, e.optim.ema_decay, e.optim.grad_clip) == (0.03, 0.999, 1.0)
+    assert (e.evaluation.sampler, e.evaluation.eta) == ("ddim", 1.0)
+
+
+@pytest.mark.parametrize("name", recipes.recipe_names())
+def test_every_recipe_is_valid_and_says_what_it_is(name):
+    experiment = load_experiment(recipes.find_experiment(name))
+    assert experiment.train.init == ""
+    assert 10 < len(recipes.describe(name)) < 200
+
+
+def test_stages_of_one_recipe_fit_together():
+    for name, *_ in PAPER:
+        stage, _, variant = name.partition("-msm-")
+        if not variant:
+            continue
+        first, second = (load_experiment(recipes.find_experiment(n)) for n in (name, f"{stage}-dsm-finetune"))
+        assert first.model == second.model
+        assert first.diffusion == second.diffusion
+        assert first.data.wavelet == second.data.wavelet
+
+
+def test_a_name_and_a_path_are_both_found(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("")
+    assert recipes.find_experiment(str(path)) == path
+    assert recipes.find_experiment("celeba64-S-msm-block90").is_file()
+    with pytest.raises(InputError, match=r"experiment 'none-such': .* experiments list"):
+        recipes.find_experiment("none-such")
+
+
+def test_experiments_list_prints_each_recipe_once():
+    result = CliRunner().invoke(app, ["experiments", "list"])
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.output.splitlines()] == recipes.recipe_names()
+
+
+def test_experiments_show_prints_the_file_or_the_resolved_experiment():
+    name = "celebahq256dwt-L-msm-block70"
+    plain = CliRunner().invoke(app, ["experiments", "show", name]).output
+    assert plain.strip() == (recipes.FOLDER / f"{name}.toml").read_text().strip()
+    resolved = CliRunner().invoke(app, ["experiments", "show", name, "--resolved", "--set", "train.steps=7"]).output
+    assert "steps = 7" in resolved
+    assert "[federation]" in resolved
+
+
+def test_toy_command_writes_figure_and_distances(tmp_path, monkeypatch):
+    from server.studies import toys
+
+    monkeypatch.setitem(toys.run_toy.__kwdefaults__, "pretrain_steps", 2)
+    monkeypatch.setitem(toys.FINETUNE_STEPS, "swiss-roll", 1)
+    monkeypatch.setitem(toys.run_toy.__kwdefaults__, "num_samples", 20)
+    result = CliRunner().invoke(app, ["toy", "swiss-roll", "--out", str(tmp_path)])
+    assert result.exit_code == 0
+    assert "after 1 steps" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["swiss-roll.json", "swiss-roll.png"]

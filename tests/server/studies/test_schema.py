@@ -1,0 +1,130 @@
+import tomllib
+
+import pytest
+
+from server.runs.recipes import find_experiment
+from server.studies.schema import FOLDER, Study, arm_at, arms_at, load_study, study_names
+from shared.errors import InputError
+from shared.experiment.config import load_experiment
+
+TEXT = """
+title = "Small"
+question = "?"
+[splits]
+train = { source = "private", share = 0.5 }
+test = { source = "private", share = 0.5 }
+[scales.cpu]
+generated = 10
+synthetic = 40
+[arms.scratch]
+title = "scratch"
+split = "train"
+test = "test"
+validation = "test"
+scales.cpu = { recipe = "reproduce32-T-dsm", images = 100, at = [10, 50] }
+"""
+
+
+def parse(text, tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text(text)
+    return load_study(str(file))
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_every_study_that_ships_is_valid_and_its_recipes_and_overrides_are_too(name):
+    study = load_study(name)
+    for arm in study.arms.values():
+        for stage in arm.scales.values():
+            overrides = [f"{key}={value!r}".replace("'", '"') for key, value in stage.settings.items()]
+            assert load_experiment(find_experiment(stage.recipe), overrides)
+
+
+def test_studies_that_start_from_each_other_divide_the_images_alike():
+    divisions = {name: load_study(name) for name in study_names()}
+    for study in divisions.values():
+        for arm in study.arms.values():
+            other, slash, _ = arm.init.rpartition("/")
+            if slash:
+                assert divisions[other].splits == study.splits
+                assert divisions[other].seed == study.seed
+
+
+def test_federated_arms_see_the_same_images_in_the_same_number_of_steps():
+    study = load_study("federated")
+    for scale in ("cpu", "gpu"):
+        seen = set()
+        for arm in study.arms.values():
+            stage = arm.scales[scale]
+            per_step = arm.sites * stage.settings["train.batch"]
+            seen.add((stage.images, per_step))
+            # Whole rounds, however many steps one has: otherwise an arm would see more.
+            assert stage.images % (per_step * stage.settings["federation.local_steps"]) == 0
+        assert len(seen) == 1
+
+
+def test_scratch_of_the_transfer_study_gets_more_steps_than_both_stages_together():
+    study = load_study("transfer")
+    for scale in ("cpu", "gpu"):
+        masked = load_experiment(find_experiment(study.arms["pretrain-public"].scales[scale].recipe)).train.steps
+        for percent in ("10", "1"):
+            steps = {}
+            for kind in ("scratch", "other", "same"):
+                stage = study.arms[f"{kind}-{percent}"].scales[scale]
+                batch = stage.settings.get("train.batch") or load_experiment(find_experiment(stage.recipe)).train.batch
+                steps[kind] = stage.images / batch
+            assert steps["scratch"] > masked + max(steps["other"], steps["same"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('question = "?"', 'question = "?"\ncolour = "red"', "unknown key 'colour'"),
+        ("images = 100", "images = 100, pictures = 3", "pictures"),
+        ('split = "train"', 'split = "nowhere"', "split 'nowhere' is unknown"),
+        ('split = "train"', 'split = "train"\ninit = "pretrain"', "init 'pretrain' is no arm"),
+        ("share = 0.5", "share = 0.6", "add up to 1.2"),
+        ("at = [10, 50]", "at = [50, 10]", "not rising"),
+        ("at = [10, 50]", "at = [10, 500]", "at 500 is above images 100"),
+        ('validation = "test"\n', "", "both test and validation"),
+        ('split = "train"', 'split = "train"\nsites = 2', "sites 2 need init"),
+        ('title = "Small"', 'title = "Small', "not valid TOML"),
+        ("scales.cpu = {", "scales.tpu = {", "tpu"),
+        ('question = "?"', 'question = "?"\nfigures = [{ kind = "ratio", arm = "x", baseline = "scratch" }]', "'x'"),
+        ("scales.cpu = {", "scales.gpu = {", "scale 'gpu' is not among the study's scales"),
+        (
+            'question = "?"',
+            'question = "?"\ngrids = [{ title = "g", label = "l", columns = ["a"], rows = { r = [] } }]',
+            "one arm for each of the 1 columns",
+        ),
+        ("images = 100", 'init = "none", images = 100', "init 'none' is no arm"),
+    ],
+)
+def test_a_wrong_study_is_refused_in_one_line_that_names_the_key(old, new, words, tmp_path):
+    assert old in TEXT
+    with pytest.raises(InputError) as refusal:
+        parse(TEXT.replace(old, new), tmp_path)
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_right_study_is_read_and_says_what_it_has(tmp_path):
+    study = parse(TEXT, tmp_path)
+    assert study == Study.model_validate(tomllib.loads(TEXT))
+    assert arms_at(study, "small", "cpu") == ["scratch"]
+    assert arm_at(study, "small", "scratch", "cpu")[1].at == (10, 50)
+    for arm, scale, words in (
+        ("none", "cpu", "no arm 'none': it has scratch"),
+        ("scratch", "tpu", "scale 'tpu' is unknown: give one of cpu, gpu, paper"),
+        ("scratch", "gpu", "no scale 'gpu': it has cpu"),
+    ):
+        with pytest.raises(InputError, match=words):
+            arm_at(study, "small", arm, scale)
+    with pytest.raises(InputError, match="no scale 'paper'"):
+        arms_at(study, "small", "paper")
+
+
+def test_an_unknown_study_is_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="study 'none' is unknown: known are acceleration, federated, transfer"):
+        load_study("none")
+    assert {path.stem for path in FOLDER.glob("*.toml")} == {"acceleration", "federated", "transfer"}

@@ -1,0 +1,285 @@
+"""Import and export of foreign checkpoints, against a network written with the authors' names."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from server.cli import main as cli
+from server.training.maskdm_checkpoints import export_checkpoint, import_checkpoint, read_foreign
+from server.training.maskdm_layouts import schedule_tables
+from shared.diffusion.patches import patchify, unpatchify
+from shared.diffusion.uvit import build_model, timestep_embedding
+from shared.errors import InputError
+from shared.storage.checkpoint import load_group, load_meta
+
+WIDTH, BLOCKS, HEADS, PATCH, SIDE = 192, 7, 6, 4, 4
+
+
+class TheirAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        scores = (q * (WIDTH // HEADS) ** -0.5) @ k.transpose(-2, -1)
+        return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, length, -1))
+
+
+class TheirBlock(nn.Module):
+    def __init__(self, *, skip: bool = False):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.attn = TheirAttention()
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(WIDTH, 4 * WIDTH), "fc2": nn.Linear(4 * WIDTH, WIDTH)})
+        self.skip_linear = nn.Linear(2 * WIDTH, WIDTH) if skip else None
+
+    def forward(self, x, skip=None):
+        if self.skip_linear is not None:
+            x = self.skip_linear(torch.cat([x, skip], -1))
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp["fc2"](nn.functional.gelu(self.mlp["fc1"](self.norm2(x))))
+
+
+class TheirEncoder(nn.Module):
+    """U-ViT without its output layer; `channels` selects pixels or wavelet bands."""
+
+    def __init__(self, channels: int, position_name: str):
+        super().__init__()
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(channels, WIDTH, PATCH, PATCH)})
+        self.position_name = position_name
+        self.register_parameter(position_name, nn.Parameter(torch.randn(1, 1 + SIDE**2, WIDTH)))
+        self.in_blocks = nn.ModuleList(TheirBlock() for _ in range(BLOCKS // 2))
+        self.mid_block = TheirBlock()
+        self.out_blocks = nn.ModuleList(TheirBlock(skip=True) for _ in range(BLOCKS // 2))
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x, t):
+        x = self.patch_embed["proj"](x).flatten(2).transpose(1, 2)
+        x = torch.cat([timestep_embedding(t, WIDTH)[:, None], x], 1) + getattr(self, self.position_name)
+        skips = []
+        for block in self.in_blocks:
+            x = block(x)
+            skips.append(x)
+        x = self.mid_block(x)
+        for block in self.out_blocks:
+            x = block(x, skips.pop())
+        return self.norm(x)
+
+
+class TheirMaskDM(nn.Module):
+    def __init__(self, channels: int = 3):
+        super().__init__()
+        self.encoder = TheirEncoder(channels, "encoder_pos_embed")
+        self.encoder_to_output = nn.Linear(WIDTH, PATCH**2 * channels)
+
+    def forward(self, x, t):
+        return unpatchify(self.encoder_to_output(self.encoder(x, t))[:, 1:], PATCH, x.shape[1])
+
+
+class TheirUViT(TheirEncoder):
+    def __init__(self):
+        super().__init__(3, "pos_embed")
+        self.decoder_pred = nn.Linear(WIDTH, PATCH**2 * 3)
+
+    def forward(self, x, t):
+        return unpatchify(self.decoder_pred(super().forward(x, t))[:, 1:], PATCH, 3)
+
+
+@pytest.fixture(scope="module")
+def maskdm():
+    torch.manual_seed(0)
+    return TheirMaskDM()
+
+
+def training_state(online: nn.Module, averaged: nn.Module, schedule: str = "linear"):
+    """What MaskDM's trainer saves: a diffusion wrapper with its tables, and the averaging wrapper around it."""
+    tables = schedule_tables(schedule, 1000)
+    live = {**tables, **{f"model.{key}": x for key, x in online.state_dict().items()}}
+    mean = {**tables, **{f"model.{key}": x for key, x in averaged.state_dict().items()}}
+    ema = {"initted": torch.tensor(True), "step": torch.tensor(9)}
+    ema |= {f"online_model.{key}": x for key, x in live.items()}
+    ema |= {f"ema_model.{key}": x for key, x in mean.items()}
+    return {
+        "step": 123,
+        "model": live,
+        "opt": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+        "ema": ema,
+        "scaler": None,
+    }
+
+
+def ours_from(folder, group: str):
+    model = build_model(load_meta(folder).experiment)
+    model.load_state_dict({key: torch.from_numpy(x) for key, x in load_group(folder, group).items()})
+    return model
+
+
+def assert_same_function(model, theirs, channels: int = 3):
+    x, t = torch.randn(2, channels, PATCH * SIDE, PATCH * SIDE), torch.tensor([3, 700])
+    ids = torch.arange(SIDE**2).expand(2, -1)
+    with torch.no_grad():
+        got = unpatchify(model(patchify(x, PATCH), t, ids), PATCH, channels)
+        torch.testing.assert_close(got, theirs(x, t), rtol=1e-4, atol=1e-5)
+
+
+def test_maskdm_training_state_becomes_the_same_functions(tmp_path, maskdm):
+    averaged = TheirMaskDM()
+    torch.save(training_state(maskdm, averaged), tmp_path / "model-1.pt")
+    experiment = import_checkpoint(tmp_path / "model-1.pt", tmp_path / "out")
+    assert (experiment.model.size, experiment.model.image_size, experiment.model.patch_size) == ("T", 16, 4)
+    assert experiment.diffusion.schedule == "linear"
+    meta = load_meta(tmp_path / "out")
+    assert (meta.step, meta.provenance["layout"]) == (123, "maskdm")
+    assert_same_function(ours_from(tmp_path / "out", "model"), maskdm)
+    assert_same_function(ours_from(tmp_path / "out", "ema"), averaged)
+
+
+def test_cosine_tables_are_recognised(tmp_path, maskdm):
+    torch.save(training_state(maskdm, maskdm, "cosine"), tmp_path / "model.pt")
+    assert import_checkpoint(tmp_path / "model.pt", tmp_path / "out").diffusion.schedule == "cosine"
+
+
+def test_wavelet_network_is_recognised_by_its_channels(tmp_path):
+    theirs = TheirMaskDM(channels=12)
+    save_file({f"model.{key}": x for key, x in theirs.state_dict().items()}, tmp_path / "dwt.safetensors")
+    experiment = import_checkpoint(tmp_path / "dwt.safetensors", tmp_path / "out", schedule="cosine")
+    assert (experiment.data.wavelet, experiment.model.image_size, experiment.in_channels) == ("haar", 32, 12)
+    assert_same_function(ours_from(tmp_path / "out", "ema"), theirs, channels=12)
+
+
+def test_uvit_state_dict_becomes_the_same_function(tmp_path):
+    theirs = TheirUViT()
+    torch.save(theirs.state_dict(), tmp_path / "nnet_ema.pth")
+    import_checkpoint(tmp_path / "nnet_ema.pth", tmp_path / "out", schedule="cosine")
+    assert_same_function(ours_from(tmp_path / "out", "ema"), theirs)
+    assert_same_function(ours_from(tmp_path / "out", "model"), theirs)
+
+
+@pytest.mark.parametrize("name", ["back.pt", "back.safetensors"])
+def test_maskdm_export_returns_the_imported_file(tmp_path, maskdm, name):
+    averaged = TheirMaskDM()
+    state = training_state(maskdm, averaged)
+    torch.save(state, tmp_path / "model.pt")
+    import_checkpoint(tmp_path / "model.pt", tmp_path / "out")
+    export_checkpoint(tmp_path / "out", tmp_path / name, "maskdm")
+    assert read_foreign(tmp_path / name)[0].keys() == {"model", "ema"}
+    for group, tensors in read_foreign(tmp_path / "model.pt")[0].items():
+        got = read_foreign(tmp_path / name)[0][group]
+        assert got.keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert torch.equal(got[key], tensor), key
+    if name == "back.pt":
+        back = torch.load(tmp_path / name, weights_only=True)
+        assert back["step"] == 123
+        assert set(back["model"]) == set(state["model"])
+        assert set(back["ema"]) == {key for key in state["ema"] if key.startswith("ema_model.")}
+
+
+def test_uvit_export_loads_strictly_into_their_network(tmp_path):
+    theirs, other = TheirUViT(), TheirUViT()
+    torch.save(theirs.state_dict(), tmp_path / "nnet.pth")
+    import_checkpoint(tmp_path / "nnet.pth", tmp_path / "out", schedule="linear")
+    export_checkpoint(tmp_path / "out", tmp_path / "back.pth", "uvit")
+    other.load_state_dict(torch.load(tmp_path / "back.pth", weights_only=True), strict=True)
+    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("final_layer.weight", "final convolution"),
+        ("time_embed.0.weight", "time embedding"),
+        ("label_emb.weight", "class conditioning"),
+        ("in_blocks.0.attn.qkv.bias", "bias of the attention"),
+        ("surprise", "nothing this network has"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_key_and_reason(tmp_path, key, reason):
+    torch.save({**TheirUViT().state_dict(), key: torch.zeros(3)}, tmp_path / "nnet.pth")
+    with pytest.raises(InputError, match=f"key '{key}' does not fit: it is .*{reason}"):
+        import_checkpoint(tmp_path / "nnet.pth", tmp_path / "out", schedule="linear")
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_and_misshapen_keys_are_named(tmp_path):
+    state = TheirUViT().state_dict()
+    torch.save({key: x for key, x in state.items() if key != "mid_block.mlp.fc1.bias"}, tmp_path / "a.pth")
+    torch.save({**state, "norm.weight": torch.zeros(3)}, tmp_path / "b.pth")
+    torch.save({**state, "pos_embed": torch.zeros(1, 12, WIDTH)}, tmp_path / "c.pth")
+    for name, message in (
+        ("a", r"'mid_block\.mlp\.fc1\.bias' is missing"),
+        ("b", r"'norm\.weight' has shape \(3,\)"),
+        ("c", "12 positions"),
+    ):
+        with pytest.raises(InputError, match=message):
+            import_checkpoint(tmp_path / f"{name}.pth", tmp_path / "out", schedule="linear")
+
+
+def test_other_sizes_heads_and_unknown_schedules_are_refused(tmp_path):
+    state = TheirUViT().state_dict()
+    torch.save(state, tmp_path / "a.pth")
+    torch.save({key: x for key, x in state.items() if "_blocks.2." not in key}, tmp_path / "b.pth")
+    with pytest.raises(InputError, match="192, 7 blocks, 8 heads is none of the sizes"):
+        import_checkpoint(tmp_path / "a.pth", tmp_path / "out", schedule="linear", num_heads=8)
+    with pytest.raises(InputError, match="192, 5 blocks is none of the sizes"):
+        import_checkpoint(tmp_path / "b.pth", tmp_path / "out", schedule="linear")
+    with pytest.raises(InputError, match=r"no schedule tables: say which one .* --schedule linear or cosine"):
+        import_checkpoint(tmp_path / "a.pth", tmp_path / "out")
+    torch.save({**state, "betas": torch.full((1000,), 0.5)}, tmp_path / "c.pth")
+    with pytest.raises(InputError, match="'betas' of neither schedule"):
+        import_checkpoint(tmp_path / "c.pth", tmp_path / "out")
+
+
+def test_unreadable_files_are_one_line(tmp_path):
+    (tmp_path / "text.pt").write_text("no checkpoint")
+    (tmp_path / "text.safetensors").write_text("no checkpoint")
+    torch.save({"step": 1}, tmp_path / "empty.pt")
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
+    for name, message in (
+        ("absent.pt", "No such file"),
+        ("text.pt", "no safetensors or plain torch file"),
+        ("text.safetensors", "no safetensors or plain torch file"),
+        ("empty.pt", "holds no tensors"),
+        ("other.pt", "'weights': neither"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            import_checkpoint(tmp_path / name, tmp_path / "out", schedule="linear")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    torch.save({"model": TheirUViT()}, tmp_path / "module.pt")  # a pickled object, not tensors
+    with pytest.raises(InputError, match="no safetensors or plain torch file"):
+        import_checkpoint(tmp_path / "module.pt", tmp_path / "out", schedule="linear")
+
+
+def test_commands_import_and_export(tmp_path, maskdm, capsys, monkeypatch):
+    torch.save(training_state(maskdm, maskdm), tmp_path / "model.pt")
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["maskfed-server", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code
+
+    assert call("import-checkpoint", tmp_path / "model.pt", "--out", tmp_path / "out") == 0
+    assert call("export", tmp_path / "out", "--out", tmp_path / "back.pth", "--layout", "uvit") == 0
+    assert "size T, 16 px, patch 4" in capsys.readouterr().out
+    assert "pos_embed" in torch.load(tmp_path / "back.pth", weights_only=True)
+    assert call("import-checkpoint", tmp_path / "model.pt", "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_existing_targets_and_other_suffixes_are_left_alone(tmp_path, maskdm):
+    torch.save(training_state(maskdm, maskdm), tmp_path / "model.pt")
+    import_checkpoint(tmp_path / "model.pt", tmp_path / "out")
+    with pytest.raises(InputError, match="out exists already"):
+        import_checkpoint(tmp_path / "model.pt", tmp_path / "out")
+    with pytest.raises(InputError, match=r"model\.pt exists already"):
+        export_checkpoint(tmp_path / "out", tmp_path / "model.pt", "maskdm")
+    with pytest.raises(InputError, match=r"suffix '\.bin'"):
+        export_checkpoint(tmp_path / "out", tmp_path / "model.bin", "maskdm")

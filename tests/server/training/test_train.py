@@ -1,0 +1,215 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
+
+from server.cli import models as cli_models
+from server.cli.main import app
+from server.runs import recipes
+from server.training.train import train
+from shared.errors import InputError
+from shared.experiment.config import parse_experiment
+from shared.storage.checkpoint import load_group, load_meta
+from shared.storage.runlog import read_metrics
+from shared.training.engine import NonFiniteLossError
+
+ROOT = Path(__file__).parents[3]
+TOML = """
+[train]
+steps = 12
+batch = 4
+precision = "float32"
+checkpoint_every = 5
+sample_every = 100
+[model]
+image_size = 16
+"""
+DATA = Path("synthetic:public:12")
+
+
+def experiment(*overrides):
+    return parse_experiment(TOML, list(overrides))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_grids():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.training.watch.GRID_IMAGES", 4)
+        patch.setattr("server.training.watch.GRID_COLUMNS", 2)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _process_settings():
+    # Training chooses the process's matrix products; other tests must not see that.
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def weights(run):
+    return {group: load_group(run.latest, group) for group in ("model", "ema", "optimizer")}
+
+
+def assert_same(ours, theirs):
+    for group, arrays in ours.items():
+        assert all(array.tobytes() == theirs[group][name].tobytes() for name, array in arrays.items()), group
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return train(experiment(), DATA, tmp_path_factory.mktemp("train") / "run")
+
+
+def test_run_leaves_checkpoints_grid_log_and_curves(finished):
+    assert [path.name for path in sorted(finished.checkpoints.iterdir())] == [
+        "step-000000005",
+        "step-000000010",
+        "step-000000012",
+    ]
+    with Image.open(finished.samples / "step-000000012.png") as grid:
+        assert grid.size == (2 * 18 - 2, 2 * 18 - 2)
+    kinds = [event["kind"] for event in read_metrics(finished.metrics)]
+    assert kinds == ["start", "checkpoint", "train", "checkpoint", "train", "checkpoint", "end"]
+    events = EventAccumulator(str(finished.tensorboard)).Reload()
+    assert [scalar.step for scalar in events.Scalars("train/loss")] == [10, 12]
+
+
+def test_log_tells_figures_and_provenance(finished):
+    events = read_metrics(finished.metrics)
+    start, last = events[0], [event for event in events if event["kind"] == "train"][-1]
+    assert start["num_images"] == 12 and start["precision"] == "float32" and start["threads"] >= 1
+    assert last["step"] == 12 and last["images"] == 48 and 0 < last["loss"] < 5 and last["lr"] == 2e-4
+    assert last["images_per_second"] > 0 and last["grad_norm"] > 0
+    assert events[-1]["status"] == "finished"
+    meta = load_meta(finished.latest)
+    assert meta.experiment == experiment() and meta.step == 12 and meta.provenance["data"] == str(DATA)
+
+
+def test_run_in_two_parts_equals_the_run_in_one(finished, tmp_path):
+    train(experiment("train.steps=7"), DATA, tmp_path / "run")
+    run = train(experiment(), DATA, tmp_path / "run")
+    assert_same(weights(finished), weights(run))
+
+
+def test_intervals_and_pruning_follow_the_experiment(tmp_path):
+    options = ("train.checkpoint_every=2", "train.keep_last=1", "train.keep_every=4", "train.sample_every=3")
+    run = train(experiment("train.steps=7", *options), DATA, tmp_path / "run")
+    assert sorted(int(path.name[5:]) for path in run.checkpoints.iterdir()) == [4, 7]
+    assert sorted(int(path.stem[5:]) for path in run.samples.iterdir()) == [3, 6, 7]
+
+
+def test_seed_decides_weights_and_losses(tmp_path):
+    run = train(experiment("train.seed=1", "train.steps=1"), DATA, tmp_path / "run")
+    same = train(experiment("train.steps=1"), DATA, tmp_path / "same")
+    first, other = ({e["loss"] for e in read_metrics(r.metrics) if e["kind"] == "train"} for r in (run, same))
+    assert first.isdisjoint(other)
+    assert not np.array_equal(weights(run)["model"]["norm.weight"], weights(same)["model"]["norm.weight"])
+
+
+def test_resume_of_another_experiment_is_refused_before_anything_changes(finished):
+    before = sorted(path.stat().st_mtime_ns for path in finished.path.rglob("*"))
+    with pytest.raises(InputError, match=r"optim\.lr = 0\.0002, not 0\.1"):
+        train(experiment("optim.lr=0.1"), DATA, finished.path)
+    assert before == sorted(path.stat().st_mtime_ns for path in finished.path.rglob("*"))
+
+
+def test_stage_starts_from_the_averaged_weights_of_another(finished, tmp_path):
+    run = train(experiment("train.steps=0"), DATA, tmp_path / "run", init=finished.path)
+    start = load_group(finished.latest, "ema")
+    assert_same({"model": start, "ema": start}, weights(run))
+    assert load_meta(run.latest).parents == (load_meta(finished.latest).digest,)
+
+
+def test_init_that_does_not_fit_is_refused_and_leaves_no_run(finished, tmp_path):
+    with pytest.raises(InputError, match=r"--init .*positions\.weight"):
+        train(experiment("model.image_size=24"), DATA, tmp_path / "run", init=finished.path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_auto_precision_is_decided_once_and_written_down(tmp_path, monkeypatch):
+    monkeypatch.setattr("server.training.train.decide_precision", lambda *_: "bfloat16")
+    run = train(experiment("train.precision=auto", "train.steps=1"), DATA, tmp_path / "run")
+    assert run.experiment.train.precision == "bfloat16"
+    monkeypatch.setattr("server.training.train.decide_precision", lambda *_: "float32")
+    train(experiment("train.precision=auto", "train.steps=2"), DATA, tmp_path / "run")
+    assert run.experiment.train.precision == "bfloat16"
+
+
+def test_divergence_ends_the_run_and_says_so(tmp_path):
+    with pytest.raises(NonFiniteLossError):
+        train(experiment("optim.lr=1e30", "optim.grad_clip=0"), DATA, tmp_path / "run")
+    end = read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert end["status"] == "failed" and "NonFiniteLossError" in end["reason"]
+
+
+def start(tmp_path, *arguments):
+    (tmp_path / "e.toml").write_text(TOML)
+    main = "from server.cli.main import main; main()"
+    command = [sys.executable, "-c", main, "train", str(tmp_path / "e.toml"), "--data", str(DATA)]
+    command += ["--out", str(tmp_path / "run"), "--set", "train.steps=100000", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for(is_true):
+    deadline = time.monotonic() + 60
+    while not is_true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_interrupt_writes_a_checkpoint_and_kill_loses_only_what_came_after_one(tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    process = start(tmp_path)
+    wait_for(lambda: list(checkpoints.glob("step-*")))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "goes on from there" in errors
+    events = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert events[-1]["status"] == "interrupted" and events[-2]["kind"] == "checkpoint"
+    stopped = events[-1]["step"]
+
+    process = start(tmp_path)
+    wait_for(lambda: any(int(path.name[5:]) > stopped + 5 for path in checkpoints.glob("step-*")))
+    process.kill()
+    process.communicate()
+    done = max(int(path.name[5:]) for path in checkpoints.glob("step-*")) + 3
+    run = train(experiment(f"train.steps={done}"), DATA, tmp_path / "run")
+    whole = train(experiment(f"train.steps={done}"), DATA, tmp_path / "whole")
+    assert_same(weights(whole), weights(run))
+
+
+def test_command_line_trains_from_a_recipe_name(tmp_path, monkeypatch):
+    (tmp_path / "tiny.toml").write_text(TOML)
+    monkeypatch.setattr(recipes, "FOLDER", tmp_path)
+    arguments = ["train", "tiny", "--data", str(DATA), "--out", str(tmp_path / "run"), "--set", "train.steps=1"]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "step-000000001" in done.output.replace("\n", "")
+    assert recipes.recipe_names() == ["tiny"]
+    with pytest.raises(InputError, match="experiments list"):
+        recipes.find_experiment("tinny")
+
+
+def test_command_line_caches_images(tmp_path):
+    folder = tmp_path / "faces"
+    for person in "ab":
+        (folder / person).mkdir(parents=True)
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / person / "1.png")
+    (folder / "b" / "2.png").write_bytes(b"broken")
+    done = CliRunner().invoke(app, ["data", "cache", str(folder), "--size", "8"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "2 images of 2 persons, 1 unreadable" in done.output.replace("\n", "")
+    assert (tmp_path / "faces-8.cache" / "cache.json").exists()
+    assert cli_models.register

@@ -1,0 +1,182 @@
+import pytest
+import torch
+from torch import nn
+
+from shared.diffusion.dwt import dwt
+from shared.diffusion.losses import Draw, draw_noise, per_image_loss
+from shared.diffusion.patches import patchify
+from shared.diffusion.schedule import make_schedule, q_sample, training_target
+from shared.experiment.config import Experiment
+
+
+def experiment_of(kind="none", ratio=0.0, prediction="eps", wavelet="", image_size=16):
+    return Experiment.model_validate(
+        {
+            "train": {"objective": "dsm" if kind == "none" else "msm"},
+            "model": {"image_size": image_size, "patch_size": 2},
+            "mask": {"kind": kind, "ratio": ratio, "block_size": 2},
+            "diffusion": {"prediction": prediction},
+            "data": {"wavelet": wavelet},
+        }
+    )
+
+
+class TokenModel(nn.Module):
+    """A linear network of token, time and position; attends to nothing."""
+
+    def __init__(self, patch_values=12, num_patches=256):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.positions = nn.Linear(patch_values, patch_values), nn.Embedding(num_patches, patch_values)
+
+    def forward(self, tokens_BVP, t_B, ids_BV):
+        per_token = t_B[:, None] if t_B.ndim == 1 else t_B.repeat_interleave(ids_BV.shape[1] // t_B.shape[1], 1)
+        return self.layer(tokens_BVP) + self.positions(ids_BV) + 0.001 * per_token[..., None]
+
+
+def images_of(batch, size=16, seed=0):
+    return torch.randint(
+        0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+
+
+def loss_of(experiment, images, draw, model=None):
+    return per_image_loss(model or TokenModel(), make_schedule("cosine", 1000), experiment, images, *draw)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
+def test_dsm_is_equation_1_written_on_whole_images(prediction):
+    experiment, schedule, model = experiment_of(prediction=prediction), make_schedule("cosine", 1000), TokenModel()
+    images = images_of(5)
+    draw = draw_noise(experiment, 5, torch.Generator().manual_seed(1))
+    x_0 = images.float() / 127.5 - 1
+    for k in range(5):
+        tokens, t, eps = patchify(x_0[k : k + 1], 2), draw.t_B[k : k + 1], draw.eps_BVP[k : k + 1]
+        output = model(q_sample(schedule, tokens, t, eps), t, torch.arange(64)[None])
+        expected = (training_target(schedule, prediction, tokens, t, eps) - output).square().mean()
+        torch.testing.assert_close(loss_of(experiment, images, draw, model)[k], expected)
+
+
+@pytest.mark.parametrize("kind", ["patch", "block", "crop"])
+def test_msm_noises_whole_images_and_then_selects(kind):
+    experiment, schedule, model = experiment_of(kind, 0.5), make_schedule("cosine", 1000), TokenModel()
+    images, draw = images_of(4), draw_noise(experiment_of(kind, 0.5), 4, torch.Generator().manual_seed(2))
+    x_0, eps = patchify(images.float() / 127.5 - 1, 2), torch.randn(4, 64, 12)
+    index = draw.ids_BV[..., None].expand(-1, -1, 12)
+    eps = eps.scatter(1, index, draw.eps_BVP)
+    x_t = q_sample(schedule, x_0, draw.t_B, eps)
+    output = model(x_t.gather(1, index), draw.t_B, draw.ids_BV)
+    expected = (eps.gather(1, index) - output).square().mean((1, 2))
+    torch.testing.assert_close(loss_of(experiment, images, draw, model), expected)
+
+
+def test_hidden_patches_touch_neither_loss_nor_gradient():
+    experiment, model = experiment_of("patch", 0.9), TokenModel()
+    images, draw = images_of(1), draw_noise(experiment, 1, torch.Generator().manual_seed(0))
+    before = loss_of(experiment, images, draw, model)
+    before.sum().backward()
+    used = model.positions.weight.grad.abs().sum(1).nonzero().flatten().tolist()
+    assert used == sorted(draw.ids_BV[0].tolist())
+    hidden = next(n for n in range(64) if n not in draw.ids_BV[0].tolist())
+    images[:, :, hidden // 8 * 2, hidden % 8 * 2] ^= 255
+    assert torch.equal(loss_of(experiment, images, draw, model), before)
+    shown = int(draw.ids_BV[0, 0])
+    images[:, :, shown // 8 * 2, shown % 8 * 2] ^= 255
+    assert not torch.equal(loss_of(experiment, images, draw, model), before)
+
+
+def test_k_draws_of_one_image_are_the_mean_of_single_draws():
+    experiment, model, images = experiment_of("block", 0.75), TokenModel(), images_of(3)
+    draw = draw_noise(experiment, 3, torch.Generator().manual_seed(5), draws=4)
+    visible = experiment.num_visible
+    assert draw.t_B.shape == (3, 4)
+    assert draw.ids_BV.shape == (3, 4 * visible)
+    assert draw.eps_BVP.shape == (3, 4 * visible, 12)
+    singles = [
+        loss_of(experiment, images, Draw(draw.t_B[:, k], draw.eps_BVP[:, at], draw.ids_BV[:, at]), model)
+        for k, at in ((k, slice(k * visible, (k + 1) * visible)) for k in range(4))
+    ]
+    torch.testing.assert_close(loss_of(experiment, images, draw, model), torch.stack(singles).mean(0))
+
+
+@pytest.mark.parametrize("wavelet", ["", "haar"])
+def test_k_images_of_one_person_take_one_draw_each(wavelet):
+    experiment = experiment_of("patch", 0.5, wavelet=wavelet)
+    model = TokenModel(48) if wavelet else TokenModel()
+    images = images_of(6).view(2, 3, 3, 16, 16)
+    draw = draw_noise(experiment, 2, torch.Generator().manual_seed(5), draws=3)
+    visible = experiment.num_visible
+    singles = [
+        loss_of(experiment, images[:, k], Draw(draw.t_B[:, k], draw.eps_BVP[:, at], draw.ids_BV[:, at]), model)
+        for k, at in ((k, slice(k * visible, (k + 1) * visible)) for k in range(3))
+    ]
+    torch.testing.assert_close(loss_of(experiment, images, draw, model), torch.stack(singles).mean(0))
+
+
+def test_draws_of_one_image_are_independent():
+    draw = draw_noise(experiment_of("block", 0.75), 2, torch.Generator().manual_seed(5), draws=2)
+    half = draw.ids_BV.shape[1] // 2
+    assert not torch.equal(draw.ids_BV[:, :half], draw.ids_BV[:, half:])
+    assert not torch.equal(draw.eps_BVP[:, :half], draw.eps_BVP[:, half:])
+
+
+def test_wavelet_bands_enter_the_network_instead_of_pixels():
+    experiment, model = experiment_of(wavelet="haar"), TokenModel(48)
+    images = images_of(2)
+    draw = draw_noise(experiment, 2, torch.Generator().manual_seed(0))
+    bands = patchify(dwt(images.float() / 127.5 - 1, "haar"), 2)
+    output = model(q_sample(make_schedule("cosine", 1000), bands, draw.t_B, draw.eps_BVP), draw.t_B, draw.ids_BV)
+    expected = (output - draw.eps_BVP).square().mean((1, 2))
+    torch.testing.assert_close(loss_of(experiment, images, draw, model), expected)
+
+
+def test_bytes_and_floats_in_range_give_the_same_loss():
+    experiment, images = experiment_of("patch", 0.5), images_of(3)
+    draw = draw_noise(experiment, 3, torch.Generator().manual_seed(0))
+    from_floats = loss_of(experiment, images.float() * (2 / 255) - 1, draw)
+    torch.testing.assert_close(loss_of(experiment, images, draw), from_floats)
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_an_empty_batch_has_an_empty_loss(draws):
+    experiment = experiment_of("block", 0.5)
+    draw = draw_noise(experiment, 0, torch.Generator(), draws)
+    assert loss_of(experiment, images_of(0), draw).shape == (0,)
+
+
+def test_loss_is_float32_when_the_network_answers_in_bfloat16():
+    experiment = experiment_of()
+    draw = draw_noise(experiment, 2, torch.Generator().manual_seed(0))
+
+    class Low(TokenModel):
+        def forward(self, tokens_BVP, t_B, ids_BV):
+            return super().forward(tokens_BVP, t_B, ids_BV).bfloat16()
+
+    low, full = loss_of(experiment, images_of(2), draw, Low()), loss_of(experiment, images_of(2), draw)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, full, rtol=0.02, atol=0.02)
+
+
+def test_times_are_uniform_over_all_steps():
+    t = draw_noise(experiment_of("crop", 0.9), 100_000, torch.Generator().manual_seed(0)).t_B
+    assert t.min() == 0
+    assert t.max() == 999
+    assert (t.bincount(minlength=1000) - 100).abs().max() < 60
+
+
+def test_a_draw_repeats_with_its_seed():
+    first, second = (draw_noise(experiment_of("block", 0.5), 3, torch.Generator().manual_seed(8)) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("draws", [1, 2])
+def test_loss_runs_on_the_real_network(draws):
+    from shared.diffusion.uvit import build_model
+
+    experiment = experiment_of("block", 0.75)
+    model = build_model(experiment)
+    draw = draw_noise(experiment, 2, torch.Generator().manual_seed(0), draws)
+    loss = loss_of(experiment, images_of(2), draw, model)
+    loss.sum().backward()
+    assert loss.shape == (2,)
+    assert all(parameter.grad is not None for parameter in model.parameters())

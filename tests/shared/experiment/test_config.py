@@ -1,0 +1,86 @@
+"""The experiment file: what it accepts, what it refuses and how it says so."""
+
+from pathlib import Path
+
+import pytest
+
+from shared.errors import InputError
+from shared.experiment.config import Experiment, load_experiment, parse_experiment
+
+
+def test_a_resolved_experiment_reads_back_equal():
+    experiment = parse_experiment('[train]\nobjective = "msm"\n[mask]\nkind = "block"\nratio = 0.9')
+    assert parse_experiment(experiment.to_toml()) == experiment
+
+
+def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
+    path = tmp_path / "e.toml"
+    path.write_text("[optim]\nlr = 0.1\n")
+    experiment = load_experiment(path, ["optim.lr=0.5", "train.init=some/where", "data.horizontal_flip=false"])
+    assert experiment.optim.lr == 0.5
+    assert experiment.train.init == "some/where"
+    assert experiment.data.horizontal_flip is False
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("surprise = 1", "unknown key 'surprise'"),
+        ("[model]\nimage_sise = 32", "unknown key 'model.image_sise'"),
+        ("[model]\nimage_size = 33", "give 32"),
+        ('[data]\nwavelet = "haar"\n[model]\nimage_size = 36', "after the wavelet: give 32"),
+        ("[mask]\nratio = 0.5", "give both or neither"),
+        ('[mask]\nkind = "block"\nratio = 0.5', "msm needs a mask"),
+        (
+            '[train]\nobjective = "msm"\n[mask]\nkind = "block"\nratio = 0.5\nblock_size = 3',
+            "does not divide the 8 x 8",
+        ),
+        ('[train]\nobjective = "msm"\n[mask]\nkind = "block"\nratio = 0.2', "raise the ratio"),
+        ('[train]\nobjective = "msm"\n[mask]\nkind = "crop"\nratio = 0.99', "lower the ratio"),
+        ("[federation]\nsites_per_round = 1", "min_replies 2 is above sites_per_round 1"),
+        ("[evaluation]\nsteps = 1001", "at most 1000"),
+        ("[train]\nbatch = 0", "train.batch = 0"),
+        ("not toml", "not valid TOML"),
+    ],
+)
+def test_bad_experiments_are_one_line_with_the_key_and_the_remedy(text: str, said: str):
+    with pytest.raises(InputError) as caught:
+        parse_experiment(text)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_bad_override_are_named(tmp_path: Path):
+    with pytest.raises(InputError, match="No such file"):
+        load_experiment(tmp_path / "none.toml")
+    with pytest.raises(InputError, match=r"section\.key=value"):
+        parse_experiment("", ["lr"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "ratio", "size", "block", "visible"),
+    [
+        ("block", 0.9, 64, 4, 32),  # the authors' rounding: 0.9 hides 14 of 16 blocks
+        ("block", 0.5, 64, 4, 128),
+        ("block", 0.9, 256, 4, 416),
+        ("block", 0.9, 128, 4, 112),
+        ("patch", 0.9, 64, 4, 26),
+        ("crop", 0.75, 64, 4, 64),
+        ("none", 0.0, 64, 4, 256),
+    ],
+)
+def test_the_number_of_visible_patches_follows_the_authors_rounding(
+    kind: str, ratio: float, size: int, block: int, visible: int
+):
+    experiment = parse_experiment(
+        f'[train]\nobjective = "{"dsm" if kind == "none" else "msm"}"\n[model]\nimage_size = {size}\n'
+        f'[mask]\nkind = "{kind}"\nratio = {ratio}\nblock_size = {block}'
+    )
+    assert experiment.num_visible == visible
+    assert experiment.realised_mask_ratio == 1 - visible / experiment.grid_size**2
+
+
+def test_a_wavelet_halves_the_grid_and_makes_twelve_channels():
+    experiment = parse_experiment('[data]\nwavelet = "haar"\n[model]\nimage_size = 256')
+    assert (experiment.grid_size, experiment.in_channels) == (32, 12)
+    assert Experiment().in_channels == 3
