@@ -116,11 +116,11 @@ def test_a_door_of_another_federation_is_not_trusted(door: int, tmp_path: Path):
     [
         ("fleet.example", "address", "host:port"),
         ("no-such-host.invalid:443", "address", "does not resolve"),
-        (f"127.0.0.1:{free_ports(1)[0]}", "door", "cannot be reached"),
+        ("127.0.0.1:{free}", "door", "cannot be reached"),
     ],
 )
 def test_an_address_that_leads_nowhere_says_why(home: Path, address: str, name: str, text: str):
-    found = named(door_checks(address, home / "pki" / "ca.crt"))
+    found = named(door_checks(address.format(free=free_ports(1)[0]), home / "pki" / "ca.crt"))
     assert not found[name].is_ok
     assert text in found[name].text
 

@@ -11,7 +11,8 @@ from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV, comput
 from torch import Tensor
 
 from client.privacy import dp_sgd
-from client.privacy.dp_sgd import epsilon, safe_reach, train_private
+from client.privacy.accounting import epsilon, safe_reach
+from client.privacy.dp_sgd import train_private
 from client.records.spending import Spending
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment
