@@ -38,7 +38,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 import shared
 from server.federation.fleet.registry import Site, check_home
-from server.federation.fleet.superlink_types import Node, RunState, Simulation
+from server.federation.fleet.superlink_types import ControlError, Node, RunState, Simulation
 from shared.experiment.config import Experiment
 
 FLWR_VERSION = "1.41.0"
@@ -63,10 +63,6 @@ clientapp = "client.app:app"
 experiment = ""
 run = ""
 """
-
-
-class ControlError(RuntimeError):
-    """The SuperLink refused a request or cannot be reached; the text is one line for the operator."""
 
 
 def build_bundle() -> bytes:

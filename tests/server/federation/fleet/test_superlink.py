@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from server.federation.fleet.superlink import (
     FLWR_VERSION,
     Control,
-    ControlError,
     build_bundle,
     node_key,
     superlink_address,
     wait_ready,
 )
+from server.federation.fleet.superlink_types import ControlError
 from shared.storage.code_digest import files_digest, installed_digest
 
 # Flower's own bundle builder uses a name that its pathspec deprecates.
