@@ -17,6 +17,13 @@ for name in ("MASKFED_SERVER_HOME", "MASKFED_CLIENT_HOME"):
     os.environ.pop(name, None)
 
 
+def pytest_report_header() -> list[str]:
+    """What this machine leaves out is said before the tests, in one line."""
+    from tests.needs import missing_programs
+
+    return [line for line in [missing_programs()] if line]
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport() -> Generator[None, Any, None]:
     """In CI nothing is skipped: where MASKFED_REQUIRE_ALL is set, a skip is a failure."""

@@ -2,12 +2,42 @@
 
 import os
 import shutil
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 
+class Program(NamedTuple):
+    """A line of `programs.txt`."""
+
+    name: str
+    package: str
+    used_for: str
+
+
+PROGRAMS = [
+    Program(*line.split(maxsplit=2))
+    for line in (Path(__file__).parent / "programs.txt").read_text(encoding="utf-8").splitlines()
+    if not line.startswith("#")
+]
+
+
+def missing_programs() -> str:
+    """One line: which system programs are missing, what that leaves out, what brings them; empty where all are there."""
+    missing = [program for program in PROGRAMS if shutil.which(program.name) is None]
+    if not missing:
+        return ""
+    told = ", ".join(f"{program.name} ({program.used_for})" for program in missing)
+    packages = " ".join(program.package for program in missing)
+    return (
+        f"missing, so their tests are skipped: {told}; get them by: apt-get install --no-install-recommends {packages}"
+    )
+
+
 def need_binary(name: str) -> str:
     """Path of the program `name`; without it the test is skipped, or fails where MASKFED_REQUIRE_ALL is set."""
+    assert name in {program.name for program in PROGRAMS}, f"list {name} in programs.txt"
     path = shutil.which(name)
     if path is None:
         need(False, f"the program {name!r} is not installed")
