@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from server.evaluation.drawing import Drawing
 
+UNMARKED = 3
+"""Exit code of `check` for a picture without a mark: neither success nor a wrong command."""
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, replaces a setting.")]
 Raw = Annotated[bool, typer.Option("--raw", help="The last step's weights instead of the moving average.")]
 Batch = Annotated[int, typer.Option(min=0, help="Images per network call; 0: as the experiment says.")]
@@ -20,6 +22,7 @@ Precision = Annotated[str, typer.Option(help="What the network samples in: float
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the coordinator's."""
     app.command()(sample)
+    app.command()(check)
     app.command()(evaluate)
     app.command()(report)
     app.command()(projection)
@@ -53,6 +56,19 @@ def sample(
         )
         written = run(checkpoint, options)
     typer.echo(f"{written}: {num:,} images")
+
+
+def check(
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or arrays (.npy) of `sample`.")],
+) -> None:
+    """Read the mark of generated pictures: kind, model, seed; exit code 3 where one has none."""
+    from shared.storage.synthetic_mark import read_mark
+
+    marks = {path: read_mark(path) for path in images}
+    for path, mark in marks.items():
+        typer.echo(f"{path}: {mark or 'no mark of a generated picture'}")
+    if None in marks.values():
+        raise typer.Exit(UNMARKED)
 
 
 def evaluate(

@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 import subprocess
@@ -25,6 +26,7 @@ from shared.evaluation.generate import save_grid
 from shared.experiment.config import parse_experiment
 from shared.storage.checkpoint import save_checkpoint
 from shared.storage.runlog import RunLog
+from shared.storage.synthetic_mark import SyntheticMark, read_mark
 from tests.needs import need_binary
 
 SITES = ["north", "south", "<b>east</b>"]
@@ -81,7 +83,8 @@ def federated(tmp_path):
     faces = generate(32, 16, 0)[0]
     for place, value in ((0, 20.0), (1, 16.0), (2, 12.0), (3, 5.0)):
         write_result(run, f"round-{place:06d}", result(place, value))
-        save_grid(faces // (4 - place), run.samples / f"round-{place:06d}.png")
+        mark = SyntheticMark(f"{place:064x}", "0 to 31")
+        save_grid(faces // (4 - place), run.samples / f"round-{place:06d}.png", 8, mark)
         save_checkpoint(
             run.round_checkpoint(place), {"ema": {"a": np.zeros(1)}}, {"experiment": experiment, "round": place}
         )
@@ -148,6 +151,21 @@ def test_same_seeds_stand_side_by_side(federated, tmp_path):
     page = report([federated.path]).read_text()
     assert page.count("data:image/png") == 3
     assert "round 0 (before)" in page and "round 3 (after)" in page
+
+
+def test_every_picture_of_the_page_says_that_it_is_generated(federated, tmp_path):
+    old = federated.samples / "round-000003.png"
+    with Image.open(old) as picture:
+        pixels = np.asarray(picture)
+    Image.fromarray(pixels).save(old)  # as versions without marks wrote them
+    page, marks = report([federated.path]).read_text(), []
+    for number, text in enumerate(re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)):
+        file = tmp_path / f"{number}.png"
+        file.write_bytes(base64.b64decode(text))
+        marks.append(read_mark(file))
+    models = ", ".join(f"{place:064x}" for place in range(3))
+    assert marks == [SyntheticMark(f"{0:064x}", "0 to 31"), SyntheticMark(), SyntheticMark(models)]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "1.png")), pixels)
 
 
 def test_training_without_dp_says_unbounded(tmp_path):

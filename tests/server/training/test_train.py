@@ -20,6 +20,7 @@ from shared.errors import InputError
 from shared.experiment.config import parse_experiment
 from shared.storage.checkpoint import load_group, load_meta
 from shared.storage.runlog import read_metrics
+from shared.storage.synthetic_mark import SyntheticMark, read_mark
 from shared.training.engine import NonFiniteLossError
 
 ROOT = Path(__file__).parents[3]
@@ -78,6 +79,8 @@ def test_run_leaves_checkpoints_grid_log_and_curves(finished):
     ]
     with Image.open(finished.samples / "step-000000012.png") as grid:
         assert grid.size == (2 * 18 - 2, 2 * 18 - 2)
+    digest = load_meta(finished.latest).digest
+    assert read_mark(finished.samples / "step-000000012.png") == SyntheticMark(digest, "0 to 3")
     kinds = [event["kind"] for event in read_metrics(finished.metrics)]
     assert kinds == ["start", "checkpoint", "train", "checkpoint", "train", "checkpoint", "end"]
     events = EventAccumulator(str(finished.tensorboard)).Reload()
