@@ -121,7 +121,8 @@ def default_head_file(home: Home, alias: str) -> Path:
 def check_images(settings: SiteConfig) -> None:
     """Refuse a folder without images, or without the persons that the policy protects, before anything is written."""
     from client.data.dataset import CURE_PERSONS
-    from shared.data.images import list_images, read_identities
+    from shared.data.identity_file import read_identities
+    from shared.data.images import list_images
 
     source = list_images(Path(settings.data))
     persons = read_identities(Path(settings.identities), source.names) if settings.identities else source.persons

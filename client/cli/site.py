@@ -29,6 +29,12 @@ def data_scan(
     new: Annotated[
         bool, typer.Option("--new", help="Begin another data set; shared files keep their spending.")
     ] = False,
+    allow_unreadable: Annotated[
+        bool, typer.Option("--allow-unreadable", help="Leave out more than 1 percent of the files.")
+    ] = False,
+    retry_unreadable: Annotated[
+        bool, typer.Option("--retry-unreadable", help="Decode again where files were left out.")
+    ] = False,
 ) -> None:
     """Decode the images into the private cache, drop duplicates, set the held-out share aside; interrupt at will."""
     from rich.progress import Progress
@@ -46,6 +52,8 @@ def data_scan(
             place,
             settings,
             is_new=new,
+            allow_unreadable=allow_unreadable,
+            retry_unreadable=retry_unreadable,
             on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     Journal(place.journal).write("scan", dataset_id=found.dataset_id, image_size=found.size, linked=found.linked)

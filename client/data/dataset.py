@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 from client.data.held_out import Split, first_of_each, record_of
 from client.records.ledger import open_ledger
 from client.settings import Home, SiteConfig, SitePolicy, Unit, private_files, read_data_key, write_private
-from shared.data.image_cache import build_cache, open_cache
+from shared.data.identity_file import read_identities
+from shared.data.image_cache import BuildOptions, build_cache, open_cache
 from shared.data.image_set import ImageCache
-from shared.data.images import ImageSource, list_images, read_identities, shorter_side
+from shared.data.images import ImageSource, ignored_text, list_images
+from shared.data.pixels import shorter_side
 from shared.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -74,6 +76,8 @@ class Scan:
     num_held_out_persons: int | None
     num_duplicates: int
     num_unreadable: int
+    ignored: dict[str, int]
+    """Files that are no images, by suffix."""
     shorter_sides: tuple[int, int, int]
     """Of the files as they are, in pixels: smallest, median, largest."""
     num_enlarged: int
@@ -91,6 +95,8 @@ class Scan:
         )
         named = ", named in logs/scan.log" if self.num_unreadable else ""
         yield f"dropped: {self.num_duplicates} duplicates, {self.num_unreadable} unreadable{named}"
+        if self.ignored:
+            yield f"no images by their suffix: {ignored_text(self.ignored)}"
         if self.linked:
             yield f"shares files with {', '.join(self.linked)}: spending counts for all of them"
         if self.num_enlarged:
@@ -102,7 +108,13 @@ class Scan:
 
 
 def scan(
-    home: Home, settings: SiteConfig, *, is_new: bool = False, on_progress: Callable[[int, int], None] | None = None
+    home: Home,
+    settings: SiteConfig,
+    *,
+    is_new: bool = False,
+    allow_unreadable: bool = False,
+    retry_unreadable: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Scan:
     """Index the folder of `site.toml`; safe to interrupt and to repeat. No round can start meanwhile.
 
@@ -110,6 +122,8 @@ def scan(
         home: the site.
         settings: names folder, size and held-out share.
         is_new: begin another data set instead of going on with the current one.
+        allow_unreadable: leave out more than 1 percent of the files.
+        retry_unreadable: decode again where files were left out.
         on_progress: told files done and in all.
 
     Raises:
@@ -127,7 +141,9 @@ def scan(
             source.path,
             folder / f"images-{settings.image_size}",
             settings.image_size,
-            identities=identities,
+            options=BuildOptions(
+                identities, allow_unreadable=allow_unreadable, retry_unreadable=retry_unreadable, is_owner=True
+            ),
             on_progress=on_progress,
         )
         key = read_data_key(home)
@@ -172,6 +188,7 @@ def scan(
         num_held_out_persons=None if codes is None else len(np.unique(codes[is_held_out])),
         num_duplicates=len(images) - len(keep),
         num_unreadable=images.num_unreadable,
+        ignored=images.ignored,
         shorter_sides=(min(sides), sorted(sides)[len(sides) // 2], max(sides)),
         num_enlarged=sum(side < settings.image_size for side in sides),
         linked=linked,

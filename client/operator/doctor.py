@@ -12,7 +12,8 @@ from client.policy.approval import read_approved
 from client.records.chain import read_chain
 from client.records.ledger import head_problem, read_ledger
 from client.settings import Home, SiteConfig, check_private, load_settings
-from shared.data.images import UnreadableImageError, decode, list_images
+from shared.data.images import list_images
+from shared.data.pixels import UnreadableImageError, decode
 from shared.errors import InputError
 from shared.storage.code_digest import installed_digest
 
