@@ -20,8 +20,8 @@ from client.data.held_out import Split, first_of_each, record_of
 from client.records.ledger import open_ledger
 from client.settings import Home, SiteConfig, SitePolicy, Unit, private_files, read_data_key, write_private
 from shared.data.identity_file import read_identities
-from shared.data.image_cache import BuildOptions, build_cache, open_cache
-from shared.data.image_set import ImageCache
+from shared.data.image_cache import BuildOptions, build_cache
+from shared.data.image_set import ImageCache, open_cache
 from shared.data.images import ImageSource, ignored_text, list_images
 from shared.data.pixels import shorter_side
 from shared.errors import InputError

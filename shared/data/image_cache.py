@@ -43,8 +43,6 @@ from shared.data.pixels import DECODING_VERSION
 from shared.errors import InputError
 from shared.storage.files import file_digest, locked, write_atomically
 
-__all__ = ["BuildOptions", "ImageCache", "build_cache", "open_cache", "open_images"]
-
 PLAN_FILE, STATE_FILE = "building.json", "state.u8"
 log = logging.getLogger(__name__)
 

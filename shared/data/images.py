@@ -54,6 +54,11 @@ class ImageSource:
     read: Callable[[str], bytes]
     ignored: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The person of each file; without class folders every file counts as a person of its own."""
+        return self.persons or self.names
+
 
 def list_images(path: Path) -> ImageSource:
     """Find the images below a folder or inside a zip; nothing is decoded.

@@ -211,7 +211,9 @@ def test_command_line_caches_images(tmp_path):
         (folder / person).mkdir(parents=True)
         Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / person / "1.png")
     (folder / "b" / "2.png").write_bytes(b"broken")
-    done = CliRunner().invoke(app, ["data", "cache", str(folder), "--size", "8"], catch_exceptions=False)
+    done = CliRunner().invoke(
+        app, ["data", "cache", str(folder), "--size", "8", "--allow-unreadable"], catch_exceptions=False
+    )
     assert done.exit_code == 0
     assert "2 images of 2 persons, 1 unreadable" in done.output.replace("\n", "")
     assert (tmp_path / "faces-8.cache" / "cache.json").exists()

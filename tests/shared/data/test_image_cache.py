@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from shared.data import decoding, pixels, synthetic
-from shared.data.image_cache import BuildOptions, build_cache, open_cache, open_images
+from shared.data.image_cache import BuildOptions, build_cache, open_images
+from shared.data.image_set import open_cache
 from shared.data.images import list_images
 from shared.data.pixels import decode
 from shared.errors import InputError
