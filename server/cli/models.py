@@ -26,6 +26,9 @@ def train(
     data: Annotated[Path, typer.Option(help="Folder or zip of images, image cache, or synthetic:<site>:<number>.")],
     out: Annotated[Path, typer.Option(help="Run directory; a run of the same experiment goes on.")],
     init: Annotated[Path | None, typer.Option(help="Checkpoint or run whose EMA weights to start from.")] = None,
+    accept_other_data: Annotated[
+        bool, typer.Option("--accept-other-data", help="Go on with other images than the run began with; recorded.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Train a model: masked pre-training or DSM, as the experiment says; several GPUs by torchrun."""
@@ -33,7 +36,8 @@ def train(
     from server.training.train import train as run_stage
     from shared.experiment.config import load_experiment
 
-    run = run_stage(load_experiment(find_experiment(experiment), overrides), data, out, init)
+    loaded = load_experiment(find_experiment(experiment), overrides)
+    run = run_stage(loaded, data, out, init, accept_other_data=accept_other_data)
     typer.echo(f"run {run.path}: {run.latest}")
 
 

@@ -120,10 +120,13 @@ def test_seed_decides_weights_and_losses(tmp_path):
 
 
 def test_resume_of_another_experiment_is_refused_before_anything_changes(finished):
-    before = sorted(path.stat().st_mtime_ns for path in finished.path.rglob("*"))
+    def times():
+        return sorted(path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.name != ".writer.lock")
+
+    before = times()
     with pytest.raises(InputError, match=r"optim\.lr = 0\.0002, not 0\.1"):
         train(experiment("optim.lr=0.1"), DATA, finished.path)
-    assert before == sorted(path.stat().st_mtime_ns for path in finished.path.rglob("*"))
+    assert before == times()
 
 
 def test_stage_starts_from_the_averaged_weights_of_another(finished, tmp_path):
@@ -218,3 +221,15 @@ def test_command_line_caches_images(tmp_path):
     assert "2 images of 2 persons, 1 unreadable" in done.output.replace("\n", "")
     assert (tmp_path / "faces-8.cache" / "cache.json").exists()
     assert cli_models.register
+
+
+def test_a_run_goes_on_with_other_images_only_when_told_so_and_says_it(tmp_path):
+    run = train(experiment("train.steps=2"), DATA, tmp_path / "run")
+    other = Path("synthetic:public:5")
+    with pytest.raises(InputError, match=r"12 images of synthetic:public:12 before, 5 other ones"):
+        train(experiment("train.steps=3"), other, run.path)
+    assert load_meta(run.latest).step == 2
+    train(experiment("train.steps=3"), other, run.path, accept_other_data=True)
+    assert load_meta(run.latest).step == 3
+    (event,) = [event for event in read_metrics(run.metrics) if event["kind"] == "data_changed"]
+    assert event["step"] == 2 and "5 other ones" in event["reason"]
