@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,8 +14,8 @@ from shared.errors import InputError
 from shared.evaluation.generate import save_grid
 from shared.storage.checkpoint import resolve_checkpoint
 from shared.storage.chunks import ChunkedJob, rank_from_environment
-from shared.storage.files import TEMPORARY_PREFIX
-from shared.storage.synthetic_mark import SyntheticMark, marked_png, seed_range, write_array_mark
+from shared.storage.files import TEMPORARY_PREFIX, with_name
+from shared.storage.synthetic_mark import SyntheticMark, marked_png, read_mark, seed_range, write_array_mark
 
 MAX_GRID_IMAGES = 4096
 
@@ -54,6 +54,7 @@ def sample(path: Path, options: SampleOptions) -> Path:
         InputError: bad checkpoint or number, or an `out` that holds something else.
     """
     rank = rank_from_environment()
+    options = replace(options, out=with_name(options.out))
     _check(options)
     source = options.drawing.open(resolve_checkpoint(path), rank)
     seed = source.loaded.experiment.evaluation.seed if options.seed is None else options.seed
@@ -79,8 +80,18 @@ def _check(options: SampleOptions) -> None:
         raise InputError(
             f"--num {options.num_images} in one grid, at most {MAX_GRID_IMAGES}: give --out FOLDER or --out FILE.npy"
         )
+    if options.kind != "folder" and options.out.exists() and _is_foreign(options.out):
+        raise InputError(f"--out {options.out} exists and is no picture or array that `sample` made: name a new file")
     if options.kind == "folder" and options.out.exists() and (options.out.is_file() or any(options.out.iterdir())):
         raise InputError(f"--out {options.out} exists and is not an empty folder: name a new one")
+
+
+def _is_foreign(out: Path) -> bool:
+    """Whether a file that would be replaced is somebody's own."""
+    try:
+        return read_mark(out) is None
+    except InputError:
+        return True
 
 
 def _write(job: ChunkedJob, options: SampleOptions, seed: int, model: str) -> None:

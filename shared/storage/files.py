@@ -14,6 +14,11 @@ from shared.errors import InputError
 TEMPORARY_PREFIX = ".incomplete-"
 
 
+def with_name(path: Path) -> Path:
+    """The path by its own name where it has one, else (`.`, `..`, the root) as an absolute path."""
+    return path if path.name not in ("", "..") else path.resolve()
+
+
 def remove_folder(folder: Path) -> None:
     """Delete a folder; under its own name it vanishes at once, never file by file."""
     if not folder.exists():
