@@ -72,7 +72,12 @@ def check(
 
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run directory: its newest.")],
-    reference: Annotated[str, typer.Option(help="Folder, zip, cache, synthetic:SITE:N, statistics A,B or federated.")],
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="Folder, zip, cache, synthetic:SITE:N, FILE.npy, mu/sigma FILE.npz:N, statistics A,B or federated."
+        ),
+    ],
     extractor: Annotated[
         str,
         typer.Option(help="inception-v3-compat, random-inception, onnx:FILE, clip-*, dinov2-*; default: as trained."),
