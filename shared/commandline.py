@@ -41,6 +41,12 @@ def run_app(app: typer.Typer) -> int:
     except OSError as error:
         sys.stderr.write(f"error: {os_error_text(error)}\n")
         return 2 if error.errno in _CURABLE else 1
+    except RuntimeError as error:
+        # What pathlib of Python 3.11 and 3.12 says of a link that leads to itself.
+        if not str(error).startswith("Symlink loop"):
+            raise
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
     except click.Abort:
         sys.stderr.write("aborted: nothing was done\n")
         return 1

@@ -56,8 +56,8 @@ def open_reference(
 
     Args:
         path: folder, zip, image cache, `synthetic:...`, an array of images (`.npy`, `.npz`), mean and covariance of
-            another tool (`FILE.npz:<number of images>`), or statistics files (`.safetensors`) separated by commas, whose
-            sum is the reference.
+            another tool (`FILE.npz:<number of images>`), or statistics files (`.safetensors`) separated by commas,
+            whose sum is the reference.
         size: side that images are brought to, in pixels: that of the generated ones.
         extractor: network of the features.
         cache: folder of kept statistics.
