@@ -31,7 +31,7 @@ from shared.errors import InputError
 from shared.evaluation.onnx_network import onnx_extractor
 
 SEED, CASES = 0, 300
-SIDE = 8
+SIDE, OUTCOMES = 8, ("value", "line", "wrong", "traceback")
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
         counts[case.kind, outcome] += 1
         if outcome in ("traceback", "wrong"):
             print(f"{outcome}: case {number}, {case.kind}: {told}")
-    outcomes = ("value", "line", "wrong", "traceback")
-    print(f"{'kind':<12}" + "".join(f"{name:>10}" for name in outcomes))
+    print(f"{'kind':<12}" + "".join(f"{name:>10}" for name in OUTCOMES))
     for kind in sorted({kind for kind, _ in counts}):
-        print(f"{kind:<12}" + "".join(f"{counts[kind, name]:>10}" for name in outcomes))
+        print(f"{kind:<12}" + "".join(f"{counts[kind, name]:>10}" for name in OUTCOMES))
     bad = sum(count for (_, outcome), count in counts.items() if outcome in ("wrong", "traceback"))
     right = sum(counts.values()) - bad
     return verdict("odd inputs", f"{right} of {right + bad} right (seed {chosen.seed})", reached=not bad)
@@ -84,8 +83,7 @@ def run(case: Case, place: Path) -> tuple[str, str]:
 def draw(rng: random.Random, count: int) -> Iterator[Case]:
     """Cases of all kinds in turn."""
     makers = (picture, deep_picture, damaged_picture, archive, tree, identities, checkpoint, network, argument)
-    for number in range(count):
-        yield makers[number % len(makers)](rng)
+    yield from (makers[number % len(makers)](rng) for number in range(count))
 
 
 def picture(rng: random.Random) -> Case:
@@ -128,9 +126,8 @@ def archive(rng: random.Random) -> Case:
     """A zip in good order, or one in which readers see different members."""
     names = [f"p{number}/{number}.png" for number in range(rng.randrange(2, 6))]
     separator = rng.choice(["/", "\\"])
-    harm, line = rng.choice(
-        [("", ""), ("cut", "damaged|incomplete"), ("twice", "does not list"), ("locked", "encrypted")]
-    )
+    harms = {"": "", "cut": "damaged|incomplete", "twice": "does not list", "locked": "encrypted"}
+    harm, line = rng.choice(list(harms.items()))
 
     def act(place: Path) -> object:
         with zipfile.ZipFile(place / "a.zip", "w") as file:
@@ -188,8 +185,7 @@ def checkpoint(rng: random.Random) -> Case:
     """A state dict below some wrappers, with or without an average, or one that no network can use."""
     wrappers = [rng.choice(["module.", "_orig_mod.", "model.", "net."]) for _ in range(rng.randrange(4))]
     live = {f"{''.join(wrappers)}norm.weight": torch.arange(3.0)}
-    data: dict[str, object] = {rng.choice(["model", "state_dict", "nnet"]): live}
-    expected = {"model": [0.0, 1.0, 2.0]}
+    data, expected = {rng.choice(["model", "state_dict", "nnet"]): live}, {"model": [0.0, 1.0, 2.0]}
     if rng.random() < 0.5:
         data[rng.choice(["ema", "model_ema", "ema_0.999", "swa_model"])] = {"norm.weight": torch.full((3,), 7.0)}
         expected["ema"] = [7.0] * 3
@@ -246,8 +242,7 @@ def pixels(rng: random.Random, side: int = SIDE) -> np.ndarray:
 
 def encoded(picture: Image.Image, kind: str) -> bytes:
     """The picture as a file."""
-    buffer = io.BytesIO()
-    picture.save(buffer, kind)
+    picture.save(buffer := io.BytesIO(), kind)
     return buffer.getvalue()
 
 

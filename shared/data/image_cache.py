@@ -205,7 +205,7 @@ def open_images(
                 f"make one with `maskfed-server data cache DIR --size {size}`"
             )
         return cache
-    key = hashlib.sha256(f"{path.resolve()}|{size}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(os.fsencode(f"{path.resolve()}|{size}")).hexdigest()[:16]
     cache_dir = (cache_home or default_cache_home()) / f"{path.stem}-{size}-{key}"
     return build_cache(path, cache_dir, size, on_progress=on_progress)
 
