@@ -96,7 +96,7 @@ def evaluate(
     reference: Annotated[
         str,
         typer.Option(
-            help="Images (folder, zip, cache, FILE.npy, synthetic:SITE:N), statistics files A,B, FILE.npz:N with mu and "
+            help="Images (folder, zip, cache, FILE.npy, synthetic:SITE:N), statistics A,B, FILE.npz:N with mu and "
             "sigma, or `federated` to compare with."
         ),
     ],
