@@ -20,6 +20,7 @@ from shared.experiment.config import Experiment
 from shared.storage.checkpoint import CheckpointMeta, check_files, load_group, resolve_checkpoint, save_checkpoint
 from shared.storage.files import TEMPORARY_PREFIX, with_name
 
+RELEASED_MODE = 0o644
 CARD_FILE, EXPERIMENT_FILE = "MODEL_CARD.md", "experiment.toml"
 LICENSE = "Apache-2.0 for the code; the weights' licence is the coordinator's to state (--license)"
 
@@ -164,6 +165,9 @@ def release(path: Path, out: Path, *, override: str = "", license_text: str = LI
         (unfinished / EXPERIMENT_FILE).write_text(meta.experiment.to_toml(), encoding="utf-8")
         card = model_card(checkpoint.name, meta, evidence, override.strip(), license_text)
         (unfinished / CARD_FILE).write_text(card, encoding="utf-8")
+        for file in unfinished.iterdir():
+            # Writers of tensors make files that only their owner reads; a release is for others.
+            file.chmod(RELEASED_MODE)
         if out.exists():
             out.rmdir()
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -64,6 +64,7 @@ def test_a_model_with_all_evidence_is_released_with_its_card(tmp_path):
     audited(run, digest)
     out = release(run.path, tmp_path / "out")
     assert {path.name for path in out.iterdir()} == {"ema.safetensors", "meta.json", "experiment.toml", "MODEL_CARD.md"}
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
     assert (load_group(out, "ema")["a"] == WEIGHTS["a"]).all()
     assert load_meta(out).parents == (digest,)
     card = (out / "MODEL_CARD.md").read_text()

@@ -16,7 +16,7 @@ from server.report.formatting import (
     format_seconds,
     reference_label,
 )
-from server.report.page import build_page
+from server.report.page import _trend, build_page
 from server.report.svg_charts import Series, line_chart
 from server.runs.history import read_run, spent_text
 from server.runs.run_directory import create
@@ -341,3 +341,17 @@ def test_browser_draws_the_page_without_complaint(federated, tmp_path, width):
     blue = (picture == np.array([0x0B, 0x63, 0xB5])).all(-1) | (picture == np.array([0x7A, 0xB8, 0xF5])).all(-1)
     assert blue.sum() > 100, "the first series' colour is on the page, so charts are drawn"
     assert (picture[:, -3:] == picture[0, 0]).all(), "nothing runs over the right edge"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "trend"),
+    [
+        ([18.0, 22.0], [10.0, 14.0], "down"),
+        ([18.0, 22.0], [25.0, 27.0], "up"),
+        ([18.0, 22.0], [14.0, 18.5], ""),
+        ([18.0, 22.0], None, ""),
+        (None, [1.0, 2.0], ""),
+    ],
+)
+def test_a_change_has_a_colour_only_where_the_intervals_are_apart(first, last, trend):
+    assert _trend(first, last) == trend
