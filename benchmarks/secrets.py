@@ -58,7 +58,7 @@ def plant_names(local: LocalFederation) -> None:
         for number, path in enumerate(sorted(folder.rglob("*.png"))):
             path.rename(path.with_name(f"{MARKER}-{number}.png"))
         (folder / f"{MARKER}-broken.png").write_bytes(b"no image")
-        local.call("maskfed-client", "data", "scan", "--home", str(local.site(index)))
+        local.call("maskfed-client", "data", "scan", "--home", str(local.site(index)), "--allow-unreadable")
 
 
 def secrets_of(local: LocalFederation) -> dict[str, list[bytes]]:

@@ -1,18 +1,33 @@
 """Command lines of both programs: a wrong one costs one line, as all bad input does. No torch."""
 
+import contextlib
+import errno
+import io
 import sys
 
 import click
 import typer
+
+# What the user cures: a path that is wrong, closed or too long, a full disk, a file that is too large.
+_CURABLE = frozenset(
+    {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP}
+    | {errno.ENAMETOOLONG, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.ENXIO}
+)
 
 
 def run_app(app: typer.Typer) -> int:
     """Run the command that `sys.argv` names.
 
     Returns:
-        Its exit status; 2 for a wrong command line (told in one line) and for a group without a command (its help);
-        1 where a question was answered with no, or its input ended.
+        Its exit status; 2 for a wrong command line (told in one line), for a group without a command (its help), and
+        for a file or folder that cannot be used (one line); 1 for other failures of the machine, and where a question
+        was answered with no, or its input ended.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # Names of files may hold bytes that are no text.
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(ValueError):
+                stream.reconfigure(errors="backslashreplace")
     try:
         status = app(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -23,7 +38,23 @@ def run_app(app: typer.Typer) -> int:
         where = f": see `{error.ctx.command_path} --help`" if error.ctx else ""
         sys.stderr.write(f"error: {told}{where}\n")
         return error.exit_code
+    except OSError as error:
+        sys.stderr.write(f"error: {os_error_text(error)}\n")
+        return 2 if error.errno in _CURABLE else 1
+    except RuntimeError as error:
+        # What pathlib of Python 3.11 and 3.12 says of a link that leads to itself.
+        if not str(error).startswith("Symlink loop"):
+            raise
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return 2
     except click.Abort:
         sys.stderr.write("aborted: nothing was done\n")
         return 1
     return status if isinstance(status, int) else 0
+
+
+def os_error_text(error: OSError) -> str:
+    """One line of what the machine refused, and where."""
+    places = " and ".join(str(place) for place in (error.filename, error.filename2) if place is not None)
+    text = f"{places}: {error.strerror}" if places and error.strerror else error.strerror or str(error)
+    return " ".join(text.split())

@@ -25,6 +25,7 @@ from shared.errors import InputError
 from shared.evaluation.extractor import Extractor
 from shared.evaluation.generate import grid_png, sample_images
 from shared.messages.audit import MIN_HELD_OUT, PIXELS
+from shared.storage.synthetic_mark import SyntheticMark
 
 BATCH = 64
 MAX_MEMBERS = 2000
@@ -150,4 +151,6 @@ def _keep(home: Home, verdicts: list[Verdict], found: CopyResult, generated: Ten
         write_private(folder / f"{name}.json", json.dumps(figures, indent=2).encode())
         pairs = [(generated[one], data.images.batch(data.train[[other]])[0]) for one, other in found.closest]
         sheet = torch.stack([image for pair in pairs for image in pair])
-        write_private(folder / f"{name}-closest.png", grid_png(sheet, columns=8))
+        # Photographs of the site lie between the generated pictures, so the whole sheet is called a composite.
+        mark = SyntheticMark(verdicts[0].checkpoint_digest, source_type="compositeWithTrainedAlgorithmicMedia")
+        write_private(folder / f"{name}-closest.png", grid_png(sheet, 8, mark))

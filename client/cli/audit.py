@@ -51,8 +51,6 @@ def audit(
     home: HomeOption = None,
 ) -> None:
     """Attack a model with this site's images: membership inference, copies. Only pass or fail may leave."""
-    import torch
-
     from client.answers.attacks import AuditOptions
     from client.answers.attacks import audit as run
     from client.answers.audited_model import subject_of, with_tuned_reference
@@ -61,10 +59,11 @@ def audit(
     from client.training.local_round import choose_device
     from shared.evaluation.networks import load_extractor
     from shared.messages.audit import PIXELS
+    from shared.training.processes import named_device
 
     place = find_home(home)
     settings = load_settings(place)
-    where = torch.device(device) if device else choose_device(settings.device)
+    where = named_device(device) if device else choose_device(settings.device)
     subject = subject_of(checkpoint, reference or (), device=where, overrides=overrides or ())
     options = AuditOptions(
         extractor=None if extractor == PIXELS else load_extractor(extractor, weights=weights, device=where),

@@ -34,6 +34,12 @@ def data_scan(
         bool, typer.Option("--new-key", help="Draw another data.key for one that is lost; all spending is kept.")
     ] = False,
     num_persons: PersonsOption = None,
+    allow_unreadable: Annotated[
+        bool, typer.Option("--allow-unreadable", help="Leave out more than 1 percent of the files.")
+    ] = False,
+    retry_unreadable: Annotated[
+        bool, typer.Option("--retry-unreadable", help="Decode again where files were left out.")
+    ] = False,
 ) -> None:
     """Decode your images, drop duplicates and set a share aside for audits. After an interruption run it again."""
     from rich.progress import Progress
@@ -53,6 +59,8 @@ def data_scan(
             settings,
             is_new=new,
             is_key_lost=new_key,
+            allow_unreadable=allow_unreadable,
+            retry_unreadable=retry_unreadable,
             on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
     keep_persons(place, settings)

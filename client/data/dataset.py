@@ -28,8 +28,7 @@ from client.records.history import History
 from client.records.ledger import open_ledger, read_ledger
 from client.records.registry import Registry, existing_registry, registry_folder
 from client.settings import Home, SiteConfig, Unit, private_files, read_data_key
-from shared.data.image_cache import open_cache
-from shared.data.image_set import ImageCache
+from shared.data.image_set import ImageCache, open_cache
 from shared.errors import InputError
 
 __all__ = ["CURE_PERSONS", "Dataset", "NotScannedError", "Scan", "current_id", "open_dataset", "scan"]
@@ -76,6 +75,8 @@ def scan(
     *,
     is_new: bool = False,
     is_key_lost: bool = False,
+    allow_unreadable: bool = False,
+    retry_unreadable: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Scan:
     """Index the folder of `site.toml`; safe to interrupt and to repeat. No round can start meanwhile.
@@ -85,6 +86,8 @@ def scan(
         settings: names folder, size and held-out share.
         is_new: begin another data set instead of going on with the current one.
         is_key_lost: draw another key in place of one that is lost for good; the data set is another one, too.
+        allow_unreadable: leave out more than 1 percent of the files.
+        retry_unreadable: decode again where files were left out.
         on_progress: told files done and in all.
 
     Raises:
@@ -94,7 +97,14 @@ def scan(
     Registry(registry_folder()).prepare()
     with private_files(), open_ledger(home.ledger, Path(settings.head_file)) as ledger:
         scanner = Scanner(home, settings, ledger, is_new=is_new, is_key_lost=is_key_lost)
-        images = build_images(home, settings, scanner.source, on_progress)
+        images = build_images(
+            home,
+            settings,
+            scanner.source,
+            on_progress,
+            allow_unreadable=allow_unreadable,
+            retry_unreadable=retry_unreadable,
+        )
         return scanner.run(images)
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from client.data.held_out import Picture, recorder
 from shared.data.image_set import ImageCache
-from shared.data.images import ImageSource, UnreadableImageError, shorter_side
+from shared.data.images import ImageSource
+from shared.data.pixels import UnreadableImageError, shorter_side
 
 
 @dataclass

@@ -18,9 +18,10 @@ from client.data.held_out import Split
 from client.records.registry import key_id
 from client.settings import Home, SiteConfig, private_files, write_private
 from shared.data.decoding import OnProgress
-from shared.data.image_cache import CACHE_FILE, IMAGES_FILE, INDEX_FILE, build_cache, open_cache
-from shared.data.image_set import ImageCache
+from shared.data.image_cache import BuildOptions, build_cache
+from shared.data.image_set import CACHE_FILE, IMAGES_FILE, INDEX_FILE, ImageCache, open_cache
 from shared.data.images import ImageSource
+from shared.data.pixels import DECODING_VERSION
 from shared.errors import InputError
 from shared.messages.envelope import canonical_json
 from shared.storage.files import TEMPORARY_PREFIX, file_digest, remove_folder, sync_file
@@ -94,11 +95,19 @@ def folder_of(home: Home, pointer: Pointer) -> Path:
     return folder / pointer.fingerprint[:NAME_LENGTH] if pointer.fingerprint else folder
 
 
-def build_images(home: Home, settings: SiteConfig, source: ImageSource, on_progress: OnProgress | None) -> ImageCache:
+def build_images(
+    home: Home,
+    settings: SiteConfig,
+    source: ImageSource,
+    on_progress: OnProgress | None,
+    *,
+    allow_unreadable: bool = False,
+    retry_unreadable: bool = False,
+) -> ImageCache:
     """Decode into `building`; a build that was interrupted goes on, pixels that are current are taken as they are.
 
     Raises:
-        InputError: no image that decodes.
+        InputError: no image that decodes, or too many that do not.
     """
     for left_over in home.datasets.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -106,18 +115,21 @@ def build_images(home: Home, settings: SiteConfig, source: ImageSource, on_progr
     images = folder / IMAGES
     if (images / CACHE_FILE).exists():
         # Complete, so it may share its file with a generation in use: nothing is ever written into it again.
-        if _is_current(images, settings, source):
+        if _is_current(images, settings, source, retry_unreadable=retry_unreadable):
             return open_cache(images, check_source=False)
         remove_folder(folder)
     pointer = _readable_pointer(home)
-    if pointer and _is_current(old := folder_of(home, pointer) / IMAGES, settings, source):
+    if pointer and _is_current(
+        old := folder_of(home, pointer) / IMAGES, settings, source, retry_unreadable=retry_unreadable
+    ):
         remove_folder(folder)
         images.mkdir(parents=True)
         # The facts first: they mark the folder as complete, or as not to be built in.
         for name in (CACHE_FILE, INDEX_FILE, IMAGES_FILE):
             os.link(old / name, images / name)
         return open_cache(images, check_source=False)
-    return build_cache(source.path, images, settings.image_size, on_progress=on_progress)
+    options = BuildOptions(allow_unreadable=allow_unreadable, retry_unreadable=retry_unreadable, is_owner=True)
+    return build_cache(source.path, images, settings.image_size, options=options, on_progress=on_progress)
 
 
 def finish(home: Home, index: Index, split: Split, key: bytes) -> Pointer:
@@ -218,12 +230,15 @@ def _readable_pointer(home: Home) -> Pointer | None:
         return None
 
 
-def _is_current(images: Path, settings: SiteConfig, source: ImageSource) -> bool:
+def _is_current(images: Path, settings: SiteConfig, source: ImageSource, *, retry_unreadable: bool) -> bool:
     """Whether a complete cache was made of exactly these files at this size."""
     try:
-        open_cache(images, check_source=False)
+        cache = open_cache(images, check_source=False)
         facts = json.loads((images / CACHE_FILE).read_bytes())
     except (InputError, OSError, ValueError):
         return False
-    wanted = (str(source.path.resolve()), source.fingerprint, "", settings.image_size, 0)
-    return tuple(facts.get(each) for each in ("source", "fingerprint", "identities", "size", "crop")) == wanted
+    if retry_unreadable and cache.num_unreadable:
+        return False
+    wanted = (DECODING_VERSION, str(source.path.resolve()), source.fingerprint, "", settings.image_size, 0)
+    named = ("decoding", "source", "fingerprint", "identities", "size", "crop")
+    return tuple(facts.get(each) for each in named) == wanted

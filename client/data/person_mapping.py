@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 
 from client.settings import Home, SiteConfig, write_private
-from shared.data.images import ImageSource, read_identities
+from shared.data.identity_file import read_identities
+from shared.data.images import ImageSource
 from shared.data.persons import folder_levels, persons_by_folder
 from shared.errors import InputError
 from shared.messages.envelope import canonical_json

@@ -75,7 +75,15 @@ class Scanner:
         linked, homes = self._register(pointer, index.mapping, seen)
         write_pointer(self.home, pointer)
         remove_others(self.home, pointer)
-        return report(index, seen, images.num_unreadable, linked=linked, homes=homes, is_regrouped=is_regrouped)
+        return report(
+            index,
+            seen,
+            images.num_unreadable,
+            self.source.ignored,
+            linked=linked,
+            homes=homes,
+            is_regrouped=is_regrouped,
+        )
 
     def _site_key(self) -> bytes:
         """The key that the records so far are under; drawn before there are any."""

@@ -1,11 +1,12 @@
 """What the operator is told of a scan. No torch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from client.data.file_records import Seen
 from client.data.generations import Index
 from client.settings import SitePolicy
+from shared.data.images import ignored_text
 
 CURE_PERSONS = "Give one folder per person and no image beside the folders, or `identities`, and scan again."
 
@@ -22,6 +23,8 @@ class Scan:
     num_held_out_persons: int | None
     num_duplicates: int
     num_unreadable: int
+    ignored: Mapping[str, int]
+    """Files that are no images, by suffix."""
     shorter_sides: tuple[int, int, int]
     """Of the files as they are, in pixels: smallest, median, largest."""
     num_enlarged: int
@@ -43,6 +46,8 @@ class Scan:
         )
         named = ", named in logs/scan.log" if self.num_unreadable else ""
         yield f"dropped: {self.num_duplicates} duplicates, {self.num_unreadable} unreadable{named}"
+        if self.ignored:
+            yield f"no images by their suffix: {ignored_text(self.ignored)}"
         if self.is_regrouped:
             yield "files are filed under other persons than before: this is another data set, it inherits all spending"
         if self.linked:
@@ -58,7 +63,14 @@ class Scan:
 
 
 def report(
-    index: Index, seen: Seen, num_unreadable: int, *, linked: list[str], homes: list[str], is_regrouped: bool
+    index: Index,
+    seen: Seen,
+    num_unreadable: int,
+    ignored: Mapping[str, int],
+    *,
+    linked: list[str],
+    homes: list[str],
+    is_regrouped: bool,
 ) -> Scan:
     """Counts of a scan that is done."""
     sides = sorted(seen.sides)
@@ -78,6 +90,7 @@ def report(
         num_held_out_persons=None if index.persons is None else len({owners[row] for row in index.held_out}),
         num_duplicates=num_duplicates,
         num_unreadable=num_unreadable,
+        ignored=ignored,
         shorter_sides=(sides[0], sides[len(sides) // 2], sides[-1]),
         num_enlarged=sum(side < index.size for side in sides),
         linked=linked,

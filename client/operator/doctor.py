@@ -15,7 +15,8 @@ from client.records.history import head_problem
 from client.records.ledger import read_ledger
 from client.records.registry import MACHINE_FOLDER, Registry, registry_folder
 from client.settings import Home, SiteConfig, check_private, load_settings
-from shared.data.images import UnreadableImageError, decode, list_images
+from shared.data.images import list_images
+from shared.data.pixels import UnreadableImageError, decode
 from shared.errors import InputError
 from shared.storage.code_digest import installed_digest
 

@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from server.evaluation.drawing import Drawing
 
+UNMARKED = 3
+"""Exit code of `check` for a picture without a mark: neither success nor a wrong command."""
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
@@ -23,6 +25,7 @@ Precision = Annotated[str, typer.Option(help="Number format to sample in: float3
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the coordinator's."""
     app.command()(sample)
+    app.command()(check)
     app.command()(evaluate)
     app.command()(projection)
 
@@ -73,6 +76,19 @@ def sample(
     typer.echo(f"{written}: {num:,} images")
 
 
+def check(
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or arrays (.npy) of `sample`.")],
+) -> None:
+    """Read the mark of generated pictures: kind, model, seed; exit code 3 where one has none."""
+    from shared.storage.synthetic_mark import read_mark
+
+    marks = {path: read_mark(path) for path in images}
+    for path, mark in marks.items():
+        typer.echo(f"{path}: {mark or 'no mark of a generated picture'}")
+    if None in marks.values():
+        raise typer.Exit(UNMARKED)
+
+
 def evaluate(
     checkpoint: Annotated[
         Path, typer.Argument(help="Checkpoint folder, or a run directory for its newest checkpoint.")
@@ -80,7 +96,8 @@ def evaluate(
     reference: Annotated[
         str,
         typer.Option(
-            help="Images (folder, zip, cache, synthetic:SITE:N), statistics files A,B or `federated` to compare with."
+            help="Images (folder, zip, cache, FILE.npy, synthetic:SITE:N), statistics A,B, FILE.npz:N with mu and "
+            "sigma, or `federated` to compare with."
         ),
     ],
     extractor: Annotated[

@@ -36,6 +36,9 @@ def train(
     init: Annotated[
         Path | None, typer.Option(help="Start from the averaged weights of this checkpoint or run.")
     ] = None,
+    accept_other_data: Annotated[
+        bool, typer.Option("--accept-other-data", help="Go on with other images than the run began with; recorded.")
+    ] = False,
     overrides: Overrides = None,
 ) -> None:
     """Train a model on public images, masked or not, as the experiment says; on several GPUs by torchrun."""
@@ -43,7 +46,8 @@ def train(
     from server.training.train import train as run_stage
     from shared.experiment.config import load_experiment
 
-    run = run_stage(load_experiment(find_experiment(experiment), overrides), data, out, init)
+    loaded = load_experiment(find_experiment(experiment), overrides)
+    run = run_stage(loaded, data, out, init, accept_other_data=accept_other_data)
     typer.echo(f"run {run.path}: {run.latest}")
 
 
@@ -84,16 +88,40 @@ def cache_images(
         int, typer.Option(min=0, help="Cut a centred square of this many source pixels; 0: the largest that fits.")
     ] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="How many processes to use; default: all cores.")] = None,
+    allow_unreadable: Annotated[
+        bool, typer.Option("--allow-unreadable", help="Leave out more than 1 percent of the files.")
+    ] = False,
+    retry_unreadable: Annotated[
+        bool, typer.Option("--retry-unreadable", help="Decode again where files were left out.")
+    ] = False,
 ) -> None:
     """Decode images once, for `train --data` to read. After an interruption run it again: it continues."""
     from server.training.progress_bars import decoding_bar
-    from shared.data.image_cache import build_cache
+    from shared.data.image_cache import BuildOptions, build_cache
+    from shared.data.images import ignored_text
 
-    folder = out or source.with_name(f"{source.stem}-{size}.cache")
+    folder = out or _default_cache(source, size, crop)
+    options = BuildOptions(identities, crop, allow_unreadable, retry_unreadable)
     with decoding_bar() as on_progress:
-        cache = build_cache(source, folder, size, workers, identities=identities, crop=crop, on_progress=on_progress)
+        cache = build_cache(source, folder, size, workers, options, on_progress=on_progress)
     persons = "" if cache.persons is None else f" of {len(set(cache.persons.tolist())):,} persons"
-    typer.echo(f"{folder}: {len(cache):,} images{persons}, {cache.num_unreadable} unreadable files left out")
+    ignored = f", {ignored_text(cache.ignored)}" if cache.ignored else ""
+    typer.echo(f"{folder}: {len(cache):,} images{persons}, {cache.num_unreadable} unreadable files left out{ignored}")
+
+
+def _default_cache(source: Path, size: int, crop: int = 0) -> Path:
+    """Where `data cache` puts a cache: beside the source, under a name that no other source, size or crop has.
+
+    Raises:
+        InputError: the root of the file system, which has nothing beside it.
+    """
+    from shared.errors import InputError
+
+    # `.` and `..` have names, too; a link keeps its own.
+    place = source.absolute() if source.name not in ("", "..") else source.resolve()
+    if not place.name:
+        raise InputError(f"images {source}: nothing lies beside it; name the folder of the cache with --out")
+    return place.with_name(f"{place.name}-{size}{f'-crop{crop}' if crop else ''}.cache")
 
 
 @experiments.command("list")

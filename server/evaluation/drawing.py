@@ -10,6 +10,7 @@ from torch import Tensor
 from shared.evaluation.generate import LoadedModel, Precision, Weights, load_model, sample_images
 from shared.storage.chunks import Arrays, ChunkedJob, Rank
 from shared.training.precision import speed_up_float32
+from shared.training.processes import named_device
 
 WAIT_SECONDS = 24 * 3600.0
 """How long the first rank waits for the others' parts."""
@@ -31,7 +32,7 @@ class Drawing:
         """Load the checkpoint on this rank's device.
 
         Raises:
-            InputError: damaged checkpoint, no such weights, bad override.
+            InputError: no such device, damaged checkpoint, no such weights, bad override.
         """
         device = pick_device(self.device, rank)
         speed_up_float32()
@@ -88,7 +89,11 @@ class Source:
 
 
 def pick_device(name: str, rank: Rank) -> torch.device:
-    """The device that `name` means; empty: this rank's GPU, or the CPU."""
+    """The device that `name` means; empty: this rank's GPU, or the CPU.
+
+    Raises:
+        InputError: no such device here.
+    """
     if name:
-        return torch.device(name)
+        return named_device(name)
     return torch.device("cuda", rank.local_index) if torch.cuda.is_available() else torch.device("cpu")

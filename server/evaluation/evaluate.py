@@ -30,6 +30,7 @@ from shared.storage.checkpoint import list_checkpoints, resolve_checkpoint
 from shared.storage.chunks import Arrays, ChunkedJob, rank_from_environment
 from shared.storage.files import write_atomically
 from shared.storage.runlog import RunLog
+from shared.storage.synthetic_mark import SyntheticMark, seed_range
 from shared.storage.versions import git_commit, installed_versions
 
 RESULT_FILE = "result.json"
@@ -131,7 +132,7 @@ def evaluate(path: Path, options: Options) -> Path:
     found = _compare(job, extractor, reference, projection, options.bootstrap)
     run = _run_of(checkpoint)
     if run is not None:
-        _save_grid(job, run.samples / f"{checkpoint.name}.png")
+        _save_grid(job, run.samples / f"{checkpoint.name}.png", loaded)
     seconds = time.monotonic() - started
     result = {
         "metrics": found.metrics,
@@ -190,9 +191,11 @@ def _compare(
     return scores(features, statistics, reference.statistics, reference.features_ND, bootstrap=bootstrap)
 
 
-def _save_grid(job: ChunkedJob, path: Path) -> None:
+def _save_grid(job: ChunkedJob, path: Path, loaded: LoadedModel) -> None:
     if not path.exists():
-        save_grid(next(job.parts())["images"], path, GRID_COLUMNS)
+        images = next(job.parts())["images"]
+        seeds = seed_range(loaded.experiment.evaluation.seed, len(images))
+        save_grid(images, path, GRID_COLUMNS, SyntheticMark(loaded.meta.digest, seeds))
 
 
 def _describe(

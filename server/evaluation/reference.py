@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from server.evaluation.other_tools import SUFFIXES, images_of_array, read_arrays, split_count, statistics_of_moments
 from shared.data.image_cache import open_images
-from shared.data.image_set import ImageCache
+from shared.data.image_set import SYNTHETIC_PREFIX, ImageCache
 from shared.errors import InputError
 from shared.evaluation.extractor import Extractor
 from shared.evaluation.feature_statistics import (
@@ -25,6 +26,7 @@ from shared.evaluation.feature_statistics import (
     save_statistics,
 )
 from shared.evaluation.private_statistics import Projection
+from shared.storage.files import file_digest
 
 STATISTICS_SUFFIX = ".safetensors"
 MIN_IMAGES = 2
@@ -53,8 +55,9 @@ def open_reference(
     """Statistics of a reference, computed once per set of pixels and extractor and kept below `cache`.
 
     Args:
-        path: folder, zip, image cache, `synthetic:...`, or statistics files (`.safetensors`) separated by commas, whose
-            sum is the reference.
+        path: folder, zip, image cache, `synthetic:...`, an array of images (`.npy`, `.npz`), mean and covariance of
+            another tool (`FILE.npz:<number of images>`), or statistics files (`.safetensors`) separated by commas,
+            whose sum is the reference.
         size: side that images are brought to, in pixels: that of the generated ones.
         extractor: network of the features.
         cache: folder of kept statistics.
@@ -71,7 +74,15 @@ def open_reference(
         return pooled
     if projection is not None:
         raise InputError(f"--projection goes with private statistics of sites, not with the images of {path}")
-    images = open_images(path, size)
+    file, count = split_count(path)
+    if file.suffix.lower() in SUFFIXES and not path.startswith(SYNTHETIC_PREFIX):
+        arrays = read_arrays(file)
+        if "mu" in arrays:
+            statistics = statistics_of_moments(file, arrays, count, extractor.space, extractor.width)
+            return Reference(path, statistics, file_digest(file))
+        images = images_of_array(file, arrays["images"], size)
+    else:
+        images = open_images(path, size)
     if len(images) < MIN_IMAGES:
         raise InputError(f"reference {path}: {len(images)} image, a distance needs at least {MIN_IMAGES}")
     digests = [hashlib.sha256(row.tobytes()).digest() for row in images.images]

@@ -2,20 +2,20 @@
 
 import os
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
-from PIL import Image
 
 from server.evaluation.drawing import WAIT_SECONDS, Drawing
 from shared.errors import InputError
 from shared.evaluation.generate import save_grid
 from shared.storage.checkpoint import resolve_checkpoint
 from shared.storage.chunks import ChunkedJob, rank_from_environment
-from shared.storage.files import TEMPORARY_PREFIX
+from shared.storage.files import TEMPORARY_PREFIX, with_name
+from shared.storage.synthetic_mark import SyntheticMark, marked_png, read_mark, seed_range, write_array_mark
 
 MAX_GRID_IMAGES = 4096
 
@@ -26,7 +26,7 @@ class SampleOptions:
 
     num_images: int
     out: Path
-    """`.png`: one grid; `.npy`: uint8 (N, 3, H, W); any other name: a folder of `<seed>.png`."""
+    """`.png`: one grid; `.npy`: uint8 (N, 3, H, W); any other name: a folder of `<seed>.png`. All say what they are."""
     seed: int | None = None
     columns: int = 8
     drawing: Drawing = field(default_factory=Drawing)
@@ -54,6 +54,7 @@ def sample(path: Path, options: SampleOptions) -> Path:
         InputError: bad checkpoint or number, or an `out` that holds something else.
     """
     rank = rank_from_environment()
+    options = replace(options, out=with_name(options.out))
     _check(options)
     source = options.drawing.open(resolve_checkpoint(path), rank)
     seed = source.loaded.experiment.evaluation.seed if options.seed is None else options.seed
@@ -62,7 +63,7 @@ def sample(path: Path, options: SampleOptions) -> Path:
     source.draw(job, seed, lambda _items, images: {"images": images.numpy()})
     if rank.is_first:
         job.wait(WAIT_SECONDS)
-        _write(job, options, seed)
+        _write(job, options, seed, source.loaded.meta.digest)
         job.remove()
     return options.out
 
@@ -79,30 +80,46 @@ def _check(options: SampleOptions) -> None:
         raise InputError(
             f"--num {options.num_images} in one grid, at most {MAX_GRID_IMAGES}: give --out FOLDER or --out FILE.npy"
         )
+    if options.kind != "folder" and options.out.exists() and _is_foreign(options.out):
+        raise InputError(f"--out {options.out} exists and is no picture or array that `sample` made: name a new file")
     if options.kind == "folder" and options.out.exists() and (options.out.is_file() or any(options.out.iterdir())):
         raise InputError(f"--out {options.out} exists and is not an empty folder: name a new one")
 
 
-def _write(job: ChunkedJob, options: SampleOptions, seed: int) -> None:
-    out = options.out
+def _is_foreign(out: Path) -> bool:
+    """Whether a file that would be replaced is somebody's own."""
+    try:
+        return read_mark(out) is None
+    except InputError:
+        return True
+
+
+def _write(job: ChunkedJob, options: SampleOptions, seed: int, model: str) -> None:
+    out, mark = options.out, SyntheticMark(model, seed_range(seed, options.num_images))
     out.parent.mkdir(parents=True, exist_ok=True)
     match options.kind:
         case "grid":
-            save_grid(torch.from_numpy(np.concatenate([part["images"] for part in job.parts()])), out, options.columns)
+            save_grid(np.concatenate([part["images"] for part in job.parts()]), out, options.columns, mark)
         case "array":
             _write_array(job, out)
+            write_array_mark(out, mark)
         case "folder":
-            unfinished = out.with_name(f"{TEMPORARY_PREFIX}{out.name}-{os.getpid()}")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir()
-            number = seed
-            for part in job.parts():
-                for image in part["images"]:
-                    Image.fromarray(image.transpose(1, 2, 0)).save(unfinished / f"{number:08d}.png")
-                    number += 1
-            if out.exists():
-                out.rmdir()
-            unfinished.rename(out)
+            _write_folder(job, out, seed, lambda number: SyntheticMark(model, str(number)))
+
+
+def _write_folder(job: ChunkedJob, out: Path, seed: int, mark_of: Callable[[int], SyntheticMark]) -> None:
+    unfinished = out.with_name(f"{TEMPORARY_PREFIX}{out.name}-{os.getpid()}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    number = seed
+    for part in job.parts():
+        for image in part["images"]:
+            file = unfinished / f"{number:08d}.png"
+            file.write_bytes(marked_png(image.transpose(1, 2, 0), mark_of(number)))
+            number += 1
+    if out.exists():
+        out.rmdir()
+    unfinished.rename(out)
 
 
 def _write_array(job: ChunkedJob, out: Path) -> None:

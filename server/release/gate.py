@@ -18,8 +18,9 @@ from server.runs.history import Evaluation, RunData, read_run, spent_text
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.storage.checkpoint import CheckpointMeta, check_files, load_group, resolve_checkpoint, save_checkpoint
-from shared.storage.files import TEMPORARY_PREFIX
+from shared.storage.files import TEMPORARY_PREFIX, with_name
 
+RELEASED_MODE = 0o644
 CARD_FILE, EXPERIMENT_FILE = "MODEL_CARD.md", "experiment.toml"
 LICENSE = "Apache-2.0 for the code; the weights' licence is the coordinator's to state (--license)"
 
@@ -135,9 +136,9 @@ def release(path: Path, out: Path, *, override: str = "", license_text: str = LI
     Raises:
         InputError: the evidence does not suffice, no averaged weights, or `out` has content.
     """
-    checkpoint = resolve_checkpoint(path)
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"--out {out} is not empty: name a new folder")
+    checkpoint, out = resolve_checkpoint(path), with_name(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"--out {out} is not an empty folder: name a new one")
     meta, evidence = check_files(checkpoint), gather(checkpoint)
     if "ema.safetensors" not in meta.sha256:
         raise InputError(f"checkpoint {checkpoint} has no EMA weights: only the moving average is released")
@@ -164,6 +165,9 @@ def release(path: Path, out: Path, *, override: str = "", license_text: str = LI
         (unfinished / EXPERIMENT_FILE).write_text(meta.experiment.to_toml(), encoding="utf-8")
         card = model_card(checkpoint.name, meta, evidence, override.strip(), license_text)
         (unfinished / CARD_FILE).write_text(card, encoding="utf-8")
+        for file in unfinished.iterdir():
+            # Writers of tensors make files that only their owner reads; a release is for others.
+            file.chmod(RELEASED_MODE)
         if out.exists():
             out.rmdir()
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,8 @@ class Row:
     """Percent against the first evaluation of the same metric and reference."""
     others: dict[str, float]
     evaluation: Evaluation
+    trend: str = ""
+    """`down` or `up` where the interval is apart from the first one's; empty where they overlap or one is not known."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,15 @@ def _rows(evaluations: list[Evaluation]) -> list[Row]:
         change = None if each is evaluations[0] or not first else (each.value - first) / first * 100
         metrics = each.result["metrics"].items()
         others = {name: value for name, value in metrics if isinstance(value, float) and name != each.distance_name}
-        rows.append(Row(each.place, each.value, change, others, each))
+        rows.append(Row(each.place, each.value, change, others, each, _trend(evaluations[0].interval, each.interval)))
     return rows
+
+
+def _trend(first: list[float] | None, last: list[float] | None) -> str:
+    """What two 95 percent intervals allow to say; most of what looks like progress is the draw of the images."""
+    if first is None or last is None:
+        return ""
+    return "down" if last[1] < first[0] else "up" if last[0] > first[1] else ""
 
 
 def _pictures(page: Page) -> None:

@@ -1,4 +1,4 @@
-"""Sample grids on the page: the first and the last whole, and some images of each place side by side."""
+"""Sample grids on the page: the first and the last whole, and some images of each place side by side; all marked."""
 
 import base64
 import io
@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from shared.storage.files import write_atomically
+from shared.storage.synthetic_mark import SyntheticMark, marked_png, read_mark
 
 GRID_COLUMNS, GRID_GAP = 8, 2
 """How `shared.evaluation.generate.save_grid` lays out the grids that evaluations write."""
@@ -16,7 +17,7 @@ STRIP_IMAGES, STRIP_PLACES = 8, 12
 def ends(grids: list[tuple[int, Path]]) -> list[tuple[int, str]]:
     """The first and the last grid, embedded, with their places."""
     chosen = [grids[0], grids[-1]] if len(grids) > 1 else grids
-    return [(number, _embed(path.read_bytes())) for number, path in chosen]
+    return [(number, _embed(_marked(path))) for number, path in chosen]
 
 
 def strip(grids: list[tuple[int, Path]], side: int) -> tuple[list[int], str]:
@@ -34,9 +35,7 @@ def strip(grids: list[tuple[int, Path]], side: int) -> tuple[list[int], str]:
             for row in range(STRIP_IMAGES):
                 left, top = row % GRID_COLUMNS * step, row // GRID_COLUMNS * step
                 canvas.paste(grid.crop((left, top, left + side, top + side)), (column * step, row * step))
-    buffer = io.BytesIO()
-    canvas.save(buffer, format="PNG", optimize=True)
-    return [number for number, _ in kept], _embed(buffer.getvalue())
+    return [number for number, _ in kept], _embed(marked_png(canvas, _mark_of_all([path for _, path in kept])))
 
 
 def stack(rows: list[Path], out: Path) -> None:
@@ -52,9 +51,23 @@ def stack(rows: list[Path], out: Path) -> None:
     for row in opened:
         canvas.paste(row, (0, top))
         top += row.height + GRID_GAP
-    buffer = io.BytesIO()
-    canvas.save(buffer, format="PNG", optimize=True)
-    write_atomically(out, buffer.getvalue())
+    write_atomically(out, marked_png(canvas, _mark_of_all(rows)))
+
+
+def _marked(grid: Path) -> bytes:
+    """The file; a grid of an older version without a mark gets one that names no model."""
+    if read_mark(grid) is not None:
+        return grid.read_bytes()
+    with Image.open(grid) as picture:
+        return marked_png(picture, SyntheticMark())
+
+
+def _mark_of_all(grids: list[Path]) -> SyntheticMark:
+    """The mark of a picture that is put together of others: every model once, the seeds where all agree."""
+    marks = [read_mark(path) or SyntheticMark() for path in grids]
+    models = dict.fromkeys(mark.model for mark in marks if mark.model)
+    seeds = {mark.seeds for mark in marks}
+    return SyntheticMark(", ".join(models), seeds.pop() if len(seeds) == 1 else "")
 
 
 def _spread(count: int, most: int) -> list[int]:

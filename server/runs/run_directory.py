@@ -1,6 +1,8 @@
 """The run directory: where everything that a run writes has its place. No torch here."""
 
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment
 from shared.storage.checkpoint import latest_checkpoint
-from shared.storage.files import write_atomically
+from shared.storage.files import locked, write_atomically
 
 # What may change between a run and its continuation: none of it alters the numbers of a step that is done.
 _FREE = frozenset(
@@ -20,6 +22,7 @@ _FREE = frozenset(
         "train.keep_every",
     }
 )
+_WRITER_FILE = ".writer.lock"
 _FREE_SECTIONS = frozenset({"evaluation"})
 
 
@@ -80,6 +83,28 @@ class RunDir:
             raise InputError(f"run {self.path}: no {self.experiment_file.name} in it; give a run directory")
         return load_experiment(self.experiment_file)
 
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Be the run's one writer: no other process can, until this one lets go or ends. The folder is made.
+
+        Raises:
+            InputError: another process writes it, who is named; or the folder holds something else.
+        """
+        _refuse_foreign(self)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"run {self.path}: {error.strerror}; name a folder that can be written") from error
+        with locked(self.path / _WRITER_FILE, f"run {self.path} is being written by"):
+            try:
+                yield
+            finally:
+                if not self.experiment_file.exists():
+                    # No run came of it: nothing half-made stays.
+                    (self.path / _WRITER_FILE).unlink(missing_ok=True)
+                    with suppress(OSError):
+                        self.path.rmdir()
+
     def evaluation(self, name: str) -> Path:
         """Folder of the evaluation called `name`."""
         return self.path / "evaluation" / name
@@ -107,15 +132,11 @@ def create(path: Path, experiment: Experiment) -> RunDir:
         InputError: the folder holds something else, or a run with other settings; the line lists them.
     """
     run = RunDir(path)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"run {path} is a file: name a folder")
-    if path.exists() and any(path.iterdir()):
-        if not run.experiment_file.exists():
-            raise InputError(f"run {path} is not empty and holds no run: name a new folder")
-        if found := differences(run.experiment, experiment):
-            raise InputError(
-                f"run {path} was started with {'; '.join(found)}: name a new folder, or ask for the same experiment"
-            )
+    _refuse_foreign(run)
+    if run.experiment_file.exists() and (found := differences(run.experiment, experiment)):
+        raise InputError(
+            f"run {path} was started with {'; '.join(found)}: name a new folder, or ask for the same experiment"
+        )
     try:
         for folder in (path, run.checkpoints, run.samples):
             folder.mkdir(parents=True, exist_ok=True)
@@ -123,6 +144,15 @@ def create(path: Path, experiment: Experiment) -> RunDir:
         raise InputError(f"run {path}: {error.strerror}; name a folder that can be written") from error
     write_atomically(run.experiment_file, experiment.to_toml())
     return run
+
+
+def _refuse_foreign(run: RunDir) -> None:
+    if run.path.exists() and not run.path.is_dir():
+        raise InputError(f"run {run.path} is a file: name a folder")
+    if run.experiment_file.exists() or not run.path.exists():
+        return
+    if any(each.name != _WRITER_FILE for each in run.path.iterdir()):
+        raise InputError(f"run {run.path} is not empty and holds no run: name a new folder")
 
 
 def differences(stored: Experiment, asked: Experiment) -> list[str]:

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from server.training import maskdm_layouts
+from server.training.foreign_files import read_foreign
 from server.training.maskdm_layouts import Layout, ScheduleKind
 from shared.errors import InputError
 from shared.experiment.config import Experiment
@@ -37,18 +38,17 @@ def import_checkpoint(
     """
     if out.exists():
         raise InputError(f"{out} exists already: give a new folder")
-    groups, step = read_foreign(source)
-    betas = next((state["betas"] for state in groups.values() if "betas" in state), None)
-    tables = maskdm_layouts.schedule_tables("linear", 2).keys()
-    states = {name: {k: x for k, x in state.items() if k not in tables} for name, state in groups.items()}
+    found = read_foreign(source)
+    tables, states = _apart(found.groups)
     first = next(iter(states.values()))
     layout = maskdm_layouts.find_layout(first)
-    experiment = maskdm_layouts.describe(first, layout, schedule or maskdm_layouts.schedule_of(betas), num_heads)
+    diffusion = maskdm_layouts.diffusion_of(tables, schedule)
+    experiment = maskdm_layouts.describe(first, layout, diffusion, num_heads)
     model = maskdm_layouts.meta_model(experiment)
     ours = {name: _to_numpy(maskdm_layouts.from_foreign(state, layout, model)) for name, state in states.items()}
     ours = {"model": ours.get("model") or ours["ema"], "ema": ours.get("ema") or ours["model"]}
     provenance = {"imported_from": source.name, "sha256": file_digest(source), "layout": layout}
-    save_checkpoint(out, ours, {"experiment": experiment, "step": step, "provenance": provenance})
+    save_checkpoint(out, ours, {"experiment": experiment, "step": found.step, "provenance": provenance})
     return experiment
 
 
@@ -90,41 +90,23 @@ def export_checkpoint(checkpoint: Path, target: Path, layout: Layout) -> None:
     _write({"step": meta.step or 0, "model": online, "ema": averaged} if nested else {**online, **averaged}, target)
 
 
-def read_foreign(source: Path) -> tuple[dict[str, dict[str, Tensor]], int | None]:
-    """State dicts by group (`model`, `ema`) without their wrappers' prefixes, and the step where the file tells it.
-
-    Torch files are read with `weights_only=True`: they may hold tensors and plain containers, nothing that runs.
+def _apart(groups: dict[str, dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """The schedule's tables, which all groups of a file must agree on, and the groups without them.
 
     Raises:
-        InputError: not readable as such a file, or without tensors.
+        InputError: two groups with different tables, or none with weights.
     """
-    try:
-        is_safe = source.suffix == ".safetensors"
-        data: Any = load_file(source) if is_safe else torch.load(source, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{source}: {error.strerror or error}; give a checkpoint file") from error
-    except Exception as error:  # the loaders raise a class of their own for each kind of damage
-        reason = str(error).strip().splitlines()[:1]
-        raise InputError(f"{source}: no safetensors or plain torch file ({' '.join(reason)[:120]})") from error
-    data = dict(data) if isinstance(data, Mapping) else {}
-    nested = {name: data[name] for name in ("model", "ema") if isinstance(data.get(name), Mapping)}
-    flat = {key: value for part in (nested or {"": data}).values() for key, value in part.items()}
-    groups: dict[str, dict[str, Tensor]] = {"model": {}, "ema": {}}
-    for key, value in flat.items():
-        is_average = key.startswith("ema_model.")
-        # The averaging wrapper also stores the live model and two counters; the live one is in `model` already.
-        if isinstance(value, Tensor) and not key.startswith("online_model.") and key not in ("initted", "step"):
-            groups["ema" if is_average else "model"][_bare(key)] = value
-    step = data.get("step")
-    if not (groups["model"] or groups["ema"]):
-        raise InputError(f"{source}: holds no tensors under model.* or ema_model.*: give a checkpoint file")
-    return {name: state for name, state in groups.items() if state}, step if isinstance(step, int) else None
-
-
-def _bare(key: str) -> str:
-    for prefix in ("ema_model.", "module.", "model."):
-        key = key.removeprefix(prefix)
-    return key
+    names = maskdm_layouts.schedule_tables("linear", 1000).keys()
+    tables: dict[str, Tensor] = {}
+    for state in groups.values():
+        for name in names & state.keys():
+            if not torch.equal(tables.setdefault(name, state[name]), state[name]):
+                raise InputError(f"key {name!r}: the live network and its average have different schedules: damaged")
+    states = {group: {k: x for k, x in state.items() if k not in names} for group, state in groups.items()}
+    states = {group: state for group, state in states.items() if state}
+    if not states:
+        raise InputError(f"key {min(tables)!r}: the file holds a schedule and no weights: give a checkpoint file")
+    return tables, states
 
 
 def _write(content: dict[str, Any], target: Path) -> None:

@@ -8,18 +8,28 @@ Patch values leave the last layer in the same order (row, column, channel) in al
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from shared.diffusion.schedule import make_schedule
 from shared.diffusion.uvit import SIZES, UViT, build_model
 from shared.errors import InputError
-from shared.experiment.config import Experiment
+from shared.experiment.config import Experiment, explain
+from shared.experiment.sections import EvaluationConfig
 
 Layout = Literal["maskdm", "uvit"]
 ScheduleKind = Literal["linear", "cosine"]
+
+
+class Diffusion(NamedTuple):
+    """The forward process of a file."""
+
+    schedule: ScheduleKind
+    timesteps: int
+
 
 _PREFIX: dict[Layout, str] = {"maskdm": "encoder.", "uvit": ""}
 _POSITIONS: dict[Layout, str] = {"maskdm": "encoder.encoder_pos_embed", "uvit": "pos_embed"}
@@ -29,9 +39,8 @@ _REASONS = {
     "time_embed": "a perceptron on the time embedding, which this network does not have",
     "label_emb": "class conditioning, which this network does not have",
     "uncond_embed": "class conditioning, which this network does not have",
-    "q_bias": "a bias of the attention's query, which this network does not have",
-    "v_bias": "a bias of the attention's value, which this network does not have",
-    "qkv.bias": "a bias of the attention's query, key and value, which this network does not have",
+    "q_bias": "a bias of the attention's query alone, which this network does not have",
+    "v_bias": "a bias of the attention's value alone, which this network does not have",
 }
 
 
@@ -50,12 +59,12 @@ def find_layout(state: Mapping[str, Tensor]) -> Layout:
 
 
 def describe(
-    state: Mapping[str, Tensor], layout: Layout, schedule: ScheduleKind, num_heads: int | None = None
+    state: Mapping[str, Tensor], layout: Layout, diffusion: "Diffusion", num_heads: int | None = None
 ) -> Experiment:
     """The experiment whose network has these shapes.
 
     Raises:
-        InputError: a shape that no size has; the line names the key.
+        InputError: a shape that no size has, the line names the key; or a schedule that nothing can be sampled with.
     """
     embedding, positions = f"{_PREFIX[layout]}patch_embed.proj.weight", _POSITIONS[layout]
     if missing := [key for key in (embedding, positions) if key not in state]:
@@ -72,13 +81,17 @@ def describe(
     blocks = {key.removeprefix(_PREFIX[layout]).split(".")[1] for key in state if "in_blocks." in key}
     size = _size(embedding, width, 2 * len(blocks) + 1, num_heads)
     scale = 2 if channels == 12 else 1
-    return Experiment.model_validate(
-        {
-            "model": {"size": size, "image_size": grid_size * patch_size * scale, "patch_size": patch_size},
-            "data": {"wavelet": "haar" if channels == 12 else ""},
-            "diffusion": {"schedule": schedule},
-        }
-    )
+    model = {"size": size, "image_size": grid_size * patch_size * scale, "patch_size": patch_size}
+    tree = {
+        "model": {**model, "qkv_bias": any(key.endswith("attn.qkv.bias") for key in state)},
+        "data": {"wavelet": "haar" if channels == 12 else ""},
+        "diffusion": {"schedule": diffusion.schedule, "timesteps": diffusion.timesteps},
+        "evaluation": {"steps": min(diffusion.timesteps, EvaluationConfig().steps)},
+    }
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"the file describes no experiment: {explain(error)}") from error
 
 
 def from_foreign(state: Mapping[str, Tensor], layout: Layout, model: UViT) -> dict[str, Tensor]:
@@ -92,7 +105,7 @@ def from_foreign(state: Mapping[str, Tensor], layout: Layout, model: UViT) -> di
         key = foreign_name(name, layout)
         if key not in left:
             raise InputError(f"key {key!r} is missing: give a complete checkpoint")
-        tensor = left.pop(key).float()
+        tensor = _numbers(key, left.pop(key))
         if name == "embedding.weight":
             tensor = tensor.permute(0, 2, 3, 1).flatten(1)
         elif name == "positions.weight":
@@ -104,6 +117,23 @@ def from_foreign(state: Mapping[str, Tensor], layout: Layout, model: UViT) -> di
         reason = next((text for part, text in _REASONS.items() if part in key), "nothing this network has")
         raise InputError(f"key {key!r} does not fit: it is {reason}")
     return ours
+
+
+def _numbers(key: str, tensor: Tensor) -> Tensor:
+    """A weight as float32.
+
+    Raises:
+        InputError: sparse, quantised, of integers, or with a number that is not finite; the line names the key.
+    """
+    what = f"{tensor.dtype}".removeprefix("torch.")
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise InputError(f"key {key!r} is sparse or quantised ({what}): store it as dense floating-point numbers")
+    if not tensor.is_floating_point():
+        raise InputError(f"key {key!r} holds {what} numbers: weights are floating-point ones, give the file before it")
+    values = tensor.float()
+    if lost := int((~torch.isfinite(values)).sum()):
+        raise InputError(f"key {key!r} has {lost} of {values.numel()} numbers that are not finite: give an earlier one")
+    return values
 
 
 def to_foreign(ours: Mapping[str, Tensor], layout: Layout, patch_size: int) -> dict[str, Tensor]:
@@ -158,18 +188,42 @@ def schedule_tables(kind: ScheduleKind, timesteps: int) -> dict[str, Tensor]:
     return {name: table.float() for name, table in tables.items()}
 
 
-def schedule_of(betas: Tensor | None) -> ScheduleKind:
-    """Which schedule MaskDM's stored table is.
+def diffusion_of(tables: Mapping[str, Tensor], asked: ScheduleKind | None) -> Diffusion:
+    """Which forward process MaskDM's stored tables are.
+
+    Args:
+        tables: those of the file, by their names in `schedule_tables`; may be empty.
+        asked: the schedule that the user names; it decides where there are no tables, for 1000 steps.
 
     Raises:
-        InputError: neither, or there is no table.
+        InputError: tables of neither schedule, that contradict each other or `asked`; or no table and nothing asked.
     """
-    kinds: tuple[ScheduleKind, ...] = ("linear", "cosine")
-    for kind in kinds:
-        if betas is not None and torch.allclose(betas.float(), make_schedule(kind, len(betas)).beta.float(), atol=1e-6):
-            return kind
-    found = "no schedule tables" if betas is None else "key 'betas' of neither schedule"
-    raise InputError(f"the file has {found}: say which one it was trained with, --schedule linear or cosine")
+    betas = tables.get("betas")
+    if betas is None:
+        if asked is None or tables:
+            found = f"no table 'betas' beside {min(tables)!r}" if tables else "no schedule tables"
+            raise InputError(f"the file has {found}: say which one it was trained with, --schedule linear or cosine")
+        return Diffusion(asked, 1000)
+    if betas.ndim != 1 or len(betas) < 2:
+        raise InputError(f"key 'betas' has shape {tuple(betas.shape)}: a schedule has one row of at least 2 numbers")
+    for kind in get_args(ScheduleKind):
+        own = schedule_tables(kind, len(betas))
+        if not _agrees(betas, own["betas"]):
+            continue
+        if asked not in (None, kind):
+            raise InputError(f"key 'betas' is the {kind} schedule, not {asked}: leave out --schedule")
+        for name in ("alphas", "alphas_cumprod", "alphas_cumprod_prev"):
+            if name in tables and not _agrees(tables[name], own[name]):
+                raise InputError(f"key {name!r} contradicts 'betas' ({kind}, {len(betas)} steps): the file is damaged")
+        return Diffusion(kind, len(betas))
+    raise InputError(
+        f"the file has key 'betas' of neither schedule for {len(betas)} steps: this version samples linear (1e-4 to "
+        "0.02) and cosine"
+    )
+
+
+def _agrees(found: Tensor, own: Tensor) -> bool:
+    return found.shape == own.shape and torch.allclose(found.float(), own, atol=1e-6)
 
 
 def _size(key: str, width: int, num_blocks: int, num_heads: int | None) -> str:

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -14,10 +14,12 @@ import torch
 from torch import nn
 
 from server.runs.run_directory import RunDir, create
+from server.training.images_of_run import check_images
 from server.training.progress_bars import decoding_bar
 from server.training.watch import Watch
 from shared.data.image_cache import open_images
 from shared.data.image_set import ImageCache, Images, ResidentImages
+from shared.data.images import ignored_text
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.seeding import Streams
@@ -42,7 +44,9 @@ ONE_WISH_SECONDS = 2.0
 log = logging.getLogger(__name__)
 
 
-def train(experiment: Experiment, data: Path, out: Path, init: Path | None = None) -> RunDir:
+def train(
+    experiment: Experiment, data: Path, out: Path, init: Path | None = None, *, accept_other_data: bool = False
+) -> RunDir:
     """Train a stage into a run directory; a run of the same experiment that is there goes on where it was.
 
     Ctrl-C (or SIGTERM) ends after the running step, with a checkpoint.
@@ -52,14 +56,16 @@ def train(experiment: Experiment, data: Path, out: Path, init: Path | None = Non
         data: anything `shared.data.image_cache.open_images` takes.
         out: run directory, new or of the same experiment.
         init: checkpoint or run directory whose EMA weights the stage starts from.
+        accept_other_data: go on although the run was trained on other images so far; that is recorded.
 
     Raises:
-        InputError: bad data, a run directory of something else, or a checkpoint that does not fit.
+        InputError: bad data, a run directory of something else, of other images or with another writer, or a checkpoint
+            that does not fit.
         NonFiniteLossError: training diverged; the newest checkpoint is from before.
     """
     if init is not None:
         experiment = _changed(experiment, init=str(init))
-    with joined_world() as world:
+    with joined_world() as world, RunDir(out).hold() if world.is_main else nullcontext():
         speed_up_float32()
         experiment = _changed(experiment, precision=_precision(experiment, out, world))
         images = _open(data, experiment, world)
@@ -70,10 +76,16 @@ def train(experiment: Experiment, data: Path, out: Path, init: Path | None = Non
         run = create(out, experiment) if world.is_main else RunDir(out)
         world.wait()
         parents = _resume(engine, run) or parents
+        change = ""
+        if world.is_main:
+            change = check_images(run, images, data, step=engine.steps_done, accept_other=accept_other_data)
+        world.wait()
         with ExitStack() as stack:
             session = _Session(engine, run, data, images, parents)
             if world.is_main:
                 session.watch = stack.enter_context(Watch(engine, run, len(images), session.provenance))
+                if change:
+                    session.watch.log.write("data_changed", step=engine.steps_done, reason=change)
             session.stop = stack.enter_context(_stop_signals())
             run_training(engine, _resident(images, world), steps=experiment.train.steps, on_step=session.on_step)
             session.finish()
@@ -93,6 +105,7 @@ class _Session:
             "command": shlex.join(["maskfed-server", *sys.argv[1:]]),
             "data": str(data),
             "num_images": len(images),
+            "images_sha256": images.fingerprint,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "processes": engine.world.size,
             "threads": torch.get_num_threads(),
@@ -148,6 +161,8 @@ def _open(data: Path, experiment: Experiment, world: World) -> ImageCache:
             images = open_images(data, size, on_progress=on_progress)
         if images.num_unreadable:
             log.warning("%d of the image files are unreadable and left out", images.num_unreadable)
+        if images.ignored:
+            log.warning("%s", ignored_text(images.ignored))
     world.wait()
     return images or open_images(data, size)
 

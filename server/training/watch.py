@@ -15,7 +15,9 @@ from server.runs.run_directory import RunDir
 from server.training.progress_bars import training_bar
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment, parse_experiment
+from shared.storage.checkpoint import load_meta
 from shared.storage.runlog import RunLog
+from shared.storage.synthetic_mark import SyntheticMark, seed_range
 from shared.storage.versions import git_commit, installed_versions
 from shared.training.engine import Engine, StepResult
 from shared.training.optimizer import lr_at
@@ -96,7 +98,12 @@ class Watch:
             images: Tensor = sample_images(
                 model, experiment, range(GRID_IMAGES), GRID_IMAGES, self.engine.device, precision=self.engine.precision
             )
-            save_grid(images, path, GRID_COLUMNS)
+            save_grid(images, path, GRID_COLUMNS, SyntheticMark(self._digest(), seed_range(0, GRID_IMAGES)))
+
+    def _digest(self) -> str:
+        """Of the checkpoint with the weights of now; empty where this step has none."""
+        folder = self.run.step_checkpoint(self.engine.steps_done)
+        return load_meta(folder).digest if folder.exists() else ""
 
     @contextmanager
     def paused(self) -> Iterator[None]:

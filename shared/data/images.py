@@ -1,49 +1,37 @@
-"""Pictures as they come: folders and zips, every orientation and colour mode, decoded to square uint8 RGB.
+"""Pictures as they come: the image files of a folder or a zip, and what else lies there. No torch.
 
-No torch: sites list and decode before training is allowed. Shapes: C = 3 channels, H = W = size pixels.
+What is no image by its suffix is counted, what cannot be told apart is refused: nothing vanishes without a word.
 """
 
+import errno
 import hashlib
 import os
-import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from io import BytesIO
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import features
 
-from shared.data.persons import match_identities, persons_by_folder
+from shared.data.persons import persons_by_folder
+from shared.data.pixels import HAS_HEIF, UnreadableImageError
 from shared.errors import InputError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
-_SIXTEEN_BIT_MODES = frozenset({"I", "I;16", "I;16B", "I;16L"})
-# Everything Pillow raises on damaged or hostile files; its own error classes derive from these.
-_DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    SyntaxError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
+_HEIF = frozenset({".heic", ".heif"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+    | ({".avif"} if features.check("avif") else set())
+    | ({".jp2"} if features.check("jpg_2000") else set())
+    | (_HEIF if HAS_HEIF else set())
 )
-
-
-class UnreadableImageError(ValueError):
-    """A file that looks like an image by name but does not decode."""
+_SHOWN_KINDS = 6
+_LOCAL_HEADER = b"PK\x03\x04"
+_END_RECORD_BYTES, _MANY_ENTRIES = 22, 0xFFFF
+_BROKEN_LINK, _SPECIAL_FILE, _SEEN_FOLDER = "broken links", "special files", "folders met before"
+_NO_SUFFIX = "without suffix"
 
 
 @dataclass(frozen=True)
@@ -55,7 +43,9 @@ class ImageSource:
         names: file names relative to it with forward slashes, sorted.
         persons: name of the person of each file, its first folder below the common top, or None where a file has none.
         fingerprint: changes when a file is added, removed or rewritten.
-        read: bytes of the file with a given name; safe to call from several threads.
+        read: bytes of the file with a given name; safe to call from several threads. `UnreadableImageError` for a
+            damaged member of a zip, `OSError` where the machine could not read.
+        ignored: number of files that are no images, by suffix; hidden files are not among them.
     """
 
     path: Path
@@ -63,6 +53,7 @@ class ImageSource:
     persons: tuple[str, ...] | None
     fingerprint: str
     read: Callable[[str], bytes]
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def owners(self) -> tuple[str, ...]:
@@ -74,153 +65,159 @@ def list_images(path: Path) -> ImageSource:
     """Find the images below a folder or inside a zip; nothing is decoded.
 
     Raises:
-        InputError: no such path, not a folder or zip, or no image in it.
+        InputError: no such path, not a folder or zip, an archive that is damaged, incomplete, encrypted or ambiguous, a
+            folder that cannot be read, or no image in it.
     """
-    if path.is_dir():
-        try:
-            source = _list_folder(path)
-        except OSError as error:
-            raise InputError(f"images {path}: {error}; make it readable") from error
-    elif path.is_file() and zipfile.is_zipfile(path):
-        source = _list_zip(path)
-    else:
-        problem = "is not a zip file" if path.is_file() else "does not exist"
-        raise InputError(f"images {path}: {problem}; give a folder of images or a zip of one")
+    try:
+        source = _list_folder(path) if path.is_dir() else _list_zip(path) if path.is_file() else None
+    except OSError as error:
+        raise InputError(f"images {path}: {error.strerror or error}: {error.filename or path}; cure it") from error
+    if source is None:
+        raise InputError(f"images {path}: does not exist; give a folder of images or a zip of one")
     if not source.names:
-        raise InputError(f"images {path}: no image file in it; known suffixes are {' '.join(sorted(SUFFIXES))}")
+        others = f" ({ignored_text(source.ignored)})" if source.ignored else ""
+        known = " ".join(sorted(SUFFIXES))
+        raise InputError(f"images {path}: no image file in it{others}; known suffixes are {known}")
     return source
 
 
-def decode(data: bytes, size: int, crop: int = 0) -> NDArray[np.uint8]:
-    """Decode one picture to a square.
-
-    EXIF orientation, centre crop, antialiased bicubic resize; grey becomes RGB, transparency is laid over black, 16 bit
-    are cut to 8. Smaller pictures are enlarged.
-
-    Args:
-        data: the file.
-        size: side of the result in pixels.
-        crop: side of the centre crop in pixels of the upright picture, at most its short side; 0: the short side.
-
-    Returns:
-        (3, size, size) uint8.
-
-    Raises:
-        UnreadableImageError: damaged, cut off, or so large that it could be an attack.
-    """
-    try:
-        with Image.open(BytesIO(data)) as opened:
-            # JPEG can decode at a fraction of its size; twice the target leaves the antialiasing to the resize.
-            if not crop:
-                opened.draft(None, (2 * size, 2 * size))
-            upright = ImageOps.exif_transpose(opened)
-            picture = to_rgb(upright if upright is not None else opened)
-    except _DECODE_ERRORS as error:
-        raise unreadable(error) from error
-    side = min(picture.size)
-    side = min(side, crop) if crop else side
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
-
-
-def shorter_side(data: bytes) -> int:
-    """Pixels of a picture's shorter side, from its header alone.
-
-    Raises:
-        UnreadableImageError: not an image.
-    """
-    try:
-        with Image.open(BytesIO(data)) as opened:
-            return min(opened.size)
-    except _DECODE_ERRORS as error:
-        raise unreadable(error) from error
-
-
-def unreadable(error: BaseException) -> UnreadableImageError:
-    """What Pillow says, without the addresses of its objects."""
-    if isinstance(error, UnidentifiedImageError):
-        return UnreadableImageError("not an image of a known format")
-    return UnreadableImageError(f"{type(error).__name__}: {error}")
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """Any mode to RGB: palettes and CMYK converted, alpha over black, 16-bit grey by its high byte."""
-    if picture.mode in _SIXTEEN_BIT_MODES:
-        high = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(high).convert("RGB")
-    if picture.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, (0, 0, 0, 255))
-        return Image.alpha_composite(ground, layer).convert("RGB")
-    return picture.convert("RGB")
-
-
-def read_identities(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Persons of `names` from a text file with `<file name> <identity>` lines, as CelebA's `identity_CelebA.txt`.
-
-    Raises:
-        InputError: not such a file, files without a line, or lines that disagree about a file.
-    """
-    try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"identities {path}: not a text file ({error}); give `<file name> <identity>` lines"
-        ) from error
-    if bad := next((line for line in lines if len(line) not in (0, 2)), None):
-        raise InputError(f"identities {path}: a line has {len(bad)} words; give `<file name> <identity>` lines")
-    try:
-        return match_identities([(number, line[0], line[1]) for number, line in enumerate(lines, 1) if line], names)
-    except InputError as error:
-        raise InputError(f"identities {path}: {error}") from error
+def ignored_text(ignored: Mapping[str, int]) -> str:
+    """What was left out, the most frequent kind first, as `5 .heic, 2 .txt ignored`; empty where nothing was."""
+    kinds = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
+    text = ", ".join(f"{count:,} {kind}" for kind, count in kinds[:_SHOWN_KINDS])
+    if more := sum(count for _, count in kinds[_SHOWN_KINDS:]):
+        text += f", {more:,} others"
+    heif = "" if HAS_HEIF or not _HEIF & ignored.keys() else " (to read .heic: pip install 'maskfed[heic]')"
+    return f"{text} ignored{heif}" if text else ""
 
 
 def _list_folder(path: Path) -> ImageSource:
-    found = sorted(_walk(path, "", set()))
+    ignored: Counter[str] = Counter()
+    found = sorted(_walk(path, "", set(), ignored))
     names = tuple(name for name, _, _ in found)
-    digest = hashlib.sha256(repr(found).encode()).hexdigest()
-    return ImageSource(path, names, persons_by_folder(names), digest, lambda name: (path / name).read_bytes())
+    digest = hashlib.sha256(repr(found).encode(errors="surrogateescape")).hexdigest()
+    return ImageSource(path, names, persons_by_folder(names), digest, lambda name: (path / name).read_bytes(), ignored)
 
 
-def _walk(folder: Path, prefix: str, seen: set[tuple[int, int]]) -> Iterator[tuple[str, int, int]]:
+def _walk(
+    folder: Path, prefix: str, seen: set[tuple[int, int]], ignored: "Counter[str]"
+) -> Iterator[tuple[str, int, int]]:
     status = folder.stat()
     # Class folders are often links; a link that leads back up would never end.
     if (status.st_dev, status.st_ino) in seen:
+        ignored[_SEEN_FOLDER] += 1
         return
     seen.add((status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", seen)
-            elif _is_image(entry.name) and entry.is_file():
-                yield f"{prefix}{entry.name}", entry.stat().st_size, entry.stat().st_mtime_ns
+            match _kind(entry):
+                case "folder":
+                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", seen, ignored)
+                case "file" if _suffix(entry.name) in SUFFIXES:
+                    yield f"{prefix}{entry.name}", entry.stat().st_size, entry.stat().st_mtime_ns
+                case "file":
+                    ignored[_suffix(entry.name)] += 1
+                case other:
+                    ignored[other] += 1
+
+
+def _kind(entry: "os.DirEntry[str]") -> str:
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+        return _BROKEN_LINK if entry.is_symlink() else _SPECIAL_FILE
+    except OSError as error:
+        # A link to itself; anything else is the machine's fault and stops the listing.
+        if error.errno != errno.ELOOP:
+            raise
+        return _BROKEN_LINK
 
 
 def _list_zip(path: Path) -> ImageSource:
-    archive = zipfile.ZipFile(path)
-    found = sorted((entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist() if _is_member(entry))
+    archive = _open_zip(path)
+    members = [entry for entry in archive.infolist() if not entry.is_dir()]
+    by_name = {_member_name(entry): entry for entry in members}
+    if len(by_name) < len(members):
+        (twice, _), *_ = Counter(map(_member_name, members)).most_common(1)
+        raise InputError(f"images {path}: two members are called {twice!r}; unpack it and give the folder")
+    if any(entry.flag_bits & 1 for entry in members):
+        raise InputError(f"images {path}: is encrypted; unpack it with its password and give the folder")
+    visible = {name: entry for name, entry in by_name.items() if not _is_hidden(name)}
+    found = sorted((name, one.file_size, one.CRC) for name, one in visible.items() if _suffix(name) in SUFFIXES)
     names = tuple(name for name, _, _ in found)
-    digest = hashlib.sha256(repr(found).encode()).hexdigest()
+    ignored = Counter(suffix for suffix in map(_suffix, visible) if suffix not in SUFFIXES)
+    digest = hashlib.sha256(repr(found).encode(errors="surrogateescape")).hexdigest()
     lock = threading.Lock()
 
     def read(name: str) -> bytes:
         try:
             with lock:
-                return archive.read(name)
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError) as error:
-            raise OSError(f"zip member: {error}") from error
+                return archive.read(by_name[name])
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError, ValueError) as error:
+            raise UnreadableImageError(f"damaged in the archive: {error}") from error
 
-    return ImageSource(path, names, persons_by_folder(names), digest, read)
-
-
-def _is_member(entry: zipfile.ZipInfo) -> bool:
-    parts = PurePosixPath(entry.filename).parts
-    is_hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not entry.is_dir() and not is_hidden and _is_image(entry.filename)
+    return ImageSource(path, names, persons_by_folder(names), digest, read, ignored)
 
 
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    """The archive, after what could hide members of it was looked for.
+
+    Raises:
+        InputError: not a zip, damaged, cut off, or one that readers understand differently.
+    """
+    remedy = "copy or download it again, or unpack it and give the folder"
+    try:
+        archive = zipfile.ZipFile(path)
+        problem = _ambiguity(archive, path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            is_cut = file.read(4) == _LOCAL_HEADER
+        if not is_cut and not zipfile.is_zipfile(path):
+            raise InputError(f"images {path}: is not a zip file; give a folder of images or a zip of one") from error
+        raise InputError(f"images {path}: is a damaged or incomplete zip ({error}); {remedy}") from error
+    if problem:
+        archive.close()
+        raise InputError(f"images {path}: {problem}; {remedy}")
+    return archive
+
+
+def _ambiguity(archive: zipfile.ZipFile, path: Path) -> str:
+    """Why readers may see other members than the directory lists: an empty text where none can."""
+    members = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+    with path.open("rb") as file:
+        file.seek(-_END_RECORD_BYTES - len(archive.comment), os.SEEK_END)
+        counted = int.from_bytes(file.read(_END_RECORD_BYTES)[10:12], "little")
+        if counted not in (len(members), _MANY_ENTRIES):
+            return f"its end counts {counted} members, its directory has {len(members)}"
+        place = 0
+        for start, end in [(one.header_offset, one.header_offset + _least_bytes(one)) for one in members] + [
+            (archive.start_dir, archive.start_dir)
+        ]:
+            file.seek(place)
+            # A member that the directory does not list: of a second archive in front, or left by a repair.
+            if start > place and _LOCAL_HEADER in file.read(start - place):
+                return "it holds members that its directory does not list"
+            place = max(place, end)
+    return ""
+
+
+def _least_bytes(entry: zipfile.ZipInfo) -> int:
+    """Bytes of a member's local header, as far as its name, and of its data."""
+    return 30 + len(entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")) + entry.compress_size
+
+
+def _member_name(entry: zipfile.ZipInfo) -> str:
+    """With forward slashes, which some programs for Windows do not write, and without `./`."""
+    return str(PurePosixPath(entry.filename.replace("\\", "/")))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower() or _NO_SUFFIX

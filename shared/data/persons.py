@@ -39,7 +39,7 @@ def match_identities(lines: Iterable[tuple[int, str, str]], names: Sequence[str]
     """
     line_of = _lines_by_name(lines)
     claimed: dict[str, str] = {}
-    found = []
+    found, missing = [], []
     for name in names:
         short = PurePosixPath(name).name
         by_path, by_name = line_of.get(name), line_of.get(short)
@@ -51,9 +51,12 @@ def match_identities(lines: Iterable[tuple[int, str, str]], names: Sequence[str]
             )
         if line := by_path or by_name:
             found.append(line[1])
-    if len(found) < len(names):
+        else:
+            missing.append(name)
+    if missing:
         raise InputError(
-            f"no line for {len(names) - len(found)} of {len(names)} images; give the identity file of these images"
+            f"no line for {len(missing)} of {len(names)} images, the first is {missing[0]!r}; give the identity file "
+            "of these images"
         )
     return tuple(found)
 

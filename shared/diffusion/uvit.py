@@ -120,6 +120,13 @@ class UViT(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def add_qkv_bias(self) -> None:
+        """Give query, key and value of every attention a bias, which is 0 at first (the authors' network on DWT)."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                weight = module.qkv.weight
+                module.qkv.bias = nn.Parameter(torch.zeros(len(weight), device=weight.device))
+
     def forward(self, tokens_BVP: Tensor, t_B: Tensor, ids_BV: Tensor) -> Tensor:
         """Predict for each visible patch. All arguments positional: per-sample gradient hooks drop keywords.
 
@@ -208,7 +215,10 @@ def build_model(experiment: Experiment) -> nn.Module:
     model, shape = experiment.model, {"in_channels": experiment.in_channels, "grid_size": experiment.grid_size}
     match model.backbone:
         case "uvit":
-            return SIZES[model.size](patch_size=model.patch_size, **shape)
+            network = SIZES[model.size](patch_size=model.patch_size, **shape)
+            if model.qkv_bias:
+                network.add_qkv_bias()
+            return network
         case "unet":
             from shared.diffusion.unet import WIDTHS, CoordinateUNet
 

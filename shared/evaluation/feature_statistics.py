@@ -88,9 +88,11 @@ class Statistics:
         """
         check_same_space(self.space, other.space)
         kinds = {self.release, other.release} - {"own"}
-        release: Literal["own", "exact", "dp"] = "dp" if "dp" in kinds else "exact" if kinds else "own"
-        epsilons = [part.epsilon for part in (self, other) if part.epsilon is not None]
-        deltas = [part.delta for part in (self, other) if part.delta is not None]
+        # Where a part was released as it is, no epsilon holds for the union.
+        release: Literal["own", "exact", "dp"] = "exact" if "exact" in kinds else "dp" if kinds else "own"
+        private = [part for part in (self, other) if release == "dp"]
+        epsilons = [part.epsilon for part in private if part.epsilon is not None]
+        deltas = [part.delta for part in private if part.delta is not None]
         return Statistics(
             space=self.space,
             n=self.n + other.n,

@@ -5,7 +5,6 @@ x_T and the noise of every step of an image come from one generator of its own, 
 Shapes: N images, B images of one batch, C channels, H W pixels.
 """
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from shared.experiment.config import Experiment, parse_experiment
 from shared.seeding import derive_seed, generator
 from shared.storage.checkpoint import CheckpointMeta, check_files, load_group
 from shared.storage.files import write_atomically
+from shared.storage.synthetic_mark import SyntheticMark, marked_png
 
 Weights = Literal["ema", "model"]
 Precision = Literal["float32", "bfloat16"]
@@ -175,14 +175,12 @@ def to_uint8(x_0_BCHW: Tensor) -> Tensor:
     return ((x_0_BCHW + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def grid_png(images_NCHW: Tensor | NDArray[np.uint8], columns: int, gap: int = 2) -> bytes:
-    """PNG of a grid of uint8 images (N, 3, H, W), row-major, `gap` white pixels between them.
+def grid_png(images_NCHW: Tensor | NDArray[np.uint8], columns: int, mark: SyntheticMark, gap: int = 2) -> bytes:
+    """PNG of a grid of uint8 images (N, 3, H, W), row-major, `gap` white pixels between them, with its mark.
 
     Raises:
         InputError: no image, or fewer than one column.
     """
-    from PIL import Image
-
     images = np.asarray(images_NCHW)
     if not len(images) or columns < 1:
         raise InputError(f"grid of {len(images)} images in {columns} columns: give at least one of each")
@@ -192,12 +190,10 @@ def grid_png(images_NCHW: Tensor | NDArray[np.uint8], columns: int, gap: int = 2
     for index, image in enumerate(images):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
         canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
-    buffer = io.BytesIO()
-    Image.fromarray(canvas).save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
+    return marked_png(canvas, mark)
 
 
-def save_grid(images_NCHW: Tensor | NDArray[np.uint8], path: Path, columns: int = 8) -> None:
+def save_grid(images_NCHW: Tensor | NDArray[np.uint8], path: Path, columns: int, mark: SyntheticMark) -> None:
     """Write `grid_png` under a temporary name and rename it; the folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, grid_png(images_NCHW, columns))
+    write_atomically(path, grid_png(images_NCHW, columns, mark))

@@ -25,6 +25,10 @@ from shared.experiment.sections import (
 __all__ = ["Experiment", "Section", "explain", "load_experiment", "parse_experiment"]
 
 
+MAX_SHOWN = 200
+"""Characters of a wrong value that an error repeats."""
+
+
 class Experiment(Section):
     """One stage, complete. Cross-section rules are checked here, before anything is written."""
 
@@ -140,7 +144,7 @@ def parse_experiment(text: str, overrides: list[str] | None = None, name: str = 
     """
     try:
         tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InputError(f"{name}: not valid TOML ({error})") from error
     for override in overrides or []:
         _apply(tree, override)
@@ -154,6 +158,8 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
     """Read an experiment file; see `parse_experiment`."""
     try:
         text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"experiment {path}: not a text file in UTF-8; give a TOML file") from error
     except OSError as error:
         raise InputError(
             f"experiment {path}: {error.strerror}; `maskfed-server experiments list` shows names"
@@ -170,7 +176,9 @@ def explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if not key:
         return message
-    return f"{key} = {first['input']!r}: {message}" if not isinstance(first["input"], dict) else f"{key}: {message}"
+    value = repr(first["input"])
+    value = value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}..."
+    return f"{key} = {value}: {message}" if not isinstance(first["input"], dict) else f"{key}: {message}"
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -180,6 +188,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override!r}: give it as section.key=value")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         parsed = value.strip()
-    tree.setdefault(section, {})[field] = parsed
+    if not isinstance(tree.setdefault(section, {}), dict):
+        raise InputError(f"--set {override!r}: {section!r} is no section of the experiment")
+    tree[section][field] = parsed

@@ -1,16 +1,20 @@
 """The sections of an experiment, each with the rules that need no other section."""
 
-from typing import Literal, Self
+import math
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from shared.experiment.wavelet_filters import filters
 
+MAX_ALPHA_BAR_END = 1e-2
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Section(BaseModel):
     """Frozen, and an unknown key is an error: a typo must never train the wrong thing."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TrainConfig(Section):
@@ -50,6 +54,8 @@ class ModelConfig(Section):
     """Height and width of the images in pixels."""
     patch_size: int = Field(4, ge=1)
     """Patch side; in pixels, or in coefficients when `data.wavelet` is set."""
+    qkv_bias: bool = False
+    """Whether query, key and value of the attention have a bias, as the authors' network on wavelet bands has."""
 
 
 class MaskConfig(Section):
@@ -75,6 +81,16 @@ class DiffusionConfig(Section):
     timesteps: int = Field(1000, ge=2)
     prediction: Literal["eps", "v", "x_0"] = "eps"
 
+    @model_validator(mode="after")
+    def _ends_in_noise(self) -> Self:
+        # The linear betas are those of 1000 steps, and samples start from pure noise: too few steps do not get there.
+        if self.schedule == "linear" and (left := _linear_alpha_bar_end(self.timesteps)) > MAX_ALPHA_BAR_END:
+            raise ValueError(
+                f"timesteps {self.timesteps} with a linear schedule leaves {left:.2g} of the signal's variance in x_T, "
+                f"at most {MAX_ALPHA_BAR_END:g} is noise enough to sample from: give 1000, or schedule 'cosine'"
+            )
+        return self
+
 
 class DataConfig(Section):
     """How images become tensors."""
@@ -95,7 +111,7 @@ class OptimConfig(Section):
     """AdamW and the moving average."""
 
     lr: float = Field(2e-4, gt=0)
-    betas: tuple[float, float] = (0.99, 0.99)
+    betas: tuple[Beta, Beta] = (0.99, 0.99)
     weight_decay: float = Field(0.03, ge=0)
     warmup_steps: int = Field(0, ge=0)
     grad_clip: float = Field(1.0, ge=0)
@@ -218,3 +234,13 @@ class ReleaseConfig(Section):
     """Largest AUC of the calibrated membership attack; 0.5 is chance."""
     max_tpr: float = Field(0.05, ge=0, le=1)
     """Largest share of members that the attack may find at 1 percent false positives."""
+
+
+def _linear_alpha_bar_end(timesteps: int) -> float:
+    """alpha_bar_T of T betas from 1e-4 to 0.02, as `shared.diffusion.schedule` has them; 0 where it is far below."""
+    total = 0.0
+    for step in range(timesteps):
+        total += math.log1p(-(1e-4 + (0.02 - 1e-4) * step / (timesteps - 1)))
+        if total < math.log(MAX_ALPHA_BAR_END):
+            return 0.0
+    return math.exp(total)

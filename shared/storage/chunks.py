@@ -43,9 +43,27 @@ class Rank:
 
 
 def rank_from_environment() -> Rank:
-    """The process' place as torchrun tells it; alone without torchrun."""
-    index, count, local = (int(os.environ.get(name, "") or default) for name, default in _TORCHRUN.items())
-    return Rank(index, count, local)
+    """The process' place as torchrun tells it; alone without torchrun.
+
+    Raises:
+        InputError: variables of the environment that no torchrun sets.
+    """
+    index, count, local = (whole_number(name, default) for name, default in _TORCHRUN.items())
+    if index >= max(1, count):
+        raise InputError(f"RANK is {index}, WORLD_SIZE {count}: unset both, or start the command by torchrun")
+    return Rank(index, max(1, count), local)
+
+
+def whole_number(variable: str, default: int) -> int:
+    """A number of the environment; `default` where it is not set.
+
+    Raises:
+        InputError: something else than a whole number from 0.
+    """
+    value = os.environ.get(variable, "").strip() or str(default)
+    if not (value.isascii() and value.isdecimal() and len(value) <= 9):  # no machine counts further
+        raise InputError(f"{variable} is {value[:40]!r} in the environment: a whole number from 0, or unset it")
+    return int(value)
 
 
 class ChunkedJob:

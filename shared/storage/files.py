@@ -1,11 +1,22 @@
 """Files that readers see whole or not at all, whatever crashes."""
 
+import fcntl
 import hashlib
 import os
 import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from shared.errors import InputError
+
 TEMPORARY_PREFIX = ".incomplete-"
+
+
+def with_name(path: Path) -> Path:
+    """The path by its own name where it has one, else (`.`, `..`, the root) as an absolute path."""
+    return path if path.name not in ("", "..") else path.resolve()
 
 
 def remove_folder(folder: Path) -> None:
@@ -16,6 +27,30 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
     shutil.rmtree(doomed)
+
+
+@contextmanager
+def locked(path: Path, problem: str = "") -> Iterator[None]:
+    """Hold the lock file `path`, which is made; the kernel lets go of it when the process ends, however it ends.
+
+    Args:
+        path: the lock file; while it is held it names the process and its machine.
+        problem: what to say when another process holds it, before its name; empty: wait for it.
+
+    Raises:
+        InputError: another process holds it, and `problem` is not empty.
+    """
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if problem else 0))
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = " ".join(file.read(200).split()) or "another process"
+            raise InputError(f"{problem} {holder}: wait for it or stop it") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def file_digest(path: Path) -> str:
@@ -39,7 +74,7 @@ def write_atomically(path: Path, data: str | bytes, mode: int = 0o644) -> None:
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

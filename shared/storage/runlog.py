@@ -35,7 +35,8 @@ class RunLog:
         line = json.dumps(_plain(event), allow_nan=False, ensure_ascii=False) + "\n"
         with self.path.open("ab", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(line.encode())
+            # Paths may hold bytes that are no text; as escapes they are JSON all the same.
+            file.write(line.encode("utf-8", "backslashreplace"))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -16,8 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.data.image_set import Images
-from shared.data.order import DataOrder
+from shared.data.image_set import DataOrder, Images
 from shared.diffusion.losses import draw_noise, per_image_loss
 from shared.diffusion.schedule import make_schedule
 from shared.experiment.config import Experiment

@@ -1,6 +1,6 @@
 """The processes of one training: alone, or started together by torchrun."""
 
-import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from shared.errors import InputError
+from shared.storage.chunks import whole_number
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,12 @@ class World:
 
 @contextmanager
 def joined_world() -> Iterator[World]:
-    """The world that torchrun's environment describes, or a world of one; GPUs with NCCL, CPUs with gloo."""
-    size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    """The world that torchrun's environment describes, or a world of one; GPUs with NCCL, CPUs with gloo.
+
+    Raises:
+        InputError: variables of the environment that no torchrun sets.
+    """
+    size, local_rank = max(1, whole_number("WORLD_SIZE", 1)), whole_number("LOCAL_RANK", 0)
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -67,3 +72,19 @@ def joined_world() -> Iterator[World]:
         yield World(dist.get_rank(), size, device)
     finally:
         dist.destroy_process_group()
+
+
+def named_device(name: str) -> torch.device:
+    """The device that a user names: `cpu`, `cuda` or `cuda:<index>`.
+
+    Raises:
+        InputError: another name, or a GPU that is not there.
+    """
+    match = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", name)
+    if match is None:
+        raise InputError(f"device {name[:40]!r} is unknown: give cpu, cuda or cuda:<index>")
+    found = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
+    if name != "cpu" and int(match[1] or 0) >= found:
+        there = f"{found} GPUs are there, counted from 0" if found else "PyTorch finds no GPU here"
+        raise InputError(f"device {name!r}: {there}; give cpu, or leave the option out")
+    return torch.device(name)

@@ -46,6 +46,7 @@ from shared.evaluation.networks import INCEPTION, load_extractor
 from shared.experiment.config import Experiment, load_experiment
 from shared.storage.chunks import rank_from_environment
 from shared.storage.files import write_atomically
+from shared.storage.synthetic_mark import SyntheticMark, seed_range
 from shared.storage.versions import git_commit, installed_versions
 from shared.training.flops import hardware, train_flops
 from shared.training.precision import speed_up_float32
@@ -147,7 +148,8 @@ class Job:
                 self._say_point(point)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 if found.images is not None and self._is_synthetic:
-                    save_grid(found.images, file.with_suffix(".png"), columns=SHOWN_IMAGES)
+                    mark = SyntheticMark(found.facts["checkpoint"], seed_range(found.facts["seed"], len(found.images)))
+                    save_grid(found.images, file.with_suffix(".png"), SHOWN_IMAGES, mark)
                 tree = {"point": point.model_dump(mode="json"), "measured": found.facts, "seconds": seconds}
                 write_atomically(file, json.dumps(tree, indent=1) + "\n")
             points.append(json.loads(file.read_text(encoding="utf-8")))

@@ -25,6 +25,7 @@ from shared.errors import InputError
 from shared.experiment.config import parse_experiment
 from shared.seeding import Streams
 from shared.storage.checkpoint import load_meta, save_checkpoint
+from shared.storage.synthetic_mark import read_mark
 from shared.training.weights import new_model
 
 TOML = "[model]\nimage_size = 16\npatch_size = 4\n[evaluation]\nsampler = 'dpm++'\nsteps = 12\n"
@@ -109,6 +110,8 @@ def test_figures_and_pairs_stay_in_the_home_for_the_operators_eyes(site, models)
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
     with Image.open(files[0]) as sheet:
         assert sheet.size == (8 * 18 - 2, 4 * 18 - 2)
+    mark = read_mark(files[0])
+    assert mark is not None and mark.source_type == "compositeWithTrainedAlgorithmicMedia"
     assert json.loads(files[1].read_text())[0]["figures"]["auc"] > 0.9
 
 

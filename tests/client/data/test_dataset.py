@@ -85,7 +85,7 @@ def test_exact_duplicates_are_dropped(make_site: MakeSite, folder: Path):
 def test_unreadable_files_are_counted_and_left_out(make_site: MakeSite, folder: Path):
     (folder / next(folder.iterdir()).name / "broken.jpg").write_bytes(b"no picture")
     home, settings = make_site(folder)
-    assert scan(home, settings).num_unreadable == 1
+    assert scan(home, settings, allow_unreadable=True).num_unreadable == 1
     assert "broken" not in str(open_dataset(home, SIZE).images.names)
 
 
@@ -95,7 +95,7 @@ def test_scan_tells_the_operator_counts_persons_sizes_and_problems(make_site: Ma
     Image.new("RGB", (90, 40), "red").save(person / "large.png")
     (person / "broken.jpg").write_bytes(b"no picture")
     home, settings = make_site(folder, held_out_ratio=0.0)
-    found = scan(home, settings)
+    found = scan(home, settings, allow_unreadable=True)
     assert list(found.lines(settings.policy)) == [
         f"data set {found.dataset_id}: 26 images to train on at 16 x 16 pixels",
         "held out for audits, never trained on: 0 (0 of 6 persons)",
@@ -105,7 +105,7 @@ def test_scan_tells_the_operator_counts_persons_sizes_and_problems(make_site: Ma
     ]
     (folder / "stray.png").write_bytes((person / "large.png").read_bytes())
     asked = settings.policy.model_copy(update={"unit": "person", "min_images_train": 1000})
-    problems = [line for line in scan(home, settings).lines(asked) if line.startswith("PROBLEM")]
+    problems = [line for line in scan(home, settings, allow_unreadable=True).lines(asked) if line.startswith("PROBLEM")]
     assert problems[1:] == [
         "PROBLEM: training is refused below policy.min_images_train, which is 1000",
         "PROBLEM: policy.unit is 'person': training with DP is refused. Give one folder per person and no image beside "

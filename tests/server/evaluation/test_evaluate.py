@@ -26,6 +26,7 @@ from shared.experiment.config import parse_experiment
 from shared.storage.checkpoint import save_checkpoint
 from shared.storage.chunks import Rank
 from shared.storage.runlog import read_metrics
+from shared.storage.synthetic_mark import SyntheticMark, read_mark
 
 REFERENCE = "synthetic:heldout:40"
 TOML = """
@@ -95,6 +96,7 @@ def test_run_log_gets_a_line_and_the_run_a_grid_of_the_same_seeds(run):
     loaded = load_model(run.round_checkpoint(0))
     images = sample_images(loaded.model, loaded.experiment, range(10), 12)
     grid = np.asarray(Image.open(run.samples / "round-000000.png"))
+    assert read_mark(run.samples / "round-000000.png") == SyntheticMark(loaded.meta.digest, "0 to 9")
     assert np.abs(grid[:16, :16].astype(int) - images[0].permute(1, 2, 0).numpy()).max() <= 1
 
 
@@ -176,7 +178,24 @@ def test_samples_are_the_same_as_grid_array_and_folder(run, tmp_path):
     files = np.stack([np.asarray(Image.open(folder / name)).transpose(2, 0, 1) for name in names])
     assert np.abs(files.astype(int) - images).max() <= 1
     assert (grid[:16, :16] == images[0].transpose(1, 2, 0)).all() and grid.shape[:2] == (52, 70)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "grid.png", "images.npy", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "folder",
+        "grid.png",
+        "images.npy",
+        "images.npy.json",
+        "run",
+    ]
+
+
+def test_every_way_of_sampling_says_what_the_images_are(run, tmp_path):
+    model = load_model(run.latest).meta.digest
+    for name, seeds in (("images.npy", "3 to 5"), ("grid.png", "3 to 5")):
+        assert read_mark(sample(run.path, SampleOptions(3, tmp_path / name, seed=3))) == SyntheticMark(model, seeds)
+    folder = sample(run.path, SampleOptions(2, tmp_path / "folder", seed=3))
+    assert [read_mark(folder / f"{seed:08d}.png") for seed in (3, 4)] == [
+        SyntheticMark(model, "3"),
+        SyntheticMark(model, "4"),
+    ]
 
 
 def test_a_folder_with_content_is_not_overwritten(run, tmp_path):

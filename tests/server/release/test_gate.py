@@ -64,6 +64,7 @@ def test_a_model_with_all_evidence_is_released_with_its_card(tmp_path):
     audited(run, digest)
     out = release(run.path, tmp_path / "out")
     assert {path.name for path in out.iterdir()} == {"ema.safetensors", "meta.json", "experiment.toml", "MODEL_CARD.md"}
+    assert {path.stat().st_mode & 0o777 for path in out.iterdir()} == {0o644}
     assert (load_group(out, "ema")["a"] == WEIGHTS["a"]).all()
     assert load_meta(out).parents == (digest,)
     card = (out / "MODEL_CARD.md").read_text()
@@ -193,3 +194,35 @@ def test_verdict_files_of_sites_are_taken_into_the_run(tmp_path):
         file.write_text(content)
         with pytest.raises(InputError, match="not an audit verdict"):
             add_verdicts(run.path, [file])
+
+
+def second_round(run, **spent):
+    log = RunLog(run.metrics)
+    answered = [{"site": "north", "epsilon": 5.5, "delta": 1e-5, "epsilon_cap": 8.0, "unit": "person"} | spent]
+    log.write("round", round=2, asked=answered, answered=answered)
+    save_checkpoint(run.round_checkpoint(2), {"ema": WEIGHTS}, {"experiment": run.experiment, "round": 2})
+    return load_meta(run.round_checkpoint(2)).digest
+
+
+def test_a_distance_of_another_checkpoint_opens_no_release(tmp_path):
+    run, first = finish(tmp_path / "run", privacy="dp-sgd")
+    second = second_round(run)
+    measure(run, first)
+    audited(run, second)
+    with pytest.raises(InputError, match="no distance of round-000002 was measured"):
+        release(run.round_checkpoint(2), tmp_path / "out")
+
+
+def test_the_card_has_the_epsilon_of_the_round_that_is_released(tmp_path):
+    run, _ = finish(tmp_path / "run", privacy="dp-sgd")
+    second_round(run)
+    for number, value in ((1, "3.25"), (2, "5.5")):
+        evidence = gather(run.round_checkpoint(number))
+        assert {each["site"]: each["epsilon"] for each in evidence.epsilons}["north"] == value
+
+
+@pytest.mark.parametrize("override", ["", "  ", "\n\t"])
+def test_a_blank_reason_overrides_nothing(tmp_path, override):
+    run, _ = finish(tmp_path / "run")
+    with pytest.raises(InputError, match="--override REASON records why"):
+        release(run.path, tmp_path / "out", override=override)

@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ from server.report.formatting import (
     format_seconds,
     reference_label,
 )
-from server.report.page import build_page
+from server.report.page import _trend, build_page
 from server.report.svg_charts import Series, line_chart
 from server.runs.history import read_run, spent_text
 from server.runs.run_directory import create
@@ -25,6 +26,7 @@ from shared.evaluation.generate import save_grid
 from shared.experiment.config import parse_experiment
 from shared.storage.checkpoint import save_checkpoint
 from shared.storage.runlog import RunLog
+from shared.storage.synthetic_mark import SyntheticMark, read_mark
 from tests.needs import need_binary
 
 SITES = ["north", "south", "<b>east</b>"]
@@ -81,7 +83,8 @@ def federated(tmp_path):
     faces = generate(32, 16, 0)[0]
     for place, value in ((0, 20.0), (1, 16.0), (2, 12.0), (3, 5.0)):
         write_result(run, f"round-{place:06d}", result(place, value))
-        save_grid(faces // (4 - place), run.samples / f"round-{place:06d}.png")
+        mark = SyntheticMark(f"{place:064x}", "0 to 31")
+        save_grid(faces // (4 - place), run.samples / f"round-{place:06d}.png", 8, mark)
         save_checkpoint(
             run.round_checkpoint(place), {"ema": {"a": np.zeros(1)}}, {"experiment": experiment, "round": place}
         )
@@ -148,6 +151,21 @@ def test_same_seeds_stand_side_by_side(federated, tmp_path):
     page = report([federated.path]).read_text()
     assert page.count("data:image/png") == 3
     assert "round 0 (before)" in page and "round 3 (after)" in page
+
+
+def test_every_picture_of_the_page_says_that_it_is_generated(federated, tmp_path):
+    old = federated.samples / "round-000003.png"
+    with Image.open(old) as picture:
+        pixels = np.asarray(picture)
+    Image.fromarray(pixels).save(old)  # as versions without marks wrote them
+    page, marks = report([federated.path]).read_text(), []
+    for number, text in enumerate(re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)):
+        file = tmp_path / f"{number}.png"
+        file.write_bytes(base64.b64decode(text))
+        marks.append(read_mark(file))
+    models = ", ".join(f"{place:064x}" for place in range(3))
+    assert marks == [SyntheticMark(f"{0:064x}", "0 to 31"), SyntheticMark(), SyntheticMark(models)]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "1.png")), pixels)
 
 
 def test_training_without_dp_says_unbounded(tmp_path):
@@ -323,3 +341,17 @@ def test_browser_draws_the_page_without_complaint(federated, tmp_path, width):
     blue = (picture == np.array([0x0B, 0x63, 0xB5])).all(-1) | (picture == np.array([0x7A, 0xB8, 0xF5])).all(-1)
     assert blue.sum() > 100, "the first series' colour is on the page, so charts are drawn"
     assert (picture[:, -3:] == picture[0, 0]).all(), "nothing runs over the right edge"
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "trend"),
+    [
+        ([18.0, 22.0], [10.0, 14.0], "down"),
+        ([18.0, 22.0], [25.0, 27.0], "up"),
+        ([18.0, 22.0], [14.0, 18.5], ""),
+        ([18.0, 22.0], None, ""),
+        (None, [1.0, 2.0], ""),
+    ],
+)
+def test_a_change_has_a_colour_only_where_the_intervals_are_apart(first, last, trend):
+    assert _trend(first, last) == trend

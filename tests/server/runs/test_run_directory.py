@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from server.runs.run_directory import RunDir, create, differences
@@ -63,3 +67,33 @@ def test_paths_follow_the_documented_layout(tmp_path):
     assert run.latest is None
     save_checkpoint(run.step_checkpoint(3), {}, {"experiment": EXPERIMENT, "step": 3})
     assert run.latest == run.step_checkpoint(3)
+
+
+def test_a_run_has_one_writer_who_is_named(tmp_path):
+    run = RunDir(tmp_path / "run")
+    with run.hold():
+        create(run.path, EXPERIMENT)
+        with (
+            pytest.raises(
+                InputError, match=rf"is being written by process {os.getpid()} on .*: wait for it or stop it"
+            ),
+            RunDir(tmp_path / "run").hold(),
+        ):
+            raise AssertionError("two writers")
+    with run.hold():
+        assert create(run.path, EXPERIMENT).experiment == EXPERIMENT
+
+
+def test_a_writer_that_was_killed_holds_nothing(tmp_path):
+    script = "import sys, os; from pathlib import Path; from server.runs.run_directory import RunDir\n"
+    script += "with RunDir(Path(sys.argv[1])).hold(): os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "run")], check=False)
+    with RunDir(tmp_path / "run").hold():
+        pass
+
+
+def test_a_folder_of_something_else_gets_no_lock(tmp_path):
+    (tmp_path / "thesis.txt").touch()
+    with pytest.raises(InputError, match="holds no run"), RunDir(tmp_path).hold():
+        raise AssertionError("a foreign folder was taken")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -6,7 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from server.cli import main as cli
-from server.training.maskdm_checkpoints import export_checkpoint, import_checkpoint, read_foreign
+from server.training.foreign_files import read_foreign
+from server.training.maskdm_checkpoints import export_checkpoint, import_checkpoint
 from server.training.maskdm_layouts import schedule_tables
 from shared.diffusion.patches import patchify, unpatchify
 from shared.diffusion.uvit import build_model, timestep_embedding
@@ -95,9 +96,9 @@ def maskdm():
     return TheirMaskDM()
 
 
-def training_state(online: nn.Module, averaged: nn.Module, schedule: str = "linear"):
+def training_state(online: nn.Module, averaged: nn.Module, schedule: str = "linear", timesteps: int = 1000):
     """What MaskDM's trainer saves: a diffusion wrapper with its tables, and the averaging wrapper around it."""
-    tables = schedule_tables(schedule, 1000)
+    tables = schedule_tables(schedule, timesteps)
     live = {**tables, **{f"model.{key}": x for key, x in online.state_dict().items()}}
     mean = {**tables, **{f"model.{key}": x for key, x in averaged.state_dict().items()}}
     ema = {"initted": torch.tensor(True), "step": torch.tensor(9)}
@@ -138,6 +139,68 @@ def test_maskdm_training_state_becomes_the_same_functions(tmp_path, maskdm):
     assert_same_function(ours_from(tmp_path / "out", "ema"), averaged)
 
 
+@pytest.mark.parametrize(("schedule", "timesteps"), [("linear", 500), ("linear", 2000), ("cosine", 100)])
+def test_the_number_of_time_steps_is_read_from_the_tables(tmp_path, maskdm, schedule, timesteps):
+    torch.save(training_state(maskdm, maskdm, schedule, timesteps), tmp_path / "model.pt")
+    experiment = import_checkpoint(tmp_path / "model.pt", tmp_path / "out")
+    assert (experiment.diffusion.schedule, experiment.diffusion.timesteps) == (schedule, timesteps)
+    assert experiment.evaluation.steps == min(250, timesteps)
+
+
+def test_what_contradicts_the_tables_is_refused(tmp_path, maskdm):
+    def refused(change, words, **options):
+        state = training_state(maskdm, maskdm, "linear", options.pop("timesteps", 1000))
+        change(state)
+        torch.save(state, tmp_path / "model.pt")
+        with pytest.raises(InputError, match=words):
+            import_checkpoint(tmp_path / "model.pt", tmp_path / "out", **options)
+        assert not (tmp_path / "out").exists()
+
+    refused(lambda _: None, "the linear schedule, not cosine", schedule="cosine")
+    refused(lambda _: None, "leaves 0.36 of the signal", timesteps=100)
+    refused(lambda state: state["model"].update(betas=torch.full((1000,), 0.01)), "have different schedules")
+    other = schedule_tables("cosine", 1000)["alphas_cumprod"]
+
+    def both(state):
+        return (
+            state["model"].update(alphas_cumprod=other),
+            state["ema"].update({"ema_model.alphas_cumprod": other}),
+        )
+
+    refused(both, "'alphas_cumprod' contradicts 'betas'")
+    refused(lambda state: state.update(step=-5), "step is -5, which no training counts")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (
+            lambda x: x.clone().index_put_((torch.tensor(0),), torch.tensor(float("nan"))),
+            "1 of 192 numbers",
+        ),
+        (lambda x: x * float("inf"), "192 of 192 numbers"),
+        (lambda x: x.to(torch.int8), "holds int8 numbers"),
+        (lambda x: x.to_sparse(), "sparse or quantised"),
+    ],
+)
+def test_what_is_no_finite_dense_number_is_refused_by_its_key(tmp_path, value, words):
+    state = TheirUViT().state_dict()
+    state["norm.weight"] = value(state["norm.weight"])
+    torch.save(state, tmp_path / "nnet.pth")
+    with pytest.raises(InputError, match=f"'norm.weight' .*({words})"):
+        import_checkpoint(tmp_path / "nnet.pth", tmp_path / "out", schedule="cosine")
+
+
+def test_a_bias_of_query_key_and_value_is_kept(tmp_path):
+    theirs = TheirUViT()
+    for block in (*theirs.in_blocks, theirs.mid_block, *theirs.out_blocks):
+        block.attn.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        nn.init.normal_(block.attn.qkv.bias)
+    torch.save(theirs.state_dict(), tmp_path / "nnet.pth")
+    assert import_checkpoint(tmp_path / "nnet.pth", tmp_path / "out", schedule="cosine").model.qkv_bias
+    assert_same_function(ours_from(tmp_path / "out", "ema"), theirs)
+
+
 def test_cosine_tables_are_recognised(tmp_path, maskdm):
     torch.save(training_state(maskdm, maskdm, "cosine"), tmp_path / "model.pt")
     assert import_checkpoint(tmp_path / "model.pt", tmp_path / "out").diffusion.schedule == "cosine"
@@ -166,9 +229,9 @@ def test_maskdm_export_returns_the_imported_file(tmp_path, maskdm, name):
     torch.save(state, tmp_path / "model.pt")
     import_checkpoint(tmp_path / "model.pt", tmp_path / "out")
     export_checkpoint(tmp_path / "out", tmp_path / name, "maskdm")
-    assert read_foreign(tmp_path / name)[0].keys() == {"model", "ema"}
-    for group, tensors in read_foreign(tmp_path / "model.pt")[0].items():
-        got = read_foreign(tmp_path / name)[0][group]
+    assert read_foreign(tmp_path / name).groups.keys() == {"model", "ema"}
+    for group, tensors in read_foreign(tmp_path / "model.pt").groups.items():
+        got = read_foreign(tmp_path / name).groups[group]
         assert got.keys() == tensors.keys()
         for key, tensor in tensors.items():
             assert torch.equal(got[key], tensor), key
@@ -194,7 +257,7 @@ def test_uvit_export_loads_strictly_into_their_network(tmp_path):
         ("final_layer.weight", "final convolution"),
         ("time_embed.0.weight", "time embedding"),
         ("label_emb.weight", "class conditioning"),
-        ("in_blocks.0.attn.qkv.bias", "bias of the attention"),
+        ("in_blocks.0.attn.q_bias", "bias of the attention"),
         ("surprise", "nothing this network has"),
     ],
 )

@@ -20,6 +20,7 @@ from shared.errors import InputError
 from shared.experiment.config import parse_experiment
 from shared.storage.checkpoint import load_group, load_meta
 from shared.storage.runlog import read_metrics
+from shared.storage.synthetic_mark import SyntheticMark, read_mark
 from shared.training.engine import NonFiniteLossError
 
 ROOT = Path(__file__).parents[3]
@@ -78,6 +79,8 @@ def test_run_leaves_checkpoints_grid_log_and_curves(finished):
     ]
     with Image.open(finished.samples / "step-000000012.png") as grid:
         assert grid.size == (2 * 18 - 2, 2 * 18 - 2)
+    digest = load_meta(finished.latest).digest
+    assert read_mark(finished.samples / "step-000000012.png") == SyntheticMark(digest, "0 to 3")
     kinds = [event["kind"] for event in read_metrics(finished.metrics)]
     assert kinds == ["start", "checkpoint", "train", "checkpoint", "train", "checkpoint", "end"]
     events = EventAccumulator(str(finished.tensorboard)).Reload()
@@ -117,10 +120,13 @@ def test_seed_decides_weights_and_losses(tmp_path):
 
 
 def test_resume_of_another_experiment_is_refused_before_anything_changes(finished):
-    before = sorted(path.stat().st_mtime_ns for path in finished.path.rglob("*"))
+    def times():
+        return sorted(path.stat().st_mtime_ns for path in finished.path.rglob("*") if path.name != ".writer.lock")
+
+    before = times()
     with pytest.raises(InputError, match=r"optim\.lr = 0\.0002, not 0\.1"):
         train(experiment("optim.lr=0.1"), DATA, finished.path)
-    assert before == sorted(path.stat().st_mtime_ns for path in finished.path.rglob("*"))
+    assert before == times()
 
 
 def test_stage_starts_from_the_averaged_weights_of_another(finished, tmp_path):
@@ -208,8 +214,22 @@ def test_command_line_caches_images(tmp_path):
         (folder / person).mkdir(parents=True)
         Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(folder / person / "1.png")
     (folder / "b" / "2.png").write_bytes(b"broken")
-    done = CliRunner().invoke(app, ["data", "cache", str(folder), "--size", "8"], catch_exceptions=False)
+    done = CliRunner().invoke(
+        app, ["data", "cache", str(folder), "--size", "8", "--allow-unreadable"], catch_exceptions=False
+    )
     assert done.exit_code == 0
     assert "2 images of 2 persons, 1 unreadable" in done.output.replace("\n", "")
     assert (tmp_path / "faces-8.cache" / "cache.json").exists()
     assert cli_models.register
+
+
+def test_a_run_goes_on_with_other_images_only_when_told_so_and_says_it(tmp_path):
+    run = train(experiment("train.steps=2"), DATA, tmp_path / "run")
+    other = Path("synthetic:public:5")
+    with pytest.raises(InputError, match=r"12 images of synthetic:public:12 before, 5 other ones"):
+        train(experiment("train.steps=3"), other, run.path)
+    assert load_meta(run.latest).step == 2
+    train(experiment("train.steps=3"), other, run.path, accept_other_data=True)
+    assert load_meta(run.latest).step == 3
+    (event,) = [event for event in read_metrics(run.metrics) if event["kind"] == "data_changed"]
+    assert event["step"] == 2 and "5 other ones" in event["reason"]

@@ -1,18 +1,26 @@
+import contextlib
+import errno
+import hashlib
 import json
 import logging
 import os
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from shared.data import decoding, synthetic
-from shared.data.image_cache import build_cache, open_cache, open_images
-from shared.data.images import decode
+from shared.data import decoding, pixels, synthetic
+from shared.data.image_cache import BuildOptions, build_cache, open_images
+from shared.data.image_set import open_cache
+from shared.data.images import list_images
+from shared.data.pixels import decode
 from shared.errors import InputError
 
 RNG = np.random.default_rng(0)
+LOSSY = BuildOptions(allow_unreadable=True)
 
 
 @pytest.fixture
@@ -60,7 +68,7 @@ def test_unreadable_files_are_skipped_counted_and_named_in_the_log_only(faces, t
     (faces / "p1" / "0.png").write_bytes(b"broken")
     (faces / "p0" / "0.png").write_bytes(b"")
     with caplog.at_level(logging.WARNING):
-        cache = build_cache(faces, tmp_path / "cache", 8)
+        cache = build_cache(faces, tmp_path / "cache", 8, options=LOSSY)
     assert cache.num_unreadable == 2
     assert cache.names == ("p0/1.png", "p1/1.png", "p2/0.png", "p2/1.png")
     assert cache.persons.tolist() == [0, 1, 2, 2]
@@ -75,6 +83,115 @@ def test_nothing_readable_is_an_error(faces, tmp_path):
         path.write_bytes(b"broken")
     with pytest.raises(InputError, match="none of 6 files decodes"):
         build_cache(faces, tmp_path / "cache", 8)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def test_more_than_one_percent_unreadable_is_refused_until_it_is_asked_for(faces, tmp_path, monkeypatch):
+    for number in range(95):
+        shutil.copy(faces / "p0" / "0.png", faces / "p0" / f"copy-{number}.png")
+    (faces / "p1" / "0.png").write_bytes(b"broken")
+    assert build_cache(faces, tmp_path / "cache", 8).num_unreadable == 1
+    (faces / "p1" / "1.png").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"2 of 101 files are unreadable \(2\.0%, more than 1%\).*--allow-unreadable"):
+        build_cache(faces, tmp_path / "cache", 8)
+    # What was decoded is kept for the command that accepts the loss, and the cache for those who read it later.
+    monkeypatch.setattr(decoding, "decode", None)
+    assert build_cache(faces, tmp_path / "cache", 8, options=LOSSY).num_unreadable == 2
+    assert len(build_cache(faces, tmp_path / "cache", 8)) == 99
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE])
+def test_what_the_machine_could_not_read_stops_the_build_and_is_no_fact_about_the_picture(
+    faces, tmp_path, monkeypatch, number
+):
+    source = list_images(faces)
+    with monkeypatch.context() as patched:
+        patched.setattr("shared.data.image_cache.list_images", lambda _: source_that_fails(source, "p1/0.png", number))
+        with pytest.raises(InputError, match=rf"p1/0\.png: {os.strerror(number)}: the build has stopped.*goes on"):
+            build_cache(faces, tmp_path / "cache", 8)
+    assert build_cache(faces, tmp_path / "cache", 8).num_unreadable == 0
+
+
+def test_processes_refuse_a_folder_that_changed_since_it_was_listed(faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "PROCESSES_FROM_IMAGES", 0)
+    source = replace(list_images(faces), fingerprint="another")
+    monkeypatch.setattr("shared.data.image_cache.list_images", lambda _: source)
+    with pytest.raises(InputError, match="changed while it was read"):
+        build_cache(faces, tmp_path / "cache", 8, 2)
+
+
+def test_a_failing_read_keeps_what_was_decoded(faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "CHUNK_IMAGES", 1)
+    source = list_images(faces)
+    monkeypatch.setattr("shared.data.image_cache.list_images", lambda _: source_that_fails(source, "p2/0.png"))
+    with pytest.raises(InputError, match=r"p2/0\.png: Input/output error"):
+        build_cache(faces, tmp_path / "cache", 8, workers=1)
+    state = np.fromfile(tmp_path / "cache" / "state.u8", np.uint8)
+    assert (state[:4] == decoding.DECODED).sum() >= 2 and decoding.UNREADABLE not in state
+
+
+def source_that_fails(source, bad, number=errno.EIO):
+    def read(name):
+        if name == bad:
+            raise OSError(number, os.strerror(number))
+        return source.read(name)
+
+    return replace(source, read=read)
+
+
+def test_unreadable_files_are_looked_at_again_when_asked(faces, tmp_path):
+    good = (faces / "p1" / "0.png").read_bytes()
+    stamp = (faces / "p1" / "0.png").stat().st_mtime_ns
+    (faces / "p1" / "0.png").write_bytes(b"x" * len(good))
+    os.utime(faces / "p1" / "0.png", ns=(stamp, stamp))
+    assert build_cache(faces, tmp_path / "cache", 8, options=LOSSY).num_unreadable == 1
+    (faces / "p1" / "0.png").write_bytes(good)
+    os.utime(faces / "p1" / "0.png", ns=(stamp, stamp))
+    assert build_cache(faces, tmp_path / "cache", 8, options=LOSSY).num_unreadable == 1
+    again = BuildOptions(retry_unreadable=True)
+    assert build_cache(faces, tmp_path / "cache", 8, options=again).num_unreadable == 0
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_a_cache_of_another_source_is_refused_and_stays(faces, tmp_path, is_finished):
+    def interrupt(done, total):
+        if not is_finished:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        build_cache(faces, tmp_path / "cache", 8, on_progress=interrupt)
+    shutil.copytree(faces, tmp_path / "others")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir() if path.name != ".lock"}
+    with pytest.raises(InputError, match=r"is of .*/faces, not of .*/others: name another"):
+        build_cache(tmp_path / "others", tmp_path / "cache", 8)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "cache").iterdir() if path.name != ".lock"}
+    owner = BuildOptions(is_owner=True)
+    assert len(build_cache(tmp_path / "others", tmp_path / "cache", 8, options=owner)) == 6
+
+
+def test_a_cache_of_an_older_decoder_is_refused_and_made_again(faces, tmp_path):
+    build_cache(faces, tmp_path / "cache", 8)
+    path = tmp_path / "cache" / "cache.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "decoding": 1}))
+    with pytest.raises(InputError, match=r"decoding 1, not \d+; run `maskfed-server data cache"):
+        open_cache(tmp_path / "cache")
+    build_cache(faces, tmp_path / "cache", 8)
+    assert json.loads(path.read_text())["decoding"] == pixels.DECODING_VERSION
+
+
+def test_the_fingerprint_is_that_of_the_pixels_wherever_they_lie(faces, tmp_path):
+    (faces / "x.raw").touch()
+    cache = build_cache(faces, tmp_path / "cache", 8)
+    assert cache.fingerprint == hashlib.sha256(expected(faces).tobytes()).hexdigest()
+    assert cache.select([1, 0]).fingerprint == hashlib.sha256(expected(faces)[[1, 0]].tobytes()).hexdigest()
+    assert cache.ignored == {".raw": 1}
+
+
+def test_a_cache_that_does_not_fit_here_leaves_nothing(faces, tmp_path):
+    for size in (500_000_000, 2_000_000_000):
+        with pytest.raises(InputError, match=r"6 images need [\d,]+ bytes; lower --size"):
+            build_cache(faces, tmp_path / "cache", size)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 def test_interrupted_build_goes_on_where_it_was(faces, tmp_path, monkeypatch):
@@ -127,7 +244,7 @@ def test_processes_give_the_same_cache(faces, tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "PROCESSES_FROM_IMAGES", 0)
     (faces / "p1" / "0.png").write_bytes(b"broken")
     seen = []
-    cache = build_cache(faces, tmp_path / "cache", 8, workers=2, on_progress=lambda *counts: seen.append(counts))
+    cache = build_cache(faces, tmp_path / "cache", 8, 2, LOSSY, on_progress=lambda *counts: seen.append(counts))
     assert np.array_equal(cache.images, np.stack([decode((faces / name).read_bytes(), 8) for name in cache.names]))
     assert len(cache) == 5 and seen[-1] == (6, 6)
 
@@ -159,11 +276,12 @@ def test_cache_of_another_schema_or_damaged_is_refused(faces, tmp_path):
     build_cache(faces, tmp_path / "cache", 8)
     path = tmp_path / "cache" / "cache.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 9}))
-    with pytest.raises(InputError, match="schema 9, not 1"):
+    with pytest.raises(InputError, match="schema 9, not 2"):
         open_cache(tmp_path / "cache")
-    path.write_text("{")
-    with pytest.raises(InputError, match="damaged"):
-        open_cache(tmp_path / "cache")
+    for damaged in ("{", "[]", path.read_text().replace('"content"', '"x"').replace("9", "2", 1)):
+        path.write_text(damaged)
+        with pytest.raises(InputError, match="damaged"):
+            open_cache(tmp_path / "cache")
 
 
 def test_foreign_folder_is_never_overwritten(faces, tmp_path):
@@ -183,7 +301,7 @@ def test_cache_folder_that_cannot_be_made_is_refused(faces, tmp_path):
 def test_identity_file_replaces_class_folders(faces, tmp_path):
     path = tmp_path / "identities.txt"
     path.write_text("".join(f"p{person}/{number}.png {number}\n" for person in range(3) for number in range(2)))
-    assert build_cache(faces, tmp_path / "cache", 8, identities=path).persons.tolist() == [0, 1] * 3
+    assert build_cache(faces, tmp_path / "cache", 8, options=BuildOptions(path)).persons.tolist() == [0, 1] * 3
 
 
 def test_open_images_takes_folders_caches_and_specs(faces, tmp_path):

@@ -1,17 +1,17 @@
 import io
-import struct
+import os
 import zipfile
-import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from shared.data.images import UnreadableImageError, decode, list_images, read_identities
+from shared.data.images import ignored_text, list_images
+from shared.data.pixels import UnreadableImageError
 from shared.errors import InputError
 
 RNG = np.random.default_rng(0)
-ORIENTATION = 0x0112
 
 
 def encode(picture, kind="PNG", **options):
@@ -23,111 +23,6 @@ def encode(picture, kind="PNG", **options):
 def noise(height, width, channels=3):
     shape = (height, width, channels) if channels > 1 else (height, width)
     return Image.fromarray(RNG.integers(0, 256, shape, np.uint8))
-
-
-def test_square_of_the_right_size_is_returned_unchanged():
-    picture = noise(16, 16)
-    assert np.array_equal(decode(encode(picture), 16), np.asarray(picture).transpose(2, 0, 1))
-
-
-def test_centre_crop_then_antialiased_bicubic_resize():
-    picture = noise(40, 64)
-    expected = picture.crop((12, 0, 52, 40)).resize((16, 16), Image.Resampling.BICUBIC)
-    assert np.array_equal(decode(encode(picture), 16), np.asarray(expected).transpose(2, 0, 1))
-
-
-def test_explicit_crop_counts_source_pixels_and_never_exceeds_the_picture():
-    picture = noise(40, 30)
-    assert np.array_equal(
-        decode(encode(picture), 8, crop=8), np.asarray(picture.crop((11, 16, 19, 24))).transpose(2, 0, 1)
-    )
-    assert np.array_equal(decode(encode(picture), 30, crop=99), decode(encode(picture), 30))
-
-
-def test_resize_is_antialiased():
-    stripes = np.zeros((64, 64, 3), np.uint8)
-    stripes[:, ::2] = 255
-    assert np.ptp(decode(encode(Image.fromarray(stripes)), 8)[:, :, 1:-1]) <= 2
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation):
-    # A red corner: where it has to end up for each orientation of a 4 x 4 picture, as (row, column).
-    pixels = np.zeros((4, 4, 3), np.uint8)
-    pixels[0, 0] = (255, 0, 0)
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    corner = {1: (0, 0), 2: (0, 3), 3: (3, 3), 4: (3, 0), 5: (0, 0), 6: (0, 3), 7: (3, 3), 8: (3, 0)}[orientation]
-    found = decode(encode(Image.fromarray(pixels), exif=exif), 4)
-    assert tuple(np.argwhere(found[0] == 255)[0]) == corner
-
-
-def test_grey_becomes_three_equal_channels():
-    picture = noise(8, 8, 1)
-    found = decode(encode(picture), 8)
-    assert np.array_equal(found, np.broadcast_to(np.asarray(picture), (3, 8, 8)))
-
-
-def test_sixteen_bit_grey_keeps_its_high_byte():
-    values = RNG.integers(0, 2**16, (8, 8)).astype(np.uint16)
-    assert np.array_equal(decode(encode(Image.fromarray(values)), 8)[0], values >> 8)
-
-
-def test_transparency_is_laid_over_black():
-    pixels = np.full((8, 8, 4), 200, np.uint8)
-    pixels[:, :4, 3] = 0
-    pixels[:, 4:, 3] = 255
-    found = decode(encode(Image.fromarray(pixels)), 8)
-    assert found[:, :, :4].max() == 0 and found[:, :, 4:].min() == 200
-
-
-def test_transparent_palette_and_grey_alpha_and_cmyk_decode_to_rgb():
-    palette = noise(8, 8).quantize(8)
-    assert decode(encode(palette, "GIF", transparency=0), 8).shape == (3, 8, 8)
-    assert decode(encode(Image.merge("LA", (noise(8, 8, 1), noise(8, 8, 1)))), 8).shape == (3, 8, 8)
-    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-    red = decode(encode(cmyk, "JPEG", quality=95), 8)
-    assert red[0].min() > 200 and red[1:].max() < 60
-
-
-def test_large_jpeg_at_a_fraction_of_its_size_looks_the_same():
-    smooth = noise(8, 8).resize((512, 512), Image.Resampling.BICUBIC)
-    data = encode(smooth, "JPEG", quality=95)
-    slow = Image.open(io.BytesIO(data)).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
-    assert np.abs(decode(data, 32).astype(int) - np.asarray(slow).transpose(2, 0, 1)).mean() < 1.5
-
-
-def huge_png():
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"not a picture", encode(noise(64, 64))[:300], encode(noise(64, 64), "JPEG")[:200], huge_png()],
-    ids=["empty", "text", "cut png", "cut jpeg", "bomb"],
-)
-def test_damaged_and_hostile_files_are_unreadable_not_a_crash(data):
-    with pytest.raises(UnreadableImageError):
-        decode(data, 16)
-
-
-# Pillow warns about damaged TIFF tags before it raises.
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_flipped_bytes_never_raise_anything_else():
-    for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"):
-        original = encode(noise(16, 16), kind)
-        for _ in range(60):
-            data = bytearray(original)
-            for position in RNG.integers(0, len(data), 4):
-                data[position] = RNG.integers(0, 256)
-            try:
-                assert decode(bytes(data), 8).shape == (3, 8, 8)
-            except UnreadableImageError:
-                continue
 
 
 def fill(folder, *names):
@@ -201,24 +96,137 @@ def test_bad_source_is_one_line_with_the_remedy(tmp_path, make, words):
         list_images(tmp_path / "x")
 
 
-def test_identity_file_names_persons_by_file_name_or_path(tmp_path):
-    path = tmp_path / "identity_CelebA.txt"
-    path.write_text("000001.jpg 2880\na/000002.jpg 2937\n\nb/000002.jpg 1\n")
-    assert read_identities(path, ("a/000001.jpg", "a/000002.jpg", "b/000002.jpg")) == ("2880", "2937", "1")
+def test_files_that_are_no_images_are_counted_by_suffix(tmp_path):
+    fill(tmp_path, "a.jfif", "b.JPE", "c.png", "d.pgm")
+    for name in ("1.raw", "2.RAW", "3.raw", "notes.txt", "README", ".hidden.raw"):
+        (tmp_path / name).write_bytes(b"x")
+    source = list_images(tmp_path)
+    assert source.names == ("a.jfif", "b.JPE", "c.png", "d.pgm")
+    assert dict(source.ignored) == {".raw": 3, ".txt": 1, "without suffix": 1}
+    assert ignored_text(source.ignored) == "3 .raw, 1 .txt, 1 without suffix ignored"
+    assert ignored_text({}) == ""
+    assert ignored_text({f".{letter}": 1 for letter in "abcdefgh"}).endswith("1 .f, 2 others ignored")
+
+
+def test_where_heic_cannot_be_read_its_count_names_the_command(monkeypatch):
+    monkeypatch.setattr("shared.data.images.HAS_HEIF", False)
+    assert ignored_text({".heic": 5}) == "5 .heic ignored (to read .heic: pip install 'maskfed[heic]')"
+
+
+def test_links_that_lead_nowhere_or_to_themselves_and_special_files_are_counted(tmp_path):
+    fill(tmp_path, "a.png")
+    (tmp_path / "self.png").symlink_to("self.png")
+    (tmp_path / "lost.png").symlink_to("nowhere.png")
+    (tmp_path / "again").symlink_to(tmp_path)
+    os.mkfifo(tmp_path / "pipe.png")
+    source = list_images(tmp_path)
+    assert source.names == ("a.png",)
+    assert dict(source.ignored) == {"broken links": 2, "special files": 1, "folders met before": 1}
+
+
+def zipped(path, members):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return path
+
+
+PNG = encode(noise(8, 8))
+
+
+def test_zip_of_a_program_for_windows_has_folders_too(tmp_path):
+    path = zipped(tmp_path / "a.zip", [])
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("ann\\1.png", "bob\\1.png"):
+            entry = zipfile.ZipInfo()
+            entry.filename = name
+            archive.writestr(entry, PNG)
+    source = list_images(path)
+    assert source.names == ("ann/1.png", "bob/1.png") and source.persons == ("ann", "bob")
+    assert source.read("bob/1.png") == PNG
+
+
+def test_zip_counts_what_it_leaves_out_and_names_a_damaged_member(tmp_path):
+    path = zipped(tmp_path / "a.zip", [("1.png", PNG), ("2.png", PNG), ("x.raw", b"x")])
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 6] ^= 0xFF
+    path.write_bytes(data)
+    source = list_images(path)
+    assert dict(source.ignored) == {".raw": 1}
+    with pytest.raises(UnreadableImageError, match="damaged in the archive: Bad CRC-32"):
+        source.read("1.png")
+    assert source.read("2.png") == PNG
+
+
+def cut(data):
+    return data[: len(data) // 2]
+
+
+def without_directory(data):
+    return data.replace(b"PK\1\2", b"XX\1\2", 1)
+
+
+def two_in_a_row(data):
+    return data + data
+
+
+def fewer_than_its_end_counts(data):
+    end = data.rindex(b"PK\5\6")
+    return data[: end + 10] + b"\x09\0" + data[end + 12 :]
+
+
+def one_unlisted(data):
+    # The directory loses its first entry, and its end says so: the member itself is still in the file.
+    first, second = data.index(b"PK\1\2"), data.index(b"PK\1\2", data.index(b"PK\1\2") + 1)
+    end = data.rindex(b"PK\5\6")
+    size = end - second
+    record = data[end : end + 8] + b"\1\0\1\0" + size.to_bytes(4, "little") + data[end + 16 :]
+    return data[:first] + data[second:end] + record
+
+
+def encrypted(data):
+    data = bytearray(data)
+    data[data.index(b"PK\3\4") + 6] |= 1
+    data[data.index(b"PK\1\2") + 8] |= 1
+    return bytes(data)
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("damage", "words"),
     [
-        ("000001.jpg", "1 words"),
-        ("other.jpg 1", "no line for 1 of 1 images"),
-        ("000001.jpg 7\n\n000001.jpg 8", "lines 1 and 3 give 000001.jpg to two persons, 7 and 8"),
+        (cut, "damaged or incomplete zip"),
+        (without_directory, "damaged or incomplete zip"),
+        (two_in_a_row, "members that its directory does not list"),
+        (one_unlisted, "members that its directory does not list"),
+        (fewer_than_its_end_counts, "its end counts 9 members, its directory has 2"),
+        (encrypted, "is encrypted"),
     ],
 )
-def test_bad_identity_file_is_refused(tmp_path, text, words):
-    path = tmp_path / "identities.txt"
-    path.write_text(text)
+def test_archives_that_may_hide_images_are_refused_with_the_reason(tmp_path, damage, words):
+    path = zipped(tmp_path / "a.zip", [("1.png", PNG), ("2.png", PNG)])
+    assert len(list_images(path).names) == 2
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InputError, match=words):
-        read_identities(path, ("000001.jpg",))
-    with pytest.raises(InputError, match="not a text file"):
-        read_identities(tmp_path / "none", ())
+        list_images(path)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
+@pytest.mark.parametrize("second", ["1.png", "./1.png"])
+def test_two_members_of_one_name_are_refused(tmp_path, second):
+    path = zipped(tmp_path / "a.zip", [("1.png", PNG), (second, PNG)])
+    with pytest.raises(InputError, match=r"two members are called '1\.png'"):
+        list_images(path)
+
+
+def test_a_folder_that_cannot_be_read_stops_the_listing(tmp_path, monkeypatch):
+    fill(tmp_path, "a.png", "locked/b.png")
+    scandir = os.scandir
+
+    def deny(place):
+        if Path(place).name == "locked":
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr("shared.data.images.os.scandir", deny)
+    with pytest.raises(InputError, match=r"Permission denied: .*locked; cure it"):
+        list_images(tmp_path)

@@ -204,3 +204,9 @@ def test_predict_x_0_and_the_samplers_agree_on_what_an_output_means():
         )  # fmt: skip
         expected = predict_x_0(schedule, prediction, output, x_t, torch.full((3,), t)).clamp(-1, 1)
         torch.testing.assert_close(one, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_grid_with_steps_that_do_not_divide_t_is_rounded_to_the_nearest_step():
+    grid = time_grid(make_schedule("linear", 1000), "ddim", 300)
+    # 1000 - k 10 / 3 for k = 1, 2, 3: 996.67, 993.33, 990, so the steps 997, 993 and 990, counted from 0.
+    assert grid[:4] == [999, 996, 992, 989] and len(set(grid)) == 300

@@ -182,3 +182,18 @@ def test_build_model_follows_the_experiment():
     model = build_model(parse_experiment(text))
     assert isinstance(model, UViT)
     assert (model.embedding.in_features, model.grid_size, model.width) == (4 * 4 * 12, 4, 192)
+
+
+def test_the_bias_of_query_key_and_value_starts_at_zero_and_is_used():
+    plain, biased = (parse_experiment(f"[model]\nqkv_bias = {value}\n") for value in ("false", "true"))
+    torch.manual_seed(3)
+    network = build_model(plain)
+    torch.manual_seed(3)
+    other = build_model(biased)
+    names = {name for name, _ in other.named_parameters()} - {name for name, _ in network.named_parameters()}
+    assert len(names) == 7 and all(name.endswith("attention.qkv.bias") for name in names)
+    tokens, t, ids = torch.randn(2, 4, 48), torch.tensor([3, 700]), torch.arange(4).expand(2, -1)
+    with torch.no_grad():
+        assert torch.equal(network(tokens, t, ids), other(tokens, t, ids))
+        other.mid_block.attention.qkv.bias.fill_(0.5)
+        assert not torch.equal(network(tokens, t, ids), other(tokens, t, ids))

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,3 +128,16 @@ def test_a_file_with_a_number_that_is_not_finite_is_named(tmp_path):
     broken = {"total": np.array([1.0, np.nan]), "outer": np.eye(2)}
     with pytest.raises(InputError, match=r"site\.safetensors: feature statistics: a value is not finite"):
         parse_statistics(save(broken, metadata), "site.safetensors")
+
+
+def test_a_union_has_the_larger_epsilon_and_none_where_a_part_has_none():
+    def part(release, epsilon=None):
+        plain = statistics_of(features(9), SPACE)
+        return replace(plain, release=release, epsilon=epsilon, delta=None if epsilon is None else epsilon / 1000)
+
+    both = part("dp", 0.7) + part("dp", 3.0)
+    assert (both.release, both.epsilon, both.delta) == ("dp", 3.0, 0.003)
+    for mixed in (part("dp", 0.7) + part("exact"), part("exact") + part("dp", 0.7)):
+        assert (mixed.release, mixed.epsilon, mixed.delta) == ("exact", None, None)
+    assert (part("own") + part("own")).release == "own"
+    assert (part("own") + part("dp", 0.7)).release == "dp"

@@ -82,3 +82,17 @@ def test_statistics_of_other_extractors_do_not_compare():
         frechet_distance(
             statistics_of(features(9, 4, 0), SPACE), statistics_of(features(9, 4, 0), FeatureSpace("y", "", ""))
         )
+
+
+def test_bootstrap_interval_is_the_spread_of_the_draws_placed_around_the_distance():
+    # Resampling few images of many features adds a large bias: uncentred draws would all lie above the distance.
+    one, other = features(20, 8, 1), statistics_of(features(300, 8, 2, shift=0.5), SPACE)
+    found = bootstrap_interval(one, other, resamples=40, level=0.8, seed=9)
+    rng, drawn = np.random.default_rng(9), []
+    for _ in range(40):
+        rows = rng.integers(20, size=20)
+        drawn.append(frechet_distance(statistics_of(one[rows], SPACE), other))
+    estimate = frechet_distance(statistics_of(one, SPACE), other)
+    assert np.mean(drawn) > estimate + 0.1
+    expected = np.quantile(drawn, [0.1, 0.9]) + estimate - np.mean(drawn)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)

@@ -9,6 +9,7 @@ from shared.errors import InputError
 from shared.evaluation.generate import grid_png, load_model, sample_images, sample_x_0, save_grid, to_uint8
 from shared.experiment.config import parse_experiment
 from shared.storage.checkpoint import save_checkpoint
+from shared.storage.synthetic_mark import SyntheticMark, read_mark
 
 TOML = """
 [model]
@@ -119,9 +120,10 @@ def test_weights_of_another_size_are_refused(tmp_path, experiment):
 
 def test_grid_places_images_row_by_row(tmp_path):
     images = np.stack([np.full((3, 4, 4), value, np.uint8) for value in (10, 20, 30)])
-    save_grid(images, tmp_path / "deep" / "grid.png", columns=2)
+    save_grid(images, tmp_path / "deep" / "grid.png", 2, SyntheticMark("ab" * 32, "4 to 6"))
+    assert read_mark(tmp_path / "deep" / "grid.png") == SyntheticMark("ab" * 32, "4 to 6")
     picture = np.asarray(Image.open(tmp_path / "deep" / "grid.png"))
     assert picture.shape == (10, 10, 3)
     assert (picture[0, 0, 0], picture[0, 6, 0], picture[6, 0, 0], picture[6, 6, 0]) == (10, 20, 30, 255)
     with pytest.raises(InputError, match="0 images"):
-        grid_png(images[:0], 2)
+        grid_png(images[:0], 2, SyntheticMark())

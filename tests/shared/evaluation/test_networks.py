@@ -269,8 +269,11 @@ def test_a_cached_file_is_checked_like_any_other(tmp_path, monkeypatch):
         load_extractor("dinov2-vit-s-14")
 
 
-def write_onnx(path, input_type):
-    """The smallest network of the agreed shape, mean over pixels, as protobuf bytes (no writer library needed)."""
+def write_onnx(path, input_type, shape=("n", 3, "h", "w"), axes=(2, 3), external=""):
+    """The smallest network of the agreed shape, mean over pixels, as protobuf bytes (no writer library needed).
+
+    `external` names another file for the axes of the mean.
+    """
 
     def field(number, payload):
         if isinstance(payload, int):
@@ -289,11 +292,14 @@ def write_onnx(path, input_type):
         return field(5, field(1, name) + content + bytes([20 << 3 & 127 | 128, 1, kind]))
 
     cast = field(1, "images") + field(2, "x") + field(4, "Cast") + attribute("to", 2, field(3, 1))
-    axes = field(1, 2) + field(2, 7) + field(8, "axes") + field(9, np.array([2, 3], "<i8").tobytes())
+    axes_of = field(9, np.array(axes, "<i8").tobytes())
+    if external:
+        axes_of = field(13, field(1, "location") + field(2, external)) + field(14, 1)
+    axes = field(1, 2) + field(2, 7) + field(8, "axes") + axes_of
     keep = attribute("keepdims", 2, field(3, 0))
     mean = field(1, "x") + field(1, "axes") + field(2, "features") + field(4, "ReduceMean") + keep
     graph = field(1, cast) + field(1, mean) + field(2, "g") + field(5, axes)
-    graph += field(11, value("images", input_type, ["n", 3, "h", "w"])) + field(12, value("features", 1, ["n", 3]))
+    graph += field(11, value("images", input_type, shape)) + field(12, value("features", 1, [shape[0], 3]))
     path.write_bytes(field(1, 8) + field(7, graph) + field(8, field(1, "") + field(2, 18)))
     return path
 
@@ -314,3 +320,50 @@ def test_onnx_file_with_other_input_types_is_refused(tmp_path):
     (tmp_path / "text.onnx").write_text("hello")
     with pytest.raises(InputError, match="not a readable ONNX file"):
         load_extractor(f"onnx:{tmp_path / 'text.onnx'}")
+
+
+def test_onnx_file_whose_weights_lie_elsewhere_is_refused_by_name(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    path = write_onnx(tmp_path / "split.onnx", 2, external="weights.bin")
+    monkeypatch.chdir(tmp_path)
+    for _ in ("missing", "there"):
+        with pytest.raises(InputError, match=r"tensor 'axes' lies in another file \('weights\.bin'\)"):
+            load_extractor(f"onnx:{path}")
+        (tmp_path / "weights.bin").write_bytes(np.array([2, 3], "<i8").tobytes())
+
+
+def test_onnx_file_with_a_fixed_batch_or_channels_last_gives_the_same_features(tmp_path):
+    pytest.importorskip("onnxruntime")
+    expected = IMAGES.float().mean((2, 3)).numpy()
+    for name, shape, axes in (
+        ("one", (1, 3, "h", "w"), (2, 3)),
+        ("two", (2, 3, "h", "w"), (2, 3)),
+        ("last", ("n", "h", "w", 3), (1, 2)),
+    ):
+        extractor = load_extractor(f"onnx:{write_onnx(tmp_path / f'{name}.onnx', 2, shape, axes)}")
+        np.testing.assert_allclose(extractor(IMAGES), expected, rtol=1e-5)
+
+
+def test_onnx_file_for_another_size_is_one_line(tmp_path):
+    pytest.importorskip("onnxruntime")
+    extractor = load_extractor(f"onnx:{write_onnx(tmp_path / 'a.onnx', 2, ('n', 3, 112, 112))}")
+    with pytest.raises(InputError, match=r"takes images of 3 x 112 x 112, these are 3 x \d+ x \d+") as caught:
+        extractor(IMAGES)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_damaged_onnx_files_are_one_line(tmp_path, cut):
+    pytest.importorskip("onnxruntime")
+    path = write_onnx(tmp_path / "a.onnx", 2)
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(InputError, match="not a readable ONNX file") as caught:
+        load_extractor(f"onnx:{path}")
+    assert "\n" not in str(caught.value)
+
+
+def test_onnx_runtimes_own_format_is_refused(tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "a.onnx").write_bytes(b"\x18\0\0\0ORTM" + bytes(50))
+    with pytest.raises(InputError, match="own format"):
+        load_extractor(f"onnx:{tmp_path / 'a.onnx'}")

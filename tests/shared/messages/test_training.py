@@ -173,3 +173,15 @@ def test_a_reply_that_contradicts_itself_cannot_be_made(fields: dict[str, object
 
 def test_the_experiment_digest_sees_every_field():
     assert experiment_digest(Experiment()) != experiment_digest(parse_experiment("[privacy]\nnoise_multiplier = 1.5"))
+
+
+def test_bfloat16_ties_go_to_the_even_neighbour():
+    # bfloat16 has 7 bits behind the point: halfway between two of them, as 1 + 2^-8, the even one wins.
+    flat = np.array([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 1 + 5 * 2**-8], np.float32)
+    expected = np.array([1.0, 1 + 2**-6, -1.0, 1 + 2**-6], np.float32)
+    np.testing.assert_array_equal(decode(encode(flat, "bfloat16"), "bfloat16"), expected)
+
+
+def test_no_nan_is_rounded_into_a_number():
+    flat = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7FC00000], np.uint32).view(np.float32)
+    assert np.isnan(decode(encode(flat, "bfloat16"), "bfloat16")).all()

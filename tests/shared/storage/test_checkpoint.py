@@ -136,6 +136,13 @@ def test_prune_keeps_the_newest_and_the_multiples(tmp_path):
     assert list_checkpoints(tmp_path)[-1].name == "step-000000008"
 
 
+def test_prune_keeps_no_more_than_asked(tmp_path):
+    for number in range(1, 9):
+        save(tmp_path / f"step-{number:09d}")
+    prune_checkpoints(tmp_path, keep_last=2, keep_every=5)
+    assert [int(path.name[5:]) for path in sorted(tmp_path.iterdir())] == [5, 7, 8]
+
+
 def test_a_run_directory_means_its_newest_checkpoint(tmp_path):
     folder = tmp_path / "checkpoints" / "step-000000004"
     save(folder)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from shared.data.image_set import ImageCache, ResidentImages
-from shared.data.order import DataOrder
+from shared.data.image_set import DataOrder, ImageCache, ResidentImages
 from shared.diffusion.losses import Draw, draw_noise, per_image_loss
 from shared.diffusion.schedule import make_schedule
 from shared.errors import InputError

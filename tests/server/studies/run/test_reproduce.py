@@ -21,6 +21,7 @@ from shared.errors import InputError
 from shared.experiment.config import load_experiment
 from shared.storage.checkpoint import load_group, resolve_checkpoint
 from shared.storage.runlog import RunLog
+from shared.storage.synthetic_mark import read_mark
 from shared.training.flops import train_flops
 
 RECIPE = """
@@ -129,6 +130,8 @@ def test_an_arm_says_what_it_measured_where_and_from_what(study, pretrained, tmp
     with Image.open(stored.with_suffix(".png")) as picture:
         # Two points, places for twelve images of 16 x 16 pixels, gaps of 2.
         assert picture.size == (12 * 18 - 2, 2 * 18 - 2)
+    mark = read_mark(stored.with_suffix(".png"))
+    assert mark is not None and mark.seeds.startswith("0 to ") and len(mark.model.split(", ")) == 2
     result, before = read_result(stored), read_result(stored.with_name("tiny-cpu-pretrain.json"))
     # 7 images are two steps of 4; flops are those of the recipe's network.
     assert [(point.images, point.steps) for point in result.curve] == [(8, 2), (16, 4)]

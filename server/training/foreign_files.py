@@ -1,0 +1,151 @@
+"""Checkpoint files of other programs as plain tensors by group, whatever their wrappers are called and nested.
+
+Trainers wrap networks (`module.` of DDP, `_orig_mod.` of torch.compile, `_forward_module.` of Fabric), averages keep a
+second copy (ema_pytorch's `ema_model.`, torch's `swa`), and files put both below names of their own. A key is cut into
+its parts, and leading parts that are wrappers fall away until the network's own name begins.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from shared.errors import InputError
+
+_WRAPPERS = frozenset(
+    {
+        "model",
+        "module",
+        "_orig_mod",
+        "_forward_module",
+        "state_dict",
+        "model_state_dict",
+        "model_state",
+        "net",
+        "network",
+    }
+    | {"nnet", "unet", "generator", "denoise_fn", "denoiser", "diffusion", "diffusion_model", "weights", "params"}
+    | {"parameters", "online_model", "raw"}
+)
+_AVERAGE = re.compile(r"(\w+_)?(ema|swa|averaged|average)(_\w+|-?[\d.]+)?|ema_model|averaged_model")
+# Copies of the live network inside of an averaging wrapper: `model` has them already, where there is one.
+_LIVE_COPY = "online_model"
+_NOT_WEIGHTS = re.compile(
+    r"opt(imizer)?s?(_states?)?|optim\w*|scaler|grad_scaler|lr_?sched\w*|schedulers?|sched\w*|loops|callbacks"
+)
+_COUNTERS = frozenset({"initted", "step", "n_averaged", "num_updates", "decay", "global_step"})
+_STEPS = ("step", "global_step", "iteration", "iter", "it")
+_MAX_DEPTH, _SHOWN_KEYS, _MAX_STEP = 8, 6, 2**53
+
+
+@dataclass
+class ForeignFile:
+    """What was found in a file."""
+
+    groups: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """State dicts without wrappers, as `model` and `ema`; a group that is not there is left out."""
+    step: int | None = None
+
+
+def read_foreign(source: Path) -> ForeignFile:
+    """Tensors of a file that `torch.save` or safetensors wrote.
+
+    Torch files are read with `weights_only=True`: they may hold tensors and plain containers, nothing that runs.
+
+    Raises:
+        InputError: not readable as such a file, without tensors (its keys are listed), with a key that two parts of the
+            file fill differently, or with an impossible step.
+    """
+    data = _load(source)
+    pieces = list(_pieces(data, (), source))
+    found = ForeignFile(step=_step(data, source))
+    origins: dict[tuple[str, str], str] = {}
+    # The live network's own copy goes first, so that a wrapper's copy of it only fills what is missing.
+    for path, tensor in sorted(pieces, key=lambda piece: _LIVE_COPY in piece[0]):
+        group, name = _place(path)
+        whole, state = ".".join(path), found.groups.setdefault(group, {})
+        if name in state:
+            if _LIVE_COPY not in path and not torch.equal(state[name], tensor):
+                raise InputError(
+                    f"{source}: keys {origins[group, name]!r} and {whole!r} are two different {group} weights: "
+                    "keep one of them"
+                )
+            continue
+        state[name], origins[group, name] = tensor, whole
+    found.groups = {group: state for group, state in found.groups.items() if state}
+    if not found.groups:
+        raise InputError(f"{source}: holds no tensors of a network; it holds {_keys(data)}: give a checkpoint file")
+    return found
+
+
+def _load(source: Path) -> Mapping[str, Any]:
+    try:
+        is_safe = source.suffix == ".safetensors"
+        data: Any = load_file(source) if is_safe else torch.load(source, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{source}: {error.strerror or error}; give a checkpoint file") from error
+    except Exception as error:  # the loaders raise a class of their own for each kind of damage
+        raise InputError(f"{source}: no safetensors or plain torch file ({_first_sentence(error)})") from error
+    if not isinstance(data, Mapping):
+        raise InputError(f"{source}: holds a {type(data).__name__}, not named tensors: give a checkpoint file")
+    return data
+
+
+def _first_sentence(error: Exception) -> str:
+    """Of an error text, without control characters of terminals."""
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[^\x20-\x7e]", "", line)
+    return plain if len(plain) <= 120 else plain[:120].rpartition(" ")[0] + " ..."
+
+
+def _pieces(tree: Mapping[Any, Any], path: tuple[str, ...], source: Path) -> Iterator[tuple[tuple[str, ...], Tensor]]:
+    """Every tensor with the parts of its whole key, without optimizers and counters."""
+    if len(path) > _MAX_DEPTH * 4:
+        raise InputError(f"{source}: is nested deeper than any checkpoint: give a checkpoint file")
+    for key, value in tree.items():
+        parts = tuple(str(key).split("."))
+        if not path and _NOT_WEIGHTS.fullmatch(parts[0]):
+            continue
+        if isinstance(value, Mapping):
+            yield from _pieces(value, path + parts, source)
+        elif isinstance(value, Tensor) and parts[-1] not in _COUNTERS:
+            yield path + parts, value
+        elif isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value):
+            name = ".".join(path + parts)
+            raise InputError(f"{source}: {name!r} is a list of tensors without names: save a state dict of the average")
+
+
+def _place(path: tuple[str, ...]) -> tuple[str, str]:
+    """Group of a tensor and its name without wrappers."""
+    parts, is_average = list(path), False
+    while len(parts) > 1 and (parts[0] in _WRAPPERS or _AVERAGE.fullmatch(parts[0])):
+        part = parts.pop(0)
+        is_average = part != _LIVE_COPY and (is_average or _AVERAGE.fullmatch(part) is not None)
+        # A decay rate in a name, as `ema_0.9999`, was cut at its point.
+        if is_average and len(parts) > 1 and parts[0].isdigit():
+            parts.pop(0)
+    return "ema" if is_average else "model", ".".join(parts)
+
+
+def _step(data: Mapping[str, Any], source: Path) -> int | None:
+    for name in _STEPS:
+        value = data.get(name)
+        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+            value = value.item()
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, int) and not isinstance(value, bool):
+            if not 0 <= value < _MAX_STEP:
+                raise InputError(f"{source}: {name} is {value}, which no training counts: the file is damaged")
+            return value
+    return None
+
+
+def _keys(data: Mapping[str, Any]) -> str:
+    names = [repr(str(name))[:60] for name in data]
+    return ", ".join(names[:_SHOWN_KEYS]) + (", ..." if len(names) > _SHOWN_KEYS else "") if names else "nothing"

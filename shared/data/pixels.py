@@ -1,0 +1,211 @@
+"""One file to one square of uint8 RGB, with the colours and the orientation that a viewer shows. No torch.
+
+`DECODING_VERSION` rises whenever the same file may give other pixels; caches of another version are made again.
+Shapes: C = 3 channels, H = W = size pixels.
+"""
+
+import functools
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+
+def register_heif() -> bool:
+    """Teach Pillow HEIF where `pillow-heif` is installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+DECODING_VERSION = 2
+HAS_HEIF = register_heif()
+"""Whether `.heic` and `.heif` can be read: by the extra `heic`."""
+_DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
+_ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
+# Everything Pillow raises on damaged or hostile files; its own error classes derive from these.
+_DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    SyntaxError,
+    EOFError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+_BYTE, _TWELVE_BITS, _TWO_BYTES = 255, 4095, 65535
+_USUAL_GAMMA = 1 / 2.2
+_BITS_PER_SAMPLE = 258  # TIFF tag
+
+
+class UnreadableImageError(ValueError):
+    """A file that looks like an image by name but does not decode."""
+
+
+def decode(data: bytes, size: int, crop: int = 0) -> NDArray[np.uint8]:
+    """Decode one picture to a square.
+
+    EXIF orientation, colours to sRGB by the file's profile, centre crop, antialiased bicubic resize; grey becomes RGB,
+    transparency is laid over black, deep files are brought to 8 bits (`to_eight_bits`). Smaller pictures are enlarged.
+
+    Args:
+        data: the file.
+        size: side of the result in pixels.
+        crop: side of the centre crop in pixels of the upright picture, at most its short side; 0: the short side.
+
+    Returns:
+        (3, size, size) uint8.
+
+    Raises:
+        UnreadableImageError: damaged, cut off, of an unknown range, or so large that it could be an attack.
+    """
+    try:
+        with Image.open(BytesIO(data)) as opened:
+            # JPEG can decode at a fraction of its size; twice the target leaves the antialiasing to the resize.
+            if not crop:
+                opened.draft(None, (2 * size, 2 * size))
+            upright = ImageOps.exif_transpose(opened)
+            picture = to_rgb(upright if upright is not None else opened)
+            _refuse_lost_depth(opened, picture, data)
+    except UnreadableImageError:
+        raise
+    except _DECODE_ERRORS as error:
+        raise unreadable(error) from error
+    side = min(picture.size)
+    side = min(side, crop) if crop else side
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
+
+
+def shorter_side(data: bytes) -> int:
+    """Pixels of a picture's shorter side, from its header alone.
+
+    Raises:
+        UnreadableImageError: not an image.
+    """
+    try:
+        with Image.open(BytesIO(data)) as opened:
+            return min(opened.size)
+    except _DECODE_ERRORS as error:
+        raise unreadable(error) from error
+
+
+def unreadable(error: BaseException) -> UnreadableImageError:
+    """What Pillow says, without the addresses of its objects."""
+    if isinstance(error, UnidentifiedImageError):
+        return UnreadableImageError("not an image of a known format")
+    return UnreadableImageError(f"{type(error).__name__}: {error}")
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """Any mode to RGB in sRGB: palettes, CMYK and deep grey converted, profiles applied, alpha over black.
+
+    Raises:
+        UnreadableImageError: a deep file whose range cannot be told.
+    """
+    info = picture.info
+    if picture.mode in _DEEP_MODES:
+        picture = Image.fromarray(to_eight_bits(np.asarray(picture)))
+    has_alpha = picture.mode in _ALPHA_MODES or "transparency" in info
+    if picture.mode in ("P", "PA", "RGBa", "La") or (has_alpha and picture.mode != "LA"):
+        picture = picture.convert("RGBA" if has_alpha else "RGB")
+    alpha = picture.getchannel("A") if has_alpha else None
+    colours = picture.convert("L" if picture.mode == "LA" else "RGB") if has_alpha else picture
+    colours = _to_srgb(colours, info.get("icc_profile"), info.get("gamma"))
+    return colours if alpha is None else Image.composite(colours, Image.new("RGB", colours.size), alpha)
+
+
+def to_eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Deep grey to 8 bits by what is in it: nothing that shows something becomes black.
+
+    Integers up to 255 are taken as 8 bits that were stored wide, up to 4095 as the 12 bits of a camera or scanner, up
+    to 65535 as 16 bits. Floats in [0, 1] are scaled, above that they are read as integers are.
+
+    Args:
+        values: (H, W), integers or floats.
+
+    Returns:
+        (H, W) uint8.
+
+    Raises:
+        UnreadableImageError: not finite, below 0 or above 65535: then nothing says what black and white are.
+    """
+    wide = np.asarray(values, np.float64)
+    if not wide.size or not np.isfinite(wide).all():
+        raise UnreadableImageError("values that are not finite: save it with 8 or 16 bits")
+    low, high = float(wide.min()), float(wide.max())
+    if low < 0 or high > _TWO_BYTES:
+        raise UnreadableImageError(f"values from {low:g} to {high:g}, no known range: save it with 8 or 16 bits")
+    if not np.issubdtype(values.dtype, np.integer) and high <= 1:
+        return np.asarray(np.rint(wide * _BYTE), np.uint8)
+    shift = 0 if high <= _BYTE else 4 if high <= _TWELVE_BITS else 8
+    return np.asarray(wide.astype(np.int64) >> shift, np.uint8)
+
+
+def _to_srgb(picture: Image.Image, profile: bytes | None, gamma: float | None) -> Image.Image:
+    """RGB as a viewer shows it: by the embedded profile, else by PNG's gamma, else as sRGB."""
+    if profile:
+        transform = _transform(bytes(profile), picture.mode)
+        if transform is not None:
+            shown = transform.apply(picture)
+            assert isinstance(shown, Image.Image)
+            return shown
+    elif gamma and abs(gamma / _USUAL_GAMMA - 1) > 0.05:  # PNG, 11.3.2.2: differences below are noise
+        return picture.convert("RGB").point(_gamma_table(float(gamma)) * 3)
+    return picture.convert("RGB")
+
+
+@functools.lru_cache(maxsize=32)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """LittleCMS from a profile to sRGB; None where the profile is damaged or of other channels: viewers ignore it."""
+    if mode not in ("RGB", "L", "CMYK", "LAB"):
+        return None
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        intent = ImageCms.Intent(ImageCms.getDefaultIntent(source))
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", intent)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+
+
+@functools.lru_cache(maxsize=32)
+def _gamma_table(gamma: float) -> list[int]:
+    """Samples of a PNG with this gAMA, linear light being sample^(1/gamma), as sRGB samples (IEC 61966-2-1)."""
+    linear = (np.arange(256) / 255) ** (1 / min(max(gamma, 0.01), 100.0))
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return [int(value) for value in np.rint(255 * srgb)]
+
+
+def _refuse_lost_depth(opened: Image.Image, picture: Image.Image, data: bytes) -> None:
+    """Refuse colour files with deep samples of which Pillow's high bytes leave next to nothing.
+
+    Raises:
+        UnreadableImageError: 16 bits per channel hold 8 or 12.
+    """
+    if opened.mode in _DEEP_MODES or _bits(opened, data) <= 8:
+        return
+    if max(high for _, high in picture.getextrema()) <= _TWELVE_BITS >> 8:  # type: ignore[misc]  # one pair per channel
+        raise UnreadableImageError("16 bits per channel hold 12 or fewer, which shows black: save it with 8 bits")
+
+
+def _bits(opened: Image.Image, data: bytes) -> int:
+    """Bits per sample, as the file's header says."""
+    if opened.format == "PNG":
+        return data[24]
+    if opened.format == "TIFF":
+        return int(np.max(opened.tag_v2.get(_BITS_PER_SAMPLE, 8)))  # type: ignore[attr-defined]
+    return 8

@@ -1,0 +1,111 @@
+import pytest
+import torch
+
+from server.training.foreign_files import read_foreign
+from shared.errors import InputError
+
+LIVE, MEAN = torch.arange(3.0), torch.arange(3.0) + 7
+
+
+def groups(tmp_path, tree):
+    torch.save(tree, tmp_path / "file.pt")
+    return {
+        group: {name: tensor.tolist() for name, tensor in state.items()}
+        for group, state in read_foreign(tmp_path / "file.pt").groups.items()
+    }
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "norm.weight",
+        "module.norm.weight",
+        "_orig_mod.norm.weight",
+        "module._orig_mod.norm.weight",
+        "_orig_mod.module.model.norm.weight",
+        "_forward_module.net.norm.weight",
+        "nnet.norm.weight",
+    ],
+)
+@pytest.mark.parametrize("nest", [(), ("state_dict",), ("model",), ("model_state_dict", "net")])
+def test_wrappers_fall_away_in_any_nesting(tmp_path, key, nest):
+    tree = {key: LIVE}
+    for name in reversed(nest):
+        tree = {name: tree}
+    assert groups(tmp_path, {**tree, "optimizer": {"state": {0: {"exp_avg": LIVE}}}}) == {
+        "model": {"norm.weight": LIVE.tolist()}
+    }
+
+
+@pytest.mark.parametrize(
+    "average",
+    [
+        {"ema": {"norm.weight": MEAN}},
+        {"ema": {"ema_model.module.norm.weight": MEAN, "online_model.norm.weight": LIVE, "step": torch.tensor(3)}},
+        {"model_ema": {"module": {"norm.weight": MEAN}}},
+        {"ema_state_dict": {"_orig_mod.norm.weight": MEAN}},
+        {"state_dict_ema": {"norm.weight": MEAN}},
+        {"nnet_ema": {"norm.weight": MEAN}},
+        {"averaged_model": {"module.norm.weight": MEAN, "n_averaged": torch.tensor(3)}},
+        {"ema_0.9999": {"norm.weight": MEAN}},
+        {"params_ema": {"norm.weight": MEAN}},
+        {"swa_model": {"norm.weight": MEAN}},
+        {"module.ema.norm.weight": MEAN},
+    ],
+)
+def test_no_average_that_is_there_is_ignored(tmp_path, average):
+    found = groups(tmp_path, {"model": {"norm.weight": LIVE}, **average})
+    assert found == {"model": {"norm.weight": LIVE.tolist()}, "ema": {"norm.weight": MEAN.tolist()}}
+
+
+def test_two_different_averages_are_refused_and_equal_ones_are_one(tmp_path):
+    tree = {"ema_0.999": {"norm.weight": MEAN}, "ema_0.9999": {"norm.weight": MEAN.clone()}}
+    assert groups(tmp_path, tree) == {"ema": {"norm.weight": MEAN.tolist()}}
+    with pytest.raises(InputError, match="two different ema weights: keep one"):
+        groups(tmp_path, {**tree, "ema_0.9999": {"norm.weight": LIVE}})
+
+
+def test_averages_without_names_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"'ema\.shadow_params' is a list of tensors without names"):
+        groups(tmp_path, {"model": {"norm.weight": LIVE}, "ema": {"shadow_params": [LIVE, MEAN]}})
+
+
+@pytest.mark.parametrize(
+    ("tree", "step"),
+    [
+        ({"step": 5}, 5),
+        ({"global_step": torch.tensor(6)}, 6),
+        ({"iteration": 7.0}, 7),
+        ({"step": True}, None),
+        ({}, None),
+    ],
+)
+def test_the_step_is_read_as_trainers_write_it(tmp_path, tree, step):
+    torch.save({"model": {"norm.weight": LIVE}, **tree}, tmp_path / "file.pt")
+    assert read_foreign(tmp_path / "file.pt").step == step
+
+
+@pytest.mark.parametrize("step", [-5, 2**60])
+def test_an_impossible_step_is_refused(tmp_path, step):
+    torch.save({"model": {"norm.weight": LIVE}, "step": step}, tmp_path / "file.pt")
+    with pytest.raises(InputError, match=f"step is {step}"):
+        read_foreign(tmp_path / "file.pt")
+
+
+def test_a_file_without_tensors_lists_its_keys(tmp_path):
+    torch.save({"epoch": 3, "args": {"lr": 1.0}, "optimizer": {"a": LIVE}}, tmp_path / "file.pt")
+    with pytest.raises(InputError, match="no tensors of a network; it holds 'epoch', 'args', 'optimizer'"):
+        read_foreign(tmp_path / "file.pt")
+    torch.save([LIVE], tmp_path / "file.pt")
+    with pytest.raises(InputError, match="holds a list, not named tensors"):
+        read_foreign(tmp_path / "file.pt")
+
+
+def test_the_reason_of_a_refused_file_is_one_plain_line(tmp_path):
+    (tmp_path / "zero.pt").write_bytes(b"")
+    (tmp_path / "page.pt").write_text("<html>")
+    for name in ("zero.pt", "page.pt"):
+        with pytest.raises(InputError) as caught:
+            read_foreign(tmp_path / name)
+        text = str(caught.value)
+        assert "\n" not in text and "\x1b" not in text and "()" not in text

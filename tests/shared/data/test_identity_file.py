@@ -1,0 +1,87 @@
+import codecs
+
+import pytest
+
+from shared.data.identity_file import read_identities
+from shared.errors import InputError
+
+NAMES = ("a/1.png", "b/2.png", "b/3 of 4.png")
+PLAIN = "a/1.png ann\nb/2.png bob\nb/3 of 4.png bob\n"
+
+
+def written(tmp_path, content):
+    path = tmp_path / "identities.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_identity_file_names_persons_by_file_name_or_path(tmp_path):
+    path = written(tmp_path, "000001.jpg 2880\n000002.jpg 2937\nb/000002.jpg 1\n")
+    assert read_identities(path, ("a/000001.jpg", "a/000002.jpg", "b/000002.jpg")) == ("2880", "2937", "1")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        PLAIN,
+        PLAIN.replace("\n", "\r\n"),
+        PLAIN.replace("\n", "\r"),
+        codecs.BOM_UTF8 + PLAIN.encode(),
+        codecs.BOM_UTF16_LE + PLAIN.replace("\n", "\r\n").encode("utf-16-le"),
+        codecs.BOM_UTF16_BE + PLAIN.encode("utf-16-be"),
+        PLAIN.replace("/", "\\"),
+        "./" + PLAIN.replace("\nb", "\n./b"),
+        PLAIN.replace("png", "PNG").replace("a/", "A/"),
+        "\n\n" + PLAIN.replace("\n", "  \n\n"),
+        "file,person\na/1.png,ann\nb/2.png,bob\nb/3 of 4.png,bob\n",
+        "a/1.png;ann\nb/2.png;bob\nb/3 of 4.png;bob\n",
+        "a/1.png\tann\nb/2.png\tbob\nb/3 of 4.png\tbob\n",
+        '"a/1.png","ann"\n"b/2.png","bob"\n"b/3 of 4.png","bob"\n',
+        '"a/1.png" ann\n"b/2.png" bob\n"b/3 of 4.png" bob\n',
+        "a/1.png,ann,\nb/2.png,bob,\nb/3 of 4.png,bob,\n",
+        "1.png ann\n2.png bob\n3 of 4.png bob\n",
+    ],
+)
+def test_the_file_is_read_as_people_and_their_programs_write_it(tmp_path, content):
+    assert read_identities(written(tmp_path, content), NAMES) == ("ann", "bob", "bob")
+
+
+def test_a_comma_may_be_part_of_a_name(tmp_path):
+    path = written(tmp_path, "ann, left.png 1\nann, right.png 2\n")
+    assert read_identities(path, ("ann, left.png", "ann, right.png")) == ("1", "2")
+    quoted = written(tmp_path, 'name,person\n"ann, left.png",1\n"ann, right.png",2\n')
+    assert read_identities(quoted, ("ann, left.png", "ann, right.png")) == ("1", "2")
+
+
+def test_composed_and_decomposed_letters_are_one_name(tmp_path):
+    assert read_identities(written(tmp_path, "jose\u0301.png 7"), ("jos\u00e9.png",)) == ("7",)
+
+
+def test_another_case_is_not_guessed_where_two_files_differ_by_it(tmp_path):
+    path = written(tmp_path, "a.png 1\nA.png 2\n")
+    assert read_identities(path, ("A.png", "a.png")) == ("2", "1")
+    with pytest.raises(InputError, match="no line for 2 of 2 images"):
+        read_identities(written(tmp_path, "A.PNG 1\n"), ("A.png", "a.png"))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("a.png 1\n000001.jpg", r"line 2: 1 words or columns, not 2"),
+        ("a.png 1", r"no line for 1 of 1 images, the first is '000001\.jpg'"),
+        ("000001.jpg,\n", "line 1: the name or the identity is empty"),
+        ('x,1\n000001.jpg,"open\n', "line 2: unexpected end of data"),
+        ("000001.jpg,1,2,3\n", "line 1: 4 words or columns, not 2"),
+        (b"000001.jpg 1\n\xff\xfe\xfa", r"not a text file in UTF-8 or UTF-16 \(line 2\)"),
+        (b"0\x000\x000\x00", "zero bytes"),
+        (b"\xff\xfea", "not a text file in UTF-8"),
+    ],
+)
+def test_bad_identity_file_is_refused_with_its_line(tmp_path, content, words):
+    with pytest.raises(InputError, match=words):
+        read_identities(written(tmp_path, content), ("000001.jpg",))
+
+
+def test_a_missing_identity_file_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="not a text file that can be read"):
+        read_identities(tmp_path / "none", ())
