@@ -85,7 +85,7 @@ def start(
     for each, name in zip(ports, ("SuperNode", "health check"), strict=True):
         check_port_free("127.0.0.1", each, name)
     with hold_site(place), contextlib.ExitStack() as stack:
-        services = site_services(SitePlan(place.path, settings.address, *ports, entry_module="client.entry"))
+        services = site_services(SitePlan(place.path, settings.address, *ports))
         check_door(settings.address, place.path / "ca.crt")
         supervisor = Supervisor(services)
         handle_signals(supervisor.request_stop)

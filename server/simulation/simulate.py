@@ -1,17 +1,21 @@
 """`maskfed-server simulate`: the same apps with many virtual sites on one machine, on Flower's Ray runtime.
 
-No TLS and no keys: everything is on loopback and of one user. The virtual sites keep ledgers and refuse like real
-ones; `client/data/virtual_site.py` makes their folders from the template written here. One that was cut off goes on.
+No TLS and no keys: everything is on loopback, behind a secret that lives as long as the simulation. The virtual sites
+keep ledgers and refuse like real ones; `client/data/virtual_site.py` makes their folders from the template written
+here. One that was cut off goes on.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +27,7 @@ from rich.live import Live
 
 from server.federation.evaluation_queue import SETTINGS_FILE, die_with_parent
 from server.federation.finetune import check_fits, check_sites, find_init, initial_model, resolve
+from server.federation.fleet.allowances import FOLDER
 from server.federation.fleet.registry import write_json
 from server.federation.fleet.superlink import Control, wait_ready
 from server.federation.fleet.superlink_types import Simulation
@@ -210,21 +215,37 @@ def _runtime(out: Path) -> Iterator[Control]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    programs = Path(sys.executable).parent
     settings = {
         "MASKFED_SERVER_HOME": str(out.resolve()),
+        "MASKFED_ALLOWANCES": str((out / FOLDER).resolve()),
         "MASKFED_SIMULATION": str(out.resolve()),
         "MASKFED_SIMULATION_PID": str(os.getpid()),
         "FLWR_HOME": str((out / "flwr").resolve()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
     }
-    command = [str(programs / "flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1"]
-    with (out / "runtime.log").open("ab") as log:
+    secret, address = secrets.token_bytes(32), f"127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="maskfed-simulation-") as folder, contextlib.ExitStack() as running:
+        file = Path(folder, "superexec.secret")
+        file.touch(0o600)
+        file.write_bytes(secret)
+        shared = ("--insecure", "--superexec-auth-secret-file", str(file))
+        superlink = (*("superlink", *shared, "--simulation", "--isolation", "process", "--host", "127.0.0.1"),
+                     *("--port", str(port), "--disable-runtime-dependency-installation"))  # fmt: skip
+        superexec = ("superexec", "server.simulation.entry", *shared, "--runtime-api-address", address)
+        running.enter_context(_guarded(superlink, settings, out / "runtime.log"))
+        wait_ready(address, None, START_SECONDS)
+        running.enter_context(_guarded(superexec, settings, out / "runtime.log"))
+        yield running.enter_context(Control(address, None, secret))
+
+
+@contextmanager
+def _guarded(entry: Sequence[str], settings: dict[str, str], log_file: Path) -> Iterator[None]:
+    """One of Flower's processes through its guarded entry: on loopback, too, only this simulation may call it."""
+    with log_file.open("ab") as log:
         process = subprocess.Popen(
-            [*command, "--port", str(port), "--disable-runtime-dependency-installation"],
+            [sys.executable, "-I", "-m", f"deploy.guards.{entry[0]}", *entry[1:]],
             env={**os.environ, **settings},
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -232,9 +253,7 @@ def _runtime(out: Path) -> Iterator[Control]:
             preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no Python locks
         )
         try:
-            wait_ready(f"127.0.0.1:{port}", None, START_SECONDS)
-            with Control(f"127.0.0.1:{port}", None) as control:
-                yield control
+            yield
         finally:
             _end(process)
 
