@@ -38,17 +38,13 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 from server.federation.fleet.bundle import BundleError, build_bundle
 from server.federation.fleet.registry import Site, check_home
-from server.federation.fleet.superlink_types import Node, RunState, Simulation
+from server.federation.fleet.superlink_types import ControlError, Node, RunState, Simulation
 from shared.experiment.config import Experiment
 
 FLWR_VERSION = "1.42.0"
 READY_DEADLINE_SECONDS = 60.0
 CALL_SECONDS = 30.0
 CALLER_HEADER, _CALLER_PURPOSE = "maskfed-caller", b"maskfed calls of control and runtime paths"
-
-
-class ControlError(RuntimeError):
-    """The SuperLink refused a request or cannot be reached; the text is one line for the operator."""
 
 
 def wait_ready(address: str, root_certificate: Path | None, deadline_seconds: float = READY_DEADLINE_SECONDS) -> None:

@@ -14,11 +14,11 @@ from server.federation.fleet.bundle import BundleError, build_bundle
 from server.federation.fleet.superlink import (
     FLWR_VERSION,
     Control,
-    ControlError,
     node_key,
     superlink_address,
     wait_ready,
 )
+from server.federation.fleet.superlink_types import ControlError
 from shared.storage.code_digest import files_digest, installed_digest
 
 # Flower's own bundle builder uses a name that its pathspec deprecates.
