@@ -13,11 +13,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from flwr.proto.task_pb2 import Task
 from flwr.supercore.cli import flower_superexec
 from flwr.supercore.constant import TaskType
@@ -31,6 +33,7 @@ from deploy.guards.apps import VERIFY
 from deploy.guards.calls import caller_value, send_with_every_call
 from deploy.identity.keys import ProvisionError
 from deploy.processes.process import family
+from deploy.processes.services import BEAT_FILE
 
 TASKS = {
     "server.entry": TaskType.SERVER_APP,
@@ -40,6 +43,9 @@ TASKS = {
 """The module that each kind of superexec starts, and the one kind of task that it takes; every other is refused."""
 SLOW_FILE = "slow-start.json"
 """In the superexec's FLWR_HOME: the run whose process did not start in time, read by `status`."""
+STOP_FOLDER = "stopped"
+"""In the superexec's FLWR_HOME: a file per stopped Flower run, by its id, written by `stop`."""
+GRACE_SECONDS = 10.0
 VERIFY_SECONDS = 120.0
 log = logging.getLogger("maskfed.superexec")
 
@@ -60,7 +66,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     sys.argv = ["flower-superexec", *sys.argv[2:]]
     send_with_every_call(value)
-    install(module, value)
+    executor = install(module, value)
+    threading.Thread(target=_beat, args=(executor,), daemon=True, name="beat").start()
     flower_superexec()
 
 
@@ -89,7 +96,7 @@ def verify_program(module: str) -> None:
         raise ProvisionError(f"{' '.join(argv)} must run {expected}, but {reason}: run `make` again")
 
 
-def install(module: str, value: str) -> None:
+def install(module: str, value: str) -> "OneProgram":
     """Replace what Flower's superexec would start by the one program."""
     running = importlib.import_module("flwr.supercore.superexec.run_superexec")
     executor, task_type = OneProgram(module, value), TASKS[module]
@@ -102,6 +109,7 @@ def install(module: str, value: str) -> None:
             return super().launch_task(token, task)
 
     replace(running, {"AutoExecPlugin": OneTask, "get_executor": lambda *_, **__: executor})
+    return executor
 
 
 class OneProgram(SubprocessExecutor):
@@ -110,15 +118,15 @@ class OneProgram(SubprocessExecutor):
     def __init__(self, module: str, value: str) -> None:
         self._module, self._value, self._run_id = module, value, 0
         self._children: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+        self._lock = threading.Lock()
 
     def make_room(self, run_id: int) -> None:
         """End the process that is left of `run_id`: its claim is over, so it can do nothing but slow the next one."""
         self._run_id = run_id
-        self._children = {run: kept for run, kept in self._children.items() if kept[0].poll() is None}
-        older = self._children.pop(run_id, None)
+        older = self._take(run_id)
         if older is None:
             with suppress(OSError):
-                _slow_file().unlink(missing_ok=True)
+                (_place() / SLOW_FILE).unlink(missing_ok=True)
             return
         process, started = older
         seconds = time.monotonic() - started
@@ -126,11 +134,24 @@ class OneProgram(SubprocessExecutor):
             "run %d: pid %d did not start within %.0f s and is ended: this machine is too slow or too busy",
             run_id, process.pid, seconds,
         )  # fmt: skip
-        _tell_slow(run_id, seconds)
-        for each in reversed(family(process.pid)):
-            with suppress(Exception):
-                each.kill()
-        process.wait()
+        with suppress(OSError):
+            told = json.dumps({"run_id": run_id, "seconds": round(seconds)})
+            (_place() / SLOW_FILE).write_text(told, encoding="ascii")
+        _end(process)
+
+    def end_stopped(self) -> None:
+        """End what is left of runs that the operator stopped and that had `GRACE_SECONDS` to end by themselves."""
+        for file in (_place() / STOP_FOLDER).glob("*"):
+            if file.name.isdigit() and time.time() - file.stat().st_mtime > GRACE_SECONDS:
+                left = self._take(int(file.name))
+                if left is not None:
+                    _end(left[0])
+                file.unlink(missing_ok=True)
+
+    def _take(self, run_id: int) -> tuple[subprocess.Popen[bytes], float] | None:
+        with self._lock:
+            self._children = {run: kept for run, kept in self._children.items() if kept[0].poll() is None}
+            return self._children.pop(run_id, None)
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
         """Start the program for one task; the token goes through its standard input."""
@@ -146,7 +167,8 @@ class OneProgram(SubprocessExecutor):
         with suppress(BrokenPipeError):
             process.stdin.write(f"{spec.token}\n{self._value}\n".encode())
             process.stdin.close()
-        self._children[self._run_id] = process, time.monotonic()
+        with self._lock:
+            self._children[self._run_id] = process, time.monotonic()
         return LaunchResult.accepted()
 
     def close(self) -> None:
@@ -156,13 +178,24 @@ class OneProgram(SubprocessExecutor):
                 process.send_signal(signal.SIGTERM)
 
 
-def _slow_file() -> Path:
-    return Path(os.environ.get("FLWR_HOME", ".")) / SLOW_FILE
+def _beat(executor: OneProgram) -> None:
+    """Show every second that this process is not frozen, and look for stopped runs."""
+    while True:
+        with suppress(OSError):
+            (_place() / BEAT_FILE).touch()
+            executor.end_stopped()
+        time.sleep(1.0)
 
 
-def _tell_slow(run_id: int, seconds: float) -> None:
-    with suppress(OSError):
-        _slow_file().write_text(json.dumps({"run_id": run_id, "seconds": round(seconds)}), encoding="ascii")
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for each in reversed(family(process.pid)):
+        with suppress(psutil.Error):
+            each.kill()
+    process.wait()
+
+
+def _place() -> Path:
+    return Path(os.environ.get("FLWR_HOME", "."))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ code and register keys, and runs what it finds on PATH.
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,11 @@ KEPT_VARIABLES = (
 POLL_INTERVAL_SECONDS = "0.2"
 ALLOWANCES = "run/allowances"
 """In the coordinator's folder: what the ServerApp lets each asked site push, read by the SuperLink's guard."""
+BEAT_FILE = "alive"
+"""In a superexec's FLWR_HOME: touched every second while it runs."""
+MOST_BEAT_SECONDS = 10.0
+SETTLE_SECONDS = 150.0
+"""It tries its program first, which may take long on a busy machine."""
 HEALTH_FILE = "health.address"
 """In a site's folder: where its SuperNode answers gRPC health checks; written at each start, read by `doctor`."""
 
@@ -131,7 +137,14 @@ def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) 
             ready=lambda: is_healthy(plan.address, plan.certificate_authority),
             after_ready=on_superlink_ready,
         ),
-        Service("superexec", superexec, environment(homes / "superexec", app), logs / "superexec.log"),
+        Service(
+            "superexec",
+            superexec,
+            environment(homes / "superexec", app),
+            logs / "superexec.log",
+            alive=lambda: is_beating(homes / "superexec"),
+            settle_seconds=SETTLE_SECONDS,
+        ),
     ]
 
 
@@ -176,6 +189,8 @@ def site_services(plan: SitePlan) -> list[Service]:
             environment(homes / "superexec", app),
             logs / "superexec.log",
             takes_along=("supernode",),
+            alive=lambda: is_beating(homes / "superexec"),
+            settle_seconds=SETTLE_SECONDS,
         ),
     ]
 
@@ -195,6 +210,19 @@ def is_healthy(address: str, ca_certificate: Path) -> bool:
 def is_listening(address: str, ca_certificate: Path) -> bool:
     """Whether something speaks HTTP over TLS that our CA signed at `address`."""
     return _get(f"https://{address}/health", ca_certificate) is not None
+
+
+def is_answering(address: str, ca_certificate: Path) -> bool:
+    """Whether whatever listens at `address` answers by itself, without asking anybody behind it."""
+    return _get(f"https://{address}/", ca_certificate) is not None
+
+
+def is_beating(flwr_home: Path) -> bool:
+    """Whether a superexec has touched its file within the last seconds; true while it has not begun to."""
+    try:
+        return time.time() - (flwr_home / BEAT_FILE).stat().st_mtime < MOST_BEAT_SECONDS
+    except OSError:
+        return True
 
 
 def _get(url: str, ca_certificate: Path) -> int | None:

@@ -15,7 +15,7 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec
 
 import deploy
 from deploy.guards import replace, superexec
-from deploy.guards.superexec import SLOW_FILE, TASKS, OneProgram, program, verify_program
+from deploy.guards.superexec import SLOW_FILE, STOP_FOLDER, TASKS, OneProgram, program, verify_program
 from deploy.identity.keys import ProvisionError
 
 TOKEN, VALUE = "ab" * 128, "cd" * 32
@@ -124,6 +124,28 @@ def test_a_run_that_starts_at_once_leaves_no_word_of_a_slow_start(monkeypatch: p
     executor = launch(monkeypatch, tmp_path, "")
     executor.make_room(5)
     assert not (tmp_path / SLOW_FILE).exists()
+
+
+def test_a_stopped_run_ends_even_before_it_has_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A process that is still starting hears of no stop: `stop` leaves a file, and after a while it is ended."""
+    executor = launch(monkeypatch, tmp_path, "import time; time.sleep(600)")
+    pids = {}
+    for run_id in (5, 6):
+        executor.make_room(run_id)
+        executor.launch(spec())
+        pids[run_id] = executor._children[run_id][0].pid
+    (tmp_path / STOP_FOLDER).mkdir()
+    file = tmp_path / STOP_FOLDER / "5"
+    file.touch()
+    (tmp_path / STOP_FOLDER / "evil").touch()
+    executor.end_stopped()
+    assert Path(f"/proc/{pids[5]}").exists()
+    os.utime(file, (time.time() - 60, time.time() - 60))
+    executor.end_stopped()
+    assert not Path(f"/proc/{pids[5]}").exists()
+    assert Path(f"/proc/{pids[6]}").exists()
+    assert not file.exists()
+    executor.make_room(6)
 
 
 @pytest.mark.parametrize("module", TASKS)
