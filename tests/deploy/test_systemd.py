@@ -64,6 +64,13 @@ def test_the_half_with_the_key_does_not_see_the_images():
     assert "User=maskfed-node" in text
 
 
+@pytest.mark.parametrize("name", ["maskfed-server", "maskfed-site", "maskfed-node"])
+def test_a_process_that_outgrows_its_unit_is_ended_alone(name: str):
+    text = (UNITS / f"{name}.service").read_text()
+    assert re.search(r"^MemoryMax=\d+[%G]$", text, re.MULTILINE)
+    assert "\nMemorySwapMax=0\nOOMPolicy=continue\n" in text
+
+
 def test_both_halves_of_a_site_start_through_their_guards_and_ask_no_path():
     python = "/opt/maskfed/.venv/bin/python -I -m"
     for name, entry in (
