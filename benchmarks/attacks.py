@@ -28,8 +28,8 @@ from deploy.identity.certificates import create_authority
 from deploy.identity.enrolment import PREFIX, public_key_digest
 from deploy.identity.keys import client_context
 from deploy.processes.process import end_together, free_ports, spawn
-from deploy.processes.services import environment, program
-from server.federation.fleet.superlink import build_bundle
+from deploy.processes.services import environment, guarded
+from server.federation.fleet.bundle import build_bundle
 from shared.storage.code_digest import installed_digest
 
 
@@ -231,7 +231,7 @@ def _supernode_is_refused(coordinator: Coordinator, home: Path) -> bool:
     tls = home / "tls"
     process = spawn(
         [
-            program("flower-supernode"),
+            *guarded("supernode"),
             *("--superlink", f"localhost:{coordinator.port}", "--root-certificates", str(coordinator.ca)),
             *("--auth-supernode-private-key", str(home / "node.key"), "--port", str(runtime)),
             *("--health-server-address", f"127.0.0.1:{health}", "--isolation", "process"),

@@ -28,6 +28,14 @@ OPEN_POLICY = (
     *("--release", "loss", "--release", "seconds", "--device", "cpu", "--threads", "1"),
 )
 """Options of `maskfed-client join` for a site that answers whatever a benchmark asks."""
+PROGRAMS = {
+    "flower-superexec": "deploy.guards.superexec",
+    "flower-superlink": "deploy.guards.superlink",
+    "flower-supernode": "deploy.guards.supernode",
+    "flwr-clientapp": "client.entry",
+    "flwr-serverapp": "server.entry",
+}
+"""Flower's names of the processes, with the module that each runs: `python -I -m MODULE`, or `-m GUARD MODULE`."""
 
 
 def command(*arguments: str) -> list[str]:
@@ -159,8 +167,9 @@ def program_of(process: psutil.Process) -> str:
         line = process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return "gone"
-    if "client.entry" in line[:6]:
-        return "flwr-clientapp"
+    for program, module in PROGRAMS.items():
+        if module in line[3:5]:
+            return program
     names: Sequence[str] = [Path(part).name for part in line[:3]]
     return next(
         (name for name in names if name.startswith(("flower-", "flwr-", "maskfed-"))), names[0] if names else ""

@@ -21,8 +21,9 @@ from benchmarks.local import command, program_of
 from benchmarks.measure import verdict
 from deploy.processes.process import free_ports
 from server.federation.finetune import initial_model, resolve
+from server.federation.fleet.bundle import build_bundle
 from server.federation.fleet.registry import Registry, write_json
-from server.federation.fleet.superlink import Control, build_bundle, wait_ready
+from server.federation.fleet.superlink import Control, wait_ready
 from server.federation.rounds.global_model import save_global
 from server.runs.run_directory import create
 from shared.experiment.config import Experiment, parse_experiment
@@ -182,7 +183,7 @@ def superlink(root: Path, num_nodes: int, environment: dict[str, str]) -> Iterat
         try:
             wait_ready(address, None, 90)
             started.append(subprocess.Popen(nodes, env=env, stdout=log, stderr=log))
-            with Control(address, None) as control:
+            with Control(address, None, b"unguarded") as control:
                 deadline = time.monotonic() + 180
                 while sum(node.status == "online" for node in control.nodes()) < num_nodes:
                     assert time.monotonic() < deadline, "the nodes do not come online"

@@ -147,13 +147,13 @@ def start_plan(home: Path, settings: Coordinator, on_superlink_ready: Callable[[
         ProvisionError: the clock stands before the coordinator's own files, a port is in use, nginx is missing.
     """
     check_own_clock(home / name for name in (SETTINGS, "pki/server.pem", "sites.json", "wanted.json"))
-    check_port_free("127.0.0.1", settings.port, "SuperLink")
-    check_port_free("127.0.0.1", settings.health_port, "health check")
+    check_port_free("127.0.0.1", settings.port, "SuperLink", home)
+    check_port_free("127.0.0.1", settings.health_port, "health check", home)
     database = home / "superlink.db" if settings.database else None
     services = server_services(ServerPlan(home, settings.port, settings.health_port, database), on_superlink_ready)
     if settings.edge:
         port = split_address(settings.address)[1]
-        check_port_free("0.0.0.0", port, "edge")
+        check_port_free("0.0.0.0", port, "edge", home)
         services.append(edge_service(home, port, settings.port))
     warn_of_free_clock()
     return services

@@ -9,6 +9,7 @@ from deploy.checks.clock import is_synchronised, refused_clocks
 from deploy.checks.connection import Finding, door_checks
 from deploy.checks.probe import probe
 from deploy.coordinator import Coordinator, is_loopback, read_coordinator
+from deploy.guards.superexec import program, verify_program
 from deploy.identity.enrolment import split_address
 from deploy.identity.keys import (
     EXPIRY_WARNING_DAYS,
@@ -19,9 +20,11 @@ from deploy.identity.keys import (
 )
 from deploy.identity.site_identity import CA_CERTIFICATE, NODE_KEY, SECRET, SPLIT_MARK
 from deploy.processes.nginx import find_nginx
-from deploy.processes.services import HEALTH_FILE
+from deploy.processes.services import HEALTH_FILE, is_healthy
 
 LEAST_FREE_GIB = 5.0
+HUNG = frozenset({"DEADLINE_EXCEEDED"})
+"""Answer of a health check whose port is open while nobody speaks; a port that is closed is UNAVAILABLE."""
 
 
 def coordinator_checks(home: Path) -> list[Finding]:
@@ -46,7 +49,7 @@ def coordinator_checks(home: Path) -> list[Finding]:
 def site_checks(home: Path, address: str) -> list[Finding]:
     """Everything about a site's identity files, its processes and its way to the coordinator."""
     own = [SECRET] if _is_split(home) else [NODE_KEY, SECRET, "tls/srv.key"]
-    found = [*(_privacy(home / name) for name in own), _users(home)]
+    found = [*(_privacy(home / name) for name in own), _users(home), _own_program()]
     if not (home / CA_CERTIFICATE).exists():
         return [*found, Finding("CA certificate", False, "none: run `maskfed-client join` with the bundle")]
     found += [
@@ -62,6 +65,15 @@ def _is_split(home: Path) -> bool:
     return (home / f"{NODE_KEY}.pub").exists() and (home / SPLIT_MARK).exists()
 
 
+def _own_program() -> Finding:
+    """What tasks of the coordinator would run here: this installation's code, or nothing."""
+    try:
+        verify_program("client.entry")
+    except ProvisionError as error:
+        return Finding("own code", False, str(error))
+    return Finding("own code", True, f"tasks run {' '.join(program('client.entry'))} and nothing from a bundle or PATH")
+
+
 def _users(home: Path) -> Finding:
     if _is_split(home):
         return Finding("users", True, "the node key is with another user than the images")
@@ -73,6 +85,10 @@ def _supernode(home: Path) -> Finding:
     if not (home / HEALTH_FILE).exists():
         return Finding("SuperNode", True, "never started: `maskfed-client start` runs it")
     status = probe((home / HEALTH_FILE).read_text(encoding="ascii").strip())
+    if status in HUNG:
+        return Finding(
+            "SuperNode", False, f"hangs ({status}): `maskfed-client start` ends and restarts it within a minute"
+        )
     if status != "SERVING":
         return Finding("SuperNode", True, f"not running ({status}): `maskfed-client start` runs it")
     return Finding("SuperNode", True, "gRPC health check says SERVING")
@@ -80,6 +96,11 @@ def _supernode(home: Path) -> Finding:
 
 def _processes(home: Path, settings: Coordinator) -> Iterator[Finding]:
     status = probe(f"127.0.0.1:{settings.health_port}")
+    is_answering = is_healthy(f"127.0.0.1:{settings.port}", home / "pki" / "ca.crt")
+    if status in HUNG or (status == "SERVING" and not is_answering):
+        text = f"hangs (health check {status}, no answer on port {settings.port})"
+        yield Finding("SuperLink", False, f"{text}: `maskfed-server start` ends and restarts it within a minute")
+        return
     if status != "SERVING":
         yield Finding("SuperLink", True, f"not running ({status}): `maskfed-server start` runs it")
         return

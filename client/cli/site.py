@@ -83,6 +83,7 @@ def start(
     from client.operator.metrics import site_gauges
     from client.operator.status import SiteView, hold_site
     from deploy.checks.connection import check_door
+    from deploy.guards.superexec import verify_program
     from deploy.observe.prometheus import serve
     from deploy.processes.process import check_port_free, free_ports, handle_signals
     from deploy.processes.services import SitePlan, site_services
@@ -101,7 +102,8 @@ def start(
     for each, name in zip(ports, ("SuperNode", "health check"), strict=True):
         check_port_free("127.0.0.1", each, name)
     with hold_site(place), contextlib.ExitStack() as stack:
-        services = site_services(SitePlan(place.path, settings.address, *ports, entry_module="client.entry"))
+        services = site_services(SitePlan(place.path, settings.address, *ports))
+        verify_program("client.entry")
         check_door(settings.address, place.path / "ca.crt")
         supervisor = Supervisor(services)
         handle_signals(supervisor.request_stop)

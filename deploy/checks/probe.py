@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 def probe(address: str, seconds: float = 3.0) -> str:
     """Answer of a gRPC health check (`grpc.health.v1`) at host:port: SERVING, NOT_SERVING, or the error's name."""
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=seconds)
         except grpc.RpcError as error:

@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from deploy.identity.keys import ProvisionError
 from deploy.processes.process import adopt_orphans, end_descendants, end_together, last_line, spawn
-from deploy.processes.services import program
 
 START_SECONDS = 90.0
 STOP_SECONDS = 40.0
@@ -121,7 +122,10 @@ class Commands:
 
 
 def _argv(command: Sequence[str]) -> list[str]:
-    return [program(command[0]), *command[1:]]
+    path = Path(sys.executable).parent / command[0]
+    if not path.exists():
+        raise ProvisionError(f"{command[0]} is not installed beside {sys.executable}: run `make` again")
+    return [str(path), *command[1:]]
 
 
 def _text(command: Sequence[str]) -> str:

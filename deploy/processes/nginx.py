@@ -2,11 +2,12 @@
 
 import re
 import shutil
+import sys
 from importlib import resources
 from pathlib import Path
 
 from deploy.identity.keys import ProvisionError
-from deploy.processes.services import environment, is_healthy
+from deploy.processes.services import environment, is_answering, is_healthy
 from deploy.processes.supervision import Service
 
 REQUESTS_PER_SECOND = 200
@@ -55,8 +56,12 @@ def edge_service(home: Path, port: int, superlink_port: int, *, rate: int = REQU
     error_log = str(home.resolve() / "logs" / "edge-error.log")
     return Service(
         "edge",
-        [find_nginx(), "-p", prefix, "-e", error_log, "-c", str(configuration)],
+        [
+            *(sys.executable, "-I", "-m", "deploy.processes.keeper"),
+            *(find_nginx(), "-p", prefix, "-e", error_log, "-c", str(configuration)),
+        ],
         environment(home / "flwr" / "edge"),
         home / "logs" / "edge-start.log",
         ready=lambda: is_healthy(f"127.0.0.1:{port}", home / "pki" / "ca.crt"),
+        alive=lambda: is_answering(f"127.0.0.1:{port}", home / "pki" / "ca.crt"),
     )

@@ -98,29 +98,60 @@ def end_descendants() -> int:
 
 
 def handle_signals(stop: Callable[[], None]) -> None:
-    """Call `stop` on SIGINT and SIGTERM; a second signal while stopping changes nothing."""
+    """Call `stop` on SIGINT, SIGTERM and SIGHUP (the terminal went); a second one while stopping changes nothing."""
 
     def handler(_number: int, _frame: object) -> None:
         stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, handler)
 
 
-def check_port_free(host: str, port: int, name: str) -> None:
+def check_port_free(host: str, port: int, name: str, home: Path | None = None) -> None:
     """Refuse to start on a port that something listens on.
 
+    Args:
+        host: address to bind.
+        port: to try.
+        name: purpose.
+        home: folder whose own left-over processes are told from strangers.
+
     Raises:
-        ProvisionError: naming port and purpose.
+        ProvisionError: naming port and purpose, and who holds it, as far as that can be seen.
     """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
+            cure = _holder(port, home) or "free it or give another one"
             raise ProvisionError(
-                f"port {port} on {host} for the {name} cannot be used ({error.strerror}): free it or give another one"
+                f"port {port} on {host} for the {name} cannot be used ({error.strerror}): {cure}"
             ) from error
+
+
+def _holder(port: int, home: Path | None) -> str:
+    """Who listens on `port`, and what to do about it; empty when it cannot be seen."""
+    try:
+        connections = psutil.net_connections("tcp")
+    except psutil.AccessDenied:
+        return ""
+    for each in connections:
+        if each.status != psutil.CONN_LISTEN or each.laddr.port != port or each.pid is None:
+            continue
+        with contextlib.suppress(psutil.Error, OSError):
+            holder = psutil.Process(each.pid)
+            said = " ".join(holder.cmdline())[:80] or holder.name()
+            if home is not None and _is_orphan_of(holder, home):
+                return f"pid {each.pid} ({said}) is left over from an earlier start of this folder: kill {each.pid}"
+            return f"pid {each.pid} ({said}) holds it: stop that one or give another port"
+    return ""
+
+
+def _is_orphan_of(process: psutil.Process, home: Path) -> bool:
+    """Whether a process was started for `home`: its command line or, for nginx's worker, an open file says so."""
+    places = [*process.cmdline(), *(file.path for file in process.open_files())]
+    return any(str(home.resolve()) in place for place in places)
 
 
 @contextlib.contextmanager

@@ -1,12 +1,14 @@
 """The command lines of the secure topology: which programs run where, with which flags and environment.
 
 Server: SuperLink on loopback with TLS, node authentication, process isolation and a secret; a superexec of our own.
-Site: SuperNode with process isolation, its own loopback TLS and its own secret; a superexec whose `flwr-clientapp` is
-the site's own entry point. Without process isolation and secret, Flower lets anyone who reaches the port take tasks.
+Site: SuperNode with process isolation, its own loopback TLS and its own secret; a superexec of our own. All four start
+through the guarded entries of `deploy.guards`: without them Flower lets anyone who reaches the port take tasks, submit
+code and register keys, and runs what it finds on PATH.
 """
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,9 @@ import httpx
 from deploy.checks.connection import diagnose
 from deploy.identity.enrolment import split_address
 from deploy.identity.keys import (
-    ProvisionError,
     check_certificate,
     check_private,
     client_context,
-    create_file,
     warn_of_expiry,
 )
 from deploy.processes.supervision import Service
@@ -39,6 +39,13 @@ KEPT_VARIABLES = (
     "OMP_WAIT_POLICY",
 )
 POLL_INTERVAL_SECONDS = "0.2"
+ALLOWANCES = "run/allowances"
+"""In the coordinator's folder: what the ServerApp lets each asked site push, read by the SuperLink's guard."""
+BEAT_FILE = "alive"
+"""In a superexec's FLWR_HOME: touched every second while it runs."""
+MOST_BEAT_SECONDS = 10.0
+SETTLE_SECONDS = 150.0
+"""It tries its program first, which may take long on a busy machine."""
 HEALTH_FILE = "health.address"
 """In a site's folder: where its SuperNode answers gRPC health checks; written at each start, read by `doctor`."""
 
@@ -71,12 +78,9 @@ class SitePlan:
     superlink: str
     port: int
     health_port: int
-    entry_module: str
 
 
-def environment(
-    flwr_home: Path, extra: Mapping[str, str] | None = None, first_on_path: Path | None = None
-) -> dict[str, str]:
+def environment(flwr_home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """A small environment: no telemetry, no update check, an own FLWR_HOME, this Python's programs first on PATH."""
     flwr_home.mkdir(parents=True, exist_ok=True, mode=0o700)
     programs = str(Path(sys.executable).parent)
@@ -84,7 +88,7 @@ def environment(
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     return {
         **kept,
-        "PATH": os.pathsep.join([str(first_on_path), *path] if first_on_path else path),
+        "PATH": os.pathsep.join(path),
         "FLWR_HOME": str(flwr_home.resolve()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -95,12 +99,9 @@ def environment(
     }
 
 
-def program(name: str) -> str:
-    """Path of a program that is installed beside this Python."""
-    path = Path(sys.executable).parent / name
-    if not path.exists():
-        raise ProvisionError(f"{name} is not installed beside {sys.executable}: run `make` again")
-    return str(path)
+def guarded(entry: str, *arguments: str) -> list[str]:
+    """Command line of a guarded entry; `-I` keeps working folder and environment out of `sys.path`."""
+    return [sys.executable, "-I", "-m", f"deploy.guards.{entry}", *arguments]
 
 
 def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) -> list[Service]:
@@ -112,7 +113,7 @@ def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) 
     for certificate in (pki / "server.pem", pki / "ca.crt"):
         warn_of_expiry(certificate)
     superlink = [
-        program("flower-superlink"),
+        *guarded("superlink"),
         *("--host", "127.0.0.1", "--port", str(plan.port)),
         *("--ssl-ca-certfile", str(pki / "ca.crt"), "--ssl-certfile", str(pki / "server.pem")),
         *("--ssl-keyfile", str(pki / "server.key")),
@@ -123,7 +124,7 @@ def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) 
         *(("--database", str(plan.database)) if plan.database else ()),
     ]
     superexec = [
-        program("flower-superexec"),
+        *guarded("superexec", "server.entry"),
         *("--runtime-api-address", plan.address, "--root-certificates", str(pki / "ca.crt")),
         *("--superexec-auth-secret-file", str(secret)),
     ]
@@ -133,12 +134,19 @@ def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) 
         Service(
             "superlink",
             superlink,
-            environment(homes / "superlink"),
+            environment(homes / "superlink", {"MASKFED_ALLOWANCES": str((plan.home / ALLOWANCES).resolve())}),
             logs / "superlink.log",
             ready=lambda: is_healthy(plan.address, plan.certificate_authority),
             after_ready=on_superlink_ready,
         ),
-        Service("superexec", superexec, environment(homes / "superexec", app), logs / "superexec.log"),
+        Service(
+            "superexec",
+            superexec,
+            environment(homes / "superexec", app),
+            logs / "superexec.log",
+            alive=lambda: is_beating(homes / "superexec"),
+            settle_seconds=SETTLE_SECONDS,
+        ),
     ]
 
 
@@ -151,7 +159,7 @@ def site_services(plan: SitePlan) -> list[Service]:
     warn_of_expiry(plan.home / "ca.crt")
     runtime = f"127.0.0.1:{plan.port}"
     supernode = [
-        program("flower-supernode"),
+        *guarded("supernode"),
         *("--superlink", plan.superlink, "--root-certificates", str(plan.home / "ca.crt")),
         *("--auth-supernode-private-key", str(key), "--host", "127.0.0.1", "--port", str(plan.port)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
@@ -160,13 +168,13 @@ def site_services(plan: SitePlan) -> list[Service]:
         *("--health-server-address", f"127.0.0.1:{plan.health_port}"),
     ]
     superexec = [
-        program("flower-superexec"),
+        *guarded("superexec", "client.entry"),
         *("--runtime-api-address", runtime, "--root-certificates", str(tls / "ca.crt")),
         *("--superexec-auth-secret-file", str(secret)),
     ]
     logs, homes = plan.home / "logs", plan.home / "flwr"
     app = {"MASKFED_CLIENT_HOME": str(plan.home.resolve())}
-    own_code = write_own_clientapp(plan.home / "bin", plan.entry_module)
+    remove_own_clientapp(plan.home / "bin")
     (plan.home / HEALTH_FILE).write_text(f"127.0.0.1:{plan.health_port}\n", encoding="ascii")
     return [
         Service(
@@ -180,25 +188,20 @@ def site_services(plan: SitePlan) -> list[Service]:
         Service(
             "superexec",
             superexec,
-            environment(homes / "superexec", app, first_on_path=own_code),
+            environment(homes / "superexec", app),
             logs / "superexec.log",
             takes_along=("supernode",),
+            alive=lambda: is_beating(homes / "superexec"),
+            settle_seconds=SETTLE_SECONDS,
         ),
     ]
 
 
-def write_own_clientapp(folder: Path, module: str) -> Path:
-    """Write the `flwr-clientapp` that superexec finds first: it runs the installed `module` and no code of a bundle.
-
-    `-I` keeps the working folder and PYTHONPATH out of `sys.path`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    script = folder / "flwr-clientapp"
-    text = f'#!/bin/sh\nexec "{sys.executable}" -I -m {module} "$@"\n'.encode()
-    if not script.exists() or script.read_bytes() != text:
-        script.unlink(missing_ok=True)
-        create_file(script, text, 0o755)
-    return folder.resolve()
+def remove_own_clientapp(folder: Path) -> None:
+    """Remove the script that earlier versions put first on PATH: no PATH is asked any more."""
+    (folder / "flwr-clientapp").unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def is_healthy(address: str, ca_certificate: Path) -> bool:
@@ -209,6 +212,19 @@ def is_healthy(address: str, ca_certificate: Path) -> bool:
 def is_listening(address: str, ca_certificate: Path) -> bool:
     """Whether something speaks HTTP over TLS that our CA signed at `address`."""
     return _get(f"https://{address}/health", ca_certificate) is not None
+
+
+def is_answering(address: str, ca_certificate: Path) -> bool:
+    """Whether whatever listens at `address` answers by itself, without asking anybody behind it."""
+    return _get(f"https://{address}/", ca_certificate) is not None
+
+
+def is_beating(flwr_home: Path) -> bool:
+    """Whether a superexec has touched its file within the last seconds; true while it has not begun to."""
+    try:
+        return time.time() - (flwr_home / BEAT_FILE).stat().st_mtime < MOST_BEAT_SECONDS
+    except OSError:
+        return True
 
 
 def _get(url: str, ca_certificate: Path) -> int | None:

@@ -15,6 +15,7 @@ import psutil
 
 from deploy.identity.keys import ProvisionError
 from deploy.observe.logs import cap_logs
+from deploy.processes.liveness import CHECK_SECONDS, Liveness
 from deploy.processes.process import end_group, end_processes, family, last_line, spawn
 
 logger = logging.getLogger(__name__)
@@ -24,6 +25,8 @@ READY_SECONDS = 90.0
 POLL_SECONDS = 0.25
 LONGEST_BACKOFF_SECONDS = 60.0
 STABLE_SECONDS = 60.0
+HUNG_SECONDS = 2.0
+"""What a service that does not answer gets to end by itself."""
 LOG_SECONDS = 10.0
 
 
@@ -32,6 +35,7 @@ class Service:
     """One process to keep running.
 
     `ready` is polled after a start until it returns True; `after_ready` then runs once per start (register keys, say).
+    `alive`, or else `ready`, is asked while it runs: a service that does not answer three times is started again.
     Services named in `takes_along` are restarted whenever this one had to be. `diagnose` tells why it may have ended.
     """
 
@@ -43,6 +47,9 @@ class Service:
     after_ready: Callable[[], object] | None = None
     takes_along: tuple[str, ...] = ()
     diagnose: Callable[[], str] | None = None
+    alive: Callable[[], bool] | None = None
+    settle_seconds: float = 0.0
+    """How long after its start `alive` does not count yet."""
 
 
 @dataclass
@@ -61,10 +68,16 @@ class Supervisor:
 
     services: list[Service]
     stop_seconds: float = STOP_SECONDS
+    check_seconds: float = CHECK_SECONDS
     restarts: dict[str, int] = field(default_factory=dict)
     _running: dict[str, _Running] = field(default_factory=dict)
     _seen: dict[int, psutil.Process] = field(default_factory=dict)
     _stopping: threading.Event = field(default_factory=threading.Event)
+    _liveness: Liveness = field(init=False)
+
+    def __post_init__(self) -> None:
+        probes = {service.name: service.alive or service.ready for service in self.services}
+        self._liveness = Liveness({name: probe for name, probe in probes.items() if probe}, self.check_seconds)
 
     def start(self) -> None:
         """Start every service in order, each only when the one before it is healthy.
@@ -82,6 +95,7 @@ class Supervisor:
     def watch(self, tick: Callable[[], None] | None = None, tick_seconds: float = 2.0) -> None:
         """Restart what exits and keep logs small until `request_stop`; `tick` runs every `tick_seconds` in between."""
         next_tick = next_cap = time.monotonic()
+        self._liveness.start()
         while not self._stopping.wait(POLL_SECONDS):
             self._restart_exited()
             if time.monotonic() >= next_cap:
@@ -108,6 +122,7 @@ class Supervisor:
     def stop(self) -> None:
         """End everything, last started first: SIGTERM, wait, SIGKILL to the group; then whatever children are left."""
         self._stopping.set()
+        self._liveness.close()
         self._note_children()
         for service in reversed(self.services):
             self._end(service.name)
@@ -126,6 +141,7 @@ class Supervisor:
     def _start(self, service: Service, failures: int) -> None:
         process = spawn(service.argv, service.env, service.log)
         self._running[service.name] = _Running(process, time.monotonic(), failures)
+        self._liveness.forget(service.name)
         logger.info("%s started (pid %d)", service.name, process.pid)
         if service.ready is not None:
             self._wait_until_ready(service, process)
@@ -149,18 +165,22 @@ class Supervisor:
         by_name = {service.name: service for service in self.services}
         for service in self.services:
             running = self._running.get(service.name)
-            if running is None or running.process.poll() is None:
+            if running is None:
                 continue
             lived = time.monotonic() - running.started
+            is_running = running.process.poll() is None
+            is_hanging = is_running and lived > service.settle_seconds and self._liveness.hangs(service.name)
+            if is_running and not is_hanging:
+                continue
             failures = 0 if lived > STABLE_SECONDS else running.failures + 1
             backoff = min(LONGEST_BACKOFF_SECONDS, 2.0**failures - 1)
             if lived < backoff:
                 continue
             reason = f" ({service.diagnose()})" if service.diagnose else ""
-            code = running.process.returncode
-            logger.warning("%s ended with code %s%s: starting it again", service.name, code, reason)
+            what = "hangs" if is_hanging else f"ended with code {running.process.returncode}"
+            logger.warning("%s %s%s: starting it again", service.name, what, reason)
             self.restarts[service.name] = self.restarts.get(service.name, 0) + 1
-            self._end(service.name)
+            self._end(service.name, HUNG_SECONDS if is_hanging else None)
             for name in service.takes_along:
                 self._end(name)
             for name in (service.name, *service.takes_along):
@@ -173,12 +193,12 @@ class Supervisor:
             logger.warning("%s", error)
             self._end(service.name)
 
-    def _end(self, name: str) -> None:
+    def _end(self, name: str, seconds: float | None = None) -> None:
         running = self._running.get(name)
         if running is None:
             return
         self._note_children()
-        end_group(running.process, self.stop_seconds)
+        end_group(running.process, self.stop_seconds if seconds is None else seconds)
 
     def _note_children(self) -> None:
         for running in self._running.values():

@@ -133,6 +133,7 @@ def gather(
         "statistics",
         timing=timing,
         deadline_seconds=deadline_seconds,
+        reply_bytes=MAX_FILE_BYTES,
     )
 
 

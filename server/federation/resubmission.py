@@ -109,7 +109,16 @@ class Wanted:
             if entry.status != "running":
                 return False
             runs[run] = entry.model_copy(update={"status": "stopped", "reason": "stopped by the operator"})
-            return control.stop(entry.run_id)
+            is_stopped = control.stop(entry.run_id)
+            self._end_processes(entry.run_id)
+            return is_stopped
+
+    def _end_processes(self, run_id: int) -> None:
+        """Let the superexec end what is left of a run after a few seconds: one that only starts hears of no stop."""
+        folder = self.home / "flwr" / "superexec"
+        if folder.is_dir():
+            (folder / "stopped").mkdir(exist_ok=True, mode=0o700)
+            (folder / "stopped" / str(run_id)).touch()
 
     def has_running(self) -> bool:
         """Whether any run is still to be finished."""

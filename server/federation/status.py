@@ -20,6 +20,8 @@ from shared.storage.runlog import read_metrics
 POLL_SECONDS = 1.0
 AWAY_SECONDS = 600.0
 """How long a follower waits for a SuperLink that cannot be reached."""
+HEARD_SECONDS = 2.0
+"""How long a SuperLink may take to say that it is there; what is told comes from files."""
 SHOWN_ROUNDS = 25
 """Newest rounds in the table; the JSON has all."""
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 1}
@@ -65,7 +67,7 @@ def summarise(home: Path, entry: WantedRun) -> dict[str, Any]:
     return {
         "run": entry.run,
         "status": entry.status,
-        "reason": entry.reason,
+        "reason": entry.reason or ("" if is_over else _slow_start(home, entry.run_id)),
         "rounds": run.experiment.federation.rounds,
         "rounds_done": max(rounds, default=0),
         "resubmissions": sum(event["kind"] == "resubmitted" for event in events),
@@ -84,7 +86,8 @@ def all_runs(home: Path, run: str = "") -> list[dict[str, Any]]:
         InputError: the named run is unknown.
     """
     wanted = Wanted(home)
-    _tick(home, wanted)
+    if wanted.has_running():
+        _tick(home, wanted)
     entries = [_entry(wanted, run)] if run else list(wanted.runs().values())
     return [summarise(home, entry) for entry in entries]
 
@@ -174,11 +177,25 @@ def _entry(wanted: Wanted, run: str) -> WantedRun:
     return runs[run]
 
 
+def _slow_start(home: Path, run_id: int) -> str:
+    """Why a run does not begin, when its superexec noted that its process did not start in time."""
+    try:
+        told = json.loads((home / "flwr" / "superexec" / "slow-start.json").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return ""
+    if told["run_id"] != run_id:
+        return ""
+    return (
+        f"its process did not start within {told['seconds']} s and was started again: the machine is too slow or busy"
+    )
+
+
 def _tick(home: Path, wanted: Wanted) -> bool:
     """Look after wanted runs; false when the SuperLink cannot be reached."""
     try:
-        with connect(home) as control:
+        with connect(home, HEARD_SECONDS) as control:
             control.nodes()
+        with connect(home) as control:
             wanted.tick(control)
     except ControlError:
         return False

@@ -1,5 +1,6 @@
 import contextlib
 import datetime as dt
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from deploy.checks.connection import Finding, check_door, diagnose, door_checks
-from deploy.coordinator import Coordinator, create_coordinator, renew_certificate
+from deploy.coordinator import Coordinator, create_coordinator, read_settings, renew_certificate
 from deploy.doctor import coordinator_checks, site_checks
+from deploy.guards import superexec
 from deploy.identity.certificates import create_authority
 from deploy.identity.keys import ProvisionError
 from deploy.identity.site_identity import create_identity
@@ -179,3 +181,24 @@ def test_a_door_that_is_not_there_yet_is_a_warning(home: Path, caplog: pytest.Lo
 def test_a_supernode_that_ends_although_the_door_is_well_points_at_its_key(home: Path, door: int):
     assert "key registered" in diagnose(f"127.0.0.1:{door}", home / "pki" / "ca.crt")
     assert "host:port" in diagnose("fleet.example", home / "pki" / "ca.crt")
+
+
+def test_a_superlink_that_hangs_is_told_from_one_that_does_not_run(home: Path):
+    """A port that takes connections and says nothing: what a stopped or frozen process leaves."""
+    assert named(coordinator_checks(home))["SuperLink"].is_ok
+    assert "not running" in named(coordinator_checks(home))["SuperLink"].text
+    settings = read_settings(home)
+    with socket.create_server(("127.0.0.1", settings.health_port)), socket.create_server(("127.0.0.1", settings.port)):
+        found = named(coordinator_checks(home))["SuperLink"]
+    assert not found.is_ok
+    assert "hangs" in found.text
+
+
+def test_a_sites_own_program_is_checked(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    site = tmp_path / "site"
+    create_identity(site, "site-0")
+    assert named(site_checks(site, "fleet.example:443"))["own code"].is_ok
+    monkeypatch.setattr(superexec, "program", lambda _: ["/bin/echo", "/evil/client/entry.py"])
+    found = named(site_checks(site, "fleet.example:443"))["own code"]
+    assert not found.is_ok
+    assert "/evil/client/entry.py" in found.text

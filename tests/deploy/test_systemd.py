@@ -2,7 +2,6 @@
 
 import getpass
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -72,12 +71,22 @@ def test_the_half_with_the_key_does_not_see_the_images():
     assert "User=maskfed-node" in text
 
 
-def test_the_clientapp_first_on_the_path_is_the_sites_own(tmp_path: Path):
-    script = UNITS / "bin" / "flwr-clientapp"
-    assert script.stat().st_mode & 0o777 == 0o755
-    assert "deploy/systemd/bin:" in (UNITS / "maskfed-site.service").read_text()
-    assert re.search(r'^exec /opt/maskfed/.venv/bin/python -I -m client.entry "\$@"$', script.read_text(), re.MULTILINE)
-    assert shutil.which("sh")
+@pytest.mark.parametrize("name", ["maskfed-server", "maskfed-site", "maskfed-node"])
+def test_a_process_that_outgrows_its_unit_is_ended_alone(name: str):
+    text = (UNITS / f"{name}.service").read_text()
+    assert re.search(r"^MemoryMax=\d+[%G]$", text, re.MULTILINE)
+    assert "\nMemorySwapMax=0\nOOMPolicy=continue\n" in text
+
+
+def test_both_halves_of_a_site_start_through_their_guards_and_ask_no_path():
+    python = "/opt/maskfed/.venv/bin/python -I -m"
+    for name, entry in (
+        ("maskfed-site", "deploy.guards.superexec client.entry"),
+        ("maskfed-node", "deploy.guards.supernode"),
+    ):
+        text = (UNITS / f"{name}.service").read_text().replace("\\\n ", "")
+        assert re.search(rf"^ExecStart=.*{python} +{entry} ", text, re.MULTILINE)
+        assert "Environment=PATH" not in text
 
 
 def test_splitting_a_site_moves_the_key_and_keeps_the_modes(tmp_path: Path):

@@ -1,15 +1,14 @@
-"""The coordinator's hand on the SuperLink: bundle, site registration, runs. One of two files that use flwr internals.
+"""The coordinator's hand on the SuperLink: site registration and runs. Uses flwr internals.
 
 Written against flwr 1.42.0 exactly; `tests/server/federation/fleet/test_superlink.py` fails on another version.
 """
 
 import hashlib
-import io
+import hmac
 import os
 import ssl
 import time
 import tomllib
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +19,6 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 import httpx
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
-from flwr.cli.build import build_fab_from_files
 from flwr.common.serde import fab_to_proto, user_config_to_proto
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
@@ -38,52 +36,15 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-import shared
+from server.federation.fleet.bundle import BundleError, build_bundle
 from server.federation.fleet.registry import Site, check_home
 from server.federation.fleet.superlink_types import ControlError, Node, RunState, Simulation
 from shared.experiment.config import Experiment
 
 FLWR_VERSION = "1.42.0"
 READY_DEADLINE_SECONDS = 60.0
-_PROJECT = """\
-[project]
-name = "maskfed"
-version = "1.0.0"
-description = "Federated fine-tuning of masked-pretrained diffusion models"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "maskfed"
-fab-include = ["server/**", "client/**", "shared/**"]
-
-[tool.flwr.app.components]
-serverapp = "server.app:app"
-clientapp = "client.app:app"
-
-[tool.flwr.app.config]
-experiment = ""
-run = ""
-"""
-
-
-def build_bundle() -> bytes:
-    """The Flower bundle: every `*.py` of server, client and shared, and a minimal project file; deterministic.
-
-    Raises:
-        ControlError: Flower leaves a file out; it drops names like `x_test.py`, and no site would approve the rest.
-    """
-    root = Path(shared.__file__).parent.parent
-    files: dict[str, bytes | Path] = {"pyproject.toml": _PROJECT.encode()}
-    for package in ("server", "client", "shared"):
-        for path in sorted((root / package).rglob("*.py")):
-            files[path.relative_to(root).as_posix()] = path.read_bytes()
-    content = build_fab_from_files(files)[0]
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        missing = sorted(set(files) - set(archive.namelist()))
-    if missing:
-        raise ControlError(f"Flower's bundle leaves out {', '.join(missing)}: give these files other names")
-    return content
+CALL_SECONDS = 30.0
+CALLER_HEADER, _CALLER_PURPOSE = "maskfed-caller", b"maskfed calls of control and runtime paths"
 
 
 def wait_ready(address: str, root_certificate: Path | None, deadline_seconds: float = READY_DEADLINE_SECONDS) -> None:
@@ -95,7 +56,7 @@ def wait_ready(address: str, root_certificate: Path | None, deadline_seconds: fl
     verify = ssl.create_default_context(cafile=str(root_certificate)) if root_certificate else True
     url = f"{'https' if root_certificate else 'http'}://{address}/health"
     deadline = time.monotonic() + deadline_seconds
-    with httpx.Client(verify=verify, timeout=2) as http:
+    with httpx.Client(verify=verify, timeout=2, trust_env=False) as http:
         while time.monotonic() < deadline:
             try:
                 if http.get(url).is_success:
@@ -109,13 +70,23 @@ def wait_ready(address: str, root_certificate: Path | None, deadline_seconds: fl
 class Control:
     """A connection to the SuperLink's Control API; close it, an open one delays the SuperLink's exit by 15 s."""
 
-    def __init__(self, address: str, root_certificate: Path | None) -> None:
+    def __init__(
+        self, address: str, root_certificate: Path | None, secret: bytes, timeout_seconds: float = CALL_SECONDS
+    ) -> None:
         self.address = address
         self._http = ControlHttpClient.from_server_address(
             server_address=address,
             insecure=root_certificate is None,
             root_certificates=root_certificate.read_bytes() if root_certificate else None,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+        # Flower's client asks proxy variables even for loopback and sends no secret.
+        self._http._client.close()
+        self._http._client = httpx.Client(
+            verify=ssl.create_default_context(cafile=str(root_certificate)) if root_certificate else True,
+            timeout=timeout_seconds,
+            headers={CALLER_HEADER: caller_value(secret)},
+            trust_env=False,
         )
 
     def __enter__(self) -> Self:
@@ -156,7 +127,10 @@ class Control:
 
     def submit(self, experiment: Experiment, run: str, simulation: Simulation | None = None) -> int:
         """Start a ServerApp for the prepared run directory `run`; its Flower run id."""
-        content = build_bundle()
+        try:
+            content = build_bundle()
+        except BundleError as error:
+            raise ControlError(str(error)) from error
         request = StartRunRequest(
             fab=fab_to_proto(Fab(hashlib.sha256(content).hexdigest(), content, {})),
             override_config=user_config_to_proto({"experiment": experiment.to_toml(), "run": run}),
@@ -205,9 +179,24 @@ class Control:
                 yield part.log_output
 
 
-def connect(home: Path) -> Control:
-    """Control of the SuperLink that belongs to the coordinator home `home`."""
-    return Control(superlink_address(home), home / "pki" / "ca.crt")
+def connect(home: Path, timeout_seconds: float = CALL_SECONDS) -> Control:
+    """Control of the SuperLink that belongs to the coordinator home `home`; each call ends after `timeout_seconds`.
+
+    Raises:
+        ControlError: its secret cannot be read.
+    """
+    try:
+        secret = (home / "superexec.secret").read_bytes()
+    except OSError as error:
+        raise ControlError(
+            f"{home / 'superexec.secret'}: {error.strerror}: run this as the coordinator's user"
+        ) from error
+    return Control(superlink_address(home), home / "pki" / "ca.crt", secret, timeout_seconds)
+
+
+def caller_value(secret: bytes) -> str:
+    """What the SuperLink's guard expects of whoever calls control and runtime paths: an HMAC-SHA256 in hexadecimal."""
+    return hmac.new(secret, _CALLER_PURPOSE, hashlib.sha256).hexdigest()
 
 
 def superlink_address(home: Path) -> str:

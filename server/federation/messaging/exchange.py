@@ -18,6 +18,7 @@ from server.federation.messaging.transport import (
     SLOW_BYTES_PER_SECOND,
     ExchangeError,
     Grid,
+    GuardedGrid,
     Timing,
     is_transient,
     persist,
@@ -95,6 +96,12 @@ class Exchange:
     def expect(self, reply_bytes: int) -> None:
         """Tell how large replies are: the patience with a pull grows by its time at 10 MB/s."""
         self._turns.patience_seconds = self.timing.patience_seconds + reply_bytes / SLOW_BYTES_PER_SECOND
+        self.allow(2 * reply_bytes)  # secure sums have 64 bits an element, float32 has 32
+
+    def allow(self, reply_bytes: int) -> None:
+        """Tell the guarded Grid how large the arrays of an answer may be; nothing more is taken, nor put together."""
+        if isinstance(self.grid, GuardedGrid):
+            self.grid.allow(reply_bytes)
 
     def close(self) -> None:
         """Stop pulling; a pull that blocks ends with the process."""

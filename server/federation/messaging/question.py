@@ -125,6 +125,7 @@ def collect(
     only: Collection[str] = (),
     timing: Timing | None = None,
     deadline_seconds: float,
+    reply_bytes: int = 0,
 ) -> None:
     """Ask every registered site that is online, and take what comes; one event of `kind` per site.
 
@@ -141,6 +142,7 @@ def collect(
         only: aliases to ask; empty: everybody. One of them that is not online is noted as `offline`.
         timing: seconds between pulls, deadlines of calls.
         deadline_seconds: for the answers.
+        reply_bytes: the most that the arrays of an answer may have.
 
     Raises:
         ExchangeError: the SuperLink does not answer, or does not take the question.
@@ -149,6 +151,7 @@ def collect(
     active = {site.alias: site.node_id for site in Registry(home / "sites.json").active()}
     outcomes = _Outcomes((), take, metrics, kind)
     exchange = Exchange(grid, outcomes.arrived, timing)
+    exchange.allow(reply_bytes)
     try:
         online = exchange.online()
         asked = {

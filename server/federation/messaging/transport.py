@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import httpx
 from flwr.app import Message
@@ -40,6 +40,14 @@ class Grid(Protocol):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies that are there."""
+
+
+@runtime_checkable
+class GuardedGrid(Protocol):
+    """A Grid that takes answers up to a size only."""
+
+    def allow(self, reply_bytes: int) -> None:
+        """Say how many bytes of arrays the answers to the next questions may have."""
 
 
 class ExchangeError(RuntimeError):

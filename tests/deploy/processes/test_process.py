@@ -122,7 +122,9 @@ def test_services_die_with_a_supervisor_that_is_killed(tmp_path: Path):
 def test_a_port_in_use_is_named(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        with pytest.raises(ProvisionError, match=rf"port {port} .*SuperLink.*free it"):
+        with pytest.raises(
+            ProvisionError, match=rf"port {port} .*SuperLink.*pid {os.getpid()}.*stop that one or give another port"
+        ):
             check_port_free("127.0.0.1", port, "SuperLink")
     check_port_free("127.0.0.1", port, "SuperLink")
 
@@ -145,3 +147,59 @@ def test_a_supervisor_keeps_its_logs_small(tmp_path: Path, monkeypatch: pytest.M
     with supervisor:
         supervisor.watch(supervisor.request_stop)
     assert capped == [tmp_path]
+
+
+def test_a_service_that_hangs_is_started_again_and_one_that_answers_is_not(tmp_path: Path):
+    """SIGSTOP: the process is there, and says nothing."""
+    beat = "import pathlib, sys, time\nwhile True:\n  pathlib.Path(sys.argv[0] or 'x')\n  time.sleep(60)"
+
+    def is_running(name: str) -> bool:
+        return psutil.Process(supervisor.pid(name)).status() != psutil.STATUS_STOPPED
+
+    services = [
+        service(tmp_path, "hung", beat, alive=lambda: is_running("hung")),
+        service(tmp_path, "well", beat, alive=lambda: is_running("well")),
+    ]
+    supervisor = Supervisor(services, check_seconds=0.1)
+    supervisor.start()
+    old = {name: supervisor.pid(name) for name in ("hung", "well")}
+    thread = threading.Thread(target=supervisor.watch)
+    thread.start()
+    time.sleep(1.2)  # past the first backoff
+    os.kill(old["hung"], signal.SIGSTOP)
+    until(lambda: supervisor.restarts.get("hung") == 1 and supervisor.pid("hung") != old["hung"])
+    supervisor.request_stop()
+    thread.join(20)
+    assert supervisor.pid("well") == old["well"]
+    supervisor.stop()
+    assert not psutil.pid_exists(old["hung"])
+
+
+def test_a_terminal_that_goes_stops_like_ctrl_c():
+    code = (
+        "import threading; from deploy.processes.process import handle_signals; stop = threading.Event();"
+        "handle_signals(stop.set); print('up', flush=True); stop.wait(30); print('stopped', stop.is_set())"
+    )
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "up\n"
+            process.send_signal(number)
+            assert process.communicate(timeout=20)[0] == "stopped True\n"
+
+
+def test_who_holds_a_port_is_told_and_an_own_orphan_is_recognised(tmp_path: Path):
+    (port,) = free_ports(1)
+    code = (
+        "import socket, sys; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen();"
+        "print('up', flush=True); sys.stdin.read()"
+    )
+    argv = [sys.executable, "-c", code, str(port), str(tmp_path.resolve())]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(ProvisionError, match=rf"left over from an earlier start.*kill {process.pid}$"):
+            check_port_free("127.0.0.1", port, "edge", tmp_path)
+        with pytest.raises(ProvisionError, match=rf"pid {process.pid} .* holds it"):
+            check_port_free("127.0.0.1", port, "edge", tmp_path / "other")
+        process.kill()

@@ -9,11 +9,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from server.federation.fleet import superlink
+from server.federation.fleet import bundle as bundles
+from server.federation.fleet.bundle import BundleError, build_bundle
 from server.federation.fleet.superlink import (
     FLWR_VERSION,
     Control,
-    build_bundle,
     node_key,
     superlink_address,
     wait_ready,
@@ -44,13 +44,13 @@ def test_the_bundles_code_has_the_digest_that_sites_compare():
 
 
 def test_a_file_that_flower_drops_from_the_bundle_is_named(monkeypatch: pytest.MonkeyPatch):
-    build = superlink.build_fab_from_files
+    build = bundles.build_fab_from_files
 
     def drop_one(files: dict[str, bytes]) -> tuple[bytes, str]:
         return build({name: data for name, data in files.items() if name != "shared/errors.py"})
 
-    monkeypatch.setattr(superlink, "build_fab_from_files", drop_one)
-    with pytest.raises(ControlError, match=r"leaves out shared/errors\.py"):
+    monkeypatch.setattr(bundles, "build_fab_from_files", drop_one)
+    with pytest.raises(BundleError, match=r"leaves out shared/errors\.py"):
         build_bundle()
 
 
@@ -74,7 +74,7 @@ def test_a_node_key_is_the_public_key_in_pem():
 def test_a_superlink_that_is_not_there_is_one_clear_line():
     with pytest.raises(ControlError, match="does not answer"):
         wait_ready("127.0.0.1:1", None, 0.3)
-    with Control("127.0.0.1:1", None) as control, pytest.raises(ControlError, match="cannot be reached"):
+    with Control("127.0.0.1:1", None, b"secret") as control, pytest.raises(ControlError, match="cannot be reached"):
         control.nodes()
 
 

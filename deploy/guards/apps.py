@@ -1,0 +1,54 @@
+"""The process of one task: `python -I -m deploy.guards.apps MODULE ...` runs the installed MODULE and nothing else.
+
+Two lines come through a pipe, the token of the task and the value that goes with every call: neither is ever on a
+command line, where every user of the machine could read it. With `--verify` instead, the process says which file
+MODULE would run from, and ends.
+"""
+
+import importlib.util
+import os
+import re
+import runpy
+import sys
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+VERIFY = "--verify"
+_TOKEN = re.compile(r"[\w.+/=-]{16,512}")
+
+
+def main() -> None:
+    """Read what the pipe holds, put the guards in place, run the module."""
+    module = sys.argv[1]
+    if sys.argv[2:] == [VERIFY]:
+        found = importlib.util.find_spec(module)
+        sys.exit(0 if found and found.origin and print(found.origin) is None else 1)  # noqa: T201 - the answer
+    token, value = read_pipe()
+
+    from deploy.guards.calls import send_with_every_call
+    from deploy.guards.sizes import check_before_inflating
+
+    send_with_every_call(value)
+    check_before_inflating()
+    sys.argv = [module, *sys.argv[2:], "--token", token]
+    runpy.run_module(module, run_name="__main__", alter_sys=False)
+
+
+def read_pipe() -> tuple[str, str]:
+    """Token and value from standard input, which is closed then.
+
+    Raises:
+        SystemExit: it does not hold exactly these two lines.
+    """
+    lines = sys.stdin.buffer.read(4096).decode("ascii", "replace").splitlines()
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    if len(lines) != 2 or not all(_TOKEN.fullmatch(line) for line in lines):
+        sys.exit("standard input does not hold a task's token: a superexec of maskfed starts this process")
+    return lines[0], lines[1]
+
+
+if __name__ == "__main__":
+    main()

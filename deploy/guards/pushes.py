@@ -1,0 +1,182 @@
+"""Who a node is, and what it may push: an answer to a question it was asked, in the shape that our messages have.
+
+Flower keeps the children that each object names and expands them again when the answer is fetched: objects that name
+each other several times grow exponentially, from a few hundred bytes. So an id is listed once, at most five deep
+(message, record, array record, array, chunk), and what the store knows already must have the same children.
+"""
+
+import binascii
+import datetime as dt
+import logging
+import re
+import threading
+from base64 import b64decode
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.common.constant import SUPERLINK_NODE_ID, SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from google.protobuf.message import DecodeError
+
+from deploy.guards.allowances import MOST_KNOWN, Allowance, AllowanceFiles
+from deploy.guards.asgi import PUSH_OBJECT, Refusal
+
+log = logging.getLogger("maskfed.guard")
+DEEPEST = 5
+REMEMBERED = 8
+"""Answers of one node that are open at a time; a node sends one after the other."""
+_OBJECT_ID = re.compile(r"[0-9a-f]{64}")
+
+
+class Store(Protocol):
+    """The part of Flower's object store that is asked."""
+
+    def __contains__(self, object_id: str) -> bool:
+        """Whether the store knows the id."""
+
+    def get_object_tree(self, object_id: str) -> ObjectTree:
+        """The children that the store knows, all the way down."""
+
+
+class State(Protocol):
+    """The part of Flower's link state that is asked."""
+
+    @property
+    def object_store(self) -> Store:
+        """Where objects are."""
+
+    def get_node_id_by_public_key(self, public_key: bytes) -> int | None:
+        """The registered node of a key."""
+
+
+class StateFactory(Protocol):
+    """Gives the link state."""
+
+    def state(self) -> State:
+        """The one state of this process."""
+
+
+@dataclass
+class _Open:
+    """An answer that is being uploaded."""
+
+    question: str
+    nodes: dict[str, ObjectTree]
+    """Every object of the answer with its children."""
+    missing: set[str]
+    left_bytes: int
+
+
+class NodePushes:
+    """Authenticates nodes by their headers, and takes only what allowances allow."""
+
+    def __init__(self, states: StateFactory, allowances: AllowanceFiles) -> None:
+        self._states, self._allowances = states, allowances
+        self._open: dict[int, deque[_Open]] = {}
+        self._answered: dict[str, str] = {}
+        self._lock = threading.Lock()
+
+    def authenticate(self, headers: dict[str, str]) -> int:
+        """Node id of the registered key that signed the time in the headers.
+
+        Raises:
+            Refusal: 401, no such key, no such signature, or not this time.
+        """
+        try:
+            key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
+            signature = b64decode(headers[FLEET_HTTP_SIGNATURE_HEADER], validate=True)
+            signed = headers[TIMESTAMP_HEADER]
+            age = (now() - dt.datetime.fromisoformat(signed)).total_seconds()
+            is_timely = -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE
+            node_id = self._states.state().get_node_id_by_public_key(key)
+            if not is_timely or node_id is None or len(key) > 1024 or len(signed) > 64:
+                raise ValueError
+            if not verify_signature(bytes_to_public_key(key), signed.encode("ascii"), signature):
+                raise ValueError
+        except (KeyError, ValueError, TypeError, OverflowError, binascii.Error) as error:
+            raise Refusal(401, "no registered node signed this call") from error
+        return node_id
+
+    def check_push(self, node_id: int, path: str, body: bytes) -> None:
+        """Refuse a push that no question asked `node_id` for.
+
+        Raises:
+            Refusal: 400 for a malformed one, 403 for one that is not allowed; Flower's node then drops the answer.
+        """
+        try:
+            if path == PUSH_OBJECT:
+                self._take_object(node_id, PushObjectRequest.FromString(body))
+            else:
+                self._take_message(node_id, PushMessagesRequest.FromString(body))
+        except DecodeError as error:
+            raise Refusal(400, "the body is no message of this path") from error
+        except Refusal as refusal:
+            log.warning("a push of node %d is refused: %s", node_id, refusal)
+            raise
+
+    def _take_message(self, node_id: int, request: PushMessagesRequest) -> None:
+        if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
+            raise Refusal(400, "one message and its tree are taken at a time")
+        message, tree = request.messages_list[0], request.message_object_trees[0]
+        metadata = message.metadata
+        if metadata.src_node_id != node_id or metadata.dst_node_id != SUPERLINK_NODE_ID:
+            raise Refusal(403, "a node speaks for itself and to the coordinator only")
+        question = metadata.reply_to_message_id
+        allowance = self._allowances.find(question)
+        if allowance is None or allowance.node != node_id:
+            raise Refusal(403, "the node was not asked this")
+        if metadata.message_id != tree.object_id or message.content.ByteSize():
+            raise Refusal(400, "the message is not the root of its tree")
+        with self._lock:
+            self._check_tree(tree, allowance)
+            if self._answered.setdefault(question, tree.object_id) != tree.object_id:
+                raise Refusal(403, "the question is answered already")
+            if len(self._answered) > MOST_KNOWN:
+                del self._answered[next(iter(self._answered))]
+            self._begin(node_id, question, tree, allowance)
+
+    def _check_tree(self, tree: ObjectTree, allowance: Allowance) -> None:
+        store, seen = self._states.state().object_store, set[str]()
+        for node, depth in walk(tree):
+            if depth > DEEPEST or len(seen) >= allowance.most_objects:
+                raise Refusal(400, f"at most {allowance.most_objects} objects, {DEEPEST} deep, are taken")
+            if not _OBJECT_ID.fullmatch(node.object_id) or node.object_id in seen:
+                raise Refusal(400, "every object has an id of its own and is listed once")
+            seen.add(node.object_id)
+        for node, _ in walk(tree):
+            known = [upload.nodes.get(node.object_id, node) for uploads in self._open.values() for upload in uploads]
+            if node.object_id in store:
+                known.append(store.get_object_tree(node.object_id))
+            if any(other != node for other in known):
+                raise Refusal(400, "an object that is known has other children")
+
+    def _begin(self, node_id: int, question: str, tree: ObjectTree, allowance: Allowance) -> None:
+        uploads = self._open.setdefault(node_id, deque(maxlen=REMEMBERED))
+        if not any(upload.question == question for upload in uploads):
+            nodes = {node.object_id: node for node, _ in walk(tree)}
+            uploads.append(_Open(question, nodes, set(nodes), allowance.largest_bytes))
+
+    def _take_object(self, node_id: int, request: PushObjectRequest) -> None:
+        with self._lock:
+            for upload in self._open.get(node_id, ()):
+                if request.object_id in upload.nodes:
+                    upload.left_bytes -= len(request.object_content) * (request.object_id in upload.missing)
+                    upload.missing.discard(request.object_id)
+                    if upload.left_bytes < 0:
+                        raise Refusal(403, "the answer is larger than the question allows")
+                    return
+        raise Refusal(403, "no answer of this node has this object")
+
+
+def walk(tree: ObjectTree, depth: int = 1) -> Iterator[tuple[ObjectTree, int]]:
+    """All nodes of a tree with their depth; none below one that is too deep."""
+    yield tree, depth
+    if depth <= DEEPEST:
+        for child in tree.children:
+            yield from walk(child, depth + 1)

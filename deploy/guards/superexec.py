@@ -1,0 +1,202 @@
+"""The superexec of coordinator and site: `python -I -m deploy.guards.superexec MODULE ...` starts MODULE, nothing else.
+
+Flower's own looks for `flwr-serverapp` or `flwr-clientapp` on PATH, which fails open: on a `noexec` mount, with a
+lost x bit or a colon in the path it finds Flower's program, and that runs whatever code the other side sends. Here the
+one program is this Python by its absolute path, and it was tried before the first task is taken. The token goes through
+a pipe. A run has one process: an older one that did not start in time is ended before another is started.
+"""
+
+import importlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+from flwr.proto.task_pb2 import Task
+from flwr.supercore.cli import flower_superexec
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor.subprocess_executor import SubprocessExecutor
+from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
+from flwr.supercore.superexec.plugin import AutoExecPlugin
+
+import deploy
+from deploy.guards import replace
+from deploy.guards.apps import VERIFY
+from deploy.guards.calls import caller_value, send_with_every_call
+from deploy.identity.keys import ProvisionError
+from deploy.processes.process import family
+from deploy.processes.services import BEAT_FILE
+
+TASKS = {
+    "server.entry": TaskType.SERVER_APP,
+    "client.entry": TaskType.CLIENT_APP,
+    "server.simulation.entry": TaskType.SIMULATION,
+}
+"""The module that each kind of superexec starts, and the one kind of task that it takes; every other is refused."""
+SLOW_FILE = "slow-start.json"
+"""In the superexec's FLWR_HOME: the run whose process did not start in time, read by `status`."""
+STOP_FOLDER = "stopped"
+"""In the superexec's FLWR_HOME: a file per stopped Flower run, by its id, written by `stop`."""
+GRACE_SECONDS = 10.0
+VERIFY_SECONDS = 120.0
+log = logging.getLogger("maskfed.superexec")
+
+
+def main() -> None:
+    """Verify the program, put the guards in place, take tasks until the end."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    os.umask(0o077)
+    module = sys.argv[1]
+    try:
+        if module not in TASKS:
+            raise ProvisionError(f"{module} is no program of this project: {', '.join(TASKS)}")
+        secret = Path(sys.argv[sys.argv.index("--superexec-auth-secret-file") + 1])
+        value = caller_value(secret)
+        verify_program(module)
+    except ProvisionError as error:
+        sys.exit(f"error: {error}")
+    sys.argv = ["flower-superexec", *sys.argv[2:]]
+    send_with_every_call(value)
+    executor = install(module, value)
+    threading.Thread(target=_beat, args=(executor,), daemon=True, name="beat").start()
+    flower_superexec()
+
+
+def program(module: str) -> list[str]:
+    """The absolute program of a module's tasks; `-I` keeps working folder and environment out of `sys.path`."""
+    return [sys.executable, "-I", "-m", "deploy.guards.apps", module]
+
+
+def verify_program(module: str) -> None:
+    """Try the program exactly as tasks start it.
+
+    Raises:
+        ProvisionError: it cannot be run, or would run a module that lies elsewhere than this one.
+    """
+    argv = [*program(module), VERIFY]
+    expected = Path(deploy.__file__).resolve().parent.parent.joinpath(*module.split(".")).with_suffix(".py")
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=VERIFY_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ProvisionError(f"{' '.join(argv)} cannot be run ({error}): run `make` again") from error
+    found = done.stdout.strip()
+    if done.returncode or not found or Path(found).resolve() != expected:
+        reason = f"it runs {found}" if found else (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise ProvisionError(f"{' '.join(argv)} must run {expected}, but {reason}: run `make` again")
+
+
+def install(module: str, value: str) -> "OneProgram":
+    """Replace what Flower's superexec would start by the one program."""
+    running = importlib.import_module("flwr.supercore.superexec.run_superexec")
+    executor, task_type = OneProgram(module, value), TASKS[module]
+
+    class OneTask(AutoExecPlugin):
+        supported_task_types = frozenset({task_type})
+
+        def launch_task(self, token: str, task: Task) -> LaunchResult:
+            executor.make_room(task.run_id)
+            return super().launch_task(token, task)
+
+    replace(running, {"AutoExecPlugin": OneTask, "get_executor": lambda *_, **__: executor})
+    return executor
+
+
+class OneProgram(SubprocessExecutor):
+    """Starts the one program for each task, and remembers which run it works for."""
+
+    def __init__(self, module: str, value: str) -> None:
+        self._module, self._value, self._run_id = module, value, 0
+        self._children: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+        self._lock = threading.Lock()
+
+    def make_room(self, run_id: int) -> None:
+        """End the process that is left of `run_id`: its claim is over, so it can do nothing but slow the next one."""
+        self._run_id = run_id
+        older = self._take(run_id)
+        if older is None:
+            with suppress(OSError):
+                (_place() / SLOW_FILE).unlink(missing_ok=True)
+            return
+        process, started = older
+        seconds = time.monotonic() - started
+        log.warning(
+            "run %d: pid %d did not start within %.0f s and is ended: this machine is too slow or too busy",
+            run_id, process.pid, seconds,
+        )  # fmt: skip
+        with suppress(OSError):
+            told = json.dumps({"run_id": run_id, "seconds": round(seconds)})
+            (_place() / SLOW_FILE).write_text(told, encoding="ascii")
+        _end(process)
+
+    def end_stopped(self) -> None:
+        """End what is left of runs that the operator stopped and that had `GRACE_SECONDS` to end by themselves."""
+        for file in (_place() / STOP_FOLDER).glob("*"):
+            if file.name.isdigit() and time.time() - file.stat().st_mtime > GRACE_SECONDS:
+                left = self._take(int(file.name))
+                if left is not None:
+                    _end(left[0])
+                file.unlink(missing_ok=True)
+
+    def _take(self, run_id: int) -> tuple[subprocess.Popen[bytes], float] | None:
+        with self._lock:
+            self._children = {run: kept for run, kept in self._children.items() if kept[0].poll() is None}
+            return self._children.pop(run_id, None)
+
+    def launch(self, spec: ExecutionSpec) -> LaunchResult:
+        """Start the program for one task; the token goes through its standard input."""
+        argv = [*program(self._module), "--runtime-api-address", spec.runtime_api_address]
+        if spec.insecure:
+            argv.append("--insecure")
+        elif spec.root_certificates_path is not None:
+            argv += ["--root-certificates", spec.root_certificates_path]
+        argv += ["--parent-pid", str(os.getpid())]
+        output: Any = subprocess.DEVNULL if spec.suppress_output else None
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=output, stderr=output)
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):
+            process.stdin.write(f"{spec.token}\n{self._value}\n".encode())
+            process.stdin.close()
+        with self._lock:
+            self._children[self._run_id] = process, time.monotonic()
+        return LaunchResult.accepted()
+
+    def close(self) -> None:
+        """End what still runs."""
+        for process, _ in self._children.values():
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+
+
+def _beat(executor: OneProgram) -> None:
+    """Show every second that this process is not frozen, and look for stopped runs."""
+    while True:
+        with suppress(OSError):
+            (_place() / BEAT_FILE).touch()
+            executor.end_stopped()
+        time.sleep(1.0)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for each in reversed(family(process.pid)):
+        with suppress(psutil.Error):
+            each.kill()
+    process.wait()
+
+
+def _place() -> Path:
+    return Path(os.environ.get("FLWR_HOME", "."))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The SuperNode behind its guard: `python -I -m deploy.guards.supernode ...` with `flower-supernode`'s arguments.
+
+Its own port has runtime paths only, for the site's superexec and its processes; they show the site's secret value.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import flwr.supernode.main as application
+from flwr.supernode.cli import flower_supernode
+
+from deploy.guards import replace
+from deploy.guards.asgi import Guard
+from deploy.guards.calls import caller_value
+from deploy.identity.keys import ProvisionError
+
+
+def main() -> None:
+    """Put the guard in place and run the SuperNode."""
+    os.umask(0o077)
+    try:
+        value = caller_value(Path(sys.argv[sys.argv.index("--superexec-auth-secret-file") + 1]))
+    except (ProvisionError, ValueError) as error:
+        sys.exit(f"error: the SuperNode does not start without its secret: {error}")
+    install(value)
+    sys.argv[0] = "flower-supernode"
+    flower_supernode()
+
+
+def install(value: str) -> None:
+    """Let Flower's factory of web applications give guarded ones."""
+    create = application.create_app
+    replace(application, {"create_app": lambda *args, **kwargs: Guard(create(*args, **kwargs), value)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The process of a run: it runs this installation's ServerApp and nothing from a bundle.
+
+Written against flwr 1.42.0; `tests/server/test_entry.py` fails on another. Whoever could submit a bundle would else be
+the coordinator: its files, keys and models are in reach of this process. So the bundle is not even unpacked.
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+from flwr.app import Context, Message
+from flwr.serverapp import Grid
+from flwr.superlink.cli import flwr_serverapp
+from flwr.superlink.grid import HttpGrid
+
+import server.app
+from server.federation.fleet.allowances import Allowances
+
+FLWR_VERSION = "1.42.0"
+runtime = importlib.import_module("flwr.superlink.runtime.run_serverapp")  # a function of that name hides the module
+RUN_CONFIG = frozenset({"experiment", "run"})
+LARGEST_VARIABLE = "MASKFED_LARGEST_MESSAGE_BYTES"
+"""Read before a message is inflated, by the guard in whose process this runs."""
+HEADER_BYTES = 2**20
+"""What a reply may have beside its arrays."""
+
+
+class GuardedGrid(HttpGrid):
+    """Flower's Grid that notes for each question, before it is sent, who may answer and with how much."""
+
+    reply_bytes = 0
+
+    def allow(self, reply_bytes: int) -> None:
+        """Say how many bytes of arrays the answers to the next questions have."""
+        self.reply_bytes = reply_bytes
+        os.environ[LARGEST_VARIABLE] = str(reply_bytes + HEADER_BYTES)
+
+    def _try_push_messages(self, run_id: int, messages: Iterable[Message]) -> list[str]:
+        questions = list(messages)
+        allowances = Allowances(Path(os.environ["MASKFED_SERVER_HOME"]), run_id)
+        allowances.grant(
+            {message.metadata.message_id: message.metadata.dst_node_id for message in questions},
+            self.reply_bytes + HEADER_BYTES,
+        )
+        return super()._try_push_messages(run_id, questions)
+
+
+def main() -> None:
+    """Run Flower's server process with the guards in place."""
+    os.umask(0o077)
+    install_guards()
+    sys.argv[0] = "flwr-serverapp"
+    flwr_serverapp()
+
+
+def install_guards() -> None:
+    """Replace the parts of Flower's runtime that would unpack and import what the bundle brings."""
+    guards = {
+        "HttpGrid": GuardedGrid,
+        "install_from_fab": lambda *_, **__: None,
+        "get_fab_metadata": lambda _: ("maskfed/maskfed", "0"),
+        "get_project_dir": lambda *_: Path("/nonexistent"),
+        "get_project_config": lambda _: {"tool": {"flwr": {"app": {"components": {"serverapp": "server.app:app"}}}}},
+        "get_fused_config_from_dir": lambda _, override: run_config(override),
+        "run_": run_installed,
+    }
+    for name, guard in guards.items():
+        if name not in vars(runtime):
+            raise RuntimeError(f"Flower has no {name} here: this guard is written for {FLWR_VERSION}")
+        setattr(runtime, name, guard)
+
+
+def run_config(override: dict[str, Any]) -> dict[str, Any]:
+    """The two keys that the ServerApp reads; nothing else of a submitted configuration."""
+    return {key: value for key, value in override.items() if key in RUN_CONFIG}
+
+
+def run_installed(grid: Grid, context: Context, **_bundle: object) -> Context:
+    """Run the ServerApp that is installed here, whatever the bundle names."""
+    server.app.app(grid=grid, context=context)
+    return context
+
+
+if __name__ == "__main__":
+    main()
