@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ FINISH_SECONDS = 3600.0
 SETTINGS_FILE = "finetune.json"
 PROGRESS_FILE = "progress.json"
 _PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 log = logging.getLogger("maskfed.server")
 
 
 class Evaluations:
     """Observer of a run's rounds: queues an evaluation of round 0 and of every k-th round, and keeps `progress.json`.
+
+    `attend` is what starts an evaluation; everything else only takes notes.
 
     Without a reference in the run's `finetune.json` nothing is evaluated. A failed evaluation never fails the run.
     """
@@ -45,19 +47,28 @@ class Evaluations:
             self.round_done(checkpoint_number(folder))
 
     def progress(self, server_round: int, stage: str, sites: dict[str, str]) -> None:
-        """Write `progress.json` when something changed; also the moment to look after evaluations."""
+        """Write `progress.json`, when something changed."""
         state = {"round": server_round, "stage": stage, "sites": sites, "evaluating": self._evaluating()}
         if state != self._last_progress:
             self._last_progress = state
             write_json(self.run_folder / PROGRESS_FILE, {**state, "since": time.time(), "pid": os.getpid()})
-        self._pump()
+
+    def attend(self) -> None:
+        """Note how an evaluation ended, and start the next; to be called now and then."""
+        if self._running and self._running[1].poll() is not None:
+            server_round, process = self._running
+            self._running = None
+            if process.returncode:
+                self._give_up(server_round, f"exit code {process.returncode}: {self._last_line(server_round)}")
+        if self._queue and not self._running:
+            server_round = self._queue.popleft()
+            self._running = (server_round, self._start(server_round))
 
     def round_done(self, server_round: int) -> None:
         """Queue the evaluation of a round, unless it has a result already."""
         is_wanted = self.reference and self.every_rounds and server_round % self.every_rounds == 0
         if is_wanted and not self._result_file(server_round).exists():
             self._queue.append(server_round)
-        self._pump()
 
     def oldest_needed(self) -> int | None:
         """Oldest round whose checkpoint an evaluation still reads."""
@@ -68,6 +79,7 @@ class Evaluations:
         """Wait for the evaluations that are left; those that are not done by the deadline are given up."""
         deadline = time.monotonic() + deadline_seconds
         while (self._queue or self._running) and time.monotonic() < deadline:
+            self.attend()
             self.progress(self._last_progress.get("round", 0), "evaluating", {})
             time.sleep(0.2)
         for server_round in self._queue:
@@ -83,16 +95,6 @@ class Evaluations:
             self._running = None
             self._give_up(server_round, "ended with the run")
 
-    def _pump(self) -> None:
-        if self._running and self._running[1].poll() is not None:
-            server_round, process = self._running
-            self._running = None
-            if process.returncode:
-                self._give_up(server_round, f"exit code {process.returncode}: {self._last_line(server_round)}")
-        if self._queue and not self._running:
-            server_round = self._queue.popleft()
-            self._running = (server_round, self._start(server_round))
-
     def _start(self, server_round: int) -> subprocess.Popen[bytes]:
         checkpoint = round_folder(self.run_folder / "checkpoints", server_round)
         log_file = self._log_file(server_round)
@@ -103,7 +105,7 @@ class Evaluations:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_in_background,  # noqa: PLW1509  # two system calls, no Python locks
+                preexec_fn=_in_background(),  # noqa: PLW1509  # two system calls, no Python locks
             )
 
     def _give_up(self, server_round: int, problem: str) -> None:
@@ -132,15 +134,25 @@ def evaluate_command(checkpoint: Path, reference: str, further: list[str]) -> li
     return [*command, "--reference", reference, "--name", checkpoint.name, *further]
 
 
-def die_with_parent() -> None:
-    """In a child before its program starts: it ends when its parent does, even when that is killed."""
-    _libc.prctl(_PDEATHSIG, signal.SIGKILL)
+def dying_with_parent() -> Callable[[], None]:
+    """What a child does before its program starts, so that it ends when its parent does, even when that is killed."""
+    libc = ctypes.CDLL(None, use_errno=True)  # loaded here: between fork and exec only system calls are safe
+
+    def ask_the_kernel() -> None:
+        libc.prctl(_PDEATHSIG, signal.SIGKILL)
+
+    return ask_the_kernel
 
 
-def _in_background() -> None:
-    """In the child: yield to the rounds, and die with the ServerApp."""
-    os.nice(10)
-    die_with_parent()
+def _in_background() -> Callable[[], None]:
+    """What an evaluation does before it starts: yield to the rounds, and die with the ServerApp."""
+    die_with_parent = dying_with_parent()
+
+    def prepare() -> None:
+        os.nice(10)
+        die_with_parent()
+
+    return prepare
 
 
 def _read(path: Path) -> dict[str, Any]:

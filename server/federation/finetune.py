@@ -16,7 +16,7 @@ from server.federation.rounds.selection import num_asked
 from server.federation.rounds.server_optimizer import ServerState
 from server.runs import run_directory
 from server.runs.recipes import find_experiment
-from server.runs.run_directory import RunDir
+from server.runs.run_directory import Difference, RunDir
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment
 from shared.experiment.trainable import select_trainable
@@ -26,8 +26,9 @@ from shared.storage.files import write_atomically
 from shared.storage.versions import git_commit
 
 RUN_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-_NEVER_FORCED = ("train.seed", "train.precision", "privacy.", "model.", "data.", "diffusion.", "mask.")
-"""What `--force` must not change in a run that has begun."""
+_NEVER_FORCED = frozenset({"train.seed", "train.precision"})
+_NEVER_FORCED_SECTIONS = frozenset({"privacy", "model", "data", "diffusion", "mask"})
+"""Fields and sections that `--force` must not change in a run that has begun."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,11 @@ def resume_run(home: Path, run: str, changed: Experiment | None = None, *, force
     Args:
         home: the coordinator's folder.
         run: its name.
-        changed: an experiment that should go on in place of the stored one.
+        changed: the experiment to continue with, instead of the stored one.
         force: take `changed` although it differs; never in seeds, precision, privacy, model or data.
 
     Raises:
-        InputError: no such run, it is complete, it is running and the experiment shall change, or that differs.
+        InputError: no such run, it is complete, it is running and `changed` is given, or `changed` differs.
     """
     check_name(run)
     made = RunDir(home / "runs" / run)
@@ -228,13 +229,19 @@ def initial_model(source: Path, experiment: Experiment) -> GlobalModel:
 def _merged(run: str, stored: Experiment, asked: Experiment, *, force: bool) -> Experiment:
     found = run_directory.differences(stored, asked)
     if found and not force:
-        raise InputError(f"run {run} was started with {'; '.join(found)}: resume it unchanged, or give --force")
-    fixed = [line for line in found if line.startswith(_NEVER_FORCED)]
+        raise InputError(f"run {run} was started with {_listed(found)}: resume it unchanged, or give --force")
+    fixed = [each for each in found if _is_never_forced(each.field)]
     if fixed:
-        raise InputError(
-            f"run {run} was started with {'; '.join(fixed)}: --force does not change that, start a new run"
-        )
+        raise InputError(f"run {run} was started with {_listed(fixed)}: --force does not change that, start a new run")
     return asked
+
+
+def _is_never_forced(field: str) -> bool:
+    return field in _NEVER_FORCED or field.partition(".")[0] in _NEVER_FORCED_SECTIONS
+
+
+def _listed(found: list[Difference]) -> str:
+    return "; ".join(map(str, found))
 
 
 def _absolute(reference: str) -> str:

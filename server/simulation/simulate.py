@@ -21,7 +21,7 @@ import tomli_w
 from rich.console import Console
 from rich.live import Live
 
-from server.federation.evaluation_queue import SETTINGS_FILE, die_with_parent
+from server.federation.evaluation_queue import SETTINGS_FILE, dying_with_parent
 from server.federation.finetune import check_fits, check_sites, find_init, initial_model, resolve
 from server.federation.fleet.registry import write_json
 from server.federation.fleet.superlink import Control, wait_ready
@@ -229,7 +229,7 @@ def _runtime(out: Path) -> Iterator[Control]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no Python locks
+            preexec_fn=dying_with_parent(),  # noqa: PLW1509  # one system call, no Python locks
         )
         try:
             wait_ready(f"127.0.0.1:{port}", None, START_SECONDS)

@@ -13,6 +13,7 @@ from flwr.app import Message, RecordDict
 
 from server.federation.fleet.registry import Registry
 from server.federation.messaging.exchange import Arrival, Exchange
+from server.federation.messaging.sender import Forgeries
 from server.federation.messaging.transport import Grid, Timing
 from shared.experiment.config import Experiment
 from shared.storage.files import remove_folder
@@ -87,11 +88,15 @@ class _Outcomes:
 
     def __init__(self, sites: Collection[str], take: Take, metrics: RunLog, kind: str) -> None:
         self.waiting = set(sites)
+        self.forgeries = Forgeries()
         self._take, self._metrics, self._kind = take, metrics, kind
         self._lock = threading.Lock()
 
     def arrived(self, arrival: Arrival) -> None:
         """Note the outcome of a site, once; runs in a puller's thread."""
+        if arrival.is_forged:
+            self.forgeries.add(arrival.site, arrival.problem)
+            return
         with self._lock:
             if arrival.site not in self.waiting:
                 return
@@ -167,4 +172,4 @@ def collect(
     finally:
         exchange.close()
     exchange.raise_fatal()
-    metrics.write("end", status="completed")
+    metrics.write("end", status="completed", **outcomes.forgeries.take())

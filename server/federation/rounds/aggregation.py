@@ -137,15 +137,15 @@ class FixedPointSum:
         """Free the sum's memory; the counts stay."""
         self._sum = np.zeros(0, np.int64)
 
-    def mean(self, denominator: int = 0, noise: Noise | None = None) -> NDArray[np.float32]:
-        """(Sum + noise) over `denominator` (0: the total weight), float32 (num_elements,); rounded after the noise."""
+    def mean(self, denominator: int, noise: Noise | None = None) -> NDArray[np.float32]:
+        """(Sum + noise) / `denominator`, float32 (num_elements,); rounded to float32 after the noise."""
         mean = np.empty(len(self._sum), np.float32)
         for start in range(0, len(mean), CHUNK_ELEMENTS):
             part = slice(start, start + CHUNK_ELEMENTS)
             total = self._sum[part].astype(np.float64) / float(2**SCALE_BITS)
             if noise is not None:
                 total += noise(len(total))
-            mean[part] = total / float(denominator or self.total_weight)
+            mean[part] = total / float(denominator)
         return mean
 
 

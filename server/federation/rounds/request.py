@@ -57,8 +57,8 @@ class Question:
         for record in tally.waiting():
             activated_at = online.get(record.node_id)
             if record.state == "asked" and activated_at not in (None, record.activated_at):
-                tally.lose(record, "the site's node was restarted")
-            if record.state != "again":
+                tally.requeue(record, "the site's node was restarted")
+            if record.state != "requeued":
                 continue
             if activated_at is not None and record.questions < MAX_QUESTIONS:
                 log.info("round %d: asking %s again (%s)", self.header.server_round, record.site, record.reason)
