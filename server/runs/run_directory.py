@@ -45,6 +45,16 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def settings(self) -> Path:
+        """`finetune.json`: what a federated run started from, and how its rounds are evaluated."""
+        return self.path / "finetune.json"
+
+    @property
+    def progress(self) -> Path:
+        """`progress.json`: what a federated run does now."""
+        return self.path / "progress.json"
+
+    @property
     def tensorboard(self) -> Path:
         """Folder of event files."""
         return self.path / "tensorboard"
@@ -104,9 +114,7 @@ def create(path: Path, experiment: Experiment) -> RunDir:
             raise InputError(f"run {path} is not empty and holds no run: name a new folder")
         if found := differences(run.experiment, experiment):
             listed = "; ".join(map(str, found))
-            raise InputError(
-                f"run {path} was started with {listed}: name a new folder, or ask for the same experiment"
-            )
+            raise InputError(f"run {path} was started with {listed}: name a new folder, or ask for the same experiment")
     try:
         for folder in (path, run.checkpoints, run.samples):
             folder.mkdir(parents=True, exist_ok=True)

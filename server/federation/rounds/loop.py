@@ -143,20 +143,21 @@ class Rounds:
     def _choose(self, server_round: int) -> list[SiteRecord]:
         with self._stages.stage("wait_available"):
             here = self._wait_available(server_round)
-        return choose(self.experiment, server_round, [site.alias for site in self.registry.active()], here)
+        registered = [site.alias for site in self.registry.active()]
+        return [here[site] for site in choose(self.experiment, server_round, registered, here)]
 
-    def _wait_available(self, server_round: int) -> list[SiteRecord]:
+    def _wait_available(self, server_round: int) -> dict[str, SiteRecord]:
         """Registered sites that are online, after waiting for `min_available` of them and a little for the rest."""
         start = time.monotonic()
         deadline, next_report = start + self.config.available_deadline_seconds, start
         while True:
             sites, online = self.registry.active(), self.exchange.online()
-            here = [
-                SiteRecord(site.alias, site.node_id, online[site.node_id])
+            here = {
+                site.alias: SiteRecord(site.alias, site.node_id, online[site.node_id])
                 for site in sites
                 if site.node_id is not None and site.node_id in online
-            ]
-            missing = {site.alias for site in sites} - {record.site for record in here}
+            }
+            missing = {site.alias for site in sites} - here.keys()
             now, enough = time.monotonic(), len(here) >= self.config.min_available
             if enough and (missing <= self._absent or now - start > self.timing.absent_grace_seconds):
                 self._absent = missing
