@@ -106,10 +106,12 @@ def conduct(grid: GridLike, home: Path, run: str, experiment: Experiment, timing
             stored = parse_experiment((folder / "experiment.toml").read_text(encoding="utf-8"), name="experiment.toml")
             if stored != experiment:
                 raise InputError(f"run {run}: the submitted experiment is not the one in its directory: resume it")
-            for file, ask in ((QUESTION_FILE, gather), (AUDIT_FILE, gather_verdicts)):
-                if (folder / file).exists():
-                    ask(grid, home, folder, timing)
-                    return
+            if (folder / QUESTION_FILE).exists():
+                gather(grid, home, folder, experiment, timing)
+                return
+            if (folder / AUDIT_FILE).exists():
+                gather_verdicts(grid, home, folder, timing)
+                return
             evaluations = Evaluations(folder, experiment.evaluation.every_rounds, metrics)
             with contextlib.closing(evaluations):
                 registry = Registry(home / "sites.json")

@@ -10,7 +10,6 @@ from flwr.app import Message
 from server.federation.messaging.exchange import Arrival
 from server.federation.rounds.aggregation import FixedPointSum, UpdateError, check_update, clip_factor, site_weight
 from shared.messages.packing import MessageError
-from shared.messages.text import one_line
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
 
 State = Literal["asked", "requeued", "answered", "refused", "failed", "late", "rejected", "lost"]
@@ -162,7 +161,7 @@ class Tally:
         except UpdateError as error:
             return "rejected", error.code, str(error)
         except MessageError as error:
-            return "rejected", "malformed", one_line(str(error))
+            return "rejected", "malformed", str(error)
         return "answered", "", ""
 
     def _parse(self, message: Message) -> TrainReply:
@@ -175,7 +174,7 @@ class Tally:
             raise MessageError(f"the reply cannot be read ({type(error).__name__})") from error
 
     def _refusal(self, record: SiteRecord, header: ReplyHeader) -> tuple[State, str, str]:
-        code, reason = str(header.refusal), one_line(header.reason)
+        code, reason = str(header.refusal), header.reason
         if code == "base_missing" and self.header.base_digest and not record.needs_base:
             record.needs_base = True
             return "requeued", code, reason
@@ -190,8 +189,7 @@ class Tally:
         weight = site_weight(header.num_examples, config)
         self.sum.fold(update, config.wire_dtype, weight, factor)
         self.bytes_received += update.nbytes
-        scalars = {one_line(name)[:64]: value for name, value in header.scalars.items()}
-        answer: dict[str, Any] = {"weight": weight, "bytes": update.nbytes, "scalars": scalars}
+        answer: dict[str, Any] = {"weight": weight, "bytes": update.nbytes, "scalars": dict(header.scalars)}
         if not config.central_noise_multiplier:
             # Under client-level DP the norm of one site's update would be a release without noise.
             answer |= {"norm": norm, "clipped_by": factor} if factor < 1 else {"norm": norm}
