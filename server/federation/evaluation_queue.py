@@ -1,11 +1,9 @@
 """What happens beside the rounds: evaluations in processes of their own, one at a time, and the progress file."""
 
-import ctypes
 import json
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -16,13 +14,13 @@ from typing import Any
 
 from server.federation.fleet.registry import write_json
 from server.federation.rounds.global_model import round_folder
+from server.runs.child_process import dies_with_parent
 from server.runs.run_directory import RunDir
 from shared.storage.checkpoint import checkpoint_number, list_checkpoints
 from shared.storage.runlog import RunLog
 
 FINISH_SECONDS = 3600.0
 """How long a run waits at its end for the evaluations that are left."""
-_PDEATHSIG = 1
 log = logging.getLogger("maskfed.server")
 
 
@@ -133,25 +131,15 @@ def evaluate_command(checkpoint: Path, reference: str, further: list[str]) -> li
     return [*command, "--reference", reference, "--name", checkpoint.name, *further]
 
 
-def dying_with_parent() -> Callable[[], None]:
-    """What a child does before its program starts, so that it ends when its parent does, even when that is killed."""
-    libc = ctypes.CDLL(None, use_errno=True)  # loaded here: between fork and exec only system calls are safe
-
-    def ask_the_kernel() -> None:
-        libc.prctl(_PDEATHSIG, signal.SIGKILL)
-
-    return ask_the_kernel
-
-
 def _in_background() -> Callable[[], None]:
-    """What an evaluation does before it starts: yield to the rounds, and die with the ServerApp."""
-    die_with_parent = dying_with_parent()
+    """For the child: yield to the rounds, and die with the ServerApp."""
+    die_with_parent = dies_with_parent()
 
-    def prepare() -> None:
+    def in_child() -> None:
         os.nice(10)
         die_with_parent()
 
-    return prepare
+    return in_child
 
 
 def _read(path: Path) -> dict[str, Any]:
