@@ -120,7 +120,7 @@ def conduct(grid: GridLike, home: Path, run: str, experiment: Experiment, timing
                 )
                 model = rounds.finish()
                 evaluations.finish()
-            metrics.write("end", status="completed", round=model.server_round)
+            metrics.write_durably("end", status="completed", round=model.server_round)
         except BaseException as error:
             _write_end(metrics, error)
             raise
@@ -136,7 +136,7 @@ def _write_end(metrics: RunLog, error: BaseException) -> None:
         if not isinstance(error, RunFailedError | InputError | ExchangeError | OSError):
             log.error("the run failed", exc_info=error)
     with contextlib.suppress(OSError):
-        metrics.write("end", status=status, reason=f"{error}"[:2000] or type(error).__name__, is_final=is_final)
+        metrics.write_durably("end", status=status, reason=f"{error}"[:2000] or type(error).__name__, is_final=is_final)
 
 
 def _is_disk_full(error: BaseException) -> bool:

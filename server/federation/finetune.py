@@ -15,7 +15,7 @@ from server.federation.rounds.selection import num_asked
 from server.federation.rounds.server_optimizer import ServerState
 from server.runs import run_directory
 from server.runs.recipes import find_experiment
-from server.runs.run_directory import Difference, RunDir
+from server.runs.run_directory import RunDir
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment
 from shared.experiment.trainable import select_trainable
@@ -228,19 +228,15 @@ def initial_model(source: Path, experiment: Experiment) -> GlobalModel:
 def _merged(run: str, stored: Experiment, asked: Experiment, *, force: bool) -> Experiment:
     found = run_directory.differences(stored, asked)
     if found and not force:
-        raise InputError(f"run {run} was started with {_listed(found)}: resume it unchanged, or give --force")
+        raise InputError(f"run {run} was started with {'; '.join(map(str, found))}: resume it unchanged, or give --force")
     fixed = [each for each in found if _is_never_forced(each.field)]
     if fixed:
-        raise InputError(f"run {run} was started with {_listed(fixed)}: --force does not change that, start a new run")
+        raise InputError(f"run {run} was started with {'; '.join(map(str, fixed))}: --force does not change that, start a new run")
     return asked
 
 
 def _is_never_forced(field: str) -> bool:
     return field in _NEVER_FORCED or field.partition(".")[0] in _NEVER_FORCED_SECTIONS
-
-
-def _listed(found: list[Difference]) -> str:
-    return "; ".join(map(str, found))
 
 
 def _absolute(reference: str) -> str:

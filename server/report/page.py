@@ -7,7 +7,8 @@ from typing import Any
 from server.report.formatting import reference_label
 from server.report.pictures import ends, strip
 from server.report.run_charts import Chart, distance_chart, dp_epsilon, epsilon_chart, training_charts
-from server.runs.history import OUTCOMES, Evaluation, RunData
+from server.runs.history import Evaluation, RunData
+from shared.storage.runlog import OUTCOMES
 
 SYMBOLS = {"answered": "✓", "refused": "–", "failed": "!", "late": "…", "lost": "×", "rejected": "≠"}
 
@@ -66,6 +67,8 @@ def build_page(data: RunData) -> Page:
         page.rows, *page.others = [_rows(group) for group in groups]
     page.charts = [*distance_chart(data, groups), *training_charts(data)]
     _pictures(page)
+    if data.damage:
+        page.problems.append(f"metrics.jsonl: {data.damage}")
     _federation(page)
     page.epsilon_chart = epsilon_chart(data)
     page.audits = _audits(data.audits)
@@ -111,6 +114,8 @@ def _federation(page: Page) -> None:
                 page.problems.append(f"Round {event['round']}: {site} {state}{f': {reason}' if reason else ''}")
             if "epsilon" in entry:
                 spent[site] = {"site": site, "round": event["round"], **entry, "share": _share(entry)}
+        if "forged" in event:
+            page.problems.append(f"Round {event['round']}: {event['forged']['count']} forged messages dropped")
         if not event.get("weights_changed", True):
             page.problems.append(f"Round {event['round']}: weights unchanged, {event.get('reason', '')}")
         page.traffic.append(_costs(event))

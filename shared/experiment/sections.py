@@ -117,6 +117,11 @@ class FederationConfig(Section):
     """Sites that must be online before a round starts."""
     min_replies: int = Field(2, ge=1)
     """Good replies below which a round leaves the weights as they are."""
+    max_unchanged_rounds: int = Field(0, ge=0)
+    """Rounds in a row that may leave the weights as they are before the run stops; 0: 1 under DP-SGD, 3 without."""
+    quorum: int = Field(0, ge=0)
+    """Good replies after which a round waits only `quorum_grace_seconds` for the others; 0: it waits for all."""
+    quorum_grace_seconds: float = Field(60.0, ge=0)
     available_deadline_seconds: float = Field(300.0, gt=0)
     round_deadline_seconds: float = Field(3600.0, gt=0)
     weighting: Literal["equal", "examples"] = "equal"
@@ -153,6 +158,12 @@ class FederationConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _quorum_decides(self) -> Self:
+        if self.quorum and self.quorum < self.min_replies:
+            raise ValueError(f"quorum {self.quorum} is below min_replies {self.min_replies}: raise it")
+        return self
+
+    @model_validator(mode="after")
     def _central(self) -> Self:
         if not self.central_noise_multiplier:
             return self
@@ -166,6 +177,7 @@ class FederationConfig(Section):
             (self.update_norm_action != "clip", "update_norm_action", self.update_norm_action, "use clip"),
             (self.weighting != "equal", "weighting", self.weighting, "one site must not weigh more: use equal"),
             (not self.sites_per_round, "sites_per_round", 0, "the denominator must be a public number: give it"),
+            (self.quorum, "quorum", self.quorum, "who answers must not decide what is released: leave it out"),
         ):
             if is_wrong:
                 raise ValueError(f"{key} {value!r} does not go with central_noise_multiplier: {why}")

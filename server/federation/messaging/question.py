@@ -187,4 +187,4 @@ def collect(
     finally:
         exchange.close()
     exchange.raise_fatal()
-    metrics.write("end", status="completed", **outcomes.forgeries.take())
+    metrics.write_durably("end", status="completed", **outcomes.forgeries.take())

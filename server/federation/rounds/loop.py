@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -12,8 +12,8 @@ from server.federation.messaging.exchange import Arrival, Exchange
 from server.federation.messaging.sender import Forgeries
 from server.federation.messaging.transport import Grid, Timing
 from server.federation.rounds.global_model import GlobalModel, load_global, round_folder, save_global
-from server.federation.rounds.request import Question
-from server.federation.rounds.selection import choose
+from server.federation.rounds.request import Closings, Question
+from server.federation.rounds.selection import Attendance, Presence, TooFewSitesError, choose
 from server.federation.rounds.step import ServerStep
 from server.federation.rounds.tally import TRANSIENT_STATES, SiteRecord, Tally
 from shared.errors import InputError
@@ -22,7 +22,8 @@ from shared.storage.checkpoint import latest_checkpoint, prune_checkpoints
 from shared.storage.runlog import RunLog, read_metrics
 
 log = logging.getLogger("maskfed.server")
-ONLINE_POLL_SECONDS = 2.0
+UNCHANGED_ROUNDS = 3
+"""Rounds in a row without a change that end a run of plain rounds, unless the experiment says otherwise."""
 
 
 class RunFailedError(RuntimeError):
@@ -70,21 +71,25 @@ class Rounds:
         self._forgeries = Forgeries()
         self.exchange = Exchange(grid, self._arrived, self.timing)
         self.tally: Tally | None = None
-        self._absent: set[str] = set()
+        self._presence = Presence(self.exchange, registry, self.config)
         self._step = ServerStep(experiment, run, registry.path.parent)
         self._stages = Stages()
+        self._closings = Closings(run_folder)
+        self._attendance = Attendance({})
+        self._num_unchanged = 0
 
     def finish(self) -> GlobalModel:
         """Run the rounds that are left.
 
         Raises:
-            RunFailedError: too few sites, no usable reply in a round, or no round that changed the weights.
+            RunFailedError: too few sites, no usable reply in a round, or rounds that do not change the weights.
             InputError: there is no checkpoint to start from.
         """
         model = self._resume()
         try:
             while model.server_round < self.config.rounds:
                 self._round(model)
+                self._stop_when_in_vain(model)
         finally:
             self.exchange.close()
         if model.optimizer.steps == 0:
@@ -93,15 +98,29 @@ class Rounds:
             )
         return model
 
+    def _stop_when_in_vain(self, model: GlobalModel) -> None:
+        """Training costs the sites, under DP-SGD even budget: rounds that change nothing must not go on for ever."""
+        self._num_unchanged = 0 if model.record["weights_changed"] else self._num_unchanged + 1
+        default = 1 if self.experiment.privacy.mechanism == "dp-sgd" else UNCHANGED_ROUNDS
+        if model.server_round < self.config.rounds and self._num_unchanged >= (
+            self.config.max_unchanged_rounds or default
+        ):
+            raise RunFailedError(
+                f"round {model.server_round}: the weights did not change in {self._num_unchanged} rounds in a row "
+                f"({model.record['reason']}): see why sites gave nothing, then --resume",
+                is_final=True,
+            )
+
     def _resume(self) -> GlobalModel:
         folder = latest_checkpoint(self.checkpoints)
         if folder is None:
             raise InputError(f"run {self.run}: no complete checkpoint in {self.checkpoints}; start the run again")
         model = load_global(folder, self.experiment)
         self.exchange.expect(model.weights.nbytes)
-        known = [event["round"] for event in read_metrics(self.metrics.path) if event["kind"] == "round"]
+        self._attendance = Attendance(model.record.get("attendance", {}))
+        known = {event["round"] for event in read_metrics(self.metrics.path) if event["kind"] == "round"}
         if model.record and model.server_round not in known:
-            self.metrics.write("round", **model.record)
+            self.metrics.write_durably("round", **model.record)
         self.metrics.write("start", round=model.server_round, rounds=self.config.rounds, run=self.run)
         log.info("run %s: from round %d of %d (%s)", self.run, model.server_round, self.config.rounds, folder.name)
         return model
@@ -114,8 +133,11 @@ class Rounds:
         model.server_round += 1
         record: dict[str, Any] = {"round": model.server_round, **tally.as_json(), **self._forgeries.take()}
         record |= {"bytes_sent": bytes_sent, "bytes_received": tally.bytes_received, **changes}
-        if not tally.sum.count:
+        if not tally.sum.count and not any(each.code == "closed" for each in tally.in_state("late")):
             self._fail(record, tally)
+        self._attendance.note(record)
+        if self._attendance.state:
+            record["attendance"] = self._attendance.state
         self._progress(model.server_round, "checkpoint", tally)
         self._keep(model, record)
         self.observer.round_done(model.server_round)
@@ -123,7 +145,7 @@ class Rounds:
         self._prune(model.server_round)
 
     def _fail(self, record: dict[str, Any], tally: Tally) -> NoReturn:
-        self.metrics.write("round_failed", **record, seconds=self._stages.seconds)
+        self.metrics.write_durably("round_failed", **record, seconds=self._stages.seconds)
         is_transient = any(tally.in_state(state) for state in TRANSIENT_STATES)
         raise RunFailedError(f"round {record['round']}: no usable reply: {tally.explain()}", is_final=not is_transient)
 
@@ -132,7 +154,7 @@ class Rounds:
         model.record = record | {"seconds": dict(self._stages.seconds)}
         with self._stages.stage("checkpoint"):
             save_global(round_folder(self.checkpoints, model.server_round), model, self.experiment)
-        self.metrics.write("round", **record, seconds={**self._stages.seconds, "total": self._stages.total()})
+        self.metrics.write_durably("round", **record, seconds={**self._stages.seconds, "total": self._stages.total()})
 
     def _prune(self, server_round: int) -> None:
         """Delete old checkpoints, but none that an observer still has to read."""
@@ -142,71 +164,43 @@ class Rounds:
 
     def _choose(self, server_round: int) -> list[SiteRecord]:
         with self._stages.stage("wait_available"):
-            here = self._wait_available(server_round)
+            try:
+                here = self._presence.wait(server_round, lambda missing: self._tell_missing(server_round, missing))
+            except TooFewSitesError as error:
+                raise RunFailedError(str(error), is_final=False) from error
+        if not self.config.central_noise_multiplier:
+            here = self._attendance.willing(here, server_round, max(self.config.min_available, self.config.min_replies))
         registered = [site.alias for site in self.registry.active()]
         return [here[site] for site in choose(self.experiment, server_round, registered, here)]
 
-    def _wait_available(self, server_round: int) -> dict[str, SiteRecord]:
-        """Registered sites that are online, after waiting for `min_available` of them and a little for the rest."""
-        start = time.monotonic()
-        deadline, next_report = start + self.config.available_deadline_seconds, start
-        while True:
-            sites, online = self.registry.active(), self.exchange.online()
-            here = {
-                site.alias: SiteRecord(site.alias, site.node_id, online[site.node_id])
-                for site in sites
-                if site.node_id is not None and site.node_id in online
-            }
-            missing = {site.alias for site in sites} - here.keys()
-            now, enough = time.monotonic(), len(here) >= self.config.min_available
-            if enough and (missing <= self._absent or now - start > self.timing.absent_grace_seconds):
-                self._absent = missing
-                return here
-            if now > deadline:
-                raise RunFailedError(
-                    f"round {server_round}: {len(here)} of the {self.config.min_available} sites that "
-                    f"federation.min_available asks for are online after {now - start:.0f} s; "
-                    f"missing: {_names(missing)}",
-                    is_final=False,
-                )
-            self.observer.progress(server_round, "waiting for sites", dict.fromkeys(sorted(missing), "offline"))
-            self.observer.attend()
-            if now >= next_report:
-                log.info("round %d: waiting for %s to come online", server_round, _names(missing))
-                next_report = now + self.timing.report_seconds
-            time.sleep(min(ONLINE_POLL_SECONDS, self.timing.poll_seconds))
+    def _tell_missing(self, server_round: int, missing: set[str]) -> None:
+        self.observer.progress(server_round, "waiting for sites", dict.fromkeys(sorted(missing), "offline"))
+        self.observer.attend()
 
     def _ask(self, model: GlobalModel, sites: list[SiteRecord]) -> tuple[Tally, int]:
         """Send the round's request and wait for the outcomes; they, and how many bytes were sent."""
         with self._stages.stage("prepare"):
             deadline = time.monotonic() + self.config.round_deadline_seconds
             question = Question(self.exchange, model, self.experiment, self.run, deadline)
+            known = self._closings.known(question.digest)
+            sites = sites if known is None else [record for record in sites if record.site in known]
             tally = Tally(question.header, question.digest, sites)
         self.tally = tally
         self._progress(question.header.server_round, "sending", tally)
         with self._stages.stage("push"):
             question.push(sites)
         with self._stages.stage("train"):
-            self._wait(question, tally)
+            question.wait(
+                tally, lambda: self._attend(question.header.server_round, tally), is_repeated=known is not None
+            )
+        if self.config.quorum:
+            self._closings.keep(question.digest, [record.site for record in tally.in_state("answered")])
         self.tally = None
         return tally, question.bytes_sent
 
-    def _wait(self, question: Question, tally: Tally) -> None:
-        """Until every site's outcome is known, or the deadline has come."""
-        server_round, deadline = question.header.server_round, question.deadline
-        next_report = time.monotonic() + self.timing.report_seconds
-        while (waiting := tally.waiting()) and (now := time.monotonic()) < deadline:
-            self.exchange.raise_fatal()
-            question.revive(tally)
-            if now >= next_report:
-                names = _names(record.site for record in waiting)
-                log.info("round %d: waiting for %s, %.0f s left", server_round, names, deadline - now)
-                next_report = now + self.timing.report_seconds
-            self._progress(server_round, "training", tally)
-            self.observer.attend()
-            tally.changed.wait(min(self.timing.poll_seconds, max(0.01, deadline - now)))
-            tally.changed.clear()
-        tally.close()
+    def _attend(self, server_round: int, tally: Tally) -> None:
+        self._progress(server_round, "training", tally)
+        self.observer.attend()
 
     def _arrived(self, arrival: Arrival) -> None:
         """Called by pullers: into the tally, or dropped with a record when it is forged or its round is over."""
@@ -241,7 +235,3 @@ class Stages:
     def total(self) -> float:
         """Seconds since the round began."""
         return round(time.monotonic() - self._start, 3)
-
-
-def _names(sites: Iterable[str]) -> str:
-    return ", ".join(sorted(sites)) or "nobody"

@@ -11,10 +11,9 @@ from server.federation.messaging.exchange import Arrival
 from server.federation.rounds.aggregation import FixedPointSum, UpdateError, check_update, clip_factor, site_weight
 from shared.messages.packing import MessageError
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
+from shared.storage.runlog import OUTCOMES, Outcome
 
-State = Literal["asked", "requeued", "answered", "refused", "failed", "late", "rejected", "lost"]
-OUTCOMES: tuple[State, ...] = ("answered", "refused", "failed", "late", "rejected", "lost")
-"""How a site's part in a round can end."""
+State = Literal["asked", "requeued"] | Outcome
 TRANSITIONS: dict[State, tuple[State, ...]] = {
     "asked": ("requeued", *OUTCOMES),
     # Its answer may still come: the reply that was half uploaded when the node restarted, for example.
@@ -115,13 +114,17 @@ class Tally:
             if record.state == "requeued":
                 record.move("lost", "lost", record.reason)
 
-    def close(self) -> None:
-        """The deadline has come: who is still asked is late, who is requeued is lost, and nothing more is folded."""
+    def close(self, code: str = "late", reason: str = "no complete reply before the round's deadline") -> None:
+        """End the round: nothing more is folded, and whose outcome is open gets `code` and `reason`."""
         with self._lock:
             self.is_closed = True
             for record in self.waiting():
-                state: State = "lost" if record.state == "requeued" else "late"
-                record.move(state, state, record.reason or "no complete reply before the round's deadline")
+                state: State = "lost" if record.state == "requeued" and code == "late" else "late"
+                record.move(state, state if code == "late" else code, record.reason or reason)
+
+    def can_reach(self, replies: int) -> bool:
+        """Whether there may still be so many good replies."""
+        return len(self.in_state("answered")) + len(self.waiting()) >= replies
 
     def in_state(self, state: State) -> list[SiteRecord]:
         """Sites in one state, by alias."""
