@@ -46,7 +46,7 @@ DEADLINE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
-class Question:
+class StatisticsQuestion:
     """What the evaluator wants to know."""
 
     query: StatisticsQuery
@@ -68,7 +68,7 @@ def question_for(
     projection: Path | None,
     space: FeatureSpace,
     width: int,
-) -> Question:
+) -> StatisticsQuestion:
     """The question for statistics in `space` of `width` dimensions, under a new name.
 
     Raises:
@@ -84,13 +84,13 @@ def question_for(
         extractor_sha256=space.sha256,
         noise_multiplier=noise_multiplier if release == "dp" else 0.0,
     )
-    return Question(query, width, projection)
+    return StatisticsQuestion(query, width, projection)
 
 
 def ask_sites(
     home: Path | None,
     experiment: Experiment,
-    question: Question,
+    question: StatisticsQuestion,
     say: Callable[[str], None] = lambda _: None,
     poll_seconds: float = 1.0,
 ) -> Path:
@@ -132,7 +132,7 @@ def ask_sites(
     return run.path / POOLED_FILE
 
 
-def write_question(folder: Path, question: Question) -> None:
+def write_question(folder: Path, question: StatisticsQuestion) -> None:
     """Put the question into the folder of its run, where `gather` finds it."""
     asked = _Asked(query=question.query, width=question.width)
     write_atomically(folder / QUESTION_FILE, asked.model_dump_json(indent=2) + "\n")

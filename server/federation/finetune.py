@@ -227,11 +227,12 @@ def initial_model(source: Path, experiment: Experiment) -> GlobalModel:
 
 def _merged(run: str, stored: Experiment, asked: Experiment, *, force: bool) -> Experiment:
     found = run_directory.differences(stored, asked)
-    if found and not force:
-        raise InputError(f"run {run} was started with {'; '.join(map(str, found))}: resume it unchanged, or give --force")
     fixed = [each for each in found if _is_never_forced(each.field)]
+    listed = "; ".join(map(str, fixed if force else found))
+    if found and not force:
+        raise InputError(f"run {run} was started with {listed}: resume it unchanged, or give --force")
     if fixed:
-        raise InputError(f"run {run} was started with {'; '.join(map(str, fixed))}: --force does not change that, start a new run")
+        raise InputError(f"run {run} was started with {listed}: --force does not change that, start a new run")
     return asked
 
 

@@ -13,9 +13,9 @@ from rich.table import Table
 from server.federation.fleet.superlink import connect
 from server.federation.fleet.superlink_types import ControlError
 from server.federation.resubmission import Wanted, WantedRun
-from server.runs.rounds import rounds_of
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
+from shared.storage.round_records import rounds_of
 from shared.storage.runlog import OUTCOMES, RunLogReader, damage_text
 
 POLL_SECONDS = 1.0

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from server.runs.rounds import rounds_of
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.storage.checkpoint import META_FILE, list_checkpoints, load_meta
+from shared.storage.round_records import rounds_of
 from shared.storage.runlog import RunLogReader, damage_text
 
 AUDITS_FOLDER = "audits"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from server.federation.fleet.registry import Registry
-from server.runs.rounds import rounds_of
+from shared.storage.round_records import rounds_of
 from shared.storage.runlog import OUTCOMES, read_metrics
 
 Gauge = tuple[str, str, str, dict[str, str], float]

@@ -12,8 +12,9 @@ from server.federation.messaging.exchange import Arrival, Exchange
 from server.federation.messaging.sender import Forgeries
 from server.federation.messaging.transport import Grid, Timing
 from server.federation.rounds.global_model import GlobalModel, load_global, round_folder, save_global
+from server.federation.rounds.presence import Presence, TooFewSitesError
 from server.federation.rounds.request import Closings, Question
-from server.federation.rounds.selection import Attendance, Presence, TooFewSitesError, choose
+from server.federation.rounds.selection import Attendance, choose
 from server.federation.rounds.step import ServerStep
 from server.federation.rounds.tally import TRANSIENT_STATES, SiteRecord, Tally
 from shared.errors import InputError

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from server.federation.client_level.mechanism import central_epsilon, central_noise, read_secret
 from server.federation.rounds.aggregation import FixedPointSum, update_norm
-from server.federation.rounds.central_dp import central_epsilon, central_noise, read_secret
 from server.federation.rounds.global_model import GlobalModel
 from server.federation.rounds.server_optimizer import apply_update, average, ema_decay
 from shared.experiment.config import Experiment

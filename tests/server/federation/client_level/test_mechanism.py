@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
+from server.federation.client_level.mechanism import central_epsilon, central_noise, read_secret
 from server.federation.rounds.aggregation import FixedPointSum
-from server.federation.rounds.central_dp import central_epsilon, central_noise, read_secret
 from shared.errors import InputError
 from shared.experiment.config import parse_experiment
 from shared.experiment.sections import FederationConfig

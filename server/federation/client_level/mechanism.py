@@ -10,17 +10,19 @@ No amplification by sampling is claimed: the coordinator knows whom it asks, and
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.federation.rounds.aggregation import Noise
 from shared.experiment.sections import FederationConfig
 from shared.seeding import derive_seed
 from shared.storage.files import write_atomically
 
 SECRET_FILE = "central.secret"
+Noise = Callable[[int], NDArray[np.float64]]
+"""The next so many elements of a noise vector."""
 
 
 def central_epsilon(noise_multiplier: float, releases: int, delta: float) -> float:

@@ -1,5 +1,5 @@
 from server.runs.history import read_run
-from server.runs.rounds import rounds_of
+from shared.storage.round_records import rounds_of
 from shared.storage.runlog import read_metrics
 from tests.server.fake_federation import events_of, honest_sites, make_experiment, make_home, run_rounds
 from tests.server.fake_federation import rounds_of as logged
