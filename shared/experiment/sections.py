@@ -103,6 +103,10 @@ class OptimConfig(Section):
     ema_decay: float = Field(0.999, ge=0, lt=1)
 
 
+MAX_CENTRAL_NOISE = 2.0**20
+"""Deviation of the noise of client-level DP on a sum of 64-bit integers in steps of 2^-36: 32 of it fit."""
+
+
 class FederationConfig(Section):
     """The rounds of `finetune`."""
 
@@ -112,7 +116,11 @@ class FederationConfig(Section):
     sites_per_round: int = Field(0, ge=0)
     """Sites asked in each round, drawn by seed; 0: all registered."""
     sites_fraction: float = Field(0.0, ge=0, le=1)
-    """... or this share of the registered ones, rounded up; 0: `sites_per_round` decides."""
+    """... or this share of the registered ones, rounded up; 0: `sites_per_round` decides.
+
+    Under client-level DP the probability of each site for itself (0: all are asked), and `sites_per_round` is only the
+    denominator.
+    """
     min_available: int = Field(2, ge=1)
     """Sites that must be online before a round starts."""
     min_replies: int = Field(2, ge=1)
@@ -151,7 +159,7 @@ class FederationConfig(Section):
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
-        if self.sites_fraction and self.sites_per_round:
+        if self.sites_fraction and self.sites_per_round and not self.central_noise_multiplier:
             raise ValueError(
                 f"sites_fraction {self.sites_fraction} and sites_per_round {self.sites_per_round}: give one"
             )
@@ -177,6 +185,12 @@ class FederationConfig(Section):
             (self.update_norm_action != "clip", "update_norm_action", self.update_norm_action, "use clip"),
             (self.weighting != "equal", "weighting", self.weighting, "one site must not weigh more: use equal"),
             (not self.sites_per_round, "sites_per_round", 0, "the denominator must be a public number: give it"),
+            (
+                self.central_noise_multiplier * self.max_update_norm > MAX_CENTRAL_NOISE,
+                "max_update_norm",
+                self.max_update_norm,
+                f"their product is above {MAX_CENTRAL_NOISE:g}, more than the sum holds: lower one",
+            ),
             (self.quorum, "quorum", self.quorum, "who answers must not decide what is released: leave it out"),
         ):
             if is_wrong:

@@ -2,44 +2,40 @@
 
 Mechanism: each update is clipped to norm C (`max_update_norm`), the clipped updates are added with equal weights,
 Gaussian noise of standard deviation z C (`central_noise_multiplier` z) is added to the sum, and the sum is divided by
-the public number `sites_per_round`, however many replied. Neighbouring runs differ in one site, added or removed with
-all its replies. Sites trust the coordinator with their raw updates here; DP-SGD at the sites does not ask for that.
+the public number `sites_per_round`, however many replied: also when nobody did. Neighbouring runs differ in one site,
+added or removed with all its replies, and no other site is asked more or less for it. Sites trust the coordinator with
+their raw updates here; DP-SGD at the sites does not ask for that.
 
 No amplification by sampling is claimed: the coordinator knows whom it asks, and every round counts in full.
 """
 
 import math
-import os
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 
 import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
 
-from shared.experiment.sections import FederationConfig
-from shared.seeding import derive_seed
-from shared.storage.files import write_atomically
-
-SECRET_FILE = "central.secret"
-Noise = Callable[[int], NDArray[np.float64]]
-"""The next so many elements of a noise vector."""
+KEY_BYTES = 32
+Noise = Callable[[int], NDArray[np.int64]]
+"""The next so many elements of a noise vector, in units of the sum's fixed-point grid."""
 
 
-def central_epsilon(noise_multiplier: float, releases: int, delta: float) -> float:
-    """Smallest epsilon at `delta` after `releases` rounds: exact, so also the limit of numerical (PRV) accountants.
+def central_epsilon(noise_multipliers: Iterable[float], delta: float) -> float:
+    """Smallest epsilon at `delta` after these releases: exact, so also the limit of numerical (PRV) accountants.
 
-    Without subsampling, T Gaussian mechanisms of multiplier z compose to one of multiplier z / sqrt(T), whose privacy
-    curve is known in closed form (Balle and Wang 2018, arXiv 1805.06530, Theorem 8; mu = sqrt(T) / z):
-    delta(eps) = Phi(mu / 2 - eps / mu) - e^eps Phi(-mu / 2 - eps / mu).
+    Without subsampling, Gaussian mechanisms of multipliers z_i compose to one with mu^2 = sum 1 / z_i^2 (adaptively,
+    too: Dong, Roth and Su 2019, arXiv 1905.02383, Corollary 3.3), whose privacy curve is known in closed form (Balle
+    and Wang 2018, arXiv 1805.06530, Theorem 8): delta(eps) = Phi(mu / 2 - eps / mu) - e^eps Phi(-mu / 2 - eps / mu).
 
     Args:
-        noise_multiplier: z, above 0.
-        releases: T, rounds that changed the weights.
+        noise_multipliers: z of each release, above 0.
         delta: in (0, 1).
     """
-    if releases == 0:
+    mu = math.sqrt(math.fsum(1 / z**2 for z in noise_multipliers))
+    if mu == 0:
         return 0.0
-    mu = math.sqrt(releases) / noise_multiplier
     low, high = 0.0, 1.0
     while _delta(high, mu) > delta:
         high *= 2
@@ -49,31 +45,43 @@ def central_epsilon(noise_multiplier: float, releases: int, delta: float) -> flo
     return high
 
 
-def central_noise(secret: bytes, run: str, server_round: int, config: FederationConfig) -> Noise | None:
-    """Noise for a round's sum; None when the option is off.
+def sensitivity(bound: float, num_elements: int, scale_bits: int, margin: float) -> float:
+    """Largest L2 norm of what one site adds to the sum, as it is computed.
 
-    The stream derives from the coordinator's secret, the run and the round: a round that is repeated after a crash,
-    whose result nobody has seen, repeats its noise, and a finished one never meets the same noise again.
+    Args:
+        bound: C.
+        num_elements: d; rounding to the grid moves each element by at most half a step.
+        scale_bits: the grid's step is 2^-scale_bits.
+        margin: updates are clipped to `margin` C, so that the rounding usually fits below C.
     """
-    if not config.central_noise_multiplier:
-        return None
-    key = [derive_seed(secret, "central", run, server_round, half) for half in ("low", "high")]
-    random = np.random.Generator(np.random.Philox(key=np.array(key, np.uint64)))
-    deviation = config.central_noise_multiplier * config.max_update_norm
+    return max(bound, bound * margin + math.sqrt(num_elements) * 2.0 ** -(scale_bits + 1))
 
-    def draw(count: int) -> NDArray[np.float64]:
-        return random.normal(0.0, deviation, count)
+
+def grid_noise(key: bytes, deviation: float, scale_bits: int) -> Noise:
+    """Gaussian noise, rounded to the grid of a fixed-point sum.
+
+    The sum lies on the grid, so round(sum + noise) = sum + round(noise): what is released is post-processing of the
+    Gaussian mechanism, and no low bit of a float tells of the sum. Values come from a ChaCha20 keystream by Box and
+    Muller's transform with 53-bit uniforms; what that cuts off lies beyond 8.5 deviations (probability 2e-17).
+
+    Args:
+        key: 32 secret bytes, used for one release only.
+        deviation: z times the sensitivity.
+        scale_bits: the grid's step is 2^-scale_bits.
+    """
+    stream = Cipher(ChaCha20(key, bytes(16)), None).encryptor()
+    steps = deviation * 2.0**scale_bits
+
+    def draw(count: int) -> NDArray[np.int64]:
+        pairs = (count + 1) // 2
+        words = np.frombuffer(stream.update(bytes(16 * pairs)), np.dtype("<u8")) >> np.uint64(11)
+        uniform_2P = words.astype(np.float64).reshape(2, pairs) * 2.0**-53  # noqa: N806  # shape suffix
+        radius_P = steps * np.sqrt(-2 * np.log(uniform_2P[0] + 2.0**-53))  # noqa: N806
+        angle_P = 2 * math.pi * uniform_2P[1]  # noqa: N806
+        values = np.concatenate([radius_P * np.cos(angle_P), radius_P * np.sin(angle_P)])[:count]
+        return np.rint(values).astype(np.int64)
 
     return draw
-
-
-def read_secret(home: Path) -> bytes:
-    """The coordinator's secret for noise, made when it is first needed; mode 0600."""
-    path = home / SECRET_FILE
-    if not path.exists():
-        write_atomically(path, os.urandom(32).hex() + "\n")
-        path.chmod(0o600)
-    return bytes.fromhex(path.read_text(encoding="ascii"))
 
 
 def _delta(epsilon: float, mu: float) -> float:

@@ -135,15 +135,19 @@ class FixedPointSum:
         """Free the sum's memory; the counts stay."""
         self._sum = np.zeros(0, np.int64)
 
+    @property
+    def num_elements(self) -> int:
+        """Elements of the sum."""
+        return len(self._sum)
+
     def mean(self, denominator: int, noise: Noise | None = None) -> NDArray[np.float32]:
-        """(Sum + noise) / `denominator`, float32 (num_elements,); rounded to float32 after the noise."""
+        """(Sum + noise) / `denominator`, float32 (num_elements,); noise joins the integers, floats come after it."""
         mean = np.empty(len(self._sum), np.float32)
         for start in range(0, len(mean), CHUNK_ELEMENTS):
-            part = slice(start, start + CHUNK_ELEMENTS)
-            total = self._sum[part].astype(np.float64) / float(2**SCALE_BITS)
+            total = self._sum[start : start + CHUNK_ELEMENTS]
             if noise is not None:
-                total += noise(len(total))
-            mean[part] = total / float(denominator)
+                total = total + noise(len(total))
+            mean[start : start + CHUNK_ELEMENTS] = total / float(2**SCALE_BITS) / float(denominator)
         return mean
 
 

@@ -130,11 +130,12 @@ class Rounds:
         self._stages = Stages()
         tally, bytes_sent = self._ask(model, self._choose(model.server_round + 1))
         with self._stages.stage("aggregate"):
-            changes = self._step.apply(model, tally.sum)
+            changes = self._step.apply(model, tally.sum, tally.inputs_digest())
         model.server_round += 1
         record: dict[str, Any] = {"round": model.server_round, **tally.as_json(), **self._forgeries.take()}
         record |= {"bytes_sent": bytes_sent, "bytes_received": tally.bytes_received, **changes}
-        if not tally.sum.count and not any(each.code == "closed" for each in tally.in_state("late")):
+        is_vain = not tally.sum.count and not self.config.central_noise_multiplier
+        if is_vain and not any(each.code == "closed" for each in tally.in_state("late")):
             self._fail(record, tally)
         self._attendance.note(record)
         if self._attendance.state:

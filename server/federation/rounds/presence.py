@@ -27,6 +27,9 @@ class Presence:
     def wait(self, server_round: int, tell: Callable[[set[str]], None]) -> dict[str, SiteRecord]:
         """Registered sites that are online, after waiting for `min_available` of them and a little for the rest.
 
+        Under client-level DP the deadline ends the wait however few are there: a round that is not released would tell
+        who was missing.
+
         Args:
             server_round: for the log.
             tell: called with the missing ones, again and again.
@@ -41,6 +44,9 @@ class Presence:
             waited, enough = time.monotonic() - start, len(here) >= self.config.min_available
             if enough and (missing <= self._absent or waited > timing.absent_grace_seconds):
                 self._absent = missing
+                return here
+            if waited > self.config.available_deadline_seconds and self.config.central_noise_multiplier:
+                log.warning("round %d: released without %s, who were not online", server_round, _names(missing))
                 return here
             if waited > self.config.available_deadline_seconds:
                 raise TooFewSitesError(

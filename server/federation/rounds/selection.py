@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from server.federation.rounds.aggregation import check_total_weight
 from shared.experiment.config import Experiment
 from shared.experiment.sections import FederationConfig
-from shared.seeding import derive_seed
+from shared.seeding import SEED_BITS, derive_seed
 
 T = TypeVar("T")
 MAX_MISSES = 3
@@ -59,7 +59,8 @@ def choose(experiment: Experiment, server_round: int, registered: Sequence[str],
     """The sites of a round, by alias.
 
     The order of ALL registered sites is drawn, and the first of them that are online are taken: who is absent is
-    replaced and shifts nobody else.
+    replaced and shifts nobody else. Under client-level DP each site is drawn by itself, with probability
+    `sites_fraction` (0: all are asked): one site more or less, registered or online, changes nothing for any other.
 
     Args:
         experiment: seed and numbers.
@@ -70,8 +71,17 @@ def choose(experiment: Experiment, server_round: int, registered: Sequence[str],
     Raises:
         InputError: so many sites that their weights could overflow the sum.
     """
+    if experiment.federation.central_noise_multiplier:
+        chosen = [site for site in sorted(here) if site in registered and _is_drawn(experiment, server_round, site)]
+        check_total_weight(len(chosen), experiment.federation)
+        return chosen
     order = sorted(registered)
     random.Random(derive_seed(experiment.train.seed, "selection", server_round)).shuffle(order)
     chosen = [site for site in order if site in here][: num_asked(experiment.federation, len(order))]
     check_total_weight(len(chosen), experiment.federation)
     return sorted(chosen)
+
+
+def _is_drawn(experiment: Experiment, server_round: int, site: str) -> bool:
+    draw = derive_seed(experiment.train.seed, "selection", server_round, site) / 2**SEED_BITS
+    return draw < (experiment.federation.sites_fraction or 1.0)

@@ -1,5 +1,6 @@
 """One round's replies: each is checked, counted and, when good, folded into the sum, as it arrives."""
 
+import hashlib
 import threading
 import time
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class SiteRecord:
     lost_at: float = 0.0
     """When it was last requeued."""
     needs_base: bool = False
+    update_digest: str = ""
+    """SHA-256 of the update that was folded."""
     answer: dict[str, Any] | None = None
 
     @property
@@ -122,6 +125,11 @@ class Tally:
                 state: State = "lost" if record.state == "requeued" and code == "late" else "late"
                 record.move(state, state if code == "late" else code, record.reason or reason)
 
+    def inputs_digest(self) -> str:
+        """SHA-256 of the request and of who is in the sum with which update; the same for the same sum only."""
+        lines = [self.request_digest, *(f"{each.site} {each.update_digest}" for each in self.in_state("answered"))]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
     def can_reach(self, replies: int) -> bool:
         """Whether there may still be so many good replies."""
         return len(self.in_state("answered")) + len(self.waiting()) >= replies
@@ -161,6 +169,8 @@ class Tally:
             if reply.header.refusal is not None:
                 return self._refusal(record, reply.header)
             record.answer = {**self._fold(reply), "seconds": round(seconds, 3)}
+            if reply.update is not None:
+                record.update_digest = hashlib.sha256(reply.update.data).hexdigest()
         except UpdateError as error:
             return "rejected", error.code, str(error)
         except MessageError as error:
