@@ -79,7 +79,8 @@ def grid_noise(key: bytes, deviation: float, scale_bits: int) -> Noise:
         radius_P = steps * np.sqrt(-2 * np.log(uniform_2P[0] + 2.0**-53))  # noqa: N806
         angle_P = 2 * math.pi * uniform_2P[1]  # noqa: N806
         values = np.concatenate([radius_P * np.cos(angle_P), radius_P * np.sin(angle_P)])[:count]
-        return np.rint(values).astype(np.int64)
+        noise: NDArray[np.int64] = np.rint(values).astype(np.int64)
+        return noise
 
     return draw
 
