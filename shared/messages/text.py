@@ -5,6 +5,7 @@ or an integer that no number type holds. Ranges are the models' business. Markup
 written, by whoever writes it.
 """
 
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -25,6 +26,11 @@ def printable(text: str) -> str:
 def one_line(text: str, limit: int = MAX_LINE) -> str:
     """`text` as one printable line of at most `limit` characters."""
     return printable(text[:limit])
+
+
+def escape_markdown(text: str) -> str:
+    """`text` as plain words in Markdown: no link, picture, table cell, heading, emphasis or HTML comes of it."""
+    return re.sub(r"([\\`*_\[\]<>|#!])", r"\\\1", printable(text))
 
 
 def clean(value: Any) -> Any:  # noqa: ANN401  # JSON

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.messages.text import MAX_INTEGER, clean, one_line, printable
+from shared.messages.text import MAX_INTEGER, clean, escape_markdown, one_line, printable
 
 
 @pytest.mark.parametrize("bad", ["\x1b[2J", "\n", "\u202e", "\u200b", "\ud800", "\u2028", "\x00", "\u00a0"])
@@ -26,3 +26,10 @@ def test_keys_and_nested_texts_are_cleaned_and_numbers_stay():
     assert clean(MAX_INTEGER) == MAX_INTEGER
     with pytest.raises(ValueError, match="64 bits"):
         clean([MAX_INTEGER + 1])
+
+
+def test_what_a_site_writes_is_no_markup_in_the_model_card():
+    hostile = "x | ![a](http://b) <img src=x> **epsilon 0** `c` # d"
+    escaped = escape_markdown(hostile)
+    assert escaped == r"x \| \!\[a\](http://b) \<img src=x\> \*\*epsilon 0\*\* \`c\` \# d"
+    assert escape_markdown("generated images are copies of training images").count("\\") == 0
