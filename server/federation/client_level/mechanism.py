@@ -18,8 +18,6 @@ from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
 
 KEY_BYTES = 32
-Noise = Callable[[int], NDArray[np.int64]]
-"""The next so many elements of a noise vector, in units of the sum's fixed-point grid."""
 
 
 def central_epsilon(noise_multipliers: Iterable[float], delta: float) -> float:
@@ -57,7 +55,7 @@ def sensitivity(bound: float, num_elements: int, scale_bits: int, margin: float)
     return max(bound, bound * margin + math.sqrt(num_elements) * 2.0 ** -(scale_bits + 1))
 
 
-def grid_noise(key: bytes, deviation: float, scale_bits: int) -> Noise:
+def grid_noise(key: bytes, deviation: float, scale_bits: int) -> Callable[[int], NDArray[np.int64]]:
     """Gaussian noise, rounded to the grid of a fixed-point sum.
 
     The sum lies on the grid, so round(sum + noise) = sum + round(noise): what is released is post-processing of the
@@ -68,6 +66,9 @@ def grid_noise(key: bytes, deviation: float, scale_bits: int) -> Noise:
         key: 32 secret bytes, used for one release only.
         deviation: z times the sensitivity.
         scale_bits: the grid's step is 2^-scale_bits.
+
+    Returns:
+        Draws the next so many elements, in units of the grid.
     """
     stream = Cipher(ChaCha20(key, bytes(16)), None).encryptor()
     steps = deviation * 2.0**scale_bits

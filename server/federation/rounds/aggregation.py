@@ -9,13 +9,12 @@ is at most 2^-37 = 7.3e-12, below float32's own for elements above 1.2e-4.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.federation.client_level.mechanism import Noise
 from shared.errors import InputError
 from shared.experiment.sections import FederationConfig
 from shared.messages.packing import Manifest, MessageError, WireDtype, decode
@@ -27,6 +26,9 @@ CLIP_MARGIN = 1 - 2**-20
 """Clipping stays this much below the bound, so that rounding to fixed point cannot exceed it: DP relies on it."""
 CHUNK_ELEMENTS = 2**20
 """Work is done in pieces, so that temporaries cost megabytes, not models. Fixed, because norms depend on it."""
+
+Noise = Callable[[int], NDArray[np.int64]]
+"""The next so many elements of a noise vector, in units of the fixed-point grid."""
 
 
 class UpdateError(ValueError):
