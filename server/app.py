@@ -106,10 +106,12 @@ def conduct(grid: GridLike, home: Path, run: str, experiment: Experiment, timing
             stored = parse_experiment((folder / "experiment.toml").read_text(encoding="utf-8"), name="experiment.toml")
             if stored != experiment:
                 raise InputError(f"run {run}: the submitted experiment is not the one in its directory: resume it")
-            for file, ask in ((QUESTION_FILE, gather), (AUDIT_FILE, gather_verdicts)):
-                if (folder / file).exists():
-                    ask(grid, home, folder, timing)
-                    return
+            if (folder / QUESTION_FILE).exists():
+                gather(grid, home, folder, experiment, timing)
+                return
+            if (folder / AUDIT_FILE).exists():
+                gather_verdicts(grid, home, folder, timing)
+                return
             evaluations = Evaluations(folder, experiment.evaluation.every_rounds, metrics)
             with contextlib.closing(evaluations):
                 registry = Registry(home / "sites.json")
@@ -118,7 +120,7 @@ def conduct(grid: GridLike, home: Path, run: str, experiment: Experiment, timing
                 )
                 model = rounds.finish()
                 evaluations.finish()
-            metrics.write("end", status="completed", round=model.server_round)
+            metrics.write_durably("end", status="completed", round=model.server_round)
         except BaseException as error:
             _write_end(metrics, error)
             raise
@@ -134,7 +136,7 @@ def _write_end(metrics: RunLog, error: BaseException) -> None:
         if not isinstance(error, RunFailedError | InputError | ExchangeError | OSError):
             log.error("the run failed", exc_info=error)
     with contextlib.suppress(OSError):
-        metrics.write("end", status=status, reason=f"{error}"[:2000] or type(error).__name__, is_final=is_final)
+        metrics.write_durably("end", status=status, reason=f"{error}"[:2000] or type(error).__name__, is_final=is_final)
 
 
 def _is_disk_full(error: BaseException) -> bool:

@@ -70,7 +70,7 @@ LAYERS = {
     ),
     "server": (
         {"server.federation.fleet", "server.runs"},
-        {"server.federation.messaging", "server.report", "server.training"},
+        {"server.federation.client_level", "server.federation.messaging", "server.report", "server.training"},
         {"server.federation.rounds"},
         {"server.evaluation", "server.federation", "server.release"},
         {"server.app", "server.simulation", "server.studies"},

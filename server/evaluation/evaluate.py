@@ -22,7 +22,7 @@ from server.evaluation.scores import Scores, private_scores, scores
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
 from shared.evaluation.extractor import Extractor
-from shared.evaluation.feature_statistics import FeatureSpace, accumulate, check_same_space
+from shared.evaluation.feature_statistics import accumulate, check_same_space
 from shared.evaluation.generate import LoadedModel, save_grid
 from shared.evaluation.networks import load_extractor
 from shared.evaluation.private_statistics import Projection, load_projection
@@ -120,7 +120,7 @@ def evaluate(path: Path, options: Options) -> Path:
         check_same_space(extractor.space, projection.space)
     reference = None
     if rank.is_first:
-        name = _ask(options, loaded, extractor.space) if options.reference == FEDERATED else options.reference
+        name = _ask(options, loaded, extractor) if options.reference == FEDERATED else options.reference
         reference = open_reference(name, size, extractor, kept, batch, projection)
     space = {"extractor": extractor.space.sha256, "layer": extractor.space.layer}
     job = ChunkedJob(folder / "parts", {**source.facts(config.seed), **space}, num_images, rank)
@@ -153,9 +153,11 @@ def evaluate(path: Path, options: Options) -> Path:
     return result_file
 
 
-def _ask(options: Options, loaded: LoadedModel, space: FeatureSpace) -> str:
+def _ask(options: Options, loaded: LoadedModel, extractor: Extractor) -> str:
     """The statistics that the sites release at this moment, as a file that later evaluations can name."""
-    question = question_for(options.release, options.noise_multiplier, options.projection, space)
+    question = question_for(
+        options.release, options.noise_multiplier, options.projection, extractor.space, extractor.width
+    )
     pooled = ask_sites(options.home, loaded.experiment, question, options.say)
     options.say(f"kept for later evaluations: --reference {pooled}")
     return str(pooled)

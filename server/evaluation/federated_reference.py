@@ -7,13 +7,14 @@ in the ServerApp of that run: it asks the sites that are online and writes each 
 import functools
 import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
+from pydantic import Field
 
 from server.federation.fleet.registry import check_home
 from server.federation.messaging.question import collect, reasons, submit
@@ -22,13 +23,16 @@ from server.runs.run_directory import create
 from shared.errors import InputError
 from shared.evaluation.feature_statistics import (
     FeatureSpace,
-    check_same_space,
+    Statistics,
     load_statistics,
     parse_statistics,
     save_statistics,
 )
-from shared.experiment.config import Experiment
-from shared.messages.statistics import MAX_FILE_BYTES, StatisticsQuery, parse_answer, parse_query
+from shared.evaluation.private_statistics import Projection, load_projection, noise_facts
+from shared.experiment.config import Experiment, Section
+from shared.messages.envelope import header_record, read_bytes, read_header, validated
+from shared.messages.statistics import MAX_FILE_BYTES, ReleasedFacts, StatisticsAnswer, StatisticsQuery
+from shared.messages.text import clean
 from shared.storage.files import write_atomically
 from shared.storage.runlog import RunLog
 
@@ -46,13 +50,26 @@ class StatisticsQuestion:
     """What the evaluator wants to know."""
 
     query: StatisticsQuery
+    width: int
+    """Of the features; answers of another width are refused."""
     projection: Path | None = None
 
 
+class _Asked(Section):
+    """The file that tells the ServerApp what to ask."""
+
+    query: StatisticsQuery
+    width: int = Field(ge=1)
+
+
 def question_for(
-    release: Literal["exact", "dp"], noise_multiplier: float, projection: Path | None, space: FeatureSpace
+    release: Literal["exact", "dp"],
+    noise_multiplier: float,
+    projection: Path | None,
+    space: FeatureSpace,
+    width: int,
 ) -> StatisticsQuestion:
-    """The question for statistics in `space`, under a new name.
+    """The question for statistics in `space` of `width` dimensions, under a new name.
 
     Raises:
         InputError: a private release without projection, or a projection without one.
@@ -67,7 +84,7 @@ def question_for(
         extractor_sha256=space.sha256,
         noise_multiplier=noise_multiplier if release == "dp" else 0.0,
     )
-    return StatisticsQuestion(query, projection)
+    return StatisticsQuestion(query, width, projection)
 
 
 def ask_sites(
@@ -97,9 +114,7 @@ def ask_sites(
         raise InputError("--reference federated asks the sites: give --home, the coordinator's folder")
     check_home(home)
     run = create(home / "runs" / question.query.run, experiment)
-    write_atomically(run.path / QUESTION_FILE, question.query.model_dump_json(indent=2) + "\n")
-    if question.projection is not None:
-        write_atomically(run.path / PROJECTION_FILE, question.projection.read_bytes())
+    write_question(run.path, question)
     outcomes = submit(
         home,
         experiment,
@@ -117,18 +132,46 @@ def ask_sites(
     return run.path / POOLED_FILE
 
 
+def write_question(folder: Path, question: StatisticsQuestion) -> None:
+    """Put the question into the folder of its run, where `gather` finds it."""
+    asked = _Asked(query=question.query, width=question.width)
+    write_atomically(folder / QUESTION_FILE, asked.model_dump_json(indent=2) + "\n")
+    if question.projection is not None:
+        write_atomically(folder / PROJECTION_FILE, question.projection.read_bytes())
+
+
 def gather(
-    grid: Grid, home: Path, folder: Path, timing: Timing | None = None, deadline_seconds: float = DEADLINE_SECONDS
+    grid: Grid,
+    home: Path,
+    folder: Path,
+    experiment: Experiment,
+    timing: Timing | None = None,
+    deadline_seconds: float = DEADLINE_SECONDS,
 ) -> None:
-    """Ask, and write what comes: `sites/<alias>.safetensors`, and one line per site in the run log."""
-    query = parse_query((folder / QUESTION_FILE).read_text(encoding="utf-8"))
+    """Ask, and write what comes: `sites/<alias>.safetensors`, and one line per site in the run log.
+
+    Args:
+        grid: Flower's.
+        home: the coordinator's folder.
+        folder: of the question's run.
+        experiment: its `federation.max_examples` bounds how many images a site may claim.
+        timing: seconds between pulls, deadlines of calls.
+        deadline_seconds: for the answers.
+
+    Raises:
+        ExchangeError: the SuperLink does not answer, or does not take the question.
+    """
+    asked = _Asked.model_validate_json((folder / QUESTION_FILE).read_text(encoding="utf-8"))
     file = folder / PROJECTION_FILE
+    nothing = _nothing(asked, load_projection(file) if file.exists() else None)
     collect(
         grid,
         home,
-        _record(query, file.read_bytes() if file.exists() else b""),
+        _record(asked.query, file.read_bytes() if file.exists() else b""),
         MessageType.QUERY,
-        lambda message, alias: _take(message, query, alias, folder / SITES_FOLDER),
+        lambda message, alias: _take(
+            message, nothing, alias, folder / SITES_FOLDER, experiment.federation.max_examples
+        ),
         RunLog(folder / "metrics.jsonl"),
         "statistics",
         timing=timing,
@@ -137,26 +180,45 @@ def gather(
     )
 
 
-def _take(message: Message, query: StatisticsQuery, alias: str, folder: Path) -> tuple[str, str]:
-    """Check an answer and keep its statistics; its outcome and reason."""
-    try:
-        answer = parse_answer(str(message.content.config_records["header"]["json"]))
-        if answer.status == "refused":
-            return "refused", answer.reason
-        array = message.content.array_records["arrays"]["file"]
-        if len(array.data) > MAX_FILE_BYTES:
-            return "rejected", f"statistics of {len(array.data)} bytes, at most {MAX_FILE_BYTES}"
-        statistics = parse_statistics(np.asarray(array.numpy(), np.uint8).tobytes(), alias)
-        if statistics.site != alias or statistics.release != query.kind:
-            return "rejected", f"the statistics say site {statistics.site!r}, release {statistics.release!r}"
-        if query.kind == "exact":
-            check_same_space(query.space, statistics.space)
-    except (InputError, KeyError, ValueError) as error:
-        return "rejected", str(error)[:500]
+def _nothing(asked: _Asked, projection: Projection | None) -> Statistics:
+    """Statistics of no image, of the very kind that is asked for: whatever adds to them adds to every good answer."""
+    width = asked.width if projection is None else projection.basis_DP.shape[1]
+    facts = {} if projection is None else noise_facts(projection.radius, asked.query.noise_multiplier)
+    return Statistics(
+        space=asked.query.space if projection is None else projection.projected_space,
+        n=0,
+        total_D=np.zeros(width),
+        outer_DD=np.zeros((width, width)),
+        release=asked.query.kind,
+        images=facts,
+    )
+
+
+def _take(message: Message, nothing: Statistics, alias: str, folder: Path, most_images: int) -> tuple[str, str]:
+    """Check an answer and keep its statistics; its outcome and reason.
+
+    Raises:
+        InputError: the answer does not follow the protocol, or its numbers would spoil the sum.
+    """
+    answer = validated(StatisticsAnswer, read_header(message.content))
+    if answer.status == "refused":
+        return "refused", answer.reason
+    statistics = parse_statistics(read_bytes(message.content, "file", MAX_FILE_BYTES), alias)
+    facts = validated(ReleasedFacts, {name: clean(getattr(statistics, name)) for name in ReleasedFacts.model_fields})
+    if facts.site != alias or facts.release != nothing.release:
+        raise InputError(f"the statistics say site {facts.site!r}, release {facts.release!r}")
+    if facts.n > most_images:
+        raise InputError(
+            f"{facts.n:g} images, federation.max_examples takes a site for at most {most_images}: raise it"
+        )
+    if statistics.total_D.shape != nothing.total_D.shape:
+        raise InputError(f"features of width {len(statistics.total_D)}, {len(nothing.total_D)} was asked for")
+    statistics = replace(statistics, source=facts.source, images=facts.images)
+    _ = nothing + statistics
     save_statistics(statistics, folder / f"{alias}.safetensors")
     return "released", ""
 
 
 def _record(query: StatisticsQuery, file: bytes) -> RecordDict:
     arrays = {"file": Array(np.frombuffer(file, np.uint8))} if file else {}
-    return RecordDict({"arrays": ArrayRecord(arrays), "header": ConfigRecord({"json": query.model_dump_json()})})
+    return RecordDict({"arrays": ArrayRecord(arrays), "header": header_record(query)})

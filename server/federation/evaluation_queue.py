@@ -27,6 +27,8 @@ log = logging.getLogger("maskfed.server")
 class Evaluations:
     """Observer of a run's rounds: queues an evaluation of round 0 and of every k-th round, and keeps `progress.json`.
 
+    `attend` is what starts an evaluation; everything else only takes notes.
+
     Without a reference in the run's `finetune.json` nothing is evaluated. A failed evaluation never fails the run.
     """
 
@@ -42,19 +44,28 @@ class Evaluations:
             self.round_done(checkpoint_number(folder))
 
     def progress(self, server_round: int, stage: str, sites: dict[str, str]) -> None:
-        """Write `progress.json` when something changed; also the moment to look after evaluations."""
+        """Write `progress.json`, when something changed."""
         state = {"round": server_round, "stage": stage, "sites": sites, "evaluating": self._evaluating()}
         if state != self._last_progress:
             self._last_progress = state
             write_json(RunDir(self.run_folder).progress, {**state, "since": time.time(), "pid": os.getpid()})
-        self._pump()
+
+    def attend(self) -> None:
+        """Note how an evaluation ended, and start the next; to be called now and then."""
+        if self._running and self._running[1].poll() is not None:
+            server_round, process = self._running
+            self._running = None
+            if process.returncode:
+                self._give_up(server_round, f"exit code {process.returncode}: {self._last_line(server_round)}")
+        if self._queue and not self._running:
+            server_round = self._queue.popleft()
+            self._running = (server_round, self._start(server_round))
 
     def round_done(self, server_round: int) -> None:
         """Queue the evaluation of a round, unless it has a result already."""
         is_wanted = self.reference and self.every_rounds and server_round % self.every_rounds == 0
         if is_wanted and not self._result_file(server_round).exists():
             self._queue.append(server_round)
-        self._pump()
 
     def oldest_needed(self) -> int | None:
         """Oldest round whose checkpoint an evaluation still reads."""
@@ -65,6 +76,7 @@ class Evaluations:
         """Wait for the evaluations that are left; those that are not done by the deadline are given up."""
         deadline = time.monotonic() + deadline_seconds
         while (self._queue or self._running) and time.monotonic() < deadline:
+            self.attend()
             self.progress(self._last_progress.get("round", 0), "evaluating", {})
             time.sleep(0.2)
         for server_round in self._queue:
@@ -79,16 +91,6 @@ class Evaluations:
             process.wait()
             self._running = None
             self._give_up(server_round, "ended with the run")
-
-    def _pump(self) -> None:
-        if self._running and self._running[1].poll() is not None:
-            server_round, process = self._running
-            self._running = None
-            if process.returncode:
-                self._give_up(server_round, f"exit code {process.returncode}: {self._last_line(server_round)}")
-        if self._queue and not self._running:
-            server_round = self._queue.popleft()
-            self._running = (server_round, self._start(server_round))
 
     def _start(self, server_round: int) -> subprocess.Popen[bytes]:
         checkpoint = round_folder(self.run_folder / "checkpoints", server_round)

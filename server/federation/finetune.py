@@ -25,8 +25,9 @@ from shared.storage.files import write_atomically
 from shared.storage.versions import git_commit
 
 RUN_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-_NEVER_FORCED = ("train.seed", "train.precision", "privacy.", "model.", "data.", "diffusion.", "mask.")
-"""What `--force` must not change in a run that has begun."""
+_NEVER_FORCED = frozenset({"train.seed", "train.precision"})
+_NEVER_FORCED_SECTIONS = frozenset({"privacy", "model", "data", "diffusion", "mask"})
+"""Fields and sections that `--force` must not change in a run that has begun."""
 
 
 @dataclass(frozen=True)
@@ -226,14 +227,17 @@ def initial_model(source: Path, experiment: Experiment) -> GlobalModel:
 
 def _merged(run: str, stored: Experiment, asked: Experiment, *, force: bool) -> Experiment:
     found = run_directory.differences(stored, asked)
+    fixed = [each for each in found if _is_never_forced(each.field)]
+    listed = "; ".join(map(str, fixed if force else found))
     if found and not force:
-        raise InputError(f"run {run} was started with {'; '.join(found)}: resume it unchanged, or give --force")
-    fixed = [line for line in found if line.startswith(_NEVER_FORCED)]
+        raise InputError(f"run {run} was started with {listed}: resume it unchanged, or give --force")
     if fixed:
-        raise InputError(
-            f"run {run} was started with {'; '.join(fixed)}: --force does not change that, start a new run"
-        )
+        raise InputError(f"run {run} was started with {listed}: --force does not change that, start a new run")
     return asked
+
+
+def _is_never_forced(field: str) -> bool:
+    return field in _NEVER_FORCED or field.partition(".")[0] in _NEVER_FORCED_SECTIONS
 
 
 def _absolute(reference: str) -> str:

@@ -15,7 +15,8 @@ from server.federation.fleet.superlink_types import ControlError
 from server.federation.resubmission import Wanted, WantedRun
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
-from shared.storage.runlog import read_metrics
+from shared.storage.round_records import rounds_of
+from shared.storage.runlog import OUTCOMES, RunLogReader, damage_text
 
 POLL_SECONDS = 1.0
 AWAY_SECONDS = 600.0
@@ -25,25 +26,24 @@ HEARD_SECONDS = 2.0
 SHOWN_ROUNDS = 25
 """Newest rounds in the table; the JSON has all."""
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 1}
-OUTCOMES = ("answered", "refused", "failed", "late", "rejected", "lost")
 
 
 def follow(home: Path, run: str, *, as_json: bool = False, console: Console | None = None) -> int:
     """Show a run until it has ended, submitting it again if it dies; exit code 0: completed, 1: failed or stopped."""
     console = console or Console(stderr=as_json)
-    wanted = Wanted(home)
+    wanted, log = Wanted(home), RunLogReader(RunDir(home / "runs" / run).metrics)
     try:
         with Live(console=console, refresh_per_second=2) as live:
             seen = time.monotonic()
             while (entry := _entry(wanted, run)).status == "running":
-                live.update(table(summarise(home, entry)))
+                live.update(table(summarise(home, entry, log)))
                 time.sleep(POLL_SECONDS)
                 seen = time.monotonic() if _tick(home, wanted) else seen
                 if time.monotonic() - seen > AWAY_SECONDS:
                     raise ControlError(
                         f"the SuperLink is away for {AWAY_SECONDS:g} s: run {run} continues with `maskfed-server start`"
                     )
-            summary = summarise(home, entry)
+            summary = summarise(home, entry, log)
             live.update(table(summary))
     except KeyboardInterrupt:
         console.print(
@@ -57,11 +57,12 @@ def follow(home: Path, run: str, *, as_json: bool = False, console: Console | No
     return EXIT_CODES[entry.status]
 
 
-def summarise(home: Path, entry: WantedRun) -> dict[str, Any]:
-    """Everything that is known of a run, as JSON types."""
+def summarise(home: Path, entry: WantedRun, log: RunLogReader | None = None) -> dict[str, Any]:
+    """Everything that is known of a run, as JSON types; `log` reads on where it stopped the last time."""
     run = RunDir(home / "runs" / entry.run)
-    events = read_metrics(run.metrics)
-    rounds = {event["round"]: event for event in events if event["kind"] == "round"}
+    log = log or RunLogReader(run.metrics)
+    events = log.read()
+    rounds = {event["round"]: event for event in rounds_of(events, run.checkpoints)}
     evaluations = {event["round"]: event for event in events if event["kind"] == "evaluation"}
     is_over = entry.status != "running"
     return {
@@ -70,6 +71,7 @@ def summarise(home: Path, entry: WantedRun) -> dict[str, Any]:
         "reason": entry.reason or ("" if is_over else _slow_start(home, entry.run_id)),
         "rounds": run.experiment.federation.rounds,
         "rounds_done": max(rounds, default=0),
+        "damage": damage_text(log.damaged) if log.damaged else "",
         "resubmissions": sum(event["kind"] == "resubmitted" for event in events),
         "flower_run_id": entry.run_id,
         "folder": str(run.path),
@@ -95,6 +97,8 @@ def all_runs(home: Path, run: str = "") -> list[dict[str, Any]]:
 def table(summary: dict[str, Any]) -> Table:
     """One line per round: sites by outcome, loss, bytes, seconds, epsilon, distance; the current round last."""
     title = f"run {summary['run']}: {summary['status']}, round {summary['rounds_done']} of {summary['rounds']}"
+    if summary["damage"]:
+        title += f", metrics.jsonl: {summary['damage']}"
     if summary["resubmissions"]:
         title += f", resubmitted {summary['resubmissions']} times"
     shown = Table(title=title, title_justify="left")
@@ -138,6 +142,8 @@ def _history(event: dict[str, Any], evaluation: dict[str, Any] | None) -> dict[s
     answered = event["answered"]
     losses = [entry["scalars"]["loss"] for entry in answered if "loss" in entry.get("scalars", {})]
     parts = [f"{len(event[state])} {state}" for state in OUTCOMES if event[state]]
+    if "forged" in event:
+        parts.append(f"{event['forged']['count']} forged")
     return {
         "round": event["round"],
         "sites": ", ".join(parts),

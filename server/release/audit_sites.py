@@ -122,11 +122,11 @@ def _take(message: Message, query: AuditQuery, alias: str, folder: Path) -> tupl
     """Check an answer and keep its verdicts; its outcome and reason.
 
     Site and checkpoint are what the coordinator knows of whom and what it asked, never what the answer says.
+
+    Raises:
+        MessageError: the answer does not follow the protocol.
     """
-    try:
-        answer = validated(AuditAnswer, read_header(message.content))
-    except InputError as error:
-        return "rejected", str(error)[:500]
+    answer = validated(AuditAnswer, read_header(message.content))
     if answer.status == "refused":
         return "refused", f"{answer.refusal}: {answer.reason}"
     if not query.figures and any(verdict.figures for verdict in answer.verdicts):

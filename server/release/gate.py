@@ -17,6 +17,7 @@ from server.report.formatting import format_interval, format_number, reference_l
 from server.runs.history import Evaluation, RunData, read_run, spent_text
 from shared.errors import InputError
 from shared.experiment.config import Experiment
+from shared.messages.text import escape_markdown
 from shared.storage.checkpoint import CheckpointMeta, check_files, load_group, resolve_checkpoint, save_checkpoint
 from shared.storage.files import TEMPORARY_PREFIX, with_name
 
@@ -51,7 +52,8 @@ def gather(checkpoint: Path) -> Evidence:
     data = read_run(folder.parent)
     last_round = meta.round if meta.round is not None else 0
     evaluations = [each for each in data.evaluations if each.result["checkpoint"].get("digest") == meta.digest]
-    audits = [each for each in data.audits if each.get("checkpoint_digest") == meta.digest]
+    own = [each for each in data.audits if each.get("checkpoint_digest") == meta.digest]
+    audits = [{**each, "reason": escape_markdown(str(each.get("reason", "")))} for each in own]
     sites = data.participants(last_round)
     problems = [] if evaluations else [f"no distance of {checkpoint.name} was measured: run `maskfed-server evaluate`"]
     problems += audit_problems(meta.experiment, audits, sites)

@@ -7,7 +7,8 @@ from typing import Any
 from server.report.formatting import reference_label
 from server.report.pictures import ends, strip
 from server.report.run_charts import Chart, distance_chart, dp_epsilon, epsilon_chart, training_charts
-from server.runs.history import OUTCOMES, Evaluation, RunData
+from server.runs.history import Evaluation, RunData
+from shared.storage.runlog import OUTCOMES
 
 SYMBOLS = {"answered": "✓", "refused": "–", "failed": "!", "late": "…", "lost": "×", "rejected": "≠"}
 
@@ -68,6 +69,8 @@ def build_page(data: RunData) -> Page:
         page.rows, *page.others = [_rows(group) for group in groups]
     page.charts = [*distance_chart(data, groups), *training_charts(data)]
     _pictures(page)
+    if data.damage:
+        page.problems.append(f"metrics.jsonl: {data.damage}")
     _federation(page)
     page.epsilon_chart = epsilon_chart(data)
     page.audits = _audits(data.audits)
@@ -111,7 +114,9 @@ def _federation(page: Page) -> None:
     cells: dict[str, list[dict[str, str]]] = {site: [] for site in page.data.sites}
     spent: dict[str, dict[str, Any]] = {}
     for event in page.data.rounds:
-        outcome = {entry["site"]: (state, entry) for state in OUTCOMES for entry in event.get(state, [])}
+        outcome: dict[str, tuple[str, dict[str, Any]]] = {
+            entry["site"]: (state, entry) for state in OUTCOMES for entry in event.get(state, [])
+        }
         for site in page.data.sites:
             state, entry = outcome.get(site, ("not asked", {}))
             reason = str(entry.get("reason") or entry.get("code") or "")
@@ -120,6 +125,8 @@ def _federation(page: Page) -> None:
                 page.problems.append(f"Round {event['round']}: {site} {state}{f': {reason}' if reason else ''}")
             if "epsilon" in entry:
                 spent[site] = {"site": site, "round": event["round"], **entry, "share": _share(entry)}
+        if "forged" in event:
+            page.problems.append(f"Round {event['round']}: {event['forged']['count']} forged messages dropped")
         if not event.get("weights_changed", True):
             page.problems.append(f"Round {event['round']}: weights unchanged, {event.get('reason', '')}")
         page.traffic.append(_costs(event))

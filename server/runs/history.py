@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from server.runs.run_directory import RunDir
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.storage.checkpoint import META_FILE, list_checkpoints, load_meta
-from shared.storage.runlog import read_metrics
+from shared.storage.round_records import rounds_of
+from shared.storage.runlog import RunLogReader, damage_text
 
-OUTCOMES = ("answered", "refused", "failed", "late", "lost", "rejected")
 AUDITS_FOLDER = "audits"
 
 
@@ -53,6 +54,8 @@ class RunData:
     path: Path
     experiment: Experiment
     events: list[dict[str, Any]] = field(default_factory=list)
+    damage: str = ""
+    """Which lines of the log could not be read; empty: none."""
     evaluations: list[Evaluation] = field(default_factory=list)
     grids: list[tuple[int, Path]] = field(default_factory=list)
     """(round or step, PNG), in order."""
@@ -63,10 +66,10 @@ class RunData:
         """Events of one kind, in order."""
         return [event for event in self.events if event.get("kind") == kind]
 
-    @property
+    @cached_property
     def rounds(self) -> list[dict[str, Any]]:
-        """The last record of each round, by round: a resumed run may have repeated one."""
-        return [event for _, event in sorted({event["round"]: event for event in self.of_kind("round")}.items())]
+        """The last record of each round, by round, from the log or the checkpoints."""
+        return rounds_of(self.events, RunDir(self.path).checkpoints)
 
     @property
     def is_federated(self) -> bool:
@@ -86,7 +89,7 @@ class RunData:
             return "not started"
         return str(last.get("status", "ended")) if last["kind"] == "end" else "running, or interrupted"
 
-    @property
+    @cached_property
     def sites(self) -> list[str]:
         """All sites that were ever asked, by alias."""
         return sorted({entry["site"] for event in self.rounds for entry in event.get("asked", [])})
@@ -110,13 +113,14 @@ def read_run(path: Path) -> RunData:
         InputError: `path` holds no run.
     """
     run = RunDir(path)
-    experiment = run.experiment
+    experiment, log = run.experiment, RunLogReader(run.metrics)
     checkpoints = [_checkpoint(folder) for folder in list_checkpoints(run.checkpoints) if (folder / META_FILE).exists()]
     return RunData(
         name=path.resolve().name,
         path=path,
         experiment=experiment,
-        events=read_metrics(run.metrics),
+        events=log.read(),
+        damage=damage_text(log.damaged) if log.damaged else "",
         evaluations=_evaluations(path / "evaluation"),
         grids=_grids(run.samples),
         audits=_audits(path / AUDITS_FOLDER),

@@ -134,9 +134,8 @@ def create(path: Path, experiment: Experiment) -> RunDir:
     run = RunDir(path)
     _refuse_foreign(run)
     if run.experiment_file.exists() and (found := differences(run.experiment, experiment)):
-        raise InputError(
-            f"run {path} was started with {'; '.join(found)}: name a new folder, or ask for the same experiment"
-        )
+        listed = "; ".join(map(str, found))
+        raise InputError(f"run {path} was started with {listed}: name a new folder, or ask for the same experiment")
     try:
         for folder in (path, run.checkpoints, run.samples):
             folder.mkdir(parents=True, exist_ok=True)
@@ -155,11 +154,24 @@ def _refuse_foreign(run: RunDir) -> None:
         raise InputError(f"run {run.path} is not empty and holds no run: name a new folder")
 
 
-def differences(stored: Experiment, asked: Experiment) -> list[str]:
-    """Fields in which two experiments would train differently, each as `section.key = stored, not asked`."""
+@dataclass(frozen=True)
+class Difference:
+    """A field in which two experiments would train differently; as text `section.key = stored, not asked`."""
+
+    field: str
+    """`section.key`."""
+    stored: Any
+    asked: Any
+
+    def __str__(self) -> str:
+        return f"{self.field} = {self.stored!r}, not {self.asked!r}"
+
+
+def differences(stored: Experiment, asked: Experiment) -> list[Difference]:
+    """Fields in which two experiments would train differently, in the order of the experiment."""
     ours, theirs = (tomllib.loads(experiment.to_toml()) for experiment in (stored, asked))
     return [
-        f"{key} = {ours_value!r}, not {theirs_value!r}"
+        Difference(key, ours_value, theirs_value)
         for key, ours_value, theirs_value in _pairs(ours, theirs)
         if ours_value != theirs_value and key not in _FREE and key.partition(".")[0] not in _FREE_SECTIONS
     ]

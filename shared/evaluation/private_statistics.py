@@ -114,7 +114,7 @@ def add_noise(plain: Statistics, radius: float, noise_multiplier: float, rng: np
     # In an orthonormal basis of symmetric matrices entries off the diagonal are worth sqrt(2): their noise is smaller.
     symmetric_PP = np.tril(noise_PP, -1) / math.sqrt(2)
     symmetric_PP = symmetric_PP + symmetric_PP.T + np.diag(np.diag(noise_PP))
-    facts = {"radius": repr(radius), "noise_multiplier": repr(noise_multiplier), "parts": "1"}
+    facts = {**noise_facts(radius, noise_multiplier), "parts": "1"}
     return replace(
         plain,
         n=plain.n + rng.normal(0, deviation) / radius,
@@ -123,6 +123,11 @@ def add_noise(plain: Statistics, radius: float, noise_multiplier: float, rng: np
         release="dp",
         images={**plain.images, **facts},
     )
+
+
+def noise_facts(radius: float, noise_multiplier: float) -> dict[str, str]:
+    """What releases must have in common to be added up: the size of their noise, as `Statistics.images` carries it."""
+    return {"radius": repr(radius), "noise_multiplier": repr(noise_multiplier)}
 
 
 def repaired(statistics: Statistics) -> Statistics:

@@ -119,6 +119,10 @@ class OptimConfig(Section):
     ema_decay: float = Field(0.999, ge=0, lt=1)
 
 
+MAX_CENTRAL_NOISE = 2.0**20
+"""Deviation of the noise of client-level DP on a sum of 64-bit integers in steps of 2^-36: 32 of it fit."""
+
+
 class FederationConfig(Section):
     """The rounds of `finetune`."""
 
@@ -128,11 +132,20 @@ class FederationConfig(Section):
     sites_per_round: int = Field(0, ge=0)
     """Sites asked in each round, drawn by seed; 0: all registered."""
     sites_fraction: float = Field(0.0, ge=0, le=1)
-    """... or this share of the registered ones, rounded up; 0: `sites_per_round` decides."""
+    """... or this share of the registered ones, rounded up; 0: `sites_per_round` decides.
+
+    Under client-level DP the probability of each site for itself (0: all are asked), and `sites_per_round` is only the
+    denominator.
+    """
     min_available: int = Field(2, ge=1)
     """Sites that must be online before a round starts."""
     min_replies: int = Field(2, ge=1)
     """Good replies below which a round leaves the weights as they are."""
+    max_unchanged_rounds: int = Field(0, ge=0)
+    """Rounds in a row that may leave the weights as they are before the run stops; 0: 1 under DP-SGD, 3 without."""
+    quorum: int = Field(0, ge=0)
+    """Good replies after which a round waits only `quorum_grace_seconds` for the others; 0: it waits for all."""
+    quorum_grace_seconds: float = Field(60.0, ge=0)
     available_deadline_seconds: float = Field(300.0, gt=0)
     round_deadline_seconds: float = Field(3600.0, gt=0)
     weighting: Literal["equal", "examples"] = "equal"
@@ -162,10 +175,16 @@ class FederationConfig(Section):
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
-        if self.sites_fraction and self.sites_per_round:
+        if self.sites_fraction and self.sites_per_round and not self.central_noise_multiplier:
             raise ValueError(
                 f"sites_fraction {self.sites_fraction} and sites_per_round {self.sites_per_round}: give one"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _quorum_decides(self) -> Self:
+        if self.quorum and self.quorum < self.min_replies:
+            raise ValueError(f"quorum {self.quorum} is below min_replies {self.min_replies}: raise it")
         return self
 
     @model_validator(mode="after")
@@ -182,6 +201,13 @@ class FederationConfig(Section):
             (self.update_norm_action != "clip", "update_norm_action", self.update_norm_action, "use clip"),
             (self.weighting != "equal", "weighting", self.weighting, "one site must not weigh more: use equal"),
             (not self.sites_per_round, "sites_per_round", 0, "the denominator must be a public number: give it"),
+            (
+                self.central_noise_multiplier * self.max_update_norm > MAX_CENTRAL_NOISE,
+                "max_update_norm",
+                self.max_update_norm,
+                f"their product is above {MAX_CENTRAL_NOISE:g}, more than the sum holds: lower one",
+            ),
+            (self.quorum, "quorum", self.quorum, "who answers must not decide what is released: leave it out"),
         ):
             if is_wrong:
                 raise ValueError(f"{key} {value!r} does not go with central_noise_multiplier: {why}")

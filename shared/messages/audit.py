@@ -5,7 +5,6 @@ that the membership attack is calibrated with, packed by the same manifest.
 """
 
 import hashlib
-import math
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -14,6 +13,7 @@ from shared.errors import InputError
 from shared.experiment.config import Experiment, Section
 from shared.messages.envelope import canonical_json
 from shared.messages.packing import Manifest
+from shared.messages.text import Line
 from shared.messages.training import RefusalCode
 
 AuditKind = Literal["membership", "memorisation"]
@@ -24,6 +24,29 @@ MOST_REFERENCES = 4
 PIXELS = "pixels"
 """The feature space of the copy test that needs no network."""
 MOST_AUDIT_IMAGES = 10_000
+MAX_EXTRACTOR = 200
+FEATURE_SPACE = "feature_space"
+FigureName = Literal[
+    "auc",
+    "auc_low",
+    "auc_high",
+    "tpr_at_1_percent_fpr",
+    "tpr_low",
+    "tpr_high",
+    "loss_auc",
+    "pia_auc",
+    "control_auc",
+    "control_auc_low",
+    "copy_rate",
+    "false_positive_rate",
+    "authenticity",
+    "threshold",
+    "num_images",
+    "feature_space",
+]
+"""Every figure that an audit may release; all are numbers but `feature_space`, a name."""
+LARGEST_FIGURE: dict[str, float] = {"threshold": 1e6, "num_images": float(MOST_AUDIT_IMAGES)}
+"""Of the figures that are no share, rate or AUC: those are at most 1."""
 MIN_HELD_OUT = 100
 """Held-out images below which a rate of 1 percent cannot be measured."""
 
@@ -60,7 +83,7 @@ class AuditQuery(Section):
     """SHA-256 of the packed averaged weights."""
     reference_digests: tuple[str, ...] = Field(min_length=1, max_length=MOST_REFERENCES)
     """SHA-256 of each reference's packed weights."""
-    extractor: str = Field(PIXELS, max_length=200)
+    extractor: str = Field(PIXELS, max_length=MAX_EXTRACTOR)
     """Feature space of the copy test."""
     extractor_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     """Of the feature network; empty for `pixels`."""
@@ -88,17 +111,19 @@ class AuditVerdict(Section):
 
     audit: AuditKind
     passed: bool
-    reason: str = Field("", max_length=200)
+    reason: Line = ""
     """Why it failed, in fixed words; empty when it passed."""
-    figures: dict[str, float | str] = Field(default_factory=dict, max_length=32)
+    figures: dict[FigureName, float | Line] = Field(default_factory=dict)
     """Empty unless the policy lets them go."""
 
     @model_validator(mode="after")
-    def _finite(self) -> Self:
-        if any(isinstance(value, float) and not math.isfinite(value) for value in self.figures.values()):
-            raise ValueError("figures are finite")
-        if any(len(value) > 200 for value in self.figures.values() if isinstance(value, str)):
-            raise ValueError("figures have at most 200 characters")
+    def _in_range(self) -> Self:
+        for name, value in self.figures.items():
+            if name == FEATURE_SPACE:
+                if not isinstance(value, str) or len(value) > MAX_EXTRACTOR:
+                    raise ValueError(f"{name} is a name of at most {MAX_EXTRACTOR} characters")
+            elif not isinstance(value, float) or not 0 <= value <= LARGEST_FIGURE.get(name, 1.0):
+                raise ValueError(f"{name} is a number from 0 to {LARGEST_FIGURE.get(name, 1.0):g}")
         return self
 
 
@@ -108,7 +133,7 @@ class AuditAnswer(Section):
     schema_version: Literal[1] = 1
     status: Literal["audited", "refused"]
     refusal: RefusalCode | None = None
-    reason: str = Field("", max_length=500)
+    reason: Line = ""
     """Of a refusal; fixed text and policy numbers, nothing computed from images."""
     verdicts: tuple[AuditVerdict, ...] = Field((), max_length=8)
 

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from shared.errors import InputError
 from shared.experiment.config import Section
+from shared.messages.text import one_line
 
 MAX_ELEMENTS = 2**31
 _DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}
@@ -18,7 +19,10 @@ WireDtype = Literal["float32", "bfloat16"]
 
 
 class MessageError(InputError):
-    """A message from the other side does not follow the protocol."""
+    """A message from the other side does not follow the protocol; the text is one line, whatever it quotes of it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text))
 
 
 class TensorSpec(Section):

@@ -2,11 +2,12 @@
 
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from shared.errors import InputError
 from shared.evaluation.feature_statistics import FeatureSpace
-from shared.experiment.config import Section, explain
+from shared.experiment.config import Section
+from shared.messages.envelope import parse_header, validated
+from shared.messages.text import Epsilon, Line
 
 MAX_FILE_BYTES = 300 * 2**20
 
@@ -33,29 +34,27 @@ class StatisticsAnswer(Section):
 
     schema_version: Literal[1] = 1
     status: Literal["released", "refused"]
-    reason: str = Field("", max_length=500)
+    reason: Line = ""
     """Of a refusal; fixed text and policy numbers, nothing computed from images."""
+
+
+class ReleasedFacts(Section):
+    """What a statistics file of a site says about itself; the sums stand beside it."""
+
+    site: str
+    release: Literal["exact", "dp"]
+    n: float = Field(gt=0, allow_inf_nan=False)
+    """Images; with noise in a private release."""
+    epsilon: Epsilon | None = None
+    delta: float | None = Field(None, gt=0, lt=1)
+    source: Line = ""
+    images: dict[Line, Line] = Field(default_factory=dict, max_length=16)
 
 
 def parse_query(text: str) -> StatisticsQuery:
     """Read a question.
 
     Raises:
-        InputError: it does not follow the protocol.
+        MessageError: it does not follow the protocol.
     """
-    try:
-        return StatisticsQuery.model_validate_json(text)
-    except ValidationError as error:
-        raise InputError(f"statistics query: {explain(error)}") from error
-
-
-def parse_answer(text: str) -> StatisticsAnswer:
-    """Read an answer.
-
-    Raises:
-        InputError: it does not follow the protocol.
-    """
-    try:
-        return StatisticsAnswer.model_validate_json(text)
-    except ValidationError as error:
-        raise InputError(f"statistics answer: {explain(error)}") from error
+    return validated(StatisticsQuery, parse_header(text))

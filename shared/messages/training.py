@@ -6,7 +6,6 @@ No torch: the ServerApp and a site that refuses never load it.
 """
 
 import hashlib
-import math
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -17,6 +16,7 @@ from pydantic import Field, model_validator
 from shared.experiment.config import Experiment, Section
 from shared.messages.envelope import canonical_json, header_record, read_array, read_header, validated
 from shared.messages.packing import Manifest, MessageError, array_digest, decode, encode
+from shared.messages.text import Epsilon, Figure, Line
 
 RefusalCode = Literal[
     "schema",
@@ -42,6 +42,8 @@ RefusalCode = Literal[
     "failed",
 ]
 """Why a site said no; `base_missing` asks for the frozen tensors, `failed` is an error of the site's own training."""
+ScalarName = Literal["loss", "grad_norm", "seconds"]
+"""What a site may release of a round, by policy."""
 
 
 class RequestHeader(Section):
@@ -69,28 +71,26 @@ class ReplyHeader(Section):
     request_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     status: Literal["trained", "refused"]
     refusal: RefusalCode | None = None
-    reason: str = Field("", max_length=500)
+    reason: Line = ""
     """One line for the coordinator's operator; never a path, a file name or anything computed from images."""
     num_examples: int = Field(1, ge=0, le=2**53)
     """1 unless the policy releases image counts."""
-    scalars: dict[str, float] = Field(default_factory=dict, max_length=32)
-    epsilon: float | None = Field(None, ge=0, allow_inf_nan=False)
+    scalars: dict[ScalarName, Figure] = Field(default_factory=dict)
+    epsilon: Epsilon | None = None
     """Spent so far on this data set in all runs; None where no bound exists. Of the DP part alone if `is_unbounded`."""
     delta: float | None = Field(None, gt=0, lt=1)
     """At which epsilon holds: the site's own."""
     is_unbounded: bool = False
     """A release without DP was made: no epsilon holds for the whole."""
-    epsilon_cap: float | None = Field(None, ge=0)
+    epsilon_cap: Epsilon | None = None
     unit: Literal["image", "person"] | None = None
-    ledger_sequence: int | None = Field(None, ge=0)
+    ledger_sequence: int | None = Field(None, ge=0, lt=2**63)
     ledger_hash: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if (self.status == "refused") != (self.refusal is not None):
             raise ValueError("a refusal carries its code, and nothing else does")
-        if any(not math.isfinite(value) for value in self.scalars.values()):
-            raise ValueError("scalars are finite")
         return self
 
 

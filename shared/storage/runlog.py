@@ -1,15 +1,43 @@
-"""`metrics.jsonl`: one JSON object per line and event of a run, append-only."""
+"""`metrics.jsonl`: one JSON object per line and event of a run, append-only.
 
+The log tells; nothing rests on it. A line that a power cut or another program has damaged is skipped, counted and
+named, and what a run needs to go on is in its checkpoints.
+"""
+
+import copy
 import fcntl
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 TAIL_BYTES = 1 << 20
+SHOWN_LINES = 10
+"""Damaged lines that a warning names by number."""
+Outcome = Literal["answered", "refused", "failed", "late", "rejected", "lost"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+"""How a site's part in a round can end; each is a list in the round's record."""
+_NEEDED: Any = ...
+_FIELDS: dict[str, dict[str, tuple[tuple[type, ...], Any]]] = {
+    "round": {
+        "round": ((int,), _NEEDED),
+        **{name: ((list,), []) for name in ("asked", *OUTCOMES)},
+        "bytes_sent": ((int,), 0),
+        "bytes_received": ((int,), 0),
+        "weights_changed": ((bool,), True),
+        "update_norm": ((int, float), 0.0),
+        "seconds": ((dict,), {}),
+    },
+    "round_failed": {"round": ((int,), _NEEDED)},
+    "evaluation": {"round": ((int, type(None)), None), "metrics": ((dict,), {})},
+    "train": {"step": ((int,), _NEEDED)},
+}
+"""Types of what readers use of an event, by kind, and what stands in for a field that is not there."""
+log = logging.getLogger("maskfed.server")
 
 
 class RunLog:
@@ -31,24 +59,99 @@ class RunLog:
 
         Numbers that JSON does not have (nan, inf) become null; numpy scalars become numbers, paths strings.
         """
+        self._append(kind, fields, is_durable=False)
+
+    def write_durably(self, kind: str, **fields: object) -> None:
+        """As `write`, and on disk when it returns: for what happens once per round."""
+        self._append(kind, fields, is_durable=True)
+
+    def _append(self, kind: str, fields: Mapping[str, object], *, is_durable: bool) -> None:
         event = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "kind": kind, **fields}
         line = json.dumps(_plain(event), allow_nan=False, ensure_ascii=False) + "\n"
         with self.path.open("ab", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # Paths may hold bytes that are no text; as escapes they are JSON all the same.
             file.write(line.encode("utf-8", "backslashreplace"))
+            if is_durable:
+                os.fsync(file.fileno())
+
+
+class RunLogReader:
+    """Reads a log that grows: each call parses only the lines that are new."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.events: list[dict[str, Any]] = []
+        self.damaged: list[int] = []
+        """Numbers of the lines that were skipped, from 1."""
+        self._offset = self._num_lines = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """All events so far, in order; a torn last line waits for its end, a missing file has none."""
+        try:
+            with self.path.open("rb") as file:
+                if os.fstat(file.fileno()).st_size < self._offset:
+                    self.__init__(self.path)  # type: ignore[misc]  # somebody has put another file in its place
+                file.seek(self._offset)
+                new, newline, _ = file.read().rpartition(b"\n")
+        except FileNotFoundError:
+            return self.events
+        self._offset += len(new) + len(newline)
+        for line in new.split(b"\n") if newline else []:
+            self._num_lines += 1
+            self._take(line)
+        return self.events
+
+    def _take(self, line: bytes) -> None:
+        if not line:
+            return
+        event = _event(line)
+        if event is None:
+            self.damaged.append(self._num_lines)
+        else:
+            self.events.append(event)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All events of a run in order; a torn last line is ignored, a missing file is an empty list.
+    """All events of a run in order; damaged lines are skipped with a warning, a missing file is an empty list.
 
-    Raises:
-        json.JSONDecodeError: a line other than the last is damaged.
+    Every event has a text `kind` and `time`, and the fields of its kind that readers use.
     """
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    return [json.loads(line) for line in whole.splitlines() if line]
+    reader = RunLogReader(path)
+    events = reader.read()
+    if reader.damaged:
+        log.warning("%s: %s", path, damage_text(reader.damaged))
+    return events
+
+
+def damage_text(damaged: list[int]) -> str:
+    """One line about skipped lines: how many, and which."""
+    numbers = ", ".join(map(str, damaged[:SHOWN_LINES]))
+    further = f" and {len(damaged) - SHOWN_LINES} more" if len(damaged) > SHOWN_LINES else ""
+    return f"{len(damaged)} damaged lines skipped ({numbers}{further})"
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """The event of a line; None where it is damaged."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
+        return None
+    return _whole(event)
+
+
+def _whole(event: dict[str, Any]) -> dict[str, Any] | None:
+    """An event with all the fields that readers use; None where one is missing or has another type."""
+    whole = {"time": "", **event}
+    for name, (kinds, default) in {"time": ((str,), ""), **_FIELDS.get(event["kind"], {})}.items():
+        value = whole.setdefault(name, copy.copy(default))
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            return None
+        if isinstance(value, list) and not all(isinstance(site, dict) and "site" in site for site in value):
+            return None
+    return whole
 
 
 def _cut_torn_line(descriptor: int, path: Path) -> None:

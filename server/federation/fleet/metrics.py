@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from server.federation.fleet.registry import Registry
-from shared.storage.runlog import read_metrics
+from shared.storage.round_records import rounds_of
+from shared.storage.runlog import OUTCOMES, read_metrics
 
-STATES = ("answered", "refused", "failed", "late", "rejected", "lost")
 Gauge = tuple[str, str, str, dict[str, str], float]
 """Name, kind, help, labels, value."""
 
@@ -19,16 +19,14 @@ def coordinator_gauges(home: Path) -> Iterator[Gauge]:
     yield "maskfed_sites", "gauge", "Registered sites.", {}, registered
     for folder in sorted((home / "runs").glob("*")):
         events = read_metrics(folder / "metrics.jsonl")
-        # A round that was repeated after a crash counts once, as it ended.
-        rounds = {event["round"]: event for event in events if event["kind"] == "round"}
-        yield from _of_run({"run": folder.name}, list(rounds.values()), events)
+        yield from _of_run({"run": folder.name}, rounds_of(events, folder / "checkpoints"), events)
 
 
 def _of_run(run: dict[str, str], rounds: list[dict[str, Any]], events: list[dict[str, Any]]) -> Iterator[Gauge]:
     yield "maskfed_rounds_total", "counter", "Rounds done.", run, len(rounds)
     kept = sum(not event["weights_changed"] for event in rounds)
     yield "maskfed_rounds_without_change_total", "counter", "Rounds that kept the old weights.", run, kept
-    states = Counter({state: sum(len(event[state]) for event in rounds) for state in STATES})
+    states = Counter({state: sum(len(event[state]) for event in rounds) for state in OUTCOMES})
     for state, number in states.items():
         yield "maskfed_participations_total", "counter", "Sites in rounds by outcome.", {**run, "state": state}, number
     for way in ("sent", "received"):

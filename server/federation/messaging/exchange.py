@@ -1,19 +1,21 @@
-"""Messages to sites and back: pushes, a small pool of pullers, deadlines, retries. Knows nothing about models.
+"""Messages to sites and back: pushes, pulls, deadlines, retries. Knows nothing about models.
 
-A pull returns at once while nothing of a reply has arrived, but blocks while the reply is still uploading, for up to
-three minutes. So replies are fetched by four threads, and a thread that takes longer than `patience_seconds` gives its
-turn away: finished replies are fetched one after the other (memory for one), and a stuck one holds up nobody.
+A pull returns at once while nothing of a reply has arrived, but blocks while the reply is still uploading, and a site
+that stores one small piece after the other can keep it blocked for an hour. So every pull runs in a thread of its own,
+at most one for each site, and the next starts when all others have ended or have lasted longer than `patience_seconds`:
+finished replies are fetched one after the other (memory for one), and a stuck one holds up nobody.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import httpx
 from flwr.app import Message, MessageType, RecordDict
 
+from server.federation.messaging.sender import forgery
 from server.federation.messaging.transport import (
     SLOW_BYTES_PER_SECOND,
     ExchangeError,
@@ -23,23 +25,30 @@ from server.federation.messaging.transport import (
     is_transient,
     persist,
 )
+from shared.messages.text import one_line
 
 log = logging.getLogger("maskfed.server")
 
-NUM_PULLERS = 4
+MAX_PULLS = 4
+"""Pulls at a time. One whose question has expired is not counted any more: it ends by itself, or with the process."""
 LOST_CODES = {3: "reply unavailable", 4: "reply unavailable", 5: "node unavailable", 8: "client process died"}
 """Flower error codes after which asking again makes sense; all others are the site's own failure."""
 
 
 @dataclass
 class _Asked:
+    """A question that is open; whoever pulls its answer is the only one that changes it."""
+
     site: str
+    node_id: int
     server_round: int
     asked_at: float
     expires_at: float
     due_at: float
+    """When to look for the answer next."""
     backoff: float
-    is_busy: bool = False
+    pulled_since: float | None = None
+    """Start of the pull under way; None: there is none."""
 
 
 @dataclass(frozen=True)
@@ -53,49 +62,31 @@ class Arrival:
     """Why there is no message; empty when there is one."""
     is_lost: bool = False
     """The site may answer when asked again."""
+    is_forged: bool = False
+    """Somebody else's message came where this site's answer was looked for; the question stays open."""
     seconds: float = 0.0
     """From question to answer."""
-
-
-@dataclass
-class _Turns:
-    """At most one pull at a time, plus one for each that lasts longer than `patience_seconds`, up to four."""
-
-    patience_seconds: float
-    started: dict[int, float] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def take(self, who: int) -> bool:
-        with self.lock:
-            if any(time.monotonic() - start < self.patience_seconds for start in self.started.values()):
-                return False
-            self.started[who] = time.monotonic()
-            return True
-
-    def give(self, who: int) -> None:
-        with self.lock:
-            self.started.pop(who, None)
 
 
 class Exchange:
     """Asks sites and hands every arrival to `on_arrival`, one at a time.
 
-    `on_arrival` runs in a puller's thread under a lock; the arrival's message is dropped when it returns.
+    `on_arrival` runs in a puller's thread under the exchange's lock; the arrival's message is dropped when it returns.
     """
 
     def __init__(self, grid: Grid, on_arrival: Callable[[Arrival], None], timing: Timing | None = None) -> None:
         self.grid, self.on_arrival, self.timing = grid, on_arrival, timing or Timing()
+        self._patience = self.timing.patience_seconds
         self._asked: dict[str, _Asked] = {}
-        self._lock, self._deliver = threading.Lock(), threading.Lock()
-        self._closed = threading.Event()
+        self._is_closed = False
         self._fatal: BaseException | None = None
-        self._turns = _Turns(self.timing.patience_seconds)
-        for index in range(NUM_PULLERS):
-            threading.Thread(target=self._pull_forever, args=(index,), daemon=True, name=f"puller-{index}").start()
+        # Guards everything above; notified whenever a pull may start earlier than was known before.
+        self._changed = threading.Condition()
+        threading.Thread(target=self._start_pulls, daemon=True, name="pulls").start()
 
     def expect(self, reply_bytes: int) -> None:
         """Tell how large replies are: the patience with a pull grows by its time at 10 MB/s."""
-        self._turns.patience_seconds = self.timing.patience_seconds + reply_bytes / SLOW_BYTES_PER_SECOND
+        self._patience = self.timing.patience_seconds + reply_bytes / SLOW_BYTES_PER_SECOND
         self.allow(2 * reply_bytes)  # secure sums have 64 bits an element, float32 has 32
 
     def allow(self, reply_bytes: int) -> None:
@@ -105,10 +96,12 @@ class Exchange:
 
     def close(self) -> None:
         """Stop pulling; a pull that blocks ends with the process."""
-        self._closed.set()
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
 
     def raise_fatal(self) -> None:
-        """Raise in the caller's thread what ended a puller (the run was stopped, for example)."""
+        """Raise in the caller's thread what ended the pulls (the run was stopped, for example)."""
         if self._fatal is not None:
             raise self._fatal
 
@@ -132,67 +125,93 @@ class Exchange:
         Raises:
             ExchangeError: the SuperLink did not take the messages in time.
         """
-        now, what = time.monotonic(), f"round {server_round}" if server_round else "the question"
-        ttl = max(1.0, deadline - now) + self.timing.late_seconds
-        messages = [
-            Message(record, node_id, message_type, ttl=ttl, group_id=str(server_round)) for node_id in nodes.values()
-        ]
-        # The same messages may be sent twice: the SuperLink knows them by the hash of their content.
-        payload = sum(len(array.data) for each in record.array_records.values() for array in each.values())
-        ids = list(
-            persist(
-                lambda: self.grid.push_messages(messages),
-                f"sending {what}",
-                self.timing,
-                payload / SLOW_BYTES_PER_SECOND,
-            )
-        )
+        what = f"round {server_round}" if server_round else "the question"
+        expires_at = deadline + self.timing.late_seconds
+        ids = self._send(record, nodes, server_round, expires_at, message_type, what)
         now = time.monotonic()
-        with self._lock:
-            for site, message_id in zip(nodes, ids, strict=True):
+        with self._changed:
+            for (site, node_id), message_id in zip(nodes.items(), ids, strict=True):
                 if message_id is None:
                     raise ExchangeError(f"{what}: the SuperLink did not take the message to {site}")
                 self._asked[message_id] = _Asked(
-                    site, server_round, now, deadline + self.timing.late_seconds, now, self.timing.backoff_seconds
+                    site, node_id, server_round, now, expires_at, now, self.timing.backoff_seconds
                 )
+            self._changed.notify_all()
 
     def forget(self, site: str) -> None:
         """Stop polling for the answers of a site that is about to be asked again."""
-        with self._lock:
-            for message_id in [key for key, asked in self._asked.items() if asked.site == site and not asked.is_busy]:
-                del self._asked[message_id]
-
-    def _pull_forever(self, who: int) -> None:
-        while not self._closed.is_set():
-            found = self._next_due()
-            if found is None or not self._turns.take(who):
-                if found is not None:
-                    found[1].is_busy = False
-                self._closed.wait(min(0.1, self.timing.poll_seconds))
-                continue
-            try:
-                self._pull(*found)
-            except BaseException as error:  # carried over to the round loop's thread
-                self._fatal = error
-                return
-            finally:
-                found[1].is_busy = False
-                self._turns.give(who)
-
-    def _next_due(self) -> tuple[str, _Asked] | None:
-        now = time.monotonic()
-        with self._lock:
-            for message_id in [key for key, asked in self._asked.items() if asked.expires_at < now]:
-                if not self._asked[message_id].is_busy:
+        with self._changed:
+            for message_id, asked in list(self._asked.items()):
+                if asked.site == site and asked.pulled_since is None:
                     del self._asked[message_id]
-            due = [item for item in self._asked.items() if item[1].due_at <= now and not item[1].is_busy]
-            if not due:
-                return None
-            found = min(due, key=lambda item: item[1].due_at)
-            found[1].is_busy = True
-            return found
+
+    def _send(
+        self,
+        record: RecordDict,
+        nodes: Mapping[str, int],
+        server_round: int,
+        expires_at: float,
+        message_type: str,
+        what: str,
+    ) -> list[str | None]:
+        ttl = max(1.0 + self.timing.late_seconds, expires_at - time.monotonic())
+        # The same messages may be sent twice: the SuperLink knows them by the hash of their content.
+        messages = [
+            Message(record, node_id, message_type, ttl=ttl, group_id=str(server_round)) for node_id in nodes.values()
+        ]
+        payload = sum(len(array.data) for each in record.array_records.values() for array in each.values())
+        return persist(
+            lambda: list(self.grid.push_messages(messages)),
+            f"sending {what}",
+            self.timing,
+            payload / SLOW_BYTES_PER_SECOND,
+        )
+
+    def _start_pulls(self) -> None:
+        with self._changed:
+            while not self._is_closed:
+                now = time.monotonic()
+                self._asked = {key: asked for key, asked in self._asked.items() if asked.expires_at >= now}
+                message_id, seconds = self._next_pull(now)
+                if message_id is None:
+                    self._changed.wait(seconds)
+                    continue
+                asked = self._asked[message_id]
+                asked.pulled_since = now
+                threading.Thread(
+                    target=self._pull, args=(message_id, asked), daemon=True, name=f"pull-{asked.site}"
+                ).start()
+
+    def _next_pull(self, now: float) -> tuple[str | None, float | None]:
+        """The question to look after now; or none, and in how many seconds there may be one (None: not known)."""
+        pulls = [asked for asked in self._asked.values() if asked.pulled_since is not None]
+        busy_sites = {asked.site for asked in pulls}
+        free = {key: asked for key, asked in self._asked.items() if asked.site not in busy_sites}
+        if not free:
+            return None, None
+        message_id = min(free, key=lambda key: free[key].due_at)
+        out_of_patience = (since + self._patience for asked in pulls if (since := asked.pulled_since) is not None)
+        start = max(free[message_id].due_at, max(out_of_patience, default=now))
+        if len(pulls) >= MAX_PULLS:
+            start = max(start, min(asked.expires_at for asked in pulls))
+        return (message_id, None) if start <= now else (None, start - now)
 
     def _pull(self, message_id: str, asked: _Asked) -> None:
+        try:
+            arrivals = self._fetch(message_id, asked)
+            with self._changed:
+                while arrivals:
+                    self._deliver(message_id, arrivals.pop(0))
+        except BaseException as error:  # carried over to the round loop's thread
+            self._fatal = error
+            self.close()
+        finally:
+            with self._changed:
+                asked.pulled_since = None
+                self._changed.notify_all()
+
+    def _fetch(self, message_id: str, asked: _Asked) -> list[Arrival]:
+        """What a pull brings, and when to look again."""
         try:
             messages = list(self.grid.pull_messages([message_id]))
         except Exception as error:
@@ -200,26 +219,36 @@ class Exchange:
                 log.warning("fetching the reply of %s: %s; again in %.1f s", asked.site, error, asked.backoff)
                 asked.due_at = time.monotonic() + asked.backoff
                 asked.backoff = min(2 * asked.backoff, self.timing.max_backoff_seconds)
-                return
+                return []
             if isinstance(error, httpx.HTTPError):
                 raise
-            # What a hostile reply makes the decoder raise must cost that reply, not the round.
-            self._arrived(message_id, asked, None, f"unreadable reply ({type(error).__name__})", is_lost=False)
-            return
+            # What a hostile message makes the decoder raise must cost an answer, not the round; and since it may have
+            # been somebody else's, the site is asked again.
+            return [_arrival(asked, None, f"unreadable reply ({type(error).__name__})", is_lost=True)]
         asked.backoff = self.timing.backoff_seconds
         asked.due_at = time.monotonic() + self.timing.poll_seconds
-        for message in messages:
-            if message.has_error():
-                code = message.error.code
-                problem = f"{LOST_CODES.get(code, 'error')} (code {code}): {message.error.reason}"
-                self._arrived(message_id, asked, None, problem, is_lost=code in LOST_CODES)
-            else:
-                self._arrived(message_id, asked, message, "", is_lost=False)
+        return [_read(message, message_id, asked) for message in messages]
 
-    def _arrived(self, message_id: str, asked: _Asked, message: Message | None, problem: str, is_lost: bool) -> None:
-        with self._lock:
-            if self._asked.pop(message_id, None) is None and message is None:
-                return
-        with self._deliver:
-            seconds = time.monotonic() - asked.asked_at
-            self.on_arrival(Arrival(asked.site, asked.server_round, message, problem, is_lost, seconds))
+    def _deliver(self, message_id: str, arrival: Arrival) -> None:
+        is_open = message_id in self._asked
+        if not arrival.is_forged:
+            self._asked.pop(message_id, None)
+        if is_open or arrival.message is not None:
+            self.on_arrival(arrival)
+
+
+def _read(message: Message, message_id: str, asked: _Asked) -> Arrival:
+    if problem := forgery(message, message_id, asked.node_id):
+        return _arrival(asked, None, problem, is_forged=True)
+    if message.has_error():
+        code = message.error.code
+        problem = one_line(f"{LOST_CODES.get(code, 'error')} (code {code}): {message.error.reason}")
+        return _arrival(asked, None, problem, is_lost=code in LOST_CODES)
+    return _arrival(asked, message)
+
+
+def _arrival(
+    asked: _Asked, message: Message | None, problem: str = "", *, is_lost: bool = False, is_forged: bool = False
+) -> Arrival:
+    seconds = time.monotonic() - asked.asked_at
+    return Arrival(asked.site, asked.server_round, message, problem, is_lost, is_forged, seconds)

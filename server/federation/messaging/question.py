@@ -13,8 +13,11 @@ from flwr.app import Message, RecordDict
 
 from server.federation.fleet.registry import Registry
 from server.federation.messaging.exchange import Arrival, Exchange
+from server.federation.messaging.sender import Forgeries
 from server.federation.messaging.transport import Grid, Timing
+from shared.errors import InputError
 from shared.experiment.config import Experiment
+from shared.messages.text import one_line
 from shared.storage.files import remove_folder
 from shared.storage.runlog import RunLog, read_metrics
 
@@ -22,7 +25,10 @@ OVERDUE_SECONDS = 600.0
 """What a question may last beyond the deadline of its answers: for the start of the ServerApp and the uploads."""
 
 Take = Callable[[Message, str], tuple[str, str]]
-"""Checks and keeps the answer of a site, by alias; gives its outcome (`released`, `refused`, ...) and the reason."""
+"""Checks and keeps the answer of a site, by alias; gives its outcome (`released`, `refused`, ...) and the reason.
+
+What it raises is that answer's `rejected`; the question goes on.
+"""
 
 
 def submit(
@@ -88,22 +94,35 @@ class _Outcomes:
 
     def __init__(self, sites: Collection[str], take: Take, metrics: RunLog, kind: str) -> None:
         self.waiting = set(sites)
+        self.forgeries = Forgeries()
         self._take, self._metrics, self._kind = take, metrics, kind
         self._lock = threading.Lock()
 
     def arrived(self, arrival: Arrival) -> None:
         """Note the outcome of a site, once; runs in a puller's thread."""
+        if arrival.is_forged:
+            self.forgeries.add(arrival.site, arrival.problem)
+            return
         with self._lock:
             if arrival.site not in self.waiting:
                 return
-            status, reason = "failed", arrival.problem[:500]
+            status, reason = "failed", arrival.problem
             if arrival.message is not None:
-                status, reason = self._take(arrival.message, arrival.site)
+                status, reason = self._checked(arrival.message, arrival.site)
             self.note(arrival.site, status, reason)
             self.waiting.discard(arrival.site)
 
     def note(self, site: str, status: str, reason: str) -> None:
-        self._metrics.write(self._kind, site=site, status=status, reason=reason)
+        """Write the outcome; its reason may be the site's own words."""
+        self._metrics.write(self._kind, site=site, status=status, reason=one_line(reason))
+
+    def _checked(self, message: Message, site: str) -> tuple[str, str]:
+        try:
+            return self._take(message, site)
+        except InputError as error:
+            return "rejected", str(error)
+        except Exception as error:  # whatever one answer makes a parser raise costs that answer, not the question
+            return "rejected", f"the answer cannot be read ({type(error).__name__})"
 
     def close(self, reason: str) -> None:
         """Whoever has not answered is late; an answer that comes now is dropped."""
@@ -171,4 +190,4 @@ def collect(
     finally:
         exchange.close()
     exchange.raise_fatal()
-    metrics.write("end", status="completed")
+    metrics.write_durably("end", status="completed", **outcomes.forgeries.take())

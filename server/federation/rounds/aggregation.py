@@ -27,8 +27,8 @@ CLIP_MARGIN = 1 - 2**-20
 CHUNK_ELEMENTS = 2**20
 """Work is done in pieces, so that temporaries cost megabytes, not models. Fixed, because norms depend on it."""
 
-Noise = Callable[[int], NDArray[np.float64]]
-"""The next so many elements of a noise vector."""
+Noise = Callable[[int], NDArray[np.int64]]
+"""The next so many elements of a noise vector, in units of the fixed-point grid."""
 
 
 class UpdateError(ValueError):
@@ -137,15 +137,19 @@ class FixedPointSum:
         """Free the sum's memory; the counts stay."""
         self._sum = np.zeros(0, np.int64)
 
-    def mean(self, denominator: int = 0, noise: Noise | None = None) -> NDArray[np.float32]:
-        """(Sum + noise) over `denominator` (0: the total weight), float32 (num_elements,); rounded after the noise."""
+    @property
+    def num_elements(self) -> int:
+        """Elements of the sum."""
+        return len(self._sum)
+
+    def mean(self, denominator: int, noise: Noise | None = None) -> NDArray[np.float32]:
+        """(Sum + noise) / `denominator`, float32 (num_elements,); noise joins the integers, floats come after it."""
         mean = np.empty(len(self._sum), np.float32)
         for start in range(0, len(mean), CHUNK_ELEMENTS):
-            part = slice(start, start + CHUNK_ELEMENTS)
-            total = self._sum[part].astype(np.float64) / float(2**SCALE_BITS)
+            total = self._sum[start : start + CHUNK_ELEMENTS]
             if noise is not None:
-                total += noise(len(total))
-            mean[part] = total / float(denominator or self.total_weight)
+                total = total + noise(len(total))
+            mean[start : start + CHUNK_ELEMENTS] = total / float(2**SCALE_BITS) / float(denominator)
         return mean
 
 

@@ -1,5 +1,6 @@
 """One round's replies: each is checked, counted and, when good, folded into the sum, as it arrives."""
 
+import hashlib
 import threading
 import time
 from dataclasses import dataclass
@@ -11,8 +12,16 @@ from server.federation.messaging.exchange import Arrival
 from server.federation.rounds.aggregation import FixedPointSum, UpdateError, check_update, clip_factor, site_weight
 from shared.messages.packing import MessageError
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
+from shared.storage.runlog import OUTCOMES, Outcome
 
-State = Literal["asked", "again", "answered", "refused", "failed", "late", "rejected", "lost"]
+State = Literal["asked", "requeued"] | Outcome
+TRANSITIONS: dict[State, tuple[State, ...]] = {
+    "asked": ("requeued", *OUTCOMES),
+    # Its answer may still come: the reply that was half uploaded when the node restarted, for example.
+    "requeued": ("asked", "requeued", *OUTCOMES),
+    **dict.fromkeys(OUTCOMES, ()),
+}
+"""Where a site may go from each state; `requeued`: it is asked again as soon as it is online."""
 TRANSIENT_STATES: tuple[State, ...] = ("late", "lost")
 MAX_QUESTIONS = 5
 """Times that a site is asked within one round, the first included."""
@@ -30,8 +39,25 @@ class SiteRecord:
     reason: str = ""
     questions: int = 1
     lost_at: float = 0.0
+    """When it was last requeued."""
     needs_base: bool = False
+    update_digest: str = ""
+    """SHA-256 of the update that was folded."""
     answer: dict[str, Any] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its outcome is still to come."""
+        return bool(TRANSITIONS[self.state])
+
+    def move(self, state: State, code: str, reason: str) -> bool:
+        """Enter `state`; false, and nothing happens, where the table does not allow it."""
+        if state not in TRANSITIONS[self.state]:
+            return False
+        self.state, self.code, self.reason = state, code, reason
+        if state == "requeued":
+            self.lost_at = time.monotonic()
+        return True
 
     def as_json(self) -> dict[str, Any]:
         """The site's entry in the round's record."""
@@ -59,45 +85,54 @@ class Tally:
         with self._lock:
             record = self.sites.get(arrival.site)
             is_current = arrival.server_round == self.header.server_round
-            if self.is_closed or not is_current or record is None or record.state not in ("asked", "again"):
+            if self.is_closed or not is_current or record is None or not record.is_open:
                 return False
             if arrival.message is None:
                 self._fail(record, arrival)
             else:
-                self._read(record, arrival)
+                record.move(*self._outcome(record, arrival.message, arrival.seconds))
             self.changed.set()
             return True
 
     def waiting(self) -> list[SiteRecord]:
         """Sites whose outcome is open."""
-        return [record for record in self.sites.values() if record.state in ("asked", "again")]
+        return [record for record in self.sites.values() if record.is_open]
 
-    def lose(self, record: SiteRecord, reason: str) -> None:
+    def requeue(self, record: SiteRecord, reason: str) -> None:
         """A site's answer will not come; it may be asked again."""
         with self._lock:
             if record.state == "asked":
-                record.state, record.reason, record.lost_at = "again", reason, time.monotonic()
+                record.move("requeued", "", reason)
 
     def ask_again(self, record: SiteRecord, node_id: int, activated_at: str) -> None:
         """A site has been asked once more."""
         with self._lock:
-            record.state, record.node_id, record.activated_at = "asked", node_id, activated_at
-            record.questions += 1
+            if record.move("asked", "", record.reason):
+                record.node_id, record.activated_at = node_id, activated_at
+                record.questions += 1
 
     def give_up(self, record: SiteRecord) -> None:
-        """A lost site did not come back."""
+        """A requeued site did not come back."""
         with self._lock:
-            if record.state == "again":
-                record.state, record.code = "lost", "lost"
+            if record.state == "requeued":
+                record.move("lost", "lost", record.reason)
 
-    def close(self) -> None:
-        """The deadline has come: whoever is still asked is late, and nothing more is folded."""
+    def close(self, code: str = "late", reason: str = "no complete reply before the round's deadline") -> None:
+        """End the round: nothing more is folded, and whose outcome is open gets `code` and `reason`."""
         with self._lock:
             self.is_closed = True
             for record in self.waiting():
-                record.state = "lost" if record.state == "again" else "late"
-                record.code = record.state
-                record.reason = record.reason or "no complete reply before the round's deadline"
+                state: State = "lost" if record.state == "requeued" and code == "late" else "late"
+                record.move(state, state if code == "late" else code, record.reason or reason)
+
+    def inputs_digest(self) -> str:
+        """SHA-256 of the request and of who is in the sum with which update; the same for the same sum only."""
+        lines = [self.request_digest, *(f"{each.site} {each.update_digest}" for each in self.in_state("answered"))]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def can_reach(self, replies: int) -> bool:
+        """Whether there may still be so many good replies."""
+        return len(self.in_state("answered")) + len(self.waiting()) >= replies
 
     def in_state(self, state: State) -> list[SiteRecord]:
         """Sites in one state, by alias."""
@@ -105,8 +140,7 @@ class Tally:
 
     def as_json(self) -> dict[str, list[dict[str, Any]]]:
         """Who was asked, and what became of it."""
-        outcomes: tuple[State, ...] = ("answered", "refused", "failed", "late", "rejected", "lost")
-        lists = {str(state): [record.as_json() for record in self.in_state(state)] for state in outcomes}
+        lists = {str(state): [record.as_json() for record in self.in_state(state)] for state in OUTCOMES}
         return {"asked": [{"site": site} for site in sorted(self.sites)], **lists}
 
     def explain(self) -> str:
@@ -119,28 +153,29 @@ class Tally:
         return "; ".join(parts)
 
     def _fail(self, record: SiteRecord, arrival: Arrival) -> None:
-        if arrival.is_lost and record.questions < MAX_QUESTIONS:
-            record.state, record.reason, record.lost_at = "again", one_line(arrival.problem), time.monotonic()
+        if not arrival.is_lost:
+            record.move("failed", "failed", arrival.problem)
+        elif record.questions < MAX_QUESTIONS:
+            record.move("requeued", "", arrival.problem)
         else:
-            record.state = "lost" if arrival.is_lost else "failed"
-            record.code, record.reason = record.state, one_line(arrival.problem)
+            record.move("lost", "lost", arrival.problem)
 
-    def _read(self, record: SiteRecord, arrival: Arrival) -> None:
-        assert arrival.message is not None
+    def _outcome(self, record: SiteRecord, message: Message, seconds: float) -> tuple[State, str, str]:
+        """State, code and reason that a message leads to; a good update has been folded."""
         try:
-            reply = self._parse(arrival.message)
+            reply = self._parse(message)
             if reply.header.request_digest != self.request_digest:
                 raise UpdateError("stale", "the reply answers another request")
-            if reply.header.status == "refused":
-                self._refuse(record, reply.header)
-                return
-            record.answer = self._fold(reply)
-            record.state, record.reason = "answered", ""
-            record.answer["seconds"] = round(arrival.seconds, 3)
+            if reply.header.refusal is not None:
+                return self._refusal(record, reply.header)
+            record.answer = {**self._fold(reply), "seconds": round(seconds, 3)}
+            if reply.update is not None:
+                record.update_digest = hashlib.sha256(reply.update.data).hexdigest()
         except UpdateError as error:
-            record.state, record.code, record.reason = "rejected", error.code, str(error)
+            return "rejected", error.code, str(error)
         except MessageError as error:
-            record.state, record.code, record.reason = "rejected", "malformed", one_line(str(error))
+            return "rejected", "malformed", str(error)
+        return "answered", "", ""
 
     def _parse(self, message: Message) -> TrainReply:
         try:
@@ -151,13 +186,12 @@ class Tally:
             # What a hostile reply makes a parser raise (MemoryError at an invented size) costs that reply, not the run.
             raise MessageError(f"the reply cannot be read ({type(error).__name__})") from error
 
-    def _refuse(self, record: SiteRecord, header: ReplyHeader) -> None:
-        record.code, record.reason = str(header.refusal), one_line(header.reason)
-        may_send_base = header.refusal == "base_missing" and self.header.base_digest and not record.needs_base
-        if may_send_base:
-            record.needs_base, record.state, record.lost_at = True, "again", time.monotonic()
-        else:
-            record.state = "failed" if header.refusal == "failed" else "refused"
+    def _refusal(self, record: SiteRecord, header: ReplyHeader) -> tuple[State, str, str]:
+        code, reason = str(header.refusal), header.reason
+        if code == "base_missing" and self.header.base_digest and not record.needs_base:
+            record.needs_base = True
+            return "requeued", code, reason
+        return "failed" if code == "failed" else "refused", code, reason
 
     def _fold(self, reply: TrainReply) -> dict[str, Any]:
         config = self.header.experiment.federation
@@ -168,8 +202,7 @@ class Tally:
         weight = site_weight(header.num_examples, config)
         self.sum.fold(update, config.wire_dtype, weight, factor)
         self.bytes_received += update.nbytes
-        scalars = {one_line(name)[:64]: value for name, value in header.scalars.items()}
-        answer: dict[str, Any] = {"weight": weight, "bytes": update.nbytes, "scalars": scalars}
+        answer: dict[str, Any] = {"weight": weight, "bytes": update.nbytes, "scalars": dict(header.scalars)}
         if not config.central_noise_multiplier:
             # Under client-level DP the norm of one site's update would be a release without noise.
             answer |= {"norm": norm, "clipped_by": factor} if factor < 1 else {"norm": norm}
@@ -181,8 +214,3 @@ class Tally:
         if header.ledger_sequence is not None:
             answer |= {"ledger_sequence": header.ledger_sequence, "ledger_hash": header.ledger_hash}
         return answer
-
-
-def one_line(text: str) -> str:
-    """Text of a site as it may reach a log or a terminal: printable, one line, at most 500 characters."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)[:500]

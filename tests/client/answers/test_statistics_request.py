@@ -11,7 +11,8 @@ from client.records.chain import Chain, read_chain
 from client.records.ledger import read_ledger
 from client.settings import Home
 from shared.evaluation.networks import load_extractor
-from shared.messages.statistics import StatisticsAnswer, StatisticsQuery, parse_answer
+from shared.messages.envelope import read_header, validated
+from shared.messages.statistics import StatisticsAnswer, StatisticsQuery
 from tests.client.conftest import MakeSite
 
 ALLOWED = {"tasks": ("statistics",), "min_images_statistics": 2, "extractors": ("random-inception",)}
@@ -27,7 +28,7 @@ def question() -> RecordDict:
 
 
 def ask(home: Home, question: RecordDict) -> StatisticsAnswer:
-    return parse_answer(str(answer_query(question, home).config_records["header"]["json"]))
+    return validated(StatisticsAnswer, read_header(answer_query(question, home)))
 
 
 def kinds(home: Home) -> list[str]:

@@ -1,26 +1,27 @@
 """Statistics of all sites by messages: the very handlers of a site behind a stand-in for Flower's grid."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from client.answers.statistics_request import answer_query
 from client.data.dataset import open_dataset, scan
 from client.settings import Home, SiteConfig, SitePolicy, save_settings
 from server.app import conduct
-from server.evaluation.federated_reference import POOLED_FILE, QUESTION_FILE, ask_sites, gather, question_for
+from server.evaluation.federated_reference import POOLED_FILE, ask_sites, gather, question_for, write_question
 from server.federation.fleet.registry import Registry
 from server.federation.fleet.superlink_types import ControlError
 from server.federation.messaging.transport import Timing
 from server.runs.run_directory import create
 from shared.data.synthetic import generate, write_folder
 from shared.errors import InputError
-from shared.evaluation.feature_statistics import load_statistics, statistics_of
+from shared.evaluation.feature_statistics import FeatureSpace, load_statistics, statistics_bytes, statistics_of
 from shared.evaluation.networks import load_extractor
 from shared.evaluation.private_statistics import make_projection, private_distance, save_projection
 from shared.experiment.config import parse_experiment
@@ -105,7 +106,7 @@ def ask(home, grid, question, monkeypatch):
 def test_pooled_statistics_equal_those_of_the_union(tmp_path, extractor, monkeypatch):
     homes = [make_site(tmp_path, number) for number in range(2)]
     home, grid = federation(tmp_path, homes)
-    pooled, said = ask(home, grid, question_for("exact", 1.1, None, extractor.space), monkeypatch)
+    pooled, said = ask(home, grid, question_for("exact", 1.1, None, extractor.space, extractor.width), monkeypatch)
     data = [open_dataset(place, 16) for place in homes]
     union = torch.cat([each.images.batch(each.train) for each in data])
     expected = statistics_of(extractor(union), extractor.space)
@@ -121,7 +122,7 @@ def test_private_statistics_come_with_their_noise(tmp_path, extractor, monkeypat
     save_projection(projection, tmp_path / "p.safetensors")
     homes = [make_site(tmp_path, 0, require_dp=True)]
     home, grid = federation(tmp_path, homes)
-    question = question_for("dp", 1.2, tmp_path / "p.safetensors", extractor.space)
+    question = question_for("dp", 1.2, tmp_path / "p.safetensors", extractor.space, extractor.width)
     found = load_statistics(ask(home, grid, question, monkeypatch)[0])
     assert found.release == "dp" and found.space == projection.projected_space
     assert private_distance(projection.statistics(public), found).resolution > 0
@@ -130,7 +131,7 @@ def test_private_statistics_come_with_their_noise(tmp_path, extractor, monkeypat
 def test_refusals_are_told_and_others_still_count(tmp_path, extractor, monkeypatch):
     homes = [make_site(tmp_path, 0), make_site(tmp_path, 1, tasks=("train",)), make_site(tmp_path, 2, extractors=())]
     home, grid = federation(tmp_path, homes)
-    pooled, said = ask(home, grid, question_for("exact", 1.1, None, extractor.space), monkeypatch)
+    pooled, said = ask(home, grid, question_for("exact", 1.1, None, extractor.space, extractor.width), monkeypatch)
     assert load_statistics(pooled).site == "site0"
     assert any("site1: refused" in line and "does not list" in line for line in said)
     assert any("site2: refused" in line and "not in policy.extractors" in line for line in said)
@@ -139,14 +140,14 @@ def test_refusals_are_told_and_others_still_count(tmp_path, extractor, monkeypat
 def test_without_any_release_the_line_says_why(tmp_path, extractor, monkeypatch):
     home, grid = federation(tmp_path, [make_site(tmp_path, 0, tasks=("train",))])
     with pytest.raises(InputError, match=r"no site released statistics: site0 policy\.tasks"):
-        ask(home, grid, question_for("exact", 1.1, None, extractor.space), monkeypatch)
+        ask(home, grid, question_for("exact", 1.1, None, extractor.space, extractor.width), monkeypatch)
     with pytest.raises(InputError, match=r"coordinator\.toml"):
-        ask_sites(tmp_path / "nowhere", EXPERIMENT, question_for("exact", 1.1, None, extractor.space))
+        ask_sites(tmp_path / "nowhere", EXPERIMENT, question_for("exact", 1.1, None, extractor.space, extractor.width))
     assert not (tmp_path / "nowhere").exists()
     with pytest.raises(InputError, match="--home"):
-        ask_sites(None, EXPERIMENT, question_for("exact", 1.1, None, extractor.space))
+        ask_sites(None, EXPERIMENT, question_for("exact", 1.1, None, extractor.space, extractor.width))
     with pytest.raises(InputError, match="go together"):
-        question_for("dp", 1.1, None, extractor.space)
+        question_for("dp", 1.1, None, extractor.space, extractor.width)
 
 
 def test_hostile_answers_are_rejected(tmp_path, extractor):
@@ -154,25 +155,74 @@ def test_hostile_answers_are_rejected(tmp_path, extractor):
         return lambda *_: RecordDict({"header": ConfigRecord({"json": text})})
 
     place = make_site(tmp_path, 5)
-    released = json.dumps({"status": "released"})
+    released = json.dumps({"schema_version": 1, "status": "released"})
     # The first site answers with another one's statistics, the second without any, the third not in the protocol.
     answers = [lambda content, _: answer_query(content, place), answer(released), answer("{")]
     home, grid = federation(tmp_path, [], answers)
-    question = question_for("exact", 1.1, None, extractor.space)
+    question = question_for("exact", 1.1, None, extractor.space, extractor.width)
     run = create(home / "runs" / question.query.run, EXPERIMENT)
-    (run.path / QUESTION_FILE).write_text(question.query.model_dump_json())
-    gather(grid, home, run.path, QUICK)
+    write_question(run.path, question)
+    gather(grid, home, run.path, EXPERIMENT, QUICK)
     outcome = {event["site"]: event["status"] for event in read_metrics(run.metrics) if event["kind"] == "statistics"}
     assert outcome == {"site0": "rejected", "site1": "rejected", "site2": "rejected"}
     assert not (run.path / POOLED_FILE).exists() and not (run.path / "sites").exists()
 
 
+def hostile(change, extractor):
+    """An answer with statistics of three images, changed, or with the header's text replaced."""
+
+    def answer(_content, _asked):
+        features = np.random.default_rng(0).normal(size=(3, extractor.width))
+        statistics = replace(statistics_of(features, extractor.space), site="site0", release="exact")
+        text = json.dumps({"schema_version": 1, "status": "released"})
+        if isinstance(change, str):
+            text = change
+        else:
+            statistics = change(statistics)
+        file = Array(np.frombuffer(statistics_bytes(statistics), np.uint8))
+        return RecordDict({"arrays": ArrayRecord({"file": file}), "header": ConfigRecord({"json": text})})
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("[" * 3_000_000, "not JSON"),
+        ('{"schema_version": 1, "status": ' + "9" * 5000 + "}", "out of range"),
+        (lambda each: replace(each, n=1e12), "federation.max_examples"),
+        (lambda each: replace(each, n=-1000.0), "greater than 0"),
+        (lambda each: replace(each, n=0.0), "greater than 0"),
+        (lambda each: replace(each, total_D=np.zeros(3), outer_DD=np.zeros((3, 3))), "width 3"),
+        (lambda each: replace(each, images=["a"]), "images"),
+        (lambda each: replace(each, images={str(index): "x" for index in range(99)}), "images"),
+        (lambda each: replace(each, epsilon=1e308), "epsilon"),
+        (lambda each: replace(each, source=["\x1b[2J"]), "source"),
+        (lambda each: replace(each, space=FeatureSpace("other", "64", "0" * 64)), "do not compare"),
+    ],
+)
+def test_a_hostile_answer_costs_itself_and_not_the_honest_one(tmp_path, extractor, change, words):
+    home, grid = federation(tmp_path, [], [hostile(change, extractor)])
+    honest = make_site(tmp_path, 1)
+    Registry(home / "sites.json").add("site1", "ssh-ed25519 key1")
+    Registry(home / "sites.json").set_node_id("site1", 101)
+    grid.sites[101] = Site(lambda content, _: answer_query(content, honest), delay_seconds=0.3)
+    question = question_for("exact", 1.1, None, extractor.space, extractor.width)
+    run = create(home / "runs" / question.query.run, EXPERIMENT)
+    write_question(run.path, question)
+    gather(grid, home, run.path, EXPERIMENT, QUICK)
+    events = {event["site"]: event for event in read_metrics(run.metrics) if event["kind"] == "statistics"}
+    assert (events["site0"]["status"], events["site1"]["status"]) == ("rejected", "released")
+    assert words in events["site0"]["reason"] and events["site0"]["reason"].isprintable()
+    assert [path.name for path in (run.path / "sites").iterdir()] == ["site1.safetensors"]
+
+
 def test_a_silent_site_does_not_hold_up_the_others(tmp_path, extractor):
     home, grid = federation(tmp_path, [make_site(tmp_path, 0)], [lambda *_: None])
-    question = question_for("exact", 1.1, None, extractor.space)
+    question = question_for("exact", 1.1, None, extractor.space, extractor.width)
     run = create(home / "runs" / question.query.run, EXPERIMENT)
-    (run.path / QUESTION_FILE).write_text(question.query.model_dump_json())
-    gather(grid, home, run.path, QUICK, deadline_seconds=8.0)
+    write_question(run.path, question)
+    gather(grid, home, run.path, EXPERIMENT, QUICK, deadline_seconds=8.0)
     outcome = {event["site"]: event["status"] for event in read_metrics(run.metrics) if event["kind"] == "statistics"}
     assert outcome == {"site0": "released", "site1": "late"}
 
@@ -191,10 +241,10 @@ def test_an_answer_that_the_decoder_cannot_read_costs_that_answer_only(tmp_path,
             return super().pull_messages(message_ids)
 
     home, grid = federation(tmp_path, [make_site(tmp_path, 0)], [lambda *_: None])
-    question = question_for("exact", 1.1, None, extractor.space)
+    question = question_for("exact", 1.1, None, extractor.space, extractor.width)
     run = create(home / "runs" / question.query.run, EXPERIMENT)
-    (run.path / QUESTION_FILE).write_text(question.query.model_dump_json())
-    gather(HostileGrid(grid.sites), home, run.path, QUICK, deadline_seconds=60.0)
+    write_question(run.path, question)
+    gather(HostileGrid(grid.sites), home, run.path, EXPERIMENT, QUICK, deadline_seconds=60.0)
     events = [event for event in read_metrics(run.metrics) if event["kind"] == "statistics"]
     assert {event["site"]: (event["status"], event["reason"]) for event in events} == {
         "site0": ("released", ""),
@@ -208,7 +258,7 @@ def test_a_question_that_does_not_end_is_stopped(tmp_path, extractor, monkeypatc
     monkeypatch.setattr("server.federation.messaging.question.OVERDUE_SECONDS", 0.05)
     monkeypatch.setattr("server.evaluation.federated_reference.DEADLINE_SECONDS", 0.05)
     home, _ = federation(tmp_path, [])
-    question = question_for("exact", 1.1, None, extractor.space)
+    question = question_for("exact", 1.1, None, extractor.space, extractor.width)
     with pytest.raises(ControlError, match=f"maskfed-server logs {question.query.run}"):
         ask_sites(home, EXPERIMENT, question, poll_seconds=0.01)
     assert control.stopped == [1]
@@ -221,5 +271,5 @@ def test_a_question_that_could_not_be_sent_leaves_nothing(tmp_path, extractor, m
     monkeypatch.setattr("server.federation.fleet.superlink.connect", unreachable)
     home, _ = federation(tmp_path, [])
     with pytest.raises(RuntimeError, match="does not answer"):
-        ask_sites(home, EXPERIMENT, question_for("exact", 1.1, None, extractor.space))
+        ask_sites(home, EXPERIMENT, question_for("exact", 1.1, None, extractor.space, extractor.width))
     assert list((home / "runs").iterdir()) == []

@@ -64,6 +64,9 @@ def test_one_evaluation_runs_at_a_time_and_its_checkpoint_is_kept(home, monkeypa
         beside.round_done(server_round)
     assert beside.oldest_needed() == 0
     beside.progress(3, "training", {})
+    assert json.loads((run / "progress.json").read_text())["evaluating"] is None
+    beside.attend()
+    beside.progress(3, "training", {})
     assert json.loads((run / "progress.json").read_text())["evaluating"] == 0
     beside.close()
     assert events_of(home, "evaluation_failed")[0]["round"] == 0
@@ -82,6 +85,7 @@ def test_evaluations_that_never_end_are_given_up_at_the_deadline(home, monkeypat
     run = home / "runs" / "run"
     beside = Evaluations(run, 1, RunLog(run / "metrics.jsonl"))
     start = time.monotonic()
+    beside.attend()
     beside.finish(deadline_seconds=0.3)
     beside.close()
     assert time.monotonic() - start < 5

@@ -167,6 +167,31 @@ def test_hostile_answers_are_rejected(run, plan, monkeypatch):
     assert found["site1"]["reason"] == "figures that nobody asked for"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 3_000_000,
+        '{"schema_version": 1, "status": ' + "9" * 5000 + "}",
+        json.dumps({"schema_version": 1, "status": "audited", "verdicts": [{"audit": "membership", "passed": 1e999}]}),
+        "\x1b[2J",
+    ],
+)
+def test_a_hostile_answer_does_not_end_the_question_for_the_others(run, plan, tmp_path, outcome, monkeypatch, text):
+    homes = [make_site(tmp_path, 0)]
+    hostile = lambda *_: RecordDict({"header": ConfigRecord({"json": text})})  # noqa: E731
+    files, said, _ = ask(run, plan, homes, monkeypatch, [hostile])
+    assert len(files) == 2
+    assert any(line.startswith("site1: rejected") for line in said)
+
+
+def test_what_a_site_writes_is_one_plain_line_on_the_operators_terminal(run, plan, monkeypatch):
+    words = "\x1b]0;pwned\x07\x1b[2J\u202e\nsite9: audited"
+    text = json.dumps({"schema_version": 1, "status": "refused", "refusal": "failed", "reason": words})
+    with pytest.raises(InputError, match="no site gave a verdict") as caught:
+        ask(run, plan, [], monkeypatch, [lambda *_: RecordDict({"header": ConfigRecord({"json": text})})])
+    assert str(caught.value).isprintable()
+
+
 def test_an_answer_cannot_speak_for_another_site_or_model(run, plan, monkeypatch):
     text = json.dumps(
         {

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.storage.runlog import RunLog, read_metrics
+from shared.storage.runlog import RunLog, RunLogReader, read_metrics
 
 
 def test_events_come_back_in_order_with_kind_and_utc_time(tmp_path):
@@ -39,11 +39,66 @@ def test_torn_last_line_is_ignored_by_readers_and_cut_by_the_next_writer(tmp_pat
     assert [event["step"] for event in read_metrics(path)] == [1, 2]
 
 
-def test_damage_in_the_middle_is_not_hidden(tmp_path):
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"kind": "round", "rou',
+        b"\0" * 300,
+        b"[1]",
+        b"[" * 100_000,
+        b'{"kind": 5}',
+        b"9" * 5000,
+        b"\xff\xfe",
+        b'{"kind": "round"}',
+        b'{"kind": "round", "round": "2"}',
+        b'{"kind": "round", "round": true}',
+        b'{"kind": "round", "round": 2, "answered": [1]}',
+        b'{"kind": "round", "round": 2, "seconds": 3}',
+        b'{"kind": "train", "loss": 1.0}',
+    ],
+)
+def test_damaged_lines_are_skipped_counted_and_named(tmp_path, caplog, line):
     path = tmp_path / "m.jsonl"
-    path.write_text('{"kind": "a"\n{"kind": "b"}\n')
-    with pytest.raises(json.JSONDecodeError):
-        read_metrics(path)
+    RunLog(path).write("round", round=1)
+    with path.open("ab") as file:
+        file.write(line + b"\n")
+    RunLog(path).write("round", round=3)
+    assert [event["round"] for event in read_metrics(path)] == [1, 3]
+    assert "1 damaged lines skipped (2)" in caplog.text
+
+
+def test_a_round_has_every_field_that_readers_use(tmp_path):
+    path = tmp_path / "m.jsonl"
+    RunLog(path).write("round", round=1, answered=[{"site": "a"}])
+    (event,) = read_metrics(path)
+    assert event["answered"] == [{"site": "a"}]
+    assert (event["refused"], event["bytes_sent"], event["seconds"]) == ([], 0, {})
+
+
+def test_a_follower_parses_only_what_is_new(tmp_path, monkeypatch):
+    path, parsed = tmp_path / "m.jsonl", []
+    reader, loads = RunLogReader(path), json.loads
+    assert reader.read() == []
+    monkeypatch.setattr("shared.storage.runlog.json.loads", lambda line: (parsed.append(line), loads(line))[1])
+    for number in range(3):
+        RunLog(path).write("train", step=number)
+        assert [event["step"] for event in reader.read()] == list(range(number + 1))
+    assert len(parsed) == 3
+    with path.open("ab") as file:
+        file.write(b'{"kind": "tr')
+    assert len(reader.read()) == 3
+    path.write_text("")
+    assert reader.read() == []
+
+
+def test_what_happens_once_per_round_is_on_disk_when_it_is_told(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr("shared.storage.runlog.os.fsync", synced.append)
+    log = RunLog(tmp_path / "m.jsonl")
+    log.write("train", step=1)
+    assert not synced
+    log.write_durably("round", round=1)
+    assert len(synced) == 1
 
 
 def test_missing_file_has_no_events(tmp_path):

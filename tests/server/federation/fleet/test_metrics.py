@@ -1,11 +1,11 @@
 from pathlib import Path
 
-from server.federation.fleet.metrics import STATES, coordinator_gauges
-from shared.storage.runlog import RunLog
+from server.federation.fleet.metrics import coordinator_gauges
+from shared.storage.runlog import OUTCOMES, RunLog
 
 
 def record(number: int, **changes: object) -> dict[str, object]:
-    lists: dict[str, object] = {state: [] for state in STATES}
+    lists: dict[str, object] = {state: [] for state in OUTCOMES}
     seconds = {"train": 2.0, "total": 3.0}
     fixed = {"round": number, "bytes_sent": 10, "bytes_received": 5, "weights_changed": True, "seconds": seconds}
     return {**lists, **fixed, **changes}
@@ -24,7 +24,7 @@ def test_rounds_participants_bytes_and_seconds_are_counted_once_each(tmp_path: P
     assert values(tmp_path, "maskfed_rounds_total") == {"": 2}
     assert values(tmp_path, "maskfed_rounds_without_change_total") == {"": 1}
     assert values(tmp_path, "maskfed_participations_total") == {
-        **dict.fromkeys(STATES, 0),
+        **dict.fromkeys(OUTCOMES, 0),
         "answered": 3,
         "lost": 1,
     }

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from flwr.app import ConfigRecord, MessageType, RecordDict
 
-from server.federation.messaging.exchange import NUM_PULLERS, Exchange
+from server.federation.messaging.exchange import MAX_PULLS, Exchange
 from server.federation.messaging.transport import ExchangeError
+from server.federation.rounds.tally import MAX_QUESTIONS
 from tests.server.fake_federation import FAST, honest_sites, make_experiment, make_home, rounds_of, run_rounds
 from tests.server.fake_grid import FakeGrid, Site
 
@@ -23,6 +24,7 @@ class BlockingGrid(FakeGrid):
     def __post_init__(self):
         super().__post_init__()
         self.release, self.active, self.most_active = threading.Event(), 0, 0
+        self.num_blocked = self.most_blocked = 0
         self.node_of = {}
 
     def push_messages(self, messages):
@@ -34,7 +36,10 @@ class BlockingGrid(FakeGrid):
     def pull_messages(self, message_ids):
         (message_id,) = message_ids
         if self.node_of[message_id] in self.blocked:
+            self.num_blocked += 1
+            self.most_blocked = max(self.most_blocked, self.num_blocked)
             self.release.wait(20)
+            self.num_blocked -= 1
             return []
         self.active += 1
         self.most_active = max(self.most_active, self.active)
@@ -63,7 +68,40 @@ def test_replies_that_are_there_are_fetched_one_after_the_other(tmp_path):
     grid = BlockingGrid(honest_sites(8))
     run_rounds(home, grid, experiment)
     assert grid.most_active == 1
-    assert NUM_PULLERS == 4
+
+
+def answering_grid(blocked):
+    """Seven sites that answer, the replies of `blocked` never uploaded whole."""
+    grid = BlockingGrid({100 + index: Site(lambda *_: content("answer")) for index in range(7)})
+    grid.blocked = frozenset(blocked)
+    return grid
+
+
+def test_a_site_holds_one_pull_however_many_questions_it_leaves_open():
+    grid, arrived, seen = answering_grid({100}), [], threading.Event()
+    exchange = Exchange(grid, lambda arrival: (arrived.append(arrival.site), seen.set()), FAST)
+    for number in range(6):
+        exchange.push(content(f"question {number}"), {"site-0": 100}, 1, time.monotonic() + 60)
+    exchange.push(content(), {"site-1": 101}, 1, time.monotonic() + 60)
+    assert seen.wait(20)
+    exchange.close()
+    grid.release.set()
+    assert arrived == ["site-1"]
+    assert grid.most_blocked == 1
+
+
+def test_four_stuck_pulls_stop_the_others_only_until_their_questions_expire():
+    grid, arrived, seen = answering_grid({100, 101, 102, 103, 104}), [], threading.Event()
+    exchange = Exchange(grid, lambda arrival: (arrived.append(arrival.site), seen.set()), FAST)
+    exchange.push(content(), {f"site-{index}": 100 + index for index in range(5)}, 1, time.monotonic() + 0.1)
+    while grid.most_blocked < MAX_PULLS:
+        time.sleep(0.01)
+    exchange.push(content(), {"site-6": 106}, 1, time.monotonic() + 60)
+    assert seen.wait(20)
+    exchange.close()
+    grid.release.set()
+    assert arrived == ["site-6"]
+    assert grid.most_blocked == MAX_PULLS
 
 
 def test_what_a_hostile_reply_makes_the_decoder_raise_costs_that_reply_only(tmp_path):
@@ -79,8 +117,8 @@ def test_what_a_hostile_reply_makes_the_decoder_raise_costs_that_reply_only(tmp_
     run_rounds(home, HostileGrid(honest_sites()), experiment)
     (record,) = rounds_of(home)
     assert len(record["answered"]) == 2
-    assert [(entry["site"], entry["reason"]) for entry in record["failed"]] == [
-        ("site-1", "unreadable reply (ValueError)")
+    assert [(entry["site"], entry["reason"], entry["questions"]) for entry in record["lost"]] == [
+        ("site-1", "unreadable reply (ValueError)", MAX_QUESTIONS)
     ]
 
 

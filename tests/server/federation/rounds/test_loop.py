@@ -6,7 +6,9 @@ import pytest
 from flwr.app import Array, Error, RecordDict
 
 from server.federation.fleet.registry import Registry
+from server.federation.rounds import global_model
 from server.federation.rounds.loop import RunFailedError
+from server.federation.rounds.tally import MAX_QUESTIONS
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 from tests.server.fake_federation import (
     events_of,
@@ -187,7 +189,7 @@ def test_weights_do_not_depend_on_the_order_of_arrival(tmp_path):
 
 
 def test_a_run_whose_sites_all_fail_is_a_failed_run(tmp_path):
-    experiment = make_experiment()
+    experiment = make_experiment(min_replies=1)
     home = make_home(tmp_path, experiment)
     grid = FakeGrid(honest_sites(site_0=refusal, site_1=refusal, site_2=refusal))
     with pytest.raises(RunFailedError, match="site-0 refused") as caught:
@@ -220,6 +222,71 @@ def test_a_run_that_never_changed_its_weights_is_a_failed_run(tmp_path):
         run_rounds(home, FakeGrid(honest_sites(site_1=refusal)), experiment)
 
 
+def test_a_round_that_cannot_reach_min_replies_ends_at_once_and_the_run_stops(tmp_path):
+    experiment = make_experiment(rounds=9, min_replies=3)
+    home = make_home(tmp_path, experiment)
+    sites = honest_sites(site_1=refusal)
+    sites[102].delay_seconds = 60.0
+    with pytest.raises(RunFailedError, match="did not change in 3 rounds in a row") as caught:
+        run_rounds(home, FakeGrid(sites), experiment)
+    assert caught.value.is_final
+    records = rounds_of(home)
+    assert len(records) == 3
+    assert [entry["code"] for entry in records[0]["late"]] == ["closed"] * len(records[0]["late"])
+    assert "cannot be reached any more" in next(entry for entry in records[0]["late"])["reason"]
+
+
+def test_under_dp_sgd_one_unchanged_round_ends_the_run(tmp_path):
+    experiment = make_experiment(rounds=5, min_replies=3)
+    privacy = experiment.privacy.model_copy(update={"mechanism": "dp-sgd"})
+    experiment = experiment.model_copy(update={"privacy": privacy})
+    home = make_home(tmp_path, experiment)
+    with pytest.raises(RunFailedError, match="in 1 rounds"):
+        run_rounds(home, FakeGrid(honest_sites(site_1=refusal)), experiment)
+    assert len(rounds_of(home)) == 1
+
+
+def test_a_round_closes_at_quorum_and_grace_and_a_repeated_one_has_the_same_bits(tmp_path, monkeypatch):
+    experiment = make_experiment(rounds=1, quorum=2, quorum_grace_seconds=0.2)
+    home = make_home(tmp_path, experiment)
+    slow = honest_sites()
+    slow[100].delay_seconds = 60.0
+    save = global_model.save_checkpoint
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(global_model, "save_checkpoint", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(home, FakeGrid(slow), experiment)
+    monkeypatch.setattr(global_model, "save_checkpoint", save)
+    # The site that was too slow is fast now, the others are slow: who closed the round decides all the same.
+    sites = honest_sites()
+    sites[101].delay_seconds = sites[102].delay_seconds = 0.5
+    run_rounds(home, FakeGrid(sites), experiment)
+    (record,) = rounds_of(home)
+    assert [entry["site"] for entry in record["answered"]] == ["site-1", "site-2"]
+    alone = make_home(tmp_path / "alone", experiment)
+    Registry(alone / "sites.json").revoke("site-0")
+    run_rounds(alone, FakeGrid(honest_sites()), experiment)
+    assert same(weights_of(home, 1), weights_of(alone, 1))
+
+
+def test_a_site_that_refuses_three_times_is_set_aside_and_asked_again_later(tmp_path):
+    experiment = make_experiment(rounds=10)
+    home = make_home(tmp_path, experiment)
+    run_rounds(home, FakeGrid(honest_sites(site_1=refusal)), experiment)
+    asked = [record["round"] for record in rounds_of(home) if {"site": "site-1"} in record["asked"]]
+    assert asked == [1, 2, 3, 5, 8]
+
+
+def test_nobody_is_set_aside_when_too_few_would_be_left(tmp_path):
+    experiment = make_experiment(rounds=5, min_replies=1, min_available=3)
+    home = make_home(tmp_path, experiment)
+    run_rounds(home, FakeGrid(honest_sites(site_1=refusal)), experiment)
+    assert all({"site": "site-1"} in record["asked"] for record in rounds_of(home))
+
+
 def test_a_lost_site_is_asked_again_and_its_reply_counts(tmp_path):
     experiment = make_experiment(rounds=1)
     home = make_home(tmp_path, experiment)
@@ -230,6 +297,15 @@ def test_a_lost_site_is_asked_again_and_its_reply_counts(tmp_path):
     run_rounds(home, FakeGrid(honest_sites(site_1=crashes_once)), experiment)
     answered = {entry["site"]: entry for entry in rounds_of(home)[0]["answered"]}
     assert answered["site-1"]["questions"] == 2
+
+
+def test_a_site_that_is_lost_every_time_is_asked_so_many_times_and_no_more(tmp_path):
+    experiment = make_experiment(rounds=1)
+    home = make_home(tmp_path, experiment)
+    sites = honest_sites(site_1=lambda *_: Error(8, "ClientApp stopped responding."))
+    run_rounds(home, FakeGrid(sites), experiment)
+    assert sites[101].asked == MAX_QUESTIONS
+    assert rounds_of(home)[0]["lost"][0]["questions"] == MAX_QUESTIONS
 
 
 def test_a_site_that_stays_away_is_lost_and_the_round_goes_on(tmp_path, two_site_weights):

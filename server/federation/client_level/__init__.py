@@ -1,0 +1,1 @@
+"""Client-level DP: the mechanism of the coordinator, and what it has spent."""

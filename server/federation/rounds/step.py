@@ -1,0 +1,66 @@
+"""The server's step of a round: the mean of its updates goes through the server optimizer into weights and average."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.federation.client_level.ledger import CentralLedger, NoiseKeys
+from server.federation.client_level.mechanism import central_epsilon, grid_noise, sensitivity
+from server.federation.rounds.aggregation import CLIP_MARGIN, SCALE_BITS, FixedPointSum, update_norm
+from server.federation.rounds.global_model import GlobalModel
+from server.federation.rounds.server_optimizer import apply_update, average, ema_decay
+from shared.experiment.config import Experiment
+
+
+class ServerStep:
+    """What turns a round's sum into new weights, for one run."""
+
+    def __init__(self, experiment: Experiment, run: str, home: Path) -> None:
+        self.experiment, self.config = experiment, experiment.federation
+        self._ledger = CentralLedger(home)
+        self._keys = NoiseKeys(self._ledger, run, home / "runs" / run)
+
+    def apply(self, model: GlobalModel, total: FixedPointSum, inputs: str) -> dict[str, Any]:
+        """Change `model` by the round's sum; what the round's record says of it.
+
+        Without client-level DP too few replies change nothing. With it there is always a release, an empty sum's too:
+        that there is none would tell who was missing.
+
+        Args:
+            model: of the rounds so far.
+            total: the round's sum; freed.
+            inputs: digest of the request and of the updates in the sum.
+        """
+        if not self.config.central_noise_multiplier and total.count < self.config.min_replies:
+            reason = f"{total.count} usable replies, federation.min_replies asks for {self.config.min_replies}"
+            return {"weights_changed": False, "reason": reason, "update_norm": 0.0}
+        delta = self._mean(total, model.server_round + 1, inputs)
+        total.clear()
+        norm = update_norm(delta)
+        model.weights, model.optimizer = apply_update(model.weights, delta, model.optimizer, self.config)
+        model.local_steps += self.config.local_steps
+        decay = ema_decay(self.experiment.optim.ema_decay, self.config.local_steps, model.local_steps)
+        model.ema = average(model.ema, model.weights, decay)
+        return {"weights_changed": True, "update_norm": norm, "ema_decay": decay, **self._spent()}
+
+    def _mean(self, total: FixedPointSum, server_round: int, inputs: str) -> NDArray[np.float32]:
+        multiplier = self.config.central_noise_multiplier
+        if not multiplier:
+            return total.mean(total.total_weight)
+        bound = sensitivity(self.config.max_update_norm, total.num_elements, SCALE_BITS, CLIP_MARGIN)
+        key = self._keys.key(server_round, multiplier, inputs)
+        return total.mean(self.config.sites_per_round, grid_noise(key, multiplier * bound, SCALE_BITS))
+
+    def _spent(self) -> dict[str, Any]:
+        if not self.config.central_noise_multiplier:
+            return {}
+        releases = self._ledger.releases()
+        epsilon = central_epsilon((release.noise_multiplier for release in releases), self.config.central_delta)
+        return {
+            "central_epsilon": epsilon,
+            "central_delta": self.config.central_delta,
+            "central_unit": "site",
+            "central_releases": len(releases),
+        }

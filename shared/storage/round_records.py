@@ -1,0 +1,34 @@
+"""The rounds of a run: from its log, and where that is damaged, from the checkpoints."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from shared.errors import InputError
+from shared.storage.checkpoint import checkpoint_number, list_checkpoints, load_meta
+
+
+def rounds_of(events: Iterable[dict[str, Any]], checkpoints: Path) -> list[dict[str, Any]]:
+    """The last record of each round, in order: a resumed run may have repeated one.
+
+    Each checkpoint carries the record of its round, so a round that the log has lost is still told while its
+    checkpoint is kept.
+
+    Args:
+        events: of the run's log.
+        checkpoints: folder of its checkpoints.
+    """
+    found = {event["round"]: event for event in events if event["kind"] == "round"}
+    for folder in list_checkpoints(checkpoints):
+        number = checkpoint_number(folder)
+        if folder.name.startswith("round-") and number and number not in found and (record := _record(folder)):
+            found[number] = record
+    return [found[number] for number in sorted(found)]
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = load_meta(folder).provenance.get("federation", {}).get("record", {})
+    except InputError:
+        return {}
+    return {"kind": "round", "time": "", **record} if "round" in record else {}

@@ -1,0 +1,150 @@
+"""What client-level DP releases, and what it says it spent, over whole runs."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from server.federation.client_level.ledger import LEDGER_FILE, CentralLedger, NoiseKeys
+from server.federation.client_level.mechanism import central_epsilon
+from server.federation.fleet.registry import Registry
+from server.federation.rounds import global_model
+from server.federation.rounds.selection import choose
+from shared.errors import InputError
+from tests.server.fake_federation import (
+    honest_sites,
+    make_experiment,
+    make_home,
+    rounds_of,
+    run_rounds,
+    same,
+    weights_of,
+)
+from tests.server.fake_grid import FakeGrid
+
+CENTRAL = {"central_noise_multiplier": 0.7, "max_update_norm": 3.0, "update_norm_action": "clip", "sites_per_round": 3}
+INPUTS = "ab" * 32
+
+
+def fresh(folder, **federation):
+    experiment = make_experiment(**CENTRAL | federation)
+    return make_home(folder, experiment), experiment
+
+
+def test_a_run_reports_epsilon_and_no_norm_of_a_site(tmp_path):
+    home, experiment = fresh(tmp_path)
+    run_rounds(home, FakeGrid(honest_sites()), experiment)
+    record = rounds_of(home)[1]
+    assert record["central_epsilon"] == central_epsilon([0.7, 0.7], 1e-5)
+    assert (record["central_unit"], record["central_releases"]) == ("site", 2)
+    assert not any("norm" in entry for entry in record["answered"])
+    for file in (home / LEDGER_FILE, home / "runs" / "run" / "central-noise.json"):
+        assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_round_with_too_few_replies_or_none_is_released_and_counted(tmp_path):
+    home, experiment = fresh(tmp_path, rounds=2, min_replies=3, available_deadline_seconds=0.3)
+    sites = honest_sites()
+    for site in sites.values():
+        site.is_online = False
+    run_rounds(home, FakeGrid(sites), experiment)
+    first, second = rounds_of(home)
+    assert first["weights_changed"] and second["weights_changed"]
+    assert first["answered"] == [] and second["central_releases"] == 2
+    assert not same(weights_of(home, 0), weights_of(home, 1))
+    change = np.concatenate(
+        [(weights_of(home, 1)[name] - value).ravel() for name, value in weights_of(home, 0).items()]
+    )
+    assert change.std() == pytest.approx(0.7 * 3.0 / 3, rel=0.4)
+
+
+def test_a_round_repeated_with_the_same_replies_repeats_its_bits_and_costs_nothing(tmp_path, monkeypatch):
+    home, experiment = fresh(tmp_path, rounds=1)
+    save, kept = global_model.save_checkpoint, []
+
+    def dies(_folder, groups, _meta):
+        kept.append({name: tensor.copy() for name, tensor in groups["model"].items()})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(global_model, "save_checkpoint", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(home, FakeGrid(honest_sites()), experiment)
+    monkeypatch.setattr(global_model, "save_checkpoint", save)
+    run_rounds(home, FakeGrid(honest_sites()), experiment)
+    assert same(weights_of(home, 1), kept[0])
+    assert rounds_of(home)[0]["central_releases"] == 1
+
+
+def test_noise_is_new_for_other_replies_another_constant_and_a_run_started_again(tmp_path):
+    folder = tmp_path / "runs" / "run"
+    folder.mkdir(parents=True)
+    ledger = CentralLedger(tmp_path)
+    keys = NoiseKeys(ledger, "run", folder)
+    first = keys.key(1, 0.7, INPUTS)
+    assert keys.key(1, 0.7, INPUTS) == first
+    assert NoiseKeys(ledger, "run", folder).key(1, 0.7, INPUTS) == first
+    assert len(ledger.releases()) == 1
+    other = keys.key(1, 0.7, "cd" * 32)
+    back = keys.key(1, 0.7, INPUTS)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    again = keys.key(1, 0.7, INPUTS)
+    assert len({first, other, back, again}) == 4
+    assert [release.noise_multiplier for release in ledger.releases()] == [0.7] * 4
+
+
+def test_runs_of_one_home_add_up(tmp_path):
+    home, experiment = fresh(tmp_path)
+    run_rounds(home, FakeGrid(honest_sites()), experiment)
+    other = make_experiment(**CENTRAL | {"central_noise_multiplier": 2.0, "rounds": 1})
+    shutil.copytree(home / "runs" / "run", home / "runs" / "second")
+    shutil.rmtree(home / "runs" / "second" / "checkpoints" / "round-000001")
+    shutil.rmtree(home / "runs" / "second" / "checkpoints" / "round-000002")
+    (home / "runs" / "second" / "experiment.toml").write_text(other.to_toml())
+    run_rounds(home, FakeGrid(honest_sites()), other, run="second")
+    assert rounds_of(home, "second")[-1]["central_epsilon"] == central_epsilon([0.7, 0.7, 2.0], 1e-5)
+
+
+def test_a_damaged_ledger_stops_the_run(tmp_path):
+    home, experiment = fresh(tmp_path)
+    (home / LEDGER_FILE).write_text('{"run": "run"}\n')
+    with pytest.raises(InputError, match="restore it"):
+        run_rounds(home, FakeGrid(honest_sites()), experiment)
+    assert rounds_of(home) == []
+
+
+def test_a_charge_is_on_disk_before_the_noise_is_used(tmp_path, monkeypatch):
+    home, experiment = fresh(tmp_path)
+    seen = []
+
+    def look(key, *_):
+        seen.append((json.loads((home / "runs" / "run" / "central-noise.json").read_text())["key"] == key.hex(),
+                     len(CentralLedger(home).releases())))  # fmt: skip
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("server.federation.rounds.step.grid_noise", look)
+    with pytest.raises(KeyboardInterrupt):
+        run_rounds(home, FakeGrid(honest_sites()), experiment)
+    assert seen == [(True, 1)]
+
+
+def test_one_site_more_or_less_changes_nothing_for_any_other():
+    experiment = make_experiment(**CENTRAL | {"sites_fraction": 0.4})
+    everybody = [f"site-{index}" for index in range(40)]
+    sizes = set()
+    for server_round in range(1, 30):
+        chosen = set(choose(experiment, server_round, everybody, everybody))
+        without = [site for site in everybody if site != "site-7"]
+        assert set(choose(experiment, server_round, without, without)) == chosen - {"site-7"}
+        assert set(choose(experiment, server_round, everybody, without)) == chosen - {"site-7"}
+        sizes.add(len(chosen))
+    assert len(sizes) > 1
+    assert sum(sizes) / len(sizes) == pytest.approx(16, abs=5)
+
+
+def test_all_are_asked_unless_a_probability_is_given(tmp_path):
+    home, experiment = fresh(tmp_path, rounds=1, sites_per_round=2)
+    Registry(home / "sites.json").revoke("site-2")
+    run_rounds(home, FakeGrid(honest_sites()), experiment)
+    assert [entry["site"] for entry in rounds_of(home)[0]["asked"]] == ["site-0", "site-1"]
