@@ -68,9 +68,13 @@ class Streams:
         """Seed in [0, 2^63) of the stream `names` below the prefix."""
         return derive_seed(self.root, *self.prefix, *names)
 
+    def key(self, *names: str | int) -> bytes:
+        """Key of the stream `names` below the prefix, 32 bytes."""
+        return derive_key(self.root, *self.prefix, *names)
+
     def generator(self, *names: str | int, device: "str | torch.device" = "cpu") -> "torch.Generator":
         """A new generator on `device` at the start of the stream `names`, from all 256 bits of its key."""
-        return generator(derive_key(self.root, *self.prefix, *names), device)
+        return generator(self.key(*names), device)
 
     def child(self, *names: str | int) -> "Streams":
         """The branch below `names`."""
