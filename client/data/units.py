@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.diffusion.random_numbers import Random, randint
 from shared.experiment.config import Experiment
+from shared.random_numbers import Random, randint
 
 Ids = NDArray[np.int64]
 

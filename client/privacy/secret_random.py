@@ -24,7 +24,7 @@ def secret_streams() -> Streams:
 
 
 class SecretRandom:
-    """A source of random tensors, as `shared.diffusion.random_numbers.RandomSource` says."""
+    """A source of random tensors, as `shared.random_numbers.RandomSource` says."""
 
     def __init__(self, key: bytes, device: torch.device | str = "cpu") -> None:
         self._stream = Keystream(key, device)

@@ -14,8 +14,8 @@ from pathlib import Path
 from deploy.processes.demo_commands import CommandError, Commands
 from deploy.processes.process import check_port_free, free_ports
 from server.runs.recipes import find_experiment
-from server.simulation.by_person import divide
 from server.simulation.demo_budget import Budget, Speed, read_speed
+from server.simulation.division import divide_by_person
 from shared.data.images import list_images
 from shared.data.synthetic import write_folder
 from shared.errors import InputError
@@ -30,7 +30,7 @@ ONLINE_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class DemoSettings:
     """What the demo shows.
 
     Attributes:
@@ -50,7 +50,7 @@ class Settings:
     port: int = 0
 
 
-def run_demo(settings: Settings, budget: Budget, say: Callable[[str], None]) -> Path:
+def run_demo(settings: DemoSettings, budget: Budget, say: Callable[[str], None]) -> Path:
     """Show everything within the budget; the report.
 
     Raises:
@@ -73,7 +73,7 @@ def run_demo(settings: Settings, budget: Budget, say: Callable[[str], None]) -> 
 class Demo:
     """One demonstration, stage by stage."""
 
-    def __init__(self, settings: Settings, budget: Budget, say: Callable[[str], None], ports: list[int]) -> None:
+    def __init__(self, settings: DemoSettings, budget: Budget, say: Callable[[str], None], ports: list[int]) -> None:
         self.settings, self.budget, self.say, self.ports = settings, budget, say, ports
         self.out = settings.out.resolve()
         self.home = self.out / "coordinator"
@@ -101,7 +101,7 @@ class Demo:
         parts = self.out / "images"
         if self.settings.faces is not None:
             self._title(f"images: {self.settings.faces}, divided by person")
-            division = divide(self.settings.faces, parts, self.settings.num_sites, REFERENCE_RATIO, SEED)
+            division = divide_by_person(self.settings.faces, parts, self.settings.num_sites, REFERENCE_RATIO, SEED)
             for name, number in sorted(division.num_images.items()):
                 self.say(f"  {name}: {number} images")
             return division.reference

@@ -17,9 +17,9 @@ from torch import Tensor
 from shared.diffusion.dwt import dwt
 from shared.diffusion.masks import sample_visible
 from shared.diffusion.patches import gather_patches, patchify
-from shared.diffusion.random_numbers import Random, randint, randn
 from shared.diffusion.schedule import Schedule, q_sample, training_target
 from shared.experiment.config import Experiment
+from shared.random_numbers import Random, randint, randn
 
 
 class Draw(NamedTuple):

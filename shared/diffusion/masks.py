@@ -13,9 +13,9 @@ import math
 import torch
 from torch import Tensor
 
-from shared.diffusion.random_numbers import Random, rand, randint
 from shared.errors import InputError
 from shared.experiment.sections import MaskConfig
+from shared.random_numbers import Random, rand, randint
 
 
 def sample_visible(mask: MaskConfig, grid_size: int, num_visible: int, batch: int, generator: Random) -> Tensor:
