@@ -94,6 +94,7 @@ def make_experiment(**sections: dict[str, Any]) -> Experiment:
         "data": {"horizontal_flip": False},
         "diffusion": {"timesteps": 2, "schedule": "linear"},
         "federation": {"local_steps": 1, "rounds": 10**6, "trainable": ("output.bias",)},
+        "evaluation": {"steps": 2},
         "optim": {"warmup_steps": 0, "weight_decay": 0.0, "lr": 1e-3},
     }
     return Experiment.model_validate(

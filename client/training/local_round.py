@@ -22,7 +22,7 @@ from shared.training.processes import World
 
 log = logging.getLogger("maskfed.client")
 LARGEST = np.float32(3e38)
-"""Finite in bfloat16, too."""
+"""Of a change of a weight in a private round; finite in bfloat16, too."""
 
 
 class Round:
@@ -68,9 +68,10 @@ class Round:
         with self._progress() as self._tell:
             scalars = self._run_private() if self.is_private else self._run_plain()
         after = {name: tensor.detach().cpu().numpy() for name, tensor in self.model.named_parameters()}
-        update = {name: after[name] - weights for name, weights in self.before.items()}
+        with np.errstate(over="ignore", invalid="ignore"):
+            update = {name: after[name] - weights for name, weights in self.before.items()}
         if self.is_private:
-            # A plan of steps too long for float32 is answered, too, and as noised sums are: not by a failure.
+            # Steps too long for float32 make weights infinite; what leaves is finite all the same.
             update = {name: np.nan_to_num(change, nan=0.0).clip(-LARGEST, LARGEST) for name, change in update.items()}
         return pack(update, self.request.header.manifest), scalars
 
