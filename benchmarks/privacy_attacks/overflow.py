@@ -2,7 +2,7 @@
 """Is a face among the images? Weights whose gradient overflows for that face alone make its presence visible.
 
 Where a round fails, or its update is not finite, exactly when the face was sampled, refusals and broken updates are a
-membership test that no epsilon counts. Routes: the MLP (with both ways to clip), the softmax of attention, the MLP
+membership test that no epsilon counts. Routes: the MLP, with both ways to clip, and the MLP
 behind wavelet bands.
 """
 
@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 from torch import Tensor
 
-from benchmarks.privacy_attacks.detector import WIDTH, Weights, detector, make_arena, make_experiment, make_request
+from benchmarks.privacy_attacks.detector import Weights, detector, make_arena, make_experiment, make_request
 from benchmarks.privacy_attacks.outcome import Outcome
 from client.app import handle
 from client.data.units import Images, Shown, read_images
@@ -41,14 +41,6 @@ def through_mlp(weights: Weights) -> None:
     """The filter's value, if above zero, times 3e44."""
     weights["mid_block.mlp.fc1.weight"][0, 0] = 1e6
     weights["mid_block.mlp.fc2.weight"][3, 0] = 3e38
-
-
-def through_softmax(weights: Weights) -> None:
-    """The filter's value, if above zero, makes an attention score infinite; the softmax of that is not a number."""
-    weights["in_blocks.0.mlp.fc1.weight"][0, 0] = 1e6
-    weights["in_blocks.0.mlp.fc2.weight"][3, 0] = 1.0
-    weights["mid_block.attention.qkv.weight"][0, 3] = 1e25
-    weights["mid_block.attention.qkv.weight"][WIDTH, 3] = 1e25
 
 
 def attack(
@@ -114,7 +106,6 @@ ATTACKS = {
     for name, craft, how, wavelet in (
         ("overflow in the MLP, fast", through_mlp, "fast", ""),
         ("overflow in the MLP, hooks", through_mlp, "hooks", ""),
-        ("overflow in the softmax, fast", through_softmax, "fast", ""),
         ("overflow behind wavelets, fast", through_mlp, "fast", "haar"),
     )
 }

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.privacy_attacks.overflow import ATTACKS
 
-TRIALS = 8
+TRIALS = 4
 
 
 @pytest.mark.parametrize("name", ATTACKS)
