@@ -19,6 +19,7 @@ from shared.storage.files import write_atomically
 Task = Literal["train", "statistics", "audit"]
 Unit = Literal["image", "person"]
 HOME_VARIABLE = "MASKFED_CLIENT_HOME"
+DATA_KEY_BYTES = 32
 
 
 class SitePolicy(Section):
@@ -73,6 +74,8 @@ class SiteConfig(Section):
     """Folder or zip of images, absolute; class folders are persons."""
     identities: str = ""
     """Text file with a `<file name> <person>` line per image, absolute; empty: class folders are persons, if any."""
+    person_depth: int = Field(0, ge=0)
+    """Which folder below the common top is the person, from 1; 0: the first, and deeper trees are refused."""
     image_size: int = Field(ge=8)
     """Side of the images in the private cache, in pixels; requests for another size are refused."""
     held_out_ratio: float = Field(0.1, ge=0, lt=1)
@@ -120,6 +123,11 @@ class Home:
     def data_key(self) -> Path:
         """Secret of this site: fingerprints, held-out split and random streams derive from it."""
         return self.path / "data.key"
+
+    @property
+    def confirmed_persons(self) -> Path:
+        """Digest of the persons that the operator has confirmed."""
+        return self.path / "persons.confirmed"
 
     @property
     def datasets(self) -> Path:
@@ -210,8 +218,22 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def read_data_key(home: Home) -> bytes:
-    """The site's 32 secret bytes, made at first use."""
+    """The site's 32 secret bytes; only a scan makes them, and only before the ledger knows a data set.
+
+    Raises:
+        InputError: missing, readable by others, or not 32 bytes.
+    """
     if not home.data_key.exists():
-        write_private(home.data_key, os.urandom(32))
+        raise InputError(
+            f"{home.data_key} is missing: put it back from the backup; if it is lost, `data scan --new-key`"
+        )
     check_private(home.data_key)
-    return home.data_key.read_bytes()
+    key = home.data_key.read_bytes()
+    if len(key) != DATA_KEY_BYTES:
+        raise InputError(f"{home.data_key} has {len(key)} bytes, not {DATA_KEY_BYTES}: put it back from the backup")
+    return key
+
+
+def create_data_key(home: Home) -> None:
+    """Draw the site's secret."""
+    write_private(home.data_key, os.urandom(DATA_KEY_BYTES))

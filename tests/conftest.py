@@ -13,8 +13,63 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-for name in ("MASKFED_SERVER_HOME", "MASKFED_CLIENT_HOME"):
+for name in ("MASKFED_SERVER_HOME", "MASKFED_CLIENT_HOME", "MASKFED_REGISTRY"):
     os.environ.pop(name, None)
+
+
+REAL_PROCESSES = (
+    "tests/end_to_end/",
+    "tests/deploy/processes/",
+    "tests/deploy/test_",
+    "tests/server/simulation/test_simulate.py",
+    "tests/client/cli/test_main.py",
+)
+"""Files that start programs: one after the other in one process, or they would take each other's ports and time."""
+SLOW = (
+    *REAL_PROCESSES,
+    "tests/benchmarks/",
+    "tests/client/answers/",
+    "tests/client/privacy/test_canaries.py",
+    "tests/client/privacy/test_dp_sgd.py",
+    "tests/client/records/test_kills.py",
+    "tests/client/test_app.py",
+    "tests/client/training/",
+    "tests/golden/",
+    "tests/server/evaluation/",
+    "tests/server/release/",
+    "tests/server/report/test_build.py",
+    "tests/server/simulation/",
+    "tests/server/studies/",
+    "tests/server/training/",
+    "tests/shared/audits/",
+    "tests/shared/data/test_synthetic.py",
+    "tests/shared/evaluation/test_networks.py",
+    "tests/shared/training/test_engine.py",
+)
+"""Files that train, sample or start programs; `make test-fast` leaves them out."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist a file stays in one process, so that what its tests share is made once."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("real processes" if file.startswith(REAL_PROCESSES) else file))
+        if file.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
+def pytest_report_header() -> list[str]:
+    """What this machine leaves out is said before the tests, in one line."""
+    from tests.needs import missing_programs
+
+    return [line for line in [missing_programs()] if line]
+
+
+@pytest.fixture(autouse=True)
+def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test is a machine of its own: homes of other tests share no images with it."""
+    monkeypatch.setenv("MASKFED_REGISTRY", str(tmp_path / "registry"))
 
 
 @pytest.hookimpl(hookwrapper=True)

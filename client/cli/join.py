@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from client.cli import records, site
+from client.cli.persons import PersonsOption, confirm_persons, keep_persons
 from client.policy.description import describe
 from client.settings import Home, SiteConfig, find_home, load_settings, save_settings
 from shared.errors import InputError
@@ -20,44 +21,60 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def enroll(alias: Annotated[str, typer.Argument(help="Name of the site.")], home: HomeOption = None) -> None:
-    """Make the site's keys and print the one line that the coordinator needs."""
+def enroll(alias: Annotated[str, typer.Argument(help="Name for your site.")], home: HomeOption = None) -> None:
+    """Make your site's keys, and print the line to send to the coordinator."""
     from deploy.identity.site_identity import create_identity
 
     typer.echo(create_identity(find_home(home).path, alias))
 
 
 def join(  # every rule of the policy is one option
-    bundle: Annotated[Path, typer.Argument(help="The join bundle from the coordinator.")],
+    bundle: Annotated[Path, typer.Argument(help="The join bundle that the coordinator sent.")],
     data: Annotated[Path, typer.Option(help="Folder or zip of images; class folders are persons.")],
-    image_size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels.")],
+    image_size: Annotated[int, typer.Option(min=8, help="Image size in pixels.")],
     home: HomeOption = None,
     identities: Annotated[Path | None, typer.Option(help="File with `<file name> <person>` lines.")] = None,
-    epsilon_cap: Annotated[float, typer.Option(min=0, help="Largest total epsilon of the data set.")] = 8.0,
-    delta: Annotated[float, typer.Option(help="Delta of every epsilon.")] = 1e-5,
-    unit: Annotated[str, typer.Option(help="What epsilon protects: image or person.")] = "image",
-    min_noise: Annotated[float, typer.Option(help="Smallest noise multiplier.")] = 0.5,
-    max_steps: Annotated[int, typer.Option(help="Most optimizer steps per round.")] = 2000,
-    max_rounds: Annotated[int, typer.Option(help="Most rounds in 24 hours.")] = 100,
-    max_audits: Annotated[int, typer.Option(help="Most audits in 24 hours that the coordinator asks for.")] = 0,
+    person_depth: Annotated[
+        int, typer.Option(min=0, help="Which folder is the person, counted from the first below the top; for trees.")
+    ] = 0,
+    num_persons: PersonsOption = None,
+    epsilon_cap: Annotated[
+        float, typer.Option(min=0, help="Largest epsilon that all training together may cost your images.")
+    ] = 8.0,
+    delta: Annotated[float, typer.Option(help="Delta that goes with every epsilon.")] = 1e-5,
+    unit: Annotated[
+        str | None, typer.Option(help="What epsilon protects: image or person; default: person where there are any.")
+    ] = None,
+    min_noise: Annotated[float, typer.Option(help="Refuse plans with a smaller noise multiplier.")] = 0.5,
+    max_steps: Annotated[int, typer.Option(help="Refuse rounds of more optimizer steps.")] = 2000,
+    max_rounds: Annotated[int, typer.Option(help="Refuse more rounds than this in 24 hours.")] = 100,
+    max_audits: Annotated[int, typer.Option(help="Refuse more audits than this in 24 hours.")] = 0,
     allow_non_private: Annotated[
         bool, typer.Option("--allow-non-private", help="Accept training without DP: updates can then be inverted.")
     ] = False,
     allow_any_experiment: Annotated[
         bool, typer.Option("--allow-any-experiment", help="Do not ask for approval of each experiment.")
     ] = False,
-    task: Annotated[list[str] | None, typer.Option(help="Allowed tasks; default: train.")] = None,
-    release: Annotated[list[str] | None, typer.Option(help="Released scalars: loss, grad_norm, seconds.")] = None,
-    image_count: Annotated[str, typer.Option(help="hidden, rounded or exact.")] = "hidden",
-    min_images: Annotated[int, typer.Option(help="Fewest training images.")] = 1,
-    held_out: Annotated[float, typer.Option(help="Share never trained on, for audits.")] = 0.1,
-    head_file: Annotated[Path | None, typer.Option(help="Where the ledger's head is kept, outside --home.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads of a round; 0: torch's choice.")] = 0,
-    start_now: Annotated[bool, typer.Option("--start", help="Go on with `data scan` and `start`.")] = False,
+    task: Annotated[list[str] | None, typer.Option(help="Task to allow; may be repeated. Default: train.")] = None,
+    release: Annotated[
+        list[str] | None,
+        typer.Option(help="Number to send with each reply: loss, grad_norm or seconds; may be repeated."),
+    ] = None,
+    image_count: Annotated[
+        str, typer.Option(help="What the coordinator learns of the number of images: hidden, rounded or exact.")
+    ] = "hidden",
+    min_images: Annotated[int, typer.Option(help="Refuse to train with fewer images.")] = 1,
+    held_out: Annotated[float, typer.Option(help="Share of the images to keep out of training, for audits.")] = 0.1,
+    head_file: Annotated[
+        Path | None,
+        typer.Option(help="File outside --home that remembers the newest ledger, so that an old copy is noticed."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to train: auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads to train with; 0: torch decides.")] = 0,
+    start_now: Annotated[bool, typer.Option("--start", help="Then run `data scan` and `start` as well.")] = False,
 ) -> None:
-    """Accept a join bundle: trust its CA, approve its client code, write `site.toml` with the policy given here."""
-    from client.records.ledger import check_head_file
+    """Join a federation: trust its CA, approve its client code, and write your policy to `site.toml`."""
+    from client.records.history import check_head_file
     from client.settings import parse_settings
     from deploy.identity.enrolment import read_bundle
     from deploy.identity.site_identity import accept_bundle
@@ -72,6 +89,7 @@ def join(  # every rule of the policy is one option
             "address": joined.address,
             "data": str(data.resolve()),
             "identities": str(identities.resolve()) if identities else "",
+            "person_depth": person_depth,
             "image_size": image_size,
             "held_out_ratio": held_out,
             "head_file": str((head_file or default_head_file(place, joined.alias)).resolve()),
@@ -81,7 +99,7 @@ def join(  # every rule of the policy is one option
                 "tasks": task or ["train"],
                 "experiments": "any" if allow_any_experiment else "approved",
                 "require_dp": not allow_non_private,
-                "unit": unit,
+                "unit": unit or "image",
                 "epsilon_cap": epsilon_cap,
                 "delta": delta,
                 "min_noise_multiplier": min_noise,
@@ -95,12 +113,13 @@ def join(  # every rule of the policy is one option
         },
         "join",
     )
-    check_images(settings)
+    settings = with_unit(place, settings, unit, num_persons)
     check_head_file(Path(settings.head_file), place.path)
     records.check_installed(joined.code_digest)
     accept_bundle(place.path, joined)
     records.approve_installed(place)
     save_settings(place, settings)
+    keep_persons(place, settings)
     typer.echo(f"joined {joined.address} as {joined.alias}; CA fingerprint, to compare with the coordinator by phone:")
     typer.echo(f"  {joined.ca_fingerprint}")
     typer.echo(describe(settings.policy))
@@ -118,22 +137,29 @@ def default_head_file(home: Home, alias: str) -> Path:
     return state / "maskfed" / f"{alias}-{hashlib.sha256(str(home.path).encode()).hexdigest()[:12]}.json"
 
 
-def check_images(settings: SiteConfig) -> None:
-    """Refuse a folder without images, or without the persons that the policy protects, before anything is written."""
-    from client.data.dataset import CURE_PERSONS
-    from shared.data.images import list_images, read_identities
+def with_unit(home: Home, settings: SiteConfig, unit: str | None, num_persons: int | None) -> SiteConfig:
+    """The settings with the unit of privacy that is asked for, or the person where images are sorted by person.
 
-    source = list_images(Path(settings.data))
-    persons = read_identities(Path(settings.identities), source.names) if settings.identities else source.persons
+    Raises:
+        InputError: no images, or persons that are missing, not clear or not confirmed; nothing was written.
+    """
+    from client.data.dataset import CURE_PERSONS
+    from client.data.person_mapping import persons_of
+    from shared.data.images import list_images
+
+    if unit is None and persons_of(list_images(Path(settings.data)), settings) is not None:
+        settings = settings.model_copy(update={"policy": settings.policy.model_copy(update={"unit": "person"})})
+    persons = confirm_persons(home, settings, num_persons)
     if settings.policy.unit == "person" and persons is None:
         raise InputError(f"--unit person, but {settings.data} is not sorted by person. {CURE_PERSONS}")
+    return settings
 
 
 def leave(
     home: HomeOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """End taking part: every request is refused from now on, the node key is deleted; ledger and journal stay."""
+    """Leave the federation: refuse every request from now on and delete the node key. Ledger and journal stay."""
     import shutil
 
     from client.operator.status import hold_site

@@ -11,8 +11,8 @@ from client.settings import find_home, load_settings
 from shared.errors import InputError
 
 HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
-ledger = typer.Typer(no_args_is_help=True, help="What the images have been charged with.")
+JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+ledger = typer.Typer(no_args_is_help=True, help="See what training has cost your images.")
 
 
 def register(app: typer.Typer) -> None:
@@ -29,15 +29,21 @@ def ledger_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
     place = find_home(home)
     settings, history = load_settings(place), read_ledger(place.ledger)
     charges, committed = history.charges, history.committed
+    inherited = {entry.sequence for entry, _ in history.inherited}
+    charges = sorted([*charges, *history.inherited], key=lambda each: each[0].sequence)
     ids = list(dict.fromkeys(charge.dataset_id for _, charge in charges))
     totals = {each: history.total(each, settings.policy.delta, epsilon_of) for each in ids}
     if as_json:
-        rows = [{"sequence": e.sequence, "time": e.time.isoformat(), **c.model_dump()} for e, c in charges]
+        rows = [
+            {"sequence": e.sequence, "time": e.time.isoformat(), "inherited": e.sequence in inherited, **c.model_dump()}
+            for e, c in charges
+        ]
         summed = {each: {**vars(total), "cap": settings.policy.epsilon_cap} for each, total in totals.items()}
         typer.echo(json.dumps({"charges": rows, "committed": sorted(committed), "totals": summed}))
         return
     for entry, charge in charges:
-        state = "" if entry.sequence in committed else "  NOT COMPLETED, counts as spent"
+        state = "" if entry.sequence in committed | inherited else "  NOT COMPLETED, counts as spent"
+        state = "  in another home, on shared images" if entry.sequence in inherited else state
         cost = (
             "without DP"
             if charge.mechanism == "none"
@@ -55,10 +61,13 @@ def ledger_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
 @ledger.command("verify")
 def ledger_verify(
     home: HomeOption = None,
-    adopt: Annotated[bool, typer.Option("--adopt", help="Accept this copy as the newest; recorded for ever.")] = False,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Accept this copy as the newest. The ledger records that you did.")
+    ] = False,
 ) -> None:
-    """Check every line's hash, their order, and that this is the newest copy."""
-    from client.records.ledger import head_problem, open_ledger, read_ledger
+    """Check that no line was changed or lost, and that this is the newest copy."""
+    from client.records.history import head_problem
+    from client.records.ledger import open_ledger, read_ledger
 
     place = find_home(home)
     head_file = Path(load_settings(place).head_file)
@@ -70,6 +79,19 @@ def ledger_verify(
         raise InputError(problem)
     newest = f", newest {history.entries[-1].hash}" if history.entries else ""
     typer.echo(f"{place.ledger}: {len(history.entries)} entries, unbroken{newest}")
+
+
+@ledger.command("accept-clock")
+def ledger_accept_clock(home: HomeOption = None) -> None:
+    """Say that the clock is right and entries were dated ahead by a wrong one; recorded, nothing is forgotten."""
+    import datetime as dt
+
+    from client.records.ledger import open_ledger
+
+    place = find_home(home)
+    with open_ledger(place.ledger, Path(load_settings(place).head_file)) as held:
+        entry = held.accept_clock(dt.datetime.now(dt.UTC))
+    typer.echo(f"entry {entry.sequence}: {entry.fields['num_ahead']} entries dated ahead count as written now")
 
 
 @ledger.command("plan")
