@@ -114,10 +114,10 @@ def gradient_of(parameter: Tensor) -> Tensor:
     return parameter.grad
 
 
-def draw_on_cpu(experiment: Experiment, batch: int, generator: torch.Generator, draws: int = 1) -> losses.Draw:
+def draw_on_cpu(experiment: Experiment, batch: int, generator: torch.Generator) -> losses.Draw:
     """The noise that a CPU draws from the generator's seed, on the generator's device."""
     same = torch.Generator().manual_seed(generator.initial_seed())
-    return losses.Draw(*(each.to(generator.device) for each in losses.draw_noise(experiment, batch, same, draws)))
+    return losses.Draw(*(each.to(generator.device) for each in losses.draw_noise(experiment, batch, same)))
 
 
 def images_per_second(request: TrainRequest, data: Dataset, home: Home, settings: SiteConfig) -> float:

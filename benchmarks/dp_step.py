@@ -6,16 +6,20 @@ K = 1, B = 16. Memory is the highest resident size of a fresh process above what
 """
 
 import argparse
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.measure import Action, cpu_seconds, medians, paired_ratio, verdict
+from client.data.units import Ids
 from client.privacy import dp_sgd
+from client.privacy.secret_random import secret_streams
 from shared.diffusion.losses import draw_noise, per_image_loss
 from shared.diffusion.schedule import make_schedule
 from shared.diffusion.uvit import build_model
@@ -59,14 +63,15 @@ def main(arguments: Sequence[str] = ()) -> int:
     )
 
 
-def make_experiment(draws: int) -> Experiment:
-    """T at 32 px with patches of 4, DP-SGD with `draws` noise draws."""
-    return parse_experiment(f'[privacy]\nmechanism = "dp-sgd"\ndraws = {draws}\nmicro_batch = 64\n')
+def make_experiment(draws: int, batch: int) -> Experiment:
+    """T at 32 px with patches of 4, DP-SGD with `draws` noise draws of each of `batch` units."""
+    constants = f"draws = {draws}\nmicro_batch = 64\nsample_rate = 1\nexpected_batch = {batch}\n"
+    return parse_experiment(f'[privacy]\nmechanism = "dp-sgd"\n{constants}')
 
 
 def plain_step(batch: int, draws: int) -> Action:
     """A step of AdamW on `batch` images."""
-    experiment = make_experiment(draws)
+    experiment = make_experiment(draws, batch)
     torch.manual_seed(SEED)
     model, schedule = build_model(experiment).train(), make_schedule("cosine", 1000)
     optimizer, random, images = make_optimizer(model, experiment.optim), torch.Generator(), some_images(batch)
@@ -81,21 +86,30 @@ def plain_step(batch: int, draws: int) -> Action:
 
 
 def dp_step(batch: int, draws: int) -> Action:
-    """A whole DP step on one micro-batch of `batch` units."""
-    experiment = make_experiment(draws)
+    """A whole DP step in which all of `batch` units are sampled: reading, draws, clipping, noise, optimizer."""
+    experiment = make_experiment(draws, batch)
     torch.manual_seed(SEED)
     model = build_model(experiment).train()
     machine = dp_sgd.PrivateStep(model, experiment, torch.device("cpu"), "float32")
-    random, images = torch.Generator(), some_images(batch)
-    optimizer = machine.optimizer(random)
+    optimizer, images, streams = make_optimizer(model, experiment.optim), Stored(batch), secret_streams()
+    units, numbers = list(np.arange(batch).reshape(-1, 1)), itertools.count()
 
     def step() -> None:
-        optimizer.zero_grad()
-        machine.backward(images, random)
-        optimizer.pre_step()
-        optimizer.original_optimizer.step()
+        machine.take(images, units, streams.child(next(numbers)))
+        optimizer.step()
 
     return step
+
+
+class Stored:
+    """Images in memory, as a site's cache gives them."""
+
+    def __init__(self, count: int) -> None:
+        self.images = some_images(count)
+
+    def batch(self, ids: Ids) -> Tensor:
+        """uint8 (B, 3, 32, 32)."""
+        return self.images[torch.from_numpy(ids)]
 
 
 def some_images(batch: int) -> Tensor:

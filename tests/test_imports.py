@@ -52,7 +52,7 @@ WITHOUT_TORCH = (
 LAYERS = {
     "shared": (
         {"shared.errors"},
-        {"shared.commandline", "shared.experiment", "shared.seeding"},
+        {"shared.commandline", "shared.experiment", "shared.random_numbers", "shared.seeding"},
         {"shared.data.portraits", "shared.diffusion", "shared.storage"},
         {"shared.data", "shared.evaluation"},
         {"shared.messages", "shared.training"},

@@ -1,12 +1,11 @@
-# ruff: noqa: N806
-"""The units of privacy of a step as image batches, and the secret randomness that picks them.
+# ruff: noqa: N806, N815
+"""The units of privacy of a step as image batches: which images of a unit are shown, and reading them.
 
 Shapes: B units of a micro-batch, K draws per unit, C channels, H W pixels.
 """
 
-import secrets
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.experiment.config import Experiment
+from shared.random_numbers import Random, randint
 
 Ids = NDArray[np.int64]
 
@@ -25,30 +25,39 @@ class Images(Protocol):
         """uint8 (B, 3, H, W)."""
 
 
-def secret_generator(device: str | torch.device) -> torch.Generator:
-    """A generator whose seed comes from the operating system and is kept nowhere. Not cryptographic: see the README."""
-    return torch.Generator(device).manual_seed(secrets.randbits(63))
+class Shown(NamedTuple):
+    """What some units show in one step."""
+
+    ids_BK: Ids
+    """Image numbers; one column where all draws take the unit's only image."""
+    is_flipped_BK: Tensor
+    """Whether an image is mirrored left to right."""
+
+    def unit(self, number: int) -> "Shown":
+        """What one of the units shows."""
+        return Shown(self.ids_BK[number : number + 1], self.is_flipped_BK[number : number + 1])
 
 
-def load_units(
-    images: Images, units: Sequence[Ids], experiment: Experiment, generator: torch.Generator, device: torch.device
-) -> Tensor:
-    """Images of a micro-batch, uint8: (B, 3, H, W), or (B, K, 3, H, W) when the K draws take images of a person.
+def choose_images(units: Sequence[Ids], experiment: Experiment, random: Random) -> Shown:
+    """Choose at random: for each draw an image of the person, or the image itself; half of them are mirrored.
 
-    A person with fewer than K images gives some of them more than once.
+    A person with fewer than K images shows some of them more than once.
     """
-    draws = experiment.privacy.draws
-    is_person = experiment.privacy.unit == "person"
-    per_unit = draws if is_person else 1
-    ids = np.array([_pick(unit, per_unit, generator) for unit in units], np.int64).reshape(-1)
-    x_BCHW = images.batch(ids).to(device, non_blocking=True)
-    if experiment.data.horizontal_flip:
-        flipped = torch.rand(len(x_BCHW), generator=generator) < 0.5
-        x_BCHW = torch.where(flipped.to(device)[:, None, None, None], x_BCHW.flip(-1), x_BCHW)
-    return x_BCHW.reshape(len(units), draws, *x_BCHW.shape[1:]) if is_person and draws > 1 else x_BCHW
+    per_unit = experiment.privacy.draws if experiment.privacy.unit == "person" else 1
+    ids_BK = np.array([_pick(unit, per_unit, random) for unit in units], np.int64).reshape(len(units), per_unit)
+    coins_BK = randint(random, 2, len(units), per_unit).bool().cpu()
+    return Shown(ids_BK, coins_BK if experiment.data.horizontal_flip else torch.zeros_like(coins_BK))
 
 
-def _pick(members: Ids, count: int, generator: torch.Generator) -> Ids:
-    rounds = [torch.randperm(len(members), generator=generator).numpy() for _ in range(-(-count // len(members)))]
+def read_images(images: Images, shown: Shown, draws: int) -> Tensor:
+    """uint8 (B, K, 3, H, W): an image for each of the K `draws` of a unit, on the CPU."""
+    x_BCHW = images.batch(shown.ids_BK.reshape(-1))
+    is_flipped = shown.is_flipped_BK.flatten()[:, None, None, None]
+    x_BCHW = torch.where(is_flipped, x_BCHW.flip(-1), x_BCHW)
+    return x_BCHW.view(*shown.ids_BK.shape, *x_BCHW.shape[1:]).expand(-1, draws, -1, -1, -1)
+
+
+def _pick(members: Ids, count: int, random: Random) -> Ids:
+    rounds = [randint(random, 2**62, len(members)).argsort().numpy() for _ in range(-(-count // len(members)))]
     picked: Ids = members[np.concatenate(rounds)[:count]]
     return picked

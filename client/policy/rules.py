@@ -130,13 +130,11 @@ def charge_for(header: RequestHeader, dataset_id: str, fingerprint: str, request
     )
     if privacy.mechanism == "none":
         return charge
-    is_bf16 = header.precision == "bfloat16" and privacy.clipping == "hooks"
     return charge.model_copy(
         update={
             "noise_multiplier": privacy.noise_multiplier,
             "sample_rate": privacy.sample_rate,
             "unit": privacy.unit,
-            "remarks": "bfloat16: the clipping margin is empirical" if is_bf16 else "",
         }
     )
 

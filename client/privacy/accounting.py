@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.accountants import RDPAccountant
 from opacus.accountants.analysis import rdp as renyi
 from opacus.accountants.analysis.prv import DiscretePRV, Domain, PoissonSubsampledGaussianPRV
 from opacus.accountants.analysis.prv.prvs import TruncatedPrivacyRandomVariable
@@ -19,6 +19,8 @@ from client.records.spending import Spending, merged
 
 ERRORS = (0.01, 0.1, 1.0)
 """What the numerical error may add to epsilon; the larger ones where a huge epsilon leaves no memory for the first."""
+DELTA_SHARE = 1e-3
+"""Share of delta that the numerical error may take, as in Opacus."""
 LARGEST_GRID = 2**25
 """Points of the privacy loss distribution: about 2 GB."""
 
@@ -37,14 +39,15 @@ def epsilon(history: Sequence[Spending], delta: float) -> float:
         return 0.0
     if any(row.noise_multiplier <= 0 for row in rows):
         return math.inf
-    accountant = _Accountant()
-    accountant.history = [tuple(row) for row in rows]
     with np.errstate(all="ignore"), warnings.catch_warnings():
         # Opacus sizes its grid by RDP, which warns at large noise; the grid only gets wider than it has to be.
         warnings.simplefilter("ignore")
         for error in ERRORS:
             try:
-                return float(accountant.get_epsilon(delta, eps_error=error))
+                _, _, upper = _privacy_loss(rows, error, delta * DELTA_SHARE).compute_epsilon(
+                    delta, delta * DELTA_SHARE, error
+                )
+                return float(upper)
             except _GridError:
                 continue
             except (ValueError, RuntimeError, OverflowError, MemoryError):
@@ -56,28 +59,29 @@ class _GridError(RuntimeError):
     """The distribution of the privacy loss needs more points than fit into memory at this precision."""
 
 
-class _Accountant(PRVAccountant):  # type: ignore[misc]
-    """Opacus' accountant, with all rows composed in the Fourier domain and one inverse transform: the same numbers."""
+def _privacy_loss(history: Sequence[Spending], eps_error: float, delta_error: float) -> DiscretePRV:
+    """The privacy loss of all steps on a grid: a product of powers in the Fourier domain, one inverse transform.
 
-    def _get_dprv(self, eps_error: float, delta_error: float) -> DiscretePRV:
-        prvs = [PoissonSubsampledGaussianPRV(rate, sigma) for sigma, rate, _ in self.history]
-        counts = [steps for _, _, steps in self.history]
-        mesh = eps_error / math.sqrt(sum(counts) * math.log(12 / delta_error) / 2)
-        reach = safe_reach(self.history, eps_error, delta_error)
-        safe = Domain.create_aligned(-reach, reach, mesh)
-        if safe.size > LARGEST_GRID:
-            raise _GridError
-        size = fast_length(safe.size)
-        domain = Domain(-(size // 2 - 1) * safe.dt, size // 2 * safe.dt, size)
-        spectrum, shift = np.ones(size // 2 + 1, np.complex128), 0.0
-        for prv, count in zip(prvs, counts, strict=True):
-            pmf, shift_of_one = _discretized(prv, domain)
-            spectrum *= power(np.fft.rfft(pmf), count)
-            shift += count * shift_of_one
-        # The grid's zero is at index size / 2 - 1, so each of the M convolutions but one moves it by as much.
-        total = sum(counts)
-        pmf = np.roll(np.fft.irfft(spectrum, size), total - 1 + (size // 2 if total % 2 == 0 else 0))
-        return DiscretePRV(pmf, domain.shift_right(shift))
+    Point j of the grid stands for the loss (j - z) dt, z being the place of loss 0. The transform adds places modulo
+    the length: n steps at j_1, ..., j_n come to lie at J = j_1 + ... + j_n, and have the loss (J - n z) dt. That loss
+    belongs at place J - (n - 1) z.
+    """
+    mesh = eps_error / math.sqrt(sum(row.steps for row in history) * math.log(12 / delta_error) / 2)
+    reach = safe_reach(history, eps_error, delta_error)
+    safe = Domain.create_aligned(-reach, reach, mesh)
+    if safe.size > LARGEST_GRID:
+        raise _GridError
+    size = fast_length(safe.size)
+    z = size // 2 - 1
+    domain = Domain(-z * safe.dt, size // 2 * safe.dt, size)
+    spectrum, shift, steps = np.ones(size // 2 + 1, np.complex128), 0.0, 0
+    for row in history:
+        pmf, shift_of_one = _discretized(PoissonSubsampledGaussianPRV(row.sample_rate, row.noise_multiplier), domain)
+        spectrum *= power(np.fft.rfft(pmf), row.steps)
+        shift += row.steps * shift_of_one
+        steps += row.steps
+    pmf = np.roll(np.fft.irfft(spectrum, size), -(steps - 1) * z)
+    return DiscretePRV(pmf, domain.shift_right(shift))
 
 
 def safe_reach(history: Sequence[tuple[float, float, int]], eps_error: float, delta_error: float) -> float:

@@ -132,8 +132,8 @@ class _Numbered:
 
 def canary_loss(model: nn.Module, _schedule: object, _experiment: Experiment, images: Tensor, *_draw: Tensor) -> Tensor:
     """(B,) losses whose gradient is -50 at the canary's own coordinate, 0 elsewhere: clipped to C by the training."""
-    # A person's draws are all the same image.
-    pixels = images.reshape(len(images), -1, 3, SIDE, SIDE)[:, 0, 0, 0].long()
+    # A unit's draws are all the same image.
+    pixels = images[:, 0, 0, 0].long()
     one_hot = nn.functional.one_hot(pixels[:, 0] * 256 + pixels[:, 1], CANARIES).float()
     return -model(HEIGHT * one_hot[:, None])[:, 0, 0]  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806
+# ruff: noqa: N803, N806, N815
 """The sum of per-unit clipped gradients in one backward pass.
 
 For a layer with inputs a and output gradients g, the gradient of unit b is a product of a_b and g_b alone. So the
@@ -8,9 +8,13 @@ the two backward passes of fast gradient clipping (Lee and Kifer, arXiv 2009.031
 arXiv 2210.00038). Norms and sums are computed in float32 from the same tensors, so the bound on a unit's contribution
 does not depend on the precision of the forward pass.
 
+The sum is a total function of the units: one whose gradient is not a number, is infinite, or of which the product over
+all tokens would be made of numbers far larger than their sum counts as zero and changes no other unit.
+
 Shapes: B units, L tokens, I and O inputs and outputs of a layer, D width.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,10 +27,12 @@ from shared.diffusion.uvit import Positions
 from shared.errors import InputError
 
 LAYERS = (nn.Linear, nn.LayerNorm, Positions)
+CANCELLATION = 2.0**10
+"""A unit counts as zero when its tokens' gradients together are so many times longer than their sum, and than C.
 
-
-class NonFiniteGradientError(ArithmeticError):
-    """A unit's gradient holds infinities or is not a number; the round ends without an update."""
+Float32 would lose more digits of the other units in that sum than the clipping margin covers."""
+LOST_SQUARE = 2.0**-74
+"""Numbers below this may be missing from a float32 norm: their squares underflow."""
 
 
 @dataclass
@@ -38,16 +44,18 @@ class _Call:
     output_gradient: Tensor | None = None
     per_unit: dict[Tensor, Tensor] | None = None
     norms: list[Tensor] = field(default_factory=list)
+    length_B: Tensor | None = None
+    """Summed norms of the tokens' gradients, where the sum over tokens is left to the product over all units."""
 
     @torch.no_grad()
     def receive(self, g: Tensor) -> None:
         """Measure the units' gradients as soon as the backward pass gets here; keep whatever takes less room."""
         per_unit = _per_unit(self, g)
-        self.norms = [torch.linalg.vector_norm(each.flatten(1), dim=1) for each in per_unit.values()]
+        self.norms = [_norms(each) for each in per_unit.values()]
         if sum(each.nbytes for each in per_unit.values()) <= g.nbytes + sum(each.nbytes for each in self.inputs):
             self.per_unit, self.inputs = per_unit, ()
         else:
-            self.output_gradient = g
+            self.output_gradient, self.length_B = g, _length(self, g)
 
 
 def validate(model: nn.Module) -> None:
@@ -72,19 +80,20 @@ def validate(model: nn.Module) -> None:
             owners[id(parameter)] = full
 
 
-def clipped_gradients(model: nn.Module, loss: Callable[[], Tensor], bound: float) -> Tensor:
+def clipped_gradients(
+    model: nn.Module, loss: Callable[[], Tensor], bound: float, is_present_B: Tensor | None = None
+) -> Tensor:
     """Leave in `.grad` of each trainable tensor the sum over units of min(1, bound / norm_b) times gradient_b.
 
     Args:
         model: passed `validate`; every trainable layer is used exactly once by `loss`.
         loss: the forward pass; returns one loss per unit, (B,); B may be 0.
         bound: largest L2 norm of one unit's gradient over all trainable tensors.
-
-    Raises:
-        NonFiniteGradientError: nothing may be made of such a gradient; no step is taken.
+        is_present_B: rows of the batch that are units; the others count as zero. Default: all.
 
     Returns:
-        (B,) norms before clipping. They are private: never release them.
+        (B,) norms before clipping, infinite or undefined for some units that count as zero. They are private: never
+        release them.
     """
     with _recorded(model) as (calls, outputs):
         loss_B = loss()
@@ -96,14 +105,35 @@ def clipped_gradients(model: nn.Module, loss: Callable[[], Tensor], bound: float
     torch.autograd.grad(loss_B.sum(), outputs)
     assert all(call.norms for call in calls), "a layer that the loss does not depend on"
     norms_B: Tensor = torch.linalg.vector_norm(torch.stack([norm for call in calls for norm in call.norms]), dim=0)
-    if not bool(norms_B.isfinite().all()):
-        raise NonFiniteGradientError("a gradient is not finite: lower optim.lr or train in float32")
-    factors_B = (bound / (norms_B + 1e-6)).clamp(max=1.0)
+    lengths = [call.length_B for call in calls if call.length_B is not None]
+    length_B = torch.stack(lengths).sum(0) if lengths else torch.zeros_like(norms_B)
+    factors_B = _factors(model, norms_B, length_B, bound, is_present_B)
     for call in calls:
         for parameter, total in _clipped_sum(call, factors_B).items():
             parameter.grad = total
         call.per_unit, call.output_gradient, call.inputs = None, None, ()
     return norms_B
+
+
+def sum_clipped(model: nn.Module, per_unit: dict[nn.Parameter, Tensor], bound: float, is_present_B: Tensor) -> None:
+    """As `clipped_gradients`, from gradients of all units, (B, *shape of the parameter) for each trainable tensor."""
+    wide = {parameter: each.to(_wide(each)) for parameter, each in per_unit.items()}
+    norms_B: Tensor = torch.linalg.vector_norm(torch.stack([_norms(each) for each in wide.values()]), dim=0)
+    factors_B = _factors(model, norms_B, torch.zeros_like(norms_B), bound, is_present_B)
+    for parameter, each in wide.items():
+        parameter.grad = _weighted_sum(factors_B, each).view_as(parameter)
+
+
+def _factors(model: nn.Module, norms_B: Tensor, length_B: Tensor, bound: float, is_present_B: Tensor | None) -> Tensor:
+    """(B,) clipping factors; zero for a unit that does not count."""
+    num_values = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # What underflow may have hidden keeps a tiny bound true, too.
+    largest_B = norms_B + LOST_SQUARE * math.sqrt(num_values)
+    factors_B = (bound / largest_B).clamp(max=1.0)
+    counts_B = norms_B.isfinite() & (length_B <= CANCELLATION * norms_B.clamp(min=bound))
+    if is_present_B is not None:
+        counts_B &= is_present_B
+    return torch.where(counts_B, factors_B, 0.0)
 
 
 @contextmanager
@@ -145,16 +175,30 @@ def _per_unit(call: _Call, g: Tensor) -> dict[Tensor, Tensor]:
             raise AssertionError("validate lets no other layer pass")
 
 
+def _length(call: _Call, g: Tensor) -> Tensor:
+    """(B,) sum over the tokens of the norm of their part of the unit's gradient."""
+    layer, x = call.layer, call.inputs[0]
+    x, g = x.to(_wide(x)), g.to(_wide(g))
+    if isinstance(layer, nn.LayerNorm):
+        x = _normed(layer, x)
+    # A product with g of one token is no longer than the product of both norms; that of a bias or position is g.
+    length_BL: Tensor = torch.linalg.vector_norm(g, dim=-1) * (1 + torch.linalg.vector_norm(x, dim=-1))
+    return length_BL.sum(1)
+
+
 def _clipped_sum(call: _Call, factors_B: Tensor) -> dict[Tensor, Tensor]:
     """Sum over units of factor times gradient: from the kept gradients, or in one product that never holds them."""
     if call.per_unit is not None:
         return {
-            parameter: (factors_B @ each.flatten(1)).view_as(parameter) for parameter, each in call.per_unit.items()
+            parameter: _weighted_sum(factors_B, each).view_as(parameter) for parameter, each in call.per_unit.items()
         }
     assert call.output_gradient is not None
     layer, x, g = call.layer, call.inputs[0], call.output_gradient
-    g = g.to(_wide(g)) * factors_B.view(-1, *[1] * (g.ndim - 1))
-    x = x.to(g.dtype)
+    x, g = x.to(_wide(g)), g.to(_wide(g))
+    if not bool(factors_B.all()):
+        # Zero times infinity is not zero: units that do not count are overwritten.
+        x, g = _without(x, factors_B), _without(g, factors_B)
+    g = g * factors_B.view(-1, *[1] * (g.ndim - 1))
     match layer:
         case nn.Linear():
             return _wanted((layer.weight, g.flatten(0, 1).T @ x.flatten(0, 1)), (layer.bias, g.sum((0, 1))))
@@ -165,6 +209,21 @@ def _clipped_sum(call: _Call, factors_B: Tensor) -> dict[Tensor, Tensor]:
             return {layer.weight: total.index_add_(0, call.inputs[1].flatten(), g.flatten(0, 1).to(total.dtype))}
         case _:
             raise AssertionError("validate lets no other layer pass")
+
+
+def _weighted_sum(factors_B: Tensor, each: Tensor) -> Tensor:
+    rows = each.flatten(1)
+    return factors_B @ (rows if bool(factors_B.all()) else _without(rows, factors_B))
+
+
+def _without(x: Tensor, factors_B: Tensor) -> Tensor:
+    """`x` with zeros in the rows whose factor is zero."""
+    return x.masked_fill((factors_B == 0).view(-1, *[1] * (x.ndim - 1)), 0.0)
+
+
+def _norms(each: Tensor) -> Tensor:
+    norms_B: Tensor = torch.linalg.vector_norm(each.flatten(1), dim=1)
+    return norms_B
 
 
 def position_gradients(layer: Positions, ids_BL: Tensor, g_BLD: Tensor) -> Tensor:

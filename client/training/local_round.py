@@ -21,6 +21,8 @@ from shared.training.engine import Engine, StepResult, run_training
 from shared.training.processes import World
 
 log = logging.getLogger("maskfed.client")
+LARGEST = np.float32(3e38)
+"""Of a change of a weight in a private round; finite in bfloat16, too."""
 
 
 class Round:
@@ -50,8 +52,10 @@ class Round:
         self.units = data.units(self.experiment.privacy.unit) if self.is_private else []
         if self.is_private:
             from client.privacy.clipping import validate
+            from client.privacy.grid_noise import clipping_bound
 
             validate(self.model)
+            clipping_bound(self.experiment.privacy, sum(parameter.numel() for parameter in self._trainable()))
 
     def run(self) -> tuple[NDArray[np.float32], dict[str, float]]:
         """Train; return the packed update (weights after minus before) and the scalars that policy may release."""
@@ -64,7 +68,11 @@ class Round:
         with self._progress() as self._tell:
             scalars = self._run_private() if self.is_private else self._run_plain()
         after = {name: tensor.detach().cpu().numpy() for name, tensor in self.model.named_parameters()}
-        update = {name: after[name] - weights for name, weights in self.before.items()}
+        with np.errstate(over="ignore", invalid="ignore"):
+            update = {name: after[name] - weights for name, weights in self.before.items()}
+        if self.is_private:
+            # Steps too long for float32 make weights infinite; what leaves is finite all the same.
+            update = {name: np.nan_to_num(change, nan=0.0).clip(-LARGEST, LARGEST) for name, change in update.items()}
         return pack(update, self.request.header.manifest), scalars
 
     def _run_private(self) -> dict[str, float]:

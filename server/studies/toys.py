@@ -225,7 +225,7 @@ def _batches(name: ToyName, steps: int, seed: int) -> Iterator[tuple[int, Tensor
 
 def _new_model(num_coordinates: int, seed: int) -> CoordinateMlp:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "weights"))
+        torch.set_rng_state(generator(derive_seed(seed, "weights")).get_state())
         return CoordinateMlp(num_coordinates)
 
 

@@ -4,55 +4,54 @@
 DSM is MSM with every patch visible, so there is one loss. Hidden patches are dropped before anything is computed on
 them: the visible ones are gathered as bytes, then cast, noised and shown to the network.
 
-Shapes: B images (or units of privacy), K noise draws per unit, C channels, H W pixels, N patches, V visible patches,
+Shapes: B images (or units of privacy), K draws per unit, C channels, H W pixels, N patches, V visible patches,
 P = patch_size^2 * C values per patch.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shared.diffusion.dwt import dwt
 from shared.diffusion.masks import sample_visible
 from shared.diffusion.patches import gather_patches, patchify
 from shared.diffusion.schedule import Schedule, q_sample, training_target
 from shared.experiment.config import Experiment
+from shared.random_numbers import Random, randint, randn
 
 
 class Draw(NamedTuple):
     """The randomness of one evaluation of the loss."""
 
     t_B: Tensor
-    """(B,) int64 time indices in 0..T-1; (B, K) for K > 1 draws."""
+    """(B,) int64 time indices in 0..T-1."""
     eps_BVP: Tensor
-    """(B, K * V, P) float32 standard normal noise of the visible patches, draw after draw."""
+    """(B, V, P) float32 standard normal noise of the visible patches."""
     ids_BV: Tensor
-    """(B, K * V) int64 numbers of the visible patches, draw after draw."""
+    """(B, V) int64 numbers of the visible patches."""
 
 
-def draw_noise(experiment: Experiment, batch: int, generator: torch.Generator, draws: int = 1) -> Draw:
+def draw_noise(experiment: Experiment, batch: int, random: Random) -> Draw:
     """Draw t uniformly, eps normally and the visible patches by the experiment's mask, in this order.
 
     Args:
         experiment: gives T, the mask and the shape of a patch.
-        batch: B, may be 0 (Poisson sampling yields empty batches).
-        generator: source of randomness; its device is the device of the result.
-        draws: K independent draws per unit, folded into the token axis.
+        batch: B, may be 0; B K for K draws of each unit.
+        random: source of randomness; its device is the device of the result.
     """
-    device, num_visible = generator.device, experiment.num_visible
-    patch_values = experiment.model.patch_size**2 * experiment.in_channels
-    t_BK = torch.randint(experiment.diffusion.timesteps, (batch, draws), generator=generator, device=device)
-    eps_BVP = torch.randn(batch, draws * num_visible, patch_values, generator=generator, device=device)
-    ids = sample_visible(experiment.mask, experiment.grid_size, num_visible, batch * draws, generator)
-    return Draw(t_BK if draws > 1 else t_BK[:, 0], eps_BVP, ids.reshape(batch, draws * num_visible))
+    num_visible, patch_values = experiment.num_visible, experiment.model.patch_size**2 * experiment.in_channels
+    t_B = randint(random, experiment.diffusion.timesteps, batch)
+    eps_BVP = randn(random, batch, num_visible, patch_values)
+    return Draw(t_B, eps_BVP, sample_visible(experiment.mask, experiment.grid_size, num_visible, batch, random))
 
 
 def per_image_loss(
-    model: nn.Module,
+    model: Callable[..., Tensor],
     schedule: Schedule,
     experiment: Experiment,
-    images: Tensor,
+    images_BCHW: Tensor,
     t_B: Tensor,
     eps_BVP: Tensor,
     ids_BV: Tensor,
@@ -63,49 +62,68 @@ def per_image_loss(
     The last three arguments are the fields of a `Draw`: `per_image_loss(model, schedule, experiment, images, *draw)`.
 
     Args:
-        model: tokens (B, K * V, P), t, ids -> (B, K * V, P).
+        model: tokens (B, V, P), t, ids -> (B, V, P).
         schedule: the forward process.
         experiment: gives patch size, wavelet and prediction.
-        images: (B, 3, H, W) on the model's device, uint8 or float in [-1, 1]; (B, K, 3, H, W) when each of the K draws
-            takes an image of its own.
+        images_BCHW: (B, 3, H, W) on the model's device, uint8 or float in [-1, 1].
         t_B: see `Draw`.
         eps_BVP: see `Draw`.
         ids_BV: see `Draw`.
 
     Returns:
-        (B,) float32 losses, the mean over the K draws of each unit.
+        (B,) float32 losses.
     """
-    x_0_BVP = visible_x_0(experiment, images, ids_BV)
-    # With K draws per unit, t has a draw axis, and so has the view of the tokens that meets it.
-    view = (*t_B.shape, ids_BV.shape[1] // t_B.shape[1], x_0_BVP.shape[2]) if t_B.ndim == 2 else x_0_BVP.shape
-    x_0, eps = x_0_BVP.reshape(view), eps_BVP.reshape(view)
-    x_t = q_sample(schedule, x_0, t_B, eps)
-    target = training_target(schedule, experiment.diffusion.prediction, x_0, t_B, eps)
-    output_BVP: Tensor = model(x_t.reshape(x_0_BVP.shape), t_B, ids_BV)
-    loss_B = (output_BVP.float() - target.reshape(x_0_BVP.shape)).square().mean(dim=(1, 2))
-    assert loss_B.shape == (len(images),)
+    x_0_BVP = visible_x_0(experiment, images_BCHW, ids_BV)
+    x_t_BVP = q_sample(schedule, x_0_BVP, t_B, eps_BVP)
+    target_BVP = training_target(schedule, experiment.diffusion.prediction, x_0_BVP, t_B, eps_BVP)
+    output_BVP = model(x_t_BVP, t_B, ids_BV)
+    loss_B = (output_BVP.float() - target_BVP).square().mean(dim=(1, 2))
+    assert loss_B.shape == (len(images_BCHW),)
     return loss_B
 
 
-def visible_x_0(experiment: Experiment, images: Tensor, ids_BV: Tensor) -> Tensor:
+def per_unit_loss(
+    model: Callable[..., Tensor], schedule: Schedule, experiment: Experiment, images_BKCHW: Tensor, *draw: Tensor
+) -> Tensor:
+    """Mean of `per_image_loss` over the K draws of each unit, by one call of the network.
+
+    The network gets the K draws of a unit as one row of K V tokens, so that a unit's gradient is that of the mean.
+
+    Args:
+        model: tokens (B, K V, P), t (B, K), ids (B, K V) -> (B, K V, P), draw after draw.
+        schedule: see `per_image_loss`.
+        experiment: see `per_image_loss`.
+        images_BKCHW: (B, K, 3, H, W), an image for each draw.
+        draw: fields of a `Draw` for B K images.
+
+    Returns:
+        (B,) float32 losses.
+    """
+    batch, draws = images_BKCHW.shape[:2]
+
+    def folded(x_t_MVP: Tensor, t_M: Tensor, ids_MV: Tensor) -> Tensor:
+        tokens, values = draws * x_t_MVP.shape[1], x_t_MVP.shape[2]
+        rows = x_t_MVP.reshape(batch, tokens, values), t_M.reshape(batch, draws), ids_MV.reshape(batch, tokens)
+        return model(*rows).reshape(x_t_MVP.shape)
+
+    loss_M = per_image_loss(folded, schedule, experiment, images_BKCHW.flatten(0, 1), *draw)
+    return loss_M.view(batch, draws).mean(1)
+
+
+def visible_x_0(experiment: Experiment, images_BCHW: Tensor, ids_BV: Tensor) -> Tensor:
     """S x_0: the visible patches of the images in the network's range.
 
     Args:
         experiment: gives patch size and wavelet.
-        images: (B, 3, H, W) or (B, K, 3, H, W), uint8 or float in [-1, 1].
-        ids_BV: (B, K * V) visible patches, draw after draw.
+        images_BCHW: (B, 3, H, W), uint8 or float in [-1, 1].
+        ids_BV: (B, V) visible patches.
 
     Returns:
-        (B, K * V, P) float32.
+        (B, V, P) float32.
     """
-    per_unit = images.shape[1] if images.ndim == 5 else 1
-    x_BCHW = images.flatten(0, 1) if images.ndim == 5 else images
     if experiment.data.wavelet:
-        x_BCHW = dwt(to_model_range(x_BCHW), experiment.data.wavelet)
-    tokens_BNP = patchify(x_BCHW, experiment.model.patch_size)
-    # With an image for each draw the tokens split over the images; one image is read by all draws.
-    ids = ids_BV.reshape(len(x_BCHW), ids_BV.shape[1] // per_unit)
-    return to_model_range(gather_patches(tokens_BNP, ids)).reshape(*ids_BV.shape, tokens_BNP.shape[2])
+        images_BCHW = dwt(to_model_range(images_BCHW), experiment.data.wavelet)
+    return to_model_range(gather_patches(patchify(images_BCHW, experiment.model.patch_size), ids_BV))
 
 
 def to_model_range(x: Tensor) -> Tensor:

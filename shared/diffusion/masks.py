@@ -15,11 +15,10 @@ from torch import Tensor
 
 from shared.errors import InputError
 from shared.experiment.sections import MaskConfig
+from shared.random_numbers import Random, rand, randint
 
 
-def sample_visible(
-    mask: MaskConfig, grid_size: int, num_visible: int, batch: int, generator: torch.Generator
-) -> Tensor:
+def sample_visible(mask: MaskConfig, grid_size: int, num_visible: int, batch: int, generator: Random) -> Tensor:
     """Draw the visible patches of a batch (the rows of S in Eq. 3).
 
     `patch`: V patches of the grid at random. `block`: random blocks of block_size^2 neighbouring patches on a fixed
@@ -51,14 +50,14 @@ def sample_visible(
             return _crop(grid_size, math.isqrt(num_visible), batch, generator)
 
 
-def choose_subsets(population: int, count: int, batch: int, generator: torch.Generator) -> Tensor:
+def choose_subsets(population: int, count: int, batch: int, generator: Random) -> Tensor:
     """(B, count) int64 ascending numbers below `population`, each subset equally likely."""
     # The places of the smallest of independent scores.
-    scores_BN = torch.rand(batch, population, generator=generator, device=generator.device)
+    scores_BN = rand(generator, batch, population)
     return scores_BN.topk(count, dim=1, largest=False).indices.sort(dim=1).values
 
 
-def _blocks(grid_size: int, num_visible: int, block_size: int, batch: int, generator: torch.Generator) -> Tensor:
+def _blocks(grid_size: int, num_visible: int, block_size: int, batch: int, generator: Random) -> Tensor:
     side = grid_size // block_size
     chosen = choose_subsets(side**2, num_visible // block_size**2, batch, generator)[..., None, None]
     inside = torch.arange(block_size, device=generator.device)
@@ -67,8 +66,8 @@ def _blocks(grid_size: int, num_visible: int, block_size: int, batch: int, gener
     return (row * grid_size + column).flatten(1)
 
 
-def _crop(grid_size: int, side: int, batch: int, generator: torch.Generator) -> Tensor:
-    corner = torch.randint(grid_size - side + 1, (2, batch, 1, 1), generator=generator, device=generator.device)
+def _crop(grid_size: int, side: int, batch: int, generator: Random) -> Tensor:
+    corner = randint(generator, grid_size - side + 1, 2, batch, 1, 1)
     inside = torch.arange(side, device=generator.device)
     return ((corner[0] + inside[:, None]) * grid_size + corner[1] + inside).flatten(1)
 

@@ -16,7 +16,7 @@ Arrays = dict[str, NDArray[np.generic]]
 def new_model(experiment: Experiment, streams: Streams) -> nn.Module:
     """The experiment's network with initial weights from the stream `init`, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(streams.seed("init"))
+        torch.set_rng_state(streams.generator("init").get_state())
         return build_model(experiment)
 
 

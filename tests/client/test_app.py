@@ -156,11 +156,10 @@ def test_frozen_tensors_are_asked_for_once(make_site: MakeSite):
 
 
 def test_proximal_term_holds_dp_rounds_back(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch):
-    import torch
-
     from client.privacy import dp_sgd
+    from shared.seeding import Streams
 
-    monkeypatch.setattr(dp_sgd, "secret_generator", lambda device: torch.Generator(device).manual_seed(1))
+    monkeypatch.setattr(dp_sgd, "secret_streams", lambda: Streams(b"known"))
     home, _ = make_site(epsilon_cap=1000)
     free, held = (
         ask(

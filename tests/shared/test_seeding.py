@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from shared.seeding import Streams, derive_seed, generator
+from shared.seeding import Streams, derive_key, derive_seed, generator
 
 
 def test_seed_is_the_first_63_bits_of_a_digest_over_typed_and_length_prefixed_names():
@@ -16,6 +17,7 @@ def test_seed_is_the_first_63_bits_of_a_digest_over_typed_and_length_prefixed_na
     secret = hmac.new(b"key", path, "sha256").digest()
     assert derive_seed(3, "noise", 7) == int.from_bytes(public[:8], "big") // 2
     assert derive_seed(b"key", "noise", 7) == int.from_bytes(secret[:8], "big") // 2
+    assert (derive_key(3, "noise", 7), derive_key(b"key", "noise", 7)) == (public, secret)
 
 
 def test_names_that_read_alike_are_different_streams():
@@ -46,7 +48,39 @@ def test_streams_prefix_their_names_and_hide_a_secret_root():
 def test_generators_of_one_seed_draw_the_same_numbers():
     draws = [torch.randn(4, generator=generator(2**63 - 1)) for _ in range(2)]
     assert torch.equal(*draws)
-    assert torch.equal(Streams(1).generator("x").get_state(), generator(derive_seed(1, "x")).get_state())
+    assert torch.equal(Streams(1).generator("x").get_state(), generator(derive_key(1, "x")).get_state())
+
+
+@pytest.mark.parametrize("bit", [0, 5, 31, 32, 40, 62])
+def test_every_bit_of_a_seed_changes_the_stream(bit):
+    # torch keeps the lower 32 bits of a seed: the streams of 7 and 7 + 2^40 are equal there.
+    assert torch.equal(*(torch.rand(4, generator=torch.Generator().manual_seed(7 + high)) for high in (0, 2**40)))
+    one, other = (torch.rand(1000, generator=generator(seed)) for seed in (7, 7 ^ 2**bit))
+    assert not torch.isin(one, other).all()
+    assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.15
+
+
+def test_every_bit_of_a_secret_key_changes_the_stream():
+    keys = [bytes(32), bytes(31) + b"\1", b"\x80" + bytes(31)]
+    numbers = [torch.rand(4, generator=Streams(key).generator("noise")) for key in keys]
+    assert not torch.equal(numbers[0], numbers[1]) and not torch.equal(numbers[0], numbers[2])
+
+
+def test_the_whole_state_comes_from_the_hash_and_draws_as_numpys_twister_does():
+    words = np.frombuffer(hashlib.shake_256(b"key").digest(8 + 4 * 624)[8:], "<u4")
+    twister = np.random.MT19937()
+    twister.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
+    expected = twister.random_raw(2000) % 2**24 / 2**24
+    assert np.array_equal(torch.rand(2000, generator=generator(b"key")).numpy(), expected)
+
+
+def test_uniform_and_normal_numbers_of_a_full_state_are_uniform_and_normal():
+    uniform, normal = (
+        torch.rand(10**6, generator=generator(3)).double(),
+        torch.randn(10**6, generator=generator(4)).double(),
+    )
+    assert abs(uniform.mean() - 0.5) < 5 / 12**0.5 / 1000 and abs(uniform.var() - 1 / 12) < 1e-3
+    assert abs(normal.mean()) < 5e-3 and abs(normal.var() - 1) < 1e-2 and abs((normal**4).mean() - 3) < 0.05
 
 
 @pytest.mark.parametrize(

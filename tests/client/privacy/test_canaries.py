@@ -53,8 +53,8 @@ def test_persons_draws_are_one_canary():
 
 def test_a_canarys_gradient_is_its_own_coordinate():
     model = torch.nn.Sequential(torch.nn.Linear(CANARIES, 1, bias=False))
-    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
-    images[0, 0, 0, :2] = torch.tensor([2, 5], dtype=torch.uint8)
+    images = torch.zeros(1, 1, 3, 8, 8, dtype=torch.uint8)
+    images[0, 0, 0, 0, :2] = torch.tensor([2, 5], dtype=torch.uint8)
     canary_loss(model, None, experiment(), images).sum().backward()
     gradient = model[0].weight.grad[0]
     assert gradient[517] == -50 and gradient.count_nonzero() == 1

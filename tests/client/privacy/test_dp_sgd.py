@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.privacy import dp_sgd
-from client.privacy.dp_sgd import train_private
+from client.privacy.dp_sgd import PrivateStep, train_private
+from client.privacy.secret_random import secret_streams
+from shared.diffusion.losses import Draw, per_unit_loss
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment
 from tests.client.conftest import DP, SIZE, experiment
@@ -79,40 +81,69 @@ def test_gradient_sum_is_bounded_and_divided_by_the_public_normaliser(clipping: 
     assert 0 < float(gradient.norm()) <= 6 * 1e-3 / 2
 
 
-def test_micro_batches_sum_to_the_whole_batch(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dp_sgd, "secret_generator", lambda device: torch.Generator(device).manual_seed(1))
-    # Without draws that depend on the split: one time step, no flip, and the noise level pinned.
+def pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take all randomness out that depends on how units are split over micro-batches: one time step, no flip."""
     monkeypatch.setattr(dp_sgd, "draw_noise", fixed_draw)
-    fixed = {"sample_rate": 1.0, "noise_multiplier": 1e-9, "max_grad_norm": 1e-3}
-    whole = noised_gradients(plan(1, micro_batch=6, **fixed), 6)[0]
-    parts = noised_gradients(plan(1, micro_batch=4, **fixed), 6)[0]
-    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-9)
 
 
-def fixed_draw(settings: Experiment, batch: int, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+def fixed_draw(settings: Experiment, batch: int, _: object) -> Draw:
     patches = settings.grid_size**2
     values = settings.model.patch_size**2 * 3
     eps = torch.linspace(-1, 1, patches * values).view(1, patches, values).expand(batch, -1, -1)
-    return torch.full((batch,), 7), eps, torch.arange(patches).expand(batch, -1)
+    return Draw(torch.full((batch,), 7), eps, torch.arange(patches).expand(batch, -1))
+
+
+def test_micro_batches_sum_to_the_whole_batch(monkeypatch: pytest.MonkeyPatch):
+    pin(monkeypatch)
+    fixed = {"sample_rate": 1.0, "noise_multiplier": 1e-9, "max_grad_norm": 1e-3, "expected_batch": 24}
+    whole = noised_gradients(plan(1, micro_batch=6, **fixed), 6)[0]
+    parts = noised_gradients(plan(1, micro_batch=4, **fixed), 6)[0]
+    torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-10)
 
 
 def test_hooks_and_fast_clipping_agree(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dp_sgd, "secret_generator", lambda device: torch.Generator(device).manual_seed(1))
-    monkeypatch.setattr(dp_sgd, "draw_noise", fixed_draw)
+    pin(monkeypatch)
     fixed = {"sample_rate": 1.0, "noise_multiplier": 1e-9, "max_grad_norm": 1e-2}
     fast, hooks = (noised_gradients(plan(1, clipping=each, **fixed), 4)[0] for each in ("fast", "hooks"))
     torch.testing.assert_close(fast, hooks, rtol=1e-4, atol=1e-8)
 
 
+def test_released_mean_is_a_multiple_of_the_grid_and_its_noise_has_the_planned_deviation():
+    settings = plan(1, sample_rate=1.0, noise_multiplier=2.0, max_grad_norm=1.0, expected_batch=1)
+    step = PrivateStep(build_model(settings), settings, CPU, "float32")
+    step.rehearse()
+    seen: list[Tensor] = []
+    step.total.zero_ = lambda: seen.append(step.total.clone())  # type: ignore[method-assign]
+    step.take(Photos(3), units_of(1, 1, 1), secret_streams())
+    (total,) = seen
+    assert torch.equal(total, total.round()) and step.grid == 2.0**-30
+    assert float(total.std()) * step.grid == pytest.approx(2.0, rel=0.005)
+
+
+@pytest.mark.parametrize("clipping", ["fast", "hooks"])
+def test_micro_batches_have_one_shape_from_before_the_first_image_is_read(clipping: str):
+    settings, photos, shapes = plan(2, sample_rate=0.5, clipping=clipping, expected_batch=8), Photos(7), []
+
+    def loss(model, schedule, experiment, images, *draw):
+        shapes.append((len(photos.asked), images.shape))
+        return per_unit_loss(model, schedule, experiment, images, *draw)
+
+    train_private(build_model(settings), settings, photos, units_of(*[1] * 7), device=CPU, loss=loss)
+    assert shapes[0] == (0, (2, 1, 3, SIZE, SIZE))
+    assert len({shape for _, shape in shapes}) == 1
+
+
 def test_each_unit_is_taken_with_the_planned_rate():
-    photos = Photos(500)
-    settings = plan(4, sample_rate=0.1, micro_batch=500)
+    photos, ends = Photos(200), [0]
+    settings = plan(4, sample_rate=0.1, micro_batch=8, expected_batch=32)
     model = build_model(settings)
-    train_private(model, settings, photos, units_of(*[1] * 500), device=CPU)
-    sizes = [len(ids) for ids in photos.asked]
+    train_private(
+        model, settings, photos, units_of(*[1] * 200), device=CPU, on_step=lambda _: ends.append(len(photos.asked))
+    )
+    sizes = [sum(len(ids) for ids in photos.asked[a:b]) for a, b in itertools.pairwise(ends)]
     assert len(sizes) == 4
     assert len(set(sizes)) > 1, "Poisson batches differ in size"
-    assert np.mean(sizes) == pytest.approx(50, abs=4 * math.sqrt(500 * 0.1 * 0.9 / 4))
+    assert np.mean(sizes) == pytest.approx(20, abs=5 * math.sqrt(200 * 0.1 * 0.9 / 4))
 
 
 @pytest.mark.parametrize("draws", [1, 2])

@@ -114,3 +114,8 @@ def test_processes_train_one_model_together(make_site: MakeSite):
     assert np.abs(update).max() > 0
     assert scalars["loss"] > 0
     assert not list(home.path.glob("round-*"))
+
+
+def test_private_update_is_finite_however_long_the_steps(make_site: MakeSite):
+    plan = experiment(privacy=DP, optim={"lr": 3e38, "warmup_steps": 0}, federation={"local_steps": 3})
+    assert np.isfinite(run(make_site(), plan)).all()

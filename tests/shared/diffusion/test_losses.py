@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from shared.diffusion.dwt import dwt
-from shared.diffusion.losses import Draw, draw_noise, per_image_loss
+from shared.diffusion.losses import draw_noise, per_image_loss, per_unit_loss
 from shared.diffusion.patches import patchify
 from shared.diffusion.schedule import make_schedule, q_sample, training_target
 from shared.experiment.config import Experiment
@@ -38,6 +38,10 @@ def images_of(batch, size=16, seed=0):
     return torch.randint(
         0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )
+
+
+def unit_loss_of(experiment, images, draw, model=None):
+    return per_unit_loss(model or TokenModel(), make_schedule("cosine", 1000), experiment, images, *draw)
 
 
 def loss_of(experiment, images, draw, model=None):
@@ -85,39 +89,27 @@ def test_hidden_patches_touch_neither_loss_nor_gradient():
     assert not torch.equal(loss_of(experiment, images, draw, model), before)
 
 
-def test_k_draws_of_one_image_are_the_mean_of_single_draws():
-    experiment, model, images = experiment_of("block", 0.75), TokenModel(), images_of(3)
-    draw = draw_noise(experiment, 3, torch.Generator().manual_seed(5), draws=4)
-    visible = experiment.num_visible
-    assert draw.t_B.shape == (3, 4)
-    assert draw.ids_BV.shape == (3, 4 * visible)
-    assert draw.eps_BVP.shape == (3, 4 * visible, 12)
-    singles = [
-        loss_of(experiment, images, Draw(draw.t_B[:, k], draw.eps_BVP[:, at], draw.ids_BV[:, at]), model)
-        for k, at in ((k, slice(k * visible, (k + 1) * visible)) for k in range(4))
-    ]
-    torch.testing.assert_close(loss_of(experiment, images, draw, model), torch.stack(singles).mean(0))
-
-
 @pytest.mark.parametrize("wavelet", ["", "haar"])
-def test_k_images_of_one_person_take_one_draw_each(wavelet):
+def test_loss_of_a_unit_is_the_mean_over_its_draws_each_with_an_image_of_its_own(wavelet):
     experiment = experiment_of("patch", 0.5, wavelet=wavelet)
     model = TokenModel(48) if wavelet else TokenModel()
     images = images_of(6).view(2, 3, 3, 16, 16)
-    draw = draw_noise(experiment, 2, torch.Generator().manual_seed(5), draws=3)
+    draw = draw_noise(experiment, 6, torch.Generator().manual_seed(5))
+    singles = loss_of(experiment, images.flatten(0, 1), draw, model)
+    torch.testing.assert_close(unit_loss_of(experiment, images, draw, model), singles.view(2, 3).mean(1))
+
+
+def test_network_sees_the_draws_of_a_unit_as_one_row():
+    experiment, seen = experiment_of("block", 0.75), []
+
+    def model(tokens, t, ids):
+        seen.extend([tokens.shape, t.shape, ids.shape])
+        return tokens
+
+    draw = draw_noise(experiment, 6, torch.Generator().manual_seed(5))
+    unit_loss_of(experiment, images_of(6).view(2, 3, 3, 16, 16), draw, model)
     visible = experiment.num_visible
-    singles = [
-        loss_of(experiment, images[:, k], Draw(draw.t_B[:, k], draw.eps_BVP[:, at], draw.ids_BV[:, at]), model)
-        for k, at in ((k, slice(k * visible, (k + 1) * visible)) for k in range(3))
-    ]
-    torch.testing.assert_close(loss_of(experiment, images, draw, model), torch.stack(singles).mean(0))
-
-
-def test_draws_of_one_image_are_independent():
-    draw = draw_noise(experiment_of("block", 0.75), 2, torch.Generator().manual_seed(5), draws=2)
-    half = draw.ids_BV.shape[1] // 2
-    assert not torch.equal(draw.ids_BV[:, :half], draw.ids_BV[:, half:])
-    assert not torch.equal(draw.eps_BVP[:, :half], draw.eps_BVP[:, half:])
+    assert seen == [(2, 3 * visible, 12), (2, 3), (2, 3 * visible)]
 
 
 def test_wavelet_bands_enter_the_network_instead_of_pixels():
@@ -140,8 +132,9 @@ def test_bytes_and_floats_in_range_give_the_same_loss():
 @pytest.mark.parametrize("draws", [1, 3])
 def test_an_empty_batch_has_an_empty_loss(draws):
     experiment = experiment_of("block", 0.5)
-    draw = draw_noise(experiment, 0, torch.Generator(), draws)
+    draw = draw_noise(experiment, 0, torch.Generator())
     assert loss_of(experiment, images_of(0), draw).shape == (0,)
+    assert unit_loss_of(experiment, images_of(0).view(0, draws, 3, 16, 16), draw).shape == (0,)
 
 
 def test_loss_is_float32_when_the_network_answers_in_bfloat16():
@@ -175,8 +168,8 @@ def test_loss_runs_on_the_real_network(draws):
 
     experiment = experiment_of("block", 0.75)
     model = build_model(experiment)
-    draw = draw_noise(experiment, 2, torch.Generator().manual_seed(0), draws)
-    loss = loss_of(experiment, images_of(2), draw, model)
+    draw = draw_noise(experiment, 2 * draws, torch.Generator().manual_seed(0))
+    loss = unit_loss_of(experiment, images_of(2 * draws).view(2, draws, 3, 16, 16), draw, model)
     loss.sum().backward()
     assert loss.shape == (2,)
     assert all(parameter.grad is not None for parameter in model.parameters())

@@ -1,0 +1,144 @@
+"""A private round is a total function of its units: whatever one is, the answer looks the same and moves by at most C.
+
+The units' images are blank but for their first pixel, which names what the loss makes of them.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from client.data.units import Shown
+from client.privacy.dp_sgd import PrivateStep, train_private
+from client.privacy.secret_random import secret_streams
+from shared.diffusion.losses import Draw, per_unit_loss
+from shared.diffusion.uvit import build_model
+from tests.client.conftest import SIZE
+from tests.client.privacy.test_dp_sgd import CPU, fixed_draw, plan, units_of
+
+SCALES = [0.0, 1e-45, 1e-38, 1e-20, 1.0, 1e4, 1e19, 1e38, math.inf, -math.inf, math.nan]
+"""What a unit's loss is multiplied with."""
+C = 0.5
+
+
+class Numbered:
+    """Image i has the number i in its first pixel."""
+
+    def batch(self, ids: np.ndarray) -> Tensor:
+        x = torch.full((len(ids), 3, SIZE, SIZE), 100, dtype=torch.uint8)
+        x[:, 0, 0, 0] = torch.from_numpy(ids).byte()
+        return x
+
+
+def scaled_by(scales: list[float], raising: frozenset[int] = frozenset()):
+    """Losses of which unit i's is multiplied with `scales[i]`; a batch with a unit of `raising` raises."""
+
+    def loss(model, schedule, experiment, images, *draw):
+        numbers = images[:, 0, 0, 0, 0].long()
+        if raising & set(numbers.tolist()):
+            raise RuntimeError("no memory for this unit")
+        factors = torch.tensor([*scales, 1.0])[numbers.clamp(max=len(scales))]
+        return per_unit_loss(model, schedule, experiment, images, *draw) * factors
+
+    return loss
+
+
+def total_of(step: PrivateStep, present: list[int]) -> Tensor:
+    """The clipped sum of units, by micro-batches, in units of C."""
+    step.total.zero_()
+    rows = torch.tensor(present).view(-1, 1)
+    draw = Draw(*(each.clone() for each in fixed_draw(step.experiment, step.slots, None)))
+    for part in torch.split(rows, step.slots):
+        step.add(Numbered(), Shown(part.numpy(), torch.zeros(len(part), 1, dtype=torch.bool)), draw)
+    return step.total * step.grid / C
+
+
+def make_step(clipping: str, loss, precision: str = "float32") -> PrivateStep:
+    settings = plan(1, max_grad_norm=C, clipping=clipping, expected_batch=16, micro_batch=4)
+    torch.manual_seed(0)
+    model = build_model(settings)
+    # Layers of each kind, small and large ones; all of them would only take longer.
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(("embedding", "positions", "mid_block.mlp.fc1", "norm", "output")))
+    return PrivateStep(model, settings, CPU, precision, loss)
+
+
+@pytest.mark.parametrize(
+    ("clipping", "precision"), [("fast", "float32"), ("hooks", "float32"), ("fast", "bfloat16"), ("hooks", "bfloat16")]
+)
+def test_any_unit_moves_the_sum_by_at_most_c_and_the_sum_stays_finite(clipping: str, precision: str):
+    @settings(max_examples=3, deadline=None)
+    @given(st.lists(st.sampled_from(SCALES), min_size=5, max_size=5), st.sets(st.integers(0, 4), max_size=2))
+    def check(scales: list[float], raising: set[int]) -> None:
+        step = make_step(clipping, scaled_by(scales, frozenset(raising)), precision)
+        whole = total_of(step, [0, 1, 2, 3, 4])
+        assert whole.isfinite().all()
+        for removed in (0, 4):
+            rest = [number for number in range(5) if number != removed]
+            assert float((whole - total_of(step, rest)).norm()) <= 1 + 1e-6
+
+    check()
+
+
+@pytest.mark.parametrize("clipping", ["fast", "hooks"])
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_unit_that_cannot_be_computed_is_as_absent_and_changes_no_other(clipping: str, bad: float):
+    step = make_step(clipping, scaled_by([1.0, bad, 1.0, 1.0]))
+    with_bad, without = total_of(step, [0, 1, 2]), total_of(step, [0, 3, 2])
+    assert not torch.equal(with_bad, without)
+    raised = make_step(clipping, scaled_by([1.0, 1.0, 1.0], frozenset({1})))
+    assert without.norm() > 0
+    torch.testing.assert_close(total_of(raised, [0, 1, 2]), with_bad, rtol=0, atol=1e-6)
+    torch.testing.assert_close(total_of(step, [0, 2]), with_bad, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("clipping", ["fast", "hooks"])
+def test_image_that_cannot_be_read_counts_as_zero(clipping: str):
+    class Broken(Numbered):
+        def batch(self, ids: np.ndarray) -> Tensor:
+            if 2 in ids:
+                raise OSError("input/output error")
+            return super().batch(ids)
+
+    private = plan(2, sample_rate=1.0, clipping=clipping, noise_multiplier=1e-9, max_grad_norm=C, expected_batch=16)
+    seen: list[Tensor] = []
+    model = build_model(private)
+    train_private(
+        model,
+        private,
+        Broken(),
+        units_of(*[1] * 4),
+        device=CPU,
+        after_noise=lambda: seen.append(torch.cat([p.grad.flatten() for p in model.parameters()])),
+    )
+    assert len(seen) == 2 and all(0 < float(each.norm()) <= 3 * C / 16 for each in seen)
+
+
+def test_fault_that_does_not_depend_on_the_units_comes_before_the_first_is_read():
+    asked: list[int] = []
+
+    class Asked(Numbered):
+        def batch(self, ids: np.ndarray) -> Tensor:
+            asked.extend(ids.tolist())
+            return super().batch(ids)
+
+    def no_memory(*_: object) -> Tensor:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train_private(build_model(plan()), plan(), Asked(), units_of(1, 1), device=CPU, loss=no_memory)
+    assert asked == []
+
+
+def test_round_whose_every_unit_fails_releases_noise_alone():
+    private = plan(1, sample_rate=1.0, noise_multiplier=2.0, max_grad_norm=C, expected_batch=4)
+    step = make_step("fast", scaled_by([math.nan] * 6))
+    assert float(total_of(step, [0, 1, 2, 3, 4]).norm()) == 0
+    step = PrivateStep(build_model(private), private, CPU, "float32", scaled_by([math.nan] * 6))
+    step.take(Numbered(), units_of(*[1] * 6), secret_streams())
+    gradient = torch.cat([parameter.grad.flatten() for parameter in step.parameters])
+    assert float(gradient.std()) == pytest.approx(2.0 * C / 4, rel=0.01)
