@@ -122,6 +122,21 @@ class Home:
         return self.path / "data.key"
 
     @property
+    def signing_key(self) -> Path:
+        """Ed25519 key that every answer is signed with; made by `enroll`."""
+        return self.path / "site-sign.key"
+
+    @property
+    def authority(self) -> Path:
+        """Certificate of the coordinator's CA, pinned by `join`."""
+        return self.path / "ca.crt"
+
+    @property
+    def request_certificate(self) -> Path:
+        """Certificate of the newest request key that was seen; older ones are refused."""
+        return self.path / "request.der"
+
+    @property
     def datasets(self) -> Path:
         """Private image caches, one folder per data set."""
         return self.path / "cache"

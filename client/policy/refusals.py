@@ -9,6 +9,7 @@ from client.records.journal import Journal
 from client.records.ledger import BudgetError, UnitError
 from shared.errors import InputError
 from shared.messages.packing import MessageError
+from shared.messages.signature import SignatureError
 from shared.messages.training import RefusalCode
 
 FAILED = "the site's work failed; its operator finds the cause in the site's log"
@@ -40,6 +41,7 @@ TOLD: dict[type[Exception], RefusalCode] = {
 FIXED: dict[type[Exception], tuple[RefusalCode, str]] = {
     NotScannedError: ("data_not_ready", "the site's images are not scanned"),
     BusyError: ("ledger_busy", "another round or a scan is running at the site"),
+    SignatureError: ("not_signed", "the request is not signed by this federation's coordinator for this site"),
     ChainError: ("ledger_damaged", "the site's ledger is damaged or not its newest copy; its operator must act"),
 }
 """Errors that say something else to the coordinator than to the site's log."""

@@ -31,6 +31,7 @@ from server.federation.rounds.global_model import save_global
 from server.federation.status import EXIT_CODES, summarise, table
 from server.runs import run_directory
 from server.runs.recipes import find_experiment
+from server.simulation.virtual_keys import make_keys
 from server.simulation.virtual_sites import Skew, partition
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment
@@ -85,14 +86,9 @@ def simulate(options: Simulate, console: Console) -> int:
     if is_complete(options.out):
         console.print(table(summarise(options.out, WantedRun(run=RUN, run_id=0, status="completed"))))
         return 0
-    num_gpus = -(-options.gpus_per_site // 1)
-    limits = Simulation(
-        options.num_sites,
-        options.cpus_per_site,
-        options.gpus_per_site,
-        options.num_cpus or len(os.sched_getaffinity(0)),
-        int(num_gpus),
-    )
+    make_keys(options.out, options.num_sites)
+    num_cpus, num_gpus = options.num_cpus or len(os.sched_getaffinity(0)), int(-(-options.gpus_per_site // 1))
+    limits = Simulation(options.num_sites, options.cpus_per_site, options.gpus_per_site, num_cpus, num_gpus)
     with _runtime(options.out) as control:
         run_id = control.submit(experiment, RUN, limits)
         return _follow(options.out, control, run_id, console)

@@ -21,6 +21,7 @@ from shared.messages.packing import Manifest, MessageError, array_digest, decode
 RefusalCode = Literal[
     "schema",
     "malformed",
+    "not_signed",
     "experiment_not_approved",
     "code_not_approved",
     "task_not_allowed",

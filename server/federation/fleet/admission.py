@@ -16,7 +16,7 @@ def synchronise(control: Control, registry: Registry) -> None:
     One that keeps its state on disk may still know a site that was removed while it was down, and one that keeps it in
     memory knows nobody after a start.
     """
-    active = {node_key(site.public_key): site for site in registry.active()}
+    active = {node_key(site.public_key): site for site in registry.admitted()}
     for node in control.nodes():
         if node.public_key not in active and node.status != "unregistered":
             control.unregister(node.node_id)
