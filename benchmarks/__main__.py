@@ -53,8 +53,10 @@ def main(arguments: list[str]) -> int:
 
 def discover() -> dict[str, ModuleType]:
     """Every module of this package with a `main` that needs no arguments, by name; the others are parts of these."""
-    names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__")
-    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in names}
+    found = [module for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__"]
+    # A package of several modules is run by its own `__main__`.
+    paths = {module.name: f"{module.name}.__main__" if module.ispkg else module.name for module in found}
+    modules = {name: importlib.import_module(f"benchmarks.{path}") for name, path in sorted(paths.items())}
     return {name: module for name, module in modules.items() if is_benchmark(module)}
 
 

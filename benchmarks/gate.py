@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from benchmarks.measure import verdict
-from shared.audits.copy_test import CopyResult, copies, pixel_features, views_of
 from shared.audits.membership_attack import AttackResult, attack
+from shared.audits.memorisation import CopyResult, copies, pixel_features, views_of
 from shared.data.image_cache import open_images
 from shared.evaluation.generate import load_model, sample_images
 from shared.experiment.config import Experiment

@@ -84,7 +84,8 @@ class LocalFederation:
 
     def num_online(self) -> int:
         """Sites that the SuperLink sees online."""
-        from server.federation.fleet.superlink import ControlError, connect
+        from server.federation.fleet.superlink import connect
+        from server.federation.fleet.superlink_types import ControlError
 
         try:
             with connect(self.home) as control:

@@ -1,6 +1,6 @@
 """The process that Flower starts for each message: it runs this installation's code and nothing from a bundle.
 
-One of two files that use flwr internals, written against flwr 1.41.0; `tests/client/test_entry.py` fails on another.
+One of two files that use flwr internals, written against flwr 1.42.0; `tests/client/test_entry.py` fails on another.
 The bundle of a run is read in memory only: its `client` and `shared` files must have the digest that the operator has
 approved, as must the files installed here, and it may bring nothing else that could be imported. It is never unpacked
 and never on `sys.path`, so its copy of this very code is dead weight.
@@ -31,7 +31,7 @@ from client.records.journal import Journal
 from client.settings import find_home
 from shared.storage.code_digest import SITE_PACKAGES, files_digest, installed_digest
 
-FLWR_VERSION = "1.41.0"
+FLWR_VERSION = "1.42.0"
 LARGEST_BUNDLE_BYTES = 64 * 2**20
 FAILURE = "the site's app failed; its operator finds the cause in the site's own log"
 

@@ -59,7 +59,7 @@ class Round:
         if processes > 1:
             log.info("the round runs on %d GPUs", processes)
             return run_in_processes(
-                _train_share, (self.request, self.base, self.home, self.settings), self.home, processes
+                train_share, (self.request, self.base, self.home, self.settings), self.home, processes
             )
         with self._progress() as self._tell:
             scalars = self._run_private() if self.is_private else self._run_plain()
@@ -134,7 +134,7 @@ class Round:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
 
-def _train_share(
+def train_share(
     request: TrainRequest, base: NDArray[np.float32] | None, home: Home, settings: SiteConfig, world: World
 ) -> tuple[NDArray[np.float32], dict[str, float]]:
     """What one of several processes does of a round."""

@@ -1,4 +1,4 @@
-"""`maskfed-server`: the commands that sample, measure and report; each is thin and imports late."""
+"""`maskfed-server`: the commands that sample and measure. They import heavy packages when they run."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,7 +21,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module to the coordinator's."""
     app.command()(sample)
     app.command()(evaluate)
-    app.command()(report)
     app.command()(projection)
 
 
@@ -105,28 +104,6 @@ def evaluate(
         files = evaluate_run(checkpoint, options) if every_checkpoint else [run(checkpoint, options)]
     for file in files:
         _show(file)
-
-
-def report(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories; several are compared.")] = None,
-    out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the run.")] = None,
-    results: Annotated[bool, typer.Option("--results", help="Write RESULTS.md from the stored results.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="With --results: exit code 1 where it is stale.")] = False,
-) -> None:
-    """Write one self-contained HTML page: what ran, distances, samples, who took part, privacy, provenance."""
-    from server.report.build import report as write
-
-    if results or check:
-        from server.cli.studies import report_results
-
-        report_results(runs, check)
-        return
-    if not runs:
-        from shared.errors import InputError
-
-        raise InputError("report needs a run directory, or --results for the page of all studies")
-
-    typer.echo(str(write(runs, out)))
 
 
 def projection(

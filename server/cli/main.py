@@ -155,7 +155,8 @@ def _metrics(
 
 def _look_after_runs(home: Path) -> None:
     """Submit wanted runs again whose ServerApp died; quiet while there are none."""
-    from server.federation.fleet.superlink import ControlError, connect
+    from server.federation.fleet.superlink import connect
+    from server.federation.fleet.superlink_types import ControlError
     from server.federation.resubmission import Wanted
 
     wanted = Wanted(home)
@@ -169,7 +170,10 @@ def _look_after_runs(home: Path) -> None:
 
 def _operation_errors() -> tuple[type[Exception], ...]:
     """Failures of running systems and of this machine, told in one line, as far as their modules were loaded."""
-    named = (("server.federation.fleet.superlink", "ControlError"), ("deploy.processes.demo_commands", "CommandError"))
+    named = (
+        ("server.federation.fleet.superlink_types", "ControlError"),
+        ("deploy.processes.demo_commands", "CommandError"),
+    )
     return (OSError, *(getattr(sys.modules[module], name) for module, name in named if module in sys.modules))
 
 

@@ -176,7 +176,8 @@ def register_sites(home: Path) -> bool:
     from deploy.processes.services import is_healthy
     from server.federation.fleet.admission import synchronise
     from server.federation.fleet.registry import Registry
-    from server.federation.fleet.superlink import ControlError, connect
+    from server.federation.fleet.superlink import connect
+    from server.federation.fleet.superlink_types import ControlError
 
     if not is_healthy(f"127.0.0.1:{read_coordinator(home).port}", home / "pki" / "ca.crt"):
         return False

@@ -1,4 +1,4 @@
-"""`maskfed-server`: the command that runs studies; thin, imports late."""
+"""`maskfed-server`: the commands that run studies and write reports. They import heavy packages when they run."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ import typer
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the coordinator's."""
     app.command()(reproduce)
+    app.command()(report)
 
 
 def reproduce(
@@ -53,7 +54,25 @@ def reproduce(
         typer.echo(f"{stored}")
 
 
-def report_results(runs: list[Path] | None, check: bool) -> None:
+def report(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories; several are compared.")] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the run.")] = None,
+    results: Annotated[bool, typer.Option("--results", help="Write RESULTS.md from the stored results.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="With --results: exit code 1 where it is stale.")] = False,
+) -> None:
+    """Write one self-contained HTML page: what ran, distances, samples, who took part, privacy, provenance."""
+    from server.report.build import report as write
+    from shared.errors import InputError
+
+    if results or check:
+        _report_results(runs, check)
+        return
+    if not runs:
+        raise InputError("report needs a run directory, or --results for the page of all studies")
+    typer.echo(str(write(runs, out)))
+
+
+def _report_results(runs: list[Path] | None, check: bool) -> None:
     """`report --results`: write the page of all studies, or only say whether it is up to date.
 
     Raises:

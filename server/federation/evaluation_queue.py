@@ -15,13 +15,12 @@ from typing import Any
 
 from server.federation.fleet.registry import write_json
 from server.federation.rounds.global_model import round_folder
+from server.runs.run_directory import RunDir
 from shared.storage.checkpoint import checkpoint_number, list_checkpoints
 from shared.storage.runlog import RunLog
 
 FINISH_SECONDS = 3600.0
 """How long a run waits at its end for the evaluations that are left."""
-SETTINGS_FILE = "finetune.json"
-PROGRESS_FILE = "progress.json"
 _PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 log = logging.getLogger("maskfed.server")
@@ -35,7 +34,7 @@ class Evaluations:
 
     def __init__(self, run_folder: Path, every_rounds: int, metrics: RunLog) -> None:
         self.run_folder, self.every_rounds, self.metrics = run_folder, every_rounds, metrics
-        settings = _read(run_folder / SETTINGS_FILE)
+        settings = _read(RunDir(run_folder).settings)
         self.reference: str = settings.get("reference", "")
         self.arguments: list[str] = settings.get("evaluate_arguments", [])
         self._queue: deque[int] = deque()
@@ -49,7 +48,7 @@ class Evaluations:
         state = {"round": server_round, "stage": stage, "sites": sites, "evaluating": self._evaluating()}
         if state != self._last_progress:
             self._last_progress = state
-            write_json(self.run_folder / PROGRESS_FILE, {**state, "since": time.time(), "pid": os.getpid()})
+            write_json(RunDir(self.run_folder).progress, {**state, "since": time.time(), "pid": os.getpid()})
         self._pump()
 
     def round_done(self, server_round: int) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from server.federation.evaluation_queue import SETTINGS_FILE
 from server.federation.fleet.registry import Registry, write_json
 from server.federation.fleet.superlink import connect
 from server.federation.resubmission import Wanted
@@ -74,7 +73,7 @@ def start_run(home: Path, start: Start) -> str:
         try:
             made = run_directory.create(folder, experiment)
             write_json(
-                folder / SETTINGS_FILE,
+                made.settings,
                 {"init": str(source), "reference": reference, "evaluate_arguments": list(start.evaluate_arguments)},
             )
             save_global(made.round_checkpoint(0), initial_model(source, experiment), experiment)

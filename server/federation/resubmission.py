@@ -11,15 +11,14 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import ValidationError
 
 from server.federation.fleet.registry import write_json
-from server.federation.fleet.superlink import Control, ControlError
-from server.federation.fleet.superlink_types import RunState
+from server.federation.fleet.superlink_types import ControlError, RunState
 from shared.errors import InputError
-from shared.experiment.config import Section, explain, parse_experiment
+from shared.experiment.config import Experiment, Section, explain, parse_experiment
 from shared.storage.checkpoint import checkpoint_number, list_checkpoints
 from shared.storage.runlog import RunLog, read_metrics
 
@@ -30,6 +29,19 @@ MAX_BACKOFF_SECONDS = 60.0
 log = logging.getLogger("maskfed.server")
 
 Status = Literal["running", "completed", "failed", "stopped"]
+
+
+class Control(Protocol):
+    """What this module asks of the SuperLink; `server.federation.fleet.superlink.Control` does it."""
+
+    def submit(self, experiment: Experiment, run: str) -> int:
+        """Start a ServerApp for a run; Flower's run id."""
+
+    def run_state(self, run_id: int) -> RunState:
+        """How a submission stands."""
+
+    def stop(self, run_id: int) -> bool:
+        """End a submission; false when it was over already."""
 
 
 class WantedRun(Section):

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from server.federation.evaluation_queue import PROGRESS_FILE
-from server.federation.fleet.superlink import ControlError, connect
+from server.federation.fleet.superlink import connect
+from server.federation.fleet.superlink_types import ControlError
 from server.federation.resubmission import Wanted, WantedRun
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
@@ -69,7 +69,7 @@ def summarise(home: Path, entry: WantedRun) -> dict[str, Any]:
         "resubmissions": sum(event["kind"] == "resubmitted" for event in events),
         "flower_run_id": entry.run_id,
         "folder": str(run.path),
-        "progress": {} if is_over else _progress(run.path),
+        "progress": {} if is_over else _progress(run),
         "start_metrics": evaluations[0]["metrics"] if 0 in evaluations else {},
         "history": [_history(rounds[index], evaluations.get(index)) for index in sorted(rounds)],
     }
@@ -183,9 +183,9 @@ def _tick(home: Path, wanted: Wanted) -> bool:
     return True
 
 
-def _progress(folder: Path) -> dict[str, Any]:
+def _progress(run: RunDir) -> dict[str, Any]:
     try:
-        value: dict[str, Any] = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+        value: dict[str, Any] = json.loads(run.progress.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return value

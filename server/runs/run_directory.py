@@ -45,6 +45,16 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def settings(self) -> Path:
+        """`finetune.json`: what a federated run started from, and how its rounds are evaluated."""
+        return self.path / "finetune.json"
+
+    @property
+    def progress(self) -> Path:
+        """`progress.json`: what a federated run does now."""
+        return self.path / "progress.json"
+
+    @property
     def tensorboard(self) -> Path:
         """Folder of event files."""
         return self.path / "tensorboard"

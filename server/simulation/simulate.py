@@ -21,7 +21,7 @@ import tomli_w
 from rich.console import Console
 from rich.live import Live
 
-from server.federation.evaluation_queue import SETTINGS_FILE, die_with_parent
+from server.federation.evaluation_queue import die_with_parent
 from server.federation.finetune import check_fits, check_sites, find_init, initial_model, resolve
 from server.federation.fleet.registry import write_json
 from server.federation.fleet.superlink import Control, wait_ready
@@ -122,7 +122,7 @@ def prepare(options: Simulate) -> Experiment:
     template = _site_template(experiment, options.gpus_per_site)
     (options.out / "site.toml").write_text(tomli_w.dumps(template), encoding="utf-8")
     made = run_directory.create(options.out / "runs" / RUN, experiment)
-    write_json(made.path / SETTINGS_FILE, {"init": str(source)})
+    write_json(made.settings, {"init": str(source)})
     save_global(made.round_checkpoint(0), initial_model(source, experiment), experiment)
     write_json(options.out / ASKED_FILE, asked)
     return experiment

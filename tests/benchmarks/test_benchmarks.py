@@ -54,7 +54,7 @@ def test_verdict_is_the_exit_status(capsys):
 
 
 def test_every_benchmark_is_found_and_none_runs_on_import():
-    assert {"train_step", "optimizer", "gpu"} <= set(runner.discover())
+    assert {"train_step", "optimizer", "gpu", "privacy_attacks"} <= set(runner.discover())
     assert not {"measure", "nodes", "local"} & set(runner.discover())
 
 

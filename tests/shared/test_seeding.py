@@ -53,15 +53,15 @@ def test_generators_of_one_seed_draw_the_same_numbers():
     "module",
     [
         "seeding",
-        "runlog",
-        "checkpoint",
-        "config",
+        "storage.runlog",
+        "storage.checkpoint",
+        "experiment.config",
         "errors",
-        "images",
-        "cache",
-        "versions",
-        "files",
-        "trainable",
+        "data.images",
+        "data.image_cache",
+        "storage.versions",
+        "storage.files",
+        "experiment.trainable",
     ],
 )
 def test_module_does_not_import_torch(module):

@@ -1,13 +1,15 @@
 """The coordinator's hand on the SuperLink: bundle, site registration, runs. One of two files that use flwr internals.
 
-Written against flwr 1.41.0 exactly; `tests/server/federation/fleet/test_superlink.py` fails on another version.
+Written against flwr 1.42.0 exactly; `tests/server/federation/fleet/test_superlink.py` fails on another version.
 """
 
 import hashlib
+import io
 import os
 import ssl
 import time
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -38,10 +40,10 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
 import shared
 from server.federation.fleet.registry import Site, check_home
-from server.federation.fleet.superlink_types import Node, RunState, Simulation
+from server.federation.fleet.superlink_types import ControlError, Node, RunState, Simulation
 from shared.experiment.config import Experiment
 
-FLWR_VERSION = "1.41.0"
+FLWR_VERSION = "1.42.0"
 READY_DEADLINE_SECONDS = 60.0
 _PROJECT = """\
 [project]
@@ -65,18 +67,23 @@ run = ""
 """
 
 
-class ControlError(RuntimeError):
-    """The SuperLink refused a request or cannot be reached; the text is one line for the operator."""
-
-
 def build_bundle() -> bytes:
-    """The Flower bundle: every `*.py` of server, client and shared, and a minimal project file; deterministic."""
+    """The Flower bundle: every `*.py` of server, client and shared, and a minimal project file; deterministic.
+
+    Raises:
+        ControlError: Flower leaves a file out; it drops names like `x_test.py`, and no site would approve the rest.
+    """
     root = Path(shared.__file__).parent.parent
     files: dict[str, bytes | Path] = {"pyproject.toml": _PROJECT.encode()}
     for package in ("server", "client", "shared"):
         for path in sorted((root / package).rglob("*.py")):
             files[path.relative_to(root).as_posix()] = path.read_bytes()
-    return build_fab_from_files(files)[0]
+    content = build_fab_from_files(files)[0]
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        missing = sorted(set(files) - set(archive.namelist()))
+    if missing:
+        raise ControlError(f"Flower's bundle leaves out {', '.join(missing)}: give these files other names")
+    return content
 
 
 def wait_ready(address: str, root_certificate: Path | None, deadline_seconds: float = READY_DEADLINE_SECONDS) -> None:

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 
 
+class ControlError(RuntimeError):
+    """The SuperLink refused a request or cannot be reached; the text is one line for the operator."""
+
+
 @dataclass(frozen=True)
 class Node:
     """A registered node as the SuperLink sees it."""

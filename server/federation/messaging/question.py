@@ -52,7 +52,8 @@ def submit(
     Raises:
         ControlError: the SuperLink cannot be reached, or the run did not end in time.
     """
-    from server.federation.fleet.superlink import ControlError, connect
+    from server.federation.fleet.superlink import connect
+    from server.federation.fleet.superlink_types import ControlError
 
     folder, is_asked = home / "runs" / run, False
     try:

@@ -103,7 +103,8 @@ class Rounds:
     def _round(self, model: GlobalModel) -> None:
         server_round, watch = model.server_round + 1, _Stopwatch()
         here = self._wait_available(server_round)
-        sites = choose(self.experiment, server_round, [site.alias for site in self.registry.active()], here)
+        registered = [site.alias for site in self.registry.active()]
+        sites = [here[site] for site in choose(self.experiment, server_round, registered, here)]
         watch.lap("wait_available")
         tally, bytes_sent = self._ask(model, server_round, sites, watch)
         record: dict[str, Any] = {"round": server_round, **tally.as_json(), "bytes_sent": bytes_sent}
@@ -126,18 +127,18 @@ class Rounds:
         keep_last = max(self.experiment.train.keep_last, 0 if needed is None else server_round - needed + 1)
         prune_checkpoints(self.checkpoints, keep_last, self.experiment.train.keep_every)
 
-    def _wait_available(self, server_round: int) -> list[SiteRecord]:
+    def _wait_available(self, server_round: int) -> dict[str, SiteRecord]:
         """Registered sites that are online, after waiting for `min_available` of them and a little for the rest."""
         start = time.monotonic()
         deadline, next_report = start + self.config.available_deadline_seconds, start
         while True:
             sites, online = self.registry.active(), self.exchange.online()
-            here = [
-                SiteRecord(site.alias, site.node_id, online[site.node_id])
+            here = {
+                site.alias: SiteRecord(site.alias, site.node_id, online[site.node_id])
                 for site in sites
                 if site.node_id is not None and site.node_id in online
-            ]
-            missing = {site.alias for site in sites} - {record.site for record in here}
+            }
+            missing = {site.alias for site in sites} - here.keys()
             now, enough = time.monotonic(), len(here) >= self.config.min_available
             if enough and (missing <= self._absent or now - start > self.timing.absent_grace_seconds):
                 self._absent = missing

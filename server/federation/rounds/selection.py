@@ -2,10 +2,9 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from server.federation.rounds.aggregation import check_total_weight
-from server.federation.rounds.tally import SiteRecord
 from shared.experiment.config import Experiment
 from shared.experiment.sections import FederationConfig
 from shared.seeding import derive_seed
@@ -18,9 +17,7 @@ def num_asked(config: FederationConfig, num_sites: int) -> int:
     return config.sites_per_round or num_sites
 
 
-def choose(
-    experiment: Experiment, server_round: int, registered: Sequence[str], here: Sequence[SiteRecord]
-) -> list[SiteRecord]:
+def choose(experiment: Experiment, server_round: int, registered: Sequence[str], here: Collection[str]) -> list[str]:
     """The sites of a round, by alias.
 
     The order of ALL registered sites is drawn, and the first of them that are online are taken: who is absent is
@@ -30,14 +27,13 @@ def choose(
         experiment: seed and numbers.
         server_round: each round draws anew.
         registered: aliases of all active sites.
-        here: those that are online.
+        here: aliases of those that are online.
 
     Raises:
         InputError: so many sites that their weights could overflow the sum.
     """
     order = sorted(registered)
     random.Random(derive_seed(experiment.train.seed, "selection", server_round)).shuffle(order)
-    ranked = sorted(here, key=lambda record: order.index(record.site))
-    chosen = ranked[: num_asked(experiment.federation, len(order))]
+    chosen = [site for site in order if site in here][: num_asked(experiment.federation, len(order))]
     check_total_weight(len(chosen), experiment.federation)
-    return sorted(chosen, key=lambda record: record.site)
+    return sorted(chosen)

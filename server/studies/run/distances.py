@@ -16,7 +16,7 @@ from torch import Tensor
 
 from server.evaluation.reference import Reference, kept_rows, open_reference
 from server.evaluation.scores import scores
-from shared.audits.copy_test import MIN_HELD_OUT, Features, Views, copies, pixel_features, views_of
+from shared.audits.memorisation import MIN_HELD_OUT, Features, Views, copies, pixel_features, views_of
 from shared.data.image_cache import open_images
 from shared.data.image_set import ImageCache
 from shared.evaluation.extractor import Extractor

@@ -349,7 +349,7 @@ def test_start_tells_that_installed_code_is_not_approved(
     join(bundle, home, photos)
     monkeypatch.setattr("deploy.checks.connection.door_checks", lambda *_: [Finding("TLS", False, "refused")])
     told: list[str] = []
-    monkeypatch.setattr(cli, "tell", told.append)
+    monkeypatch.setattr("client.cli.site.tell", told.append)
     with pytest.raises(ProvisionError):
         call("start", "--home", home)
     assert told == []

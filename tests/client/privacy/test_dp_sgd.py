@@ -1,4 +1,4 @@
-"""DP-SGD steps and their accounting."""
+"""DP-SGD steps: what a round adds up, divides by and noises."""
 
 import itertools
 import math
@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV, compute_safe_domain_size
 from torch import Tensor
 
 from client.privacy import dp_sgd
-from client.privacy.accounting import epsilon, safe_reach
 from client.privacy.dp_sgd import train_private
-from client.records.spending import Spending
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment
 from tests.client.conftest import DP, SIZE, experiment
@@ -125,49 +122,3 @@ def test_person_rounds_train(draws: int):
     before = [parameter.detach().clone() for parameter in model.parameters()]
     train_private(model, settings, Photos(8), units_of(4, 1, 3), device=CPU)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-
-
-# Reference values: q = 64/3000 and delta 1e-5, computed with dp-accounting's PLD accountant.
-PLD = [(0.5, 50, 8.264), (1.0, 50, 1.216), (1.0, 1000, 4.188), (2.0, 50, 0.310), (2.0, 1000, 1.428)]
-
-
-@pytest.mark.parametrize(("sigma", "steps", "expected"), PLD)
-def test_epsilon_matches_an_independent_accountant(sigma: float, steps: int, expected: float):
-    found = epsilon([Spending(sigma, 64 / 3000, steps)], 1e-5)
-    assert found == pytest.approx(expected, rel=0.01, abs=0.012)
-
-
-def test_epsilon_of_twenty_rounds_is_that_of_a_thousand_steps():
-    rounds = [Spending(1.0254, 64 / 3000, 50)] * 20
-    assert epsilon(rounds, 1e-5) == pytest.approx(3.996, abs=0.01)
-    assert epsilon(rounds, 1e-5) == epsilon([Spending(1.0254, 64 / 3000, 1000)], 1e-5)
-    assert epsilon([*rounds, rounds[0]], 1e-5) > 4
-
-
-def test_epsilon_of_unequal_plans_does_not_depend_on_their_order():
-    one, two = Spending(1.0, 0.02, 10), Spending(2.0, 0.05, 30)
-    assert epsilon([one, two, one], 1e-5) == epsilon([two, one, one], 1e-5)
-    assert epsilon([one, two], 1e-5) > max(epsilon([one], 1e-5), epsilon([two], 1e-5))
-
-
-@pytest.mark.filterwarnings("ignore:Optimal order:UserWarning")  # at large noise; the grid only gets wider
-def test_grid_reaches_as_far_as_opacus_has_it():
-    history = [(1.0, 0.2, 40), (0.7, 0.05, 3), (30.0, 1.0, 1)]
-    prvs = [PoissonSubsampledGaussianPRV(rate, sigma) for sigma, rate, _ in history]
-    expected = compute_safe_domain_size(prvs, [steps for _, _, steps in history], 0.01, 1e-8)
-    assert safe_reach(history, 0.01, 1e-8) == pytest.approx(expected, rel=1e-12)
-
-
-def test_huge_plans_cost_precision_and_then_have_no_bound_but_never_the_memory(monkeypatch: pytest.MonkeyPatch):
-    plan = [Spending(1.0, 0.5, 100)]
-    exact = epsilon(plan, 1e-5)
-    monkeypatch.setattr(dp_sgd, "LARGEST_GRID", 2**15)
-    assert exact < epsilon(plan, 1e-5) < exact + 2
-    assert epsilon([Spending(2.0, 0.2, 3 * 10**8)], 1e-5) == math.inf
-
-
-def test_epsilon_at_the_edges():
-    assert epsilon([], 1e-5) == 0
-    assert epsilon([Spending(1.0, 0.1, 0)], 1e-5) == 0
-    assert epsilon([Spending(0.0, 0.1, 1)], 1e-5) == math.inf
-    assert 0 < epsilon([Spending(5.0, 1.0, 1)], 1e-5) < 2, "the plain Gaussian mechanism"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from client.data.dataset import open_dataset
-from client.training.local_round import Round, choose_device, load_model, streams
+from client.training.local_round import Round, choose_device, load_model, streams, train_share
 from client.training.parallel import num_processes, run_in_processes
 from shared.diffusion.uvit import build_model
 from shared.messages.packing import MessageError, unpack
@@ -109,7 +109,7 @@ def test_gpus_share_plain_rounds_when_the_batch_divides(monkeypatch: pytest.Monk
 def test_processes_train_one_model_together(make_site: MakeSite):
     home, settings = make_site()
     plan = experiment(train={"batch": 4}, federation={"local_steps": 2})
-    update, scalars = run_in_processes(request_for(plan), None, home, settings, 2)
+    update, scalars = run_in_processes(train_share, (request_for(plan), None, home, settings), home, 2)
     assert np.isfinite(update).all()
     assert np.abs(update).max() > 0
     assert scalars["loss"] > 0

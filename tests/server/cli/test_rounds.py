@@ -12,7 +12,7 @@ from deploy.processes.process import free_ports
 from server.cli import main as cli
 from server.federation import status
 from server.federation.fleet.registry import Registry
-from server.federation.fleet.superlink import ControlError
+from server.federation.fleet.superlink_types import ControlError
 from server.federation.resubmission import Wanted
 from shared.storage.runlog import RunLog
 from tests.server.fake_federation import honest_sites, make_experiment, make_home, run_rounds

@@ -15,7 +15,7 @@ from client.settings import Home, SiteConfig, SitePolicy, save_settings
 from server.app import conduct
 from server.evaluation.federated_reference import POOLED_FILE, QUESTION_FILE, ask_sites, gather, question_for
 from server.federation.fleet.registry import Registry
-from server.federation.fleet.superlink import ControlError
+from server.federation.fleet.superlink_types import ControlError
 from server.federation.messaging.transport import Timing
 from server.runs.run_directory import create
 from shared.data.synthetic import generate, write_folder

@@ -5,7 +5,7 @@ import pytest
 
 from server.federation import finetune, status
 from server.federation.finetune import Start, resume_run, start_run
-from server.federation.fleet.superlink import ControlError
+from server.federation.fleet.superlink_types import ControlError
 from server.federation.resubmission import Wanted
 from server.federation.status import EXIT_CODES, summarise, table
 from server.runs.run_directory import RunDir

@@ -1,7 +1,6 @@
 import pytest
 
-from server.federation.fleet.superlink import ControlError
-from server.federation.fleet.superlink_types import RunState
+from server.federation.fleet.superlink_types import ControlError, RunState
 from server.federation.resubmission import MAX_SUBMISSIONS, Wanted
 from shared.errors import InputError
 from shared.storage.checkpoint import save_checkpoint

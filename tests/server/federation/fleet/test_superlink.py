@@ -9,15 +9,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from server.federation.fleet import superlink
 from server.federation.fleet.superlink import (
     FLWR_VERSION,
     Control,
-    ControlError,
     build_bundle,
     node_key,
     superlink_address,
     wait_ready,
 )
+from server.federation.fleet.superlink_types import ControlError
 from shared.storage.code_digest import files_digest, installed_digest
 
 # Flower's own bundle builder uses a name that its pathspec deprecates.
@@ -40,6 +41,17 @@ def test_the_bundles_code_has_the_digest_that_sites_compare():
     archive = zipfile.ZipFile(io.BytesIO(build_bundle()))
     files = {name: archive.read(name) for name in archive.namelist() if name.startswith(("client/", "shared/"))}
     assert files_digest(files) == installed_digest()
+
+
+def test_a_file_that_flower_drops_from_the_bundle_is_named(monkeypatch: pytest.MonkeyPatch):
+    build = superlink.build_fab_from_files
+
+    def drop_one(files: dict[str, bytes]) -> tuple[bytes, str]:
+        return build({name: data for name, data in files.items() if name != "shared/errors.py"})
+
+    monkeypatch.setattr(superlink, "build_fab_from_files", drop_one)
+    with pytest.raises(ControlError, match=r"leaves out shared/errors\.py"):
+        build_bundle()
 
 
 def test_the_run_config_has_the_two_keys_only():

@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from shared.audits.copy_test import copies, features_of, nearest_neighbours, pixel_features, views_of
+from shared.audits.memorisation import copies, features_of, nearest_neighbours, pixel_features, views_of
 from shared.data.synthetic import generate
 from shared.errors import InputError
 

@@ -1,0 +1,57 @@
+"""Attacks of a coordinator that cheats on the privacy promises of a site, each judged against the epsilon charged.
+
+Every module here that attacks has `ATTACKS`: name to a function of (trials, is_guarded, seed). With the guard off an
+attack has to succeed, which the tests show at few trials: an attack that never works proves nothing.
+"""
+
+import argparse
+import importlib
+import pkgutil
+import sys
+from collections.abc import Callable, Sequence
+
+from benchmarks import privacy_attacks
+from benchmarks.measure import verdict
+from benchmarks.privacy_attacks.outcome import Outcome
+
+SEED = 0
+ROUNDS = 200
+Attack = Callable[[int, bool, int], Outcome]
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Print each attack's success beside what its epsilon allows; 0 when none is above."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.privacy_attacks", description=__doc__)
+    parser.add_argument("names", nargs="*", help="attacks to run; default: all")
+    parser.add_argument("--trials", type=int, default=ROUNDS)
+    options = parser.parse_args(arguments)
+    attacks = collect()
+    if unknown := sorted(set(options.names) - set(attacks)):
+        parser.error(f"no attack {unknown[0]!r}: there are {', '.join(attacks)}")
+    outcomes = []
+    print(f"{'attack':36} trials  right  at least  allowed  epsilon")
+    for name in options.names or attacks:
+        outcomes.append(attacks[name](options.trials, True, SEED))
+        print(line(outcomes[-1]), flush=True)
+    above = [outcome.name for outcome in outcomes if not outcome.is_held]
+    text = f"{len(above)} of {len(outcomes)} above what epsilon allows in {options.trials} trials (needs 0)"
+    return verdict("privacy attacks", text + "".join(f", {name}" for name in above), reached=not above)
+
+
+def collect() -> dict[str, Attack]:
+    """The attacks of all modules of this package."""
+    names = sorted(each.name for each in pkgutil.iter_modules(privacy_attacks.__path__) if each.name != "__main__")
+    modules = [importlib.import_module(f"{privacy_attacks.__name__}.{name}") for name in names]
+    return {name: attack for module in modules for name, attack in getattr(module, "ATTACKS", {}).items()}
+
+
+def line(outcome: Outcome) -> str:
+    """A row of the table."""
+    return (
+        f"{outcome.name:36} {outcome.trials:6d} {outcome.correct:6d} {outcome.lowest_success:9.3f} "
+        f"{outcome.allowed_success:8.3f} {outcome.epsilon:8.3f}{'' if outcome.is_held else '  ABOVE'}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

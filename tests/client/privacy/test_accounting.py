@@ -1,0 +1,55 @@
+"""What a history of steps costs: epsilon against independent accountants, and at the edges."""
+
+import math
+
+import pytest
+from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV, compute_safe_domain_size
+
+from client.privacy import accounting
+from client.privacy.accounting import epsilon, safe_reach
+from client.records.spending import Spending
+
+# Reference values: q = 64/3000 and delta 1e-5, computed with dp-accounting's PLD accountant.
+PLD = [(0.5, 50, 8.264), (1.0, 50, 1.216), (1.0, 1000, 4.188), (2.0, 50, 0.310), (2.0, 1000, 1.428)]
+
+
+@pytest.mark.parametrize(("sigma", "steps", "expected"), PLD)
+def test_epsilon_matches_an_independent_accountant(sigma: float, steps: int, expected: float):
+    found = epsilon([Spending(sigma, 64 / 3000, steps)], 1e-5)
+    assert found == pytest.approx(expected, rel=0.01, abs=0.012)
+
+
+def test_epsilon_of_twenty_rounds_is_that_of_a_thousand_steps():
+    rounds = [Spending(1.0254, 64 / 3000, 50)] * 20
+    assert epsilon(rounds, 1e-5) == pytest.approx(3.996, abs=0.01)
+    assert epsilon(rounds, 1e-5) == epsilon([Spending(1.0254, 64 / 3000, 1000)], 1e-5)
+    assert epsilon([*rounds, rounds[0]], 1e-5) > 4
+
+
+def test_epsilon_of_unequal_plans_does_not_depend_on_their_order():
+    one, two = Spending(1.0, 0.02, 10), Spending(2.0, 0.05, 30)
+    assert epsilon([one, two, one], 1e-5) == epsilon([two, one, one], 1e-5)
+    assert epsilon([one, two], 1e-5) > max(epsilon([one], 1e-5), epsilon([two], 1e-5))
+
+
+@pytest.mark.filterwarnings("ignore:Optimal order:UserWarning")  # at large noise; the grid only gets wider
+def test_grid_reaches_as_far_as_opacus_has_it():
+    history = [(1.0, 0.2, 40), (0.7, 0.05, 3), (30.0, 1.0, 1)]
+    prvs = [PoissonSubsampledGaussianPRV(rate, sigma) for sigma, rate, _ in history]
+    expected = compute_safe_domain_size(prvs, [steps for _, _, steps in history], 0.01, 1e-8)
+    assert safe_reach(history, 0.01, 1e-8) == pytest.approx(expected, rel=1e-12)
+
+
+def test_huge_plans_cost_precision_and_then_have_no_bound_but_never_the_memory(monkeypatch: pytest.MonkeyPatch):
+    plan = [Spending(1.0, 0.5, 100)]
+    exact = epsilon(plan, 1e-5)
+    monkeypatch.setattr(accounting, "LARGEST_GRID", 2**15)
+    assert exact < epsilon(plan, 1e-5) < exact + 2
+    assert epsilon([Spending(2.0, 0.2, 3 * 10**8)], 1e-5) == math.inf
+
+
+def test_epsilon_at_the_edges():
+    assert epsilon([], 1e-5) == 0
+    assert epsilon([Spending(1.0, 0.1, 0)], 1e-5) == 0
+    assert epsilon([Spending(0.0, 0.1, 1)], 1e-5) == math.inf
+    assert 0 < epsilon([Spending(5.0, 1.0, 1)], 1e-5) < 2, "the plain Gaussian mechanism"
