@@ -52,12 +52,12 @@ def federation() -> Path:
 
 
 def statement_of(
-    content: RecordDict, alias: str, purpose: Purpose = "train", run: str = "run", server_round: int = 1, **changed: Any
+    content: RecordDict, alias: str, purpose: Purpose = "train", run: str = "run", server_round: int = 1
 ) -> Statement:
     """What an honest coordinator states about a request."""
     digests = digests_of(content)
     place = (run, server_round, alias, digests.request, digests.header, digests.arrays)
-    return replace(Statement(purpose, "request", *place), **changed)
+    return Statement(purpose, "request", *place)
 
 
 def signed_request(content: RecordDict, statement: Statement, home: Path | None = None) -> RecordDict:
@@ -67,9 +67,9 @@ def signed_request(content: RecordDict, statement: Statement, home: Path | None 
 
 
 def signed_reply(
-    answer: RecordDict, request: RecordDict, purpose: Purpose, key: Ed25519PrivateKey, **changed: Any
+    answer: RecordDict, request: RecordDict, purpose: Purpose, key: Ed25519PrivateKey, /, **changed: Any
 ) -> RecordDict:
     """The answer to a signed request as the holder of `key` signs it."""
     seal = read_seal(request, "request")
-    asked = statement_of(request, seal.alias, purpose, seal.run, seal.server_round, **changed)
-    return seal_reply(answer, asked, key)
+    asked = statement_of(request, seal.alias, purpose, seal.run, seal.server_round)
+    return seal_reply(answer, replace(asked, **changed), key)

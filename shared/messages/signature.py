@@ -110,12 +110,13 @@ def read_key(path: Path, cure: str) -> Ed25519PrivateKey:
         InputError: missing, readable by others, or no Ed25519 key.
     """
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        if mode & 0o077:
-            raise InputError(f"{path} has mode {mode:04o}, at most 0600 is safe: chmod 600 {path}")
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        mode, data = stat.S_IMODE(path.stat().st_mode), path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; {cure}") from error
+    if mode & 0o077:
+        raise InputError(f"{path} has mode {mode:04o}, at most 0600 is safe: chmod 600 {path}")
+    try:
+        key = serialization.load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(f"{path} is not a private key in PEM form: {cure}") from error
     if not isinstance(key, Ed25519PrivateKey):
