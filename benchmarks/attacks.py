@@ -1,4 +1,5 @@
 """What is tried against a coordinator and its sites; each attack tells how many attempts were refused."""
+# Longer than 250 lines: one function an attack, read side by side with the table of where each must leave a line.
 
 import base64
 import datetime as dt

@@ -1,9 +1,12 @@
-"""The import rule: client -> shared <- server, deploy apart, and heavy packages only where they belong."""
+"""The import rule: client -> shared <- server, deploy apart, sub-packages in layers, heavy packages in few places."""
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -12,41 +15,84 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "client", "shared", "deploy")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 ALLOWED = {"server": {"server", "shared"}, "client": {"client", "shared"}, "shared": {"shared"}, "deploy": {"deploy"}}
-MAY_IMPORT_DEPLOY = {
-    "server/cli/main.py",
-    "server/cli/sites.py",
-    "server/simulation/demo.py",
-    "server/simulation/virtual_keys.py",
-    "client/cli/main.py",
-    "client/cli/join.py",
-}
+MAY_IMPORT_DEPLOY = ("server/cli/", "client/cli/", "server/simulation/demo.py", "server/simulation/virtual_keys.py")
 WITH_FLWR = ("training", "envelope", "sealing")
 INSIDE_FUNCTIONS_ONLY = {"torch_fidelity", "onnxruntime", "diffusers"}
-WITHOUT_TORCH = [
-    "shared.experiment.config",
-    "shared.messages.training",
-    "shared.messages.packing",
-    "shared.messages.sealing",
-    "shared.messages.envelope",
-    "shared.storage.runlog",
-    "shared.storage.checkpoint",
-    "shared.seeding",
-    "server.app",
-    "server.release.audit_sites",
-    "server.federation.rounds.loop",
-    "server.federation.rounds.aggregation",
-    "server.federation.fleet.superlink",
-    "server.federation.fleet.registry",
-    "server.runs.run_directory",
-    "server.cli.main",
-    "client.app",
+WITHOUT_TORCH = (
     "client.answers.audit_request",
+    "client.answers.statistics_request",
+    "client.app",
+    "client.cli",
     "client.entry",
-    "client.policy.rules",
-    "client.records.ledger",
-    "client.records.journal",
-    "client.cli.main",
-]
+    "client.operator",
+    "client.policy",
+    "client.records",
+    "server.app",
+    "server.cli",
+    "server.federation",
+    "server.release",
+    "server.report",
+    "server.runs",
+    "server.simulation",
+    "server.studies.page",
+    "shared.data",
+    "shared.experiment",
+    "shared.messages",
+    "shared.seeding",
+    "shared.storage",
+)
+"""Modules, and sub-packages with all of theirs, that load without torch: it takes half a gigabyte of memory."""
+LAYERS = {
+    "shared": (
+        {"shared.errors"},
+        {"shared.commandline", "shared.experiment", "shared.seeding"},
+        {"shared.data.portraits", "shared.diffusion", "shared.storage"},
+        {"shared.data", "shared.evaluation"},
+        {"shared.messages", "shared.training"},
+        {"shared.audits"},
+    ),
+    "client": (
+        {"client.settings"},
+        {"client.records"},
+        {"client.data"},
+        {"client.policy", "client.privacy"},
+        {"client.training"},
+        {"client.answers", "client.operator"},
+        {"client.app"},
+        {"client.cli", "client.entry"},
+    ),
+    "server": (
+        {"server.federation.fleet", "server.runs"},
+        {"server.federation.messaging", "server.report", "server.training"},
+        {"server.federation.rounds"},
+        {"server.evaluation", "server.federation", "server.release"},
+        {"server.app", "server.simulation", "server.studies"},
+        {"server.studies.page", "server.studies.run"},
+        {"server.cli"},
+    ),
+    "deploy": (
+        {"deploy.identity", "deploy.observe"},
+        {"deploy.checks"},
+        {"deploy.processes"},
+        {"deploy.coordinator"},
+        {"deploy.doctor"},
+    ),
+}
+"""Sub-packages from the bottom to the top; each may import those of lower lines only, late imports included."""
+MAX_MODULES, MAX_LINES, MAX_CHAIN = 9, 250, 8
+EXCUSE = re.compile(r"^# Longer than 250 lines: \S.{20,}", re.MULTILINE)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+CODE = {module_name(path): path for path in MODULES if path.name != "__init__.py"}
+
+
+def home_of(module: str) -> str:
+    """The sub-package of a module, or the module itself where it lies at the top of its package."""
+    return module.rpartition(".")[0] if module.count(".") > 1 else module
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[str, bool]]:
@@ -62,7 +108,7 @@ def imported(tree: ast.AST) -> Iterator[tuple[str, bool]]:
 def violations(path: Path) -> Iterator[str]:
     name = path.relative_to(ROOT).as_posix()
     package = name.split("/")[0]
-    allowed = ALLOWED[package] | ({"deploy"} if name in MAY_IMPORT_DEPLOY else set())
+    allowed = ALLOWED[package] | ({"deploy"} if name.startswith(MAY_IMPORT_DEPLOY) else set())
     for module, is_top in imported(ast.parse(path.read_text(encoding="utf-8"))):
         root = module.split(".")[0]
         if root in PACKAGES and root not in allowed:
@@ -97,7 +143,74 @@ def test_a_forbidden_import_would_be_found(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_commands_rounds_and_refusals_never_load_torch():
-    code = (
-        f"import sys, importlib\nfor m in {WITHOUT_TORCH}: importlib.import_module(m)\nsys.exit('torch' in sys.modules)"
-    )
+    modules = [name for name in CODE if f"{name}.".startswith(tuple(f"{kept}." for kept in WITHOUT_TORCH))]
+    assert len(modules) > len(WITHOUT_TORCH)
+    code = f"import sys, importlib\nfor m in {modules}: importlib.import_module(m)\nsys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+def graph() -> dict[str, set[str]]:
+    """Every module with the modules it imports, at its top or inside a function."""
+    found = {}
+    for name, path in CODE.items():
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+        found[name] = (names & CODE.keys()) - {name}
+    return found
+
+
+def longest_chain(edges: Mapping[str, set[str]], package: str) -> list[str]:
+    """The longest way down from import to import inside a package."""
+    chains: dict[str, list[str]] = {}
+    for name in TopologicalSorter(edges).static_order():
+        below = [chains[other] for other in edges[name] if other.startswith(f"{package}.")]
+        chains[name] = [name, *max(below, key=len, default=[])]
+    return max((chain for name, chain in chains.items() if name.startswith(f"{package}.")), key=len)
+
+
+def test_every_sub_package_has_its_layer():
+    homes = {home_of(name) for name in CODE}
+    assert homes == {home for layers in LAYERS.values() for layer in layers for home in layer}
+
+
+def test_imports_between_sub_packages_go_down_the_layers():
+    height = {home: level for layers in LAYERS.values() for level, layer in enumerate(layers) for home in layer}
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in graph().items()
+        for other in others
+        if name.split(".")[0] == other.split(".")[0]
+        and home_of(name) != home_of(other)
+        and height[home_of(name)] <= height[home_of(other)]
+    ]
+    assert wrong == []
+
+
+def test_no_module_imports_itself_by_a_detour():
+    TopologicalSorter(graph()).prepare()
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+def test_the_longest_import_chain_of_the_coordinator_is_short():
+    assert longest_chain({"a.x": {"a.y", "b.z"}, "a.y": set(), "b.z": {"b.w"}, "b.w": set()}, "a") == ["a.x", "a.y"]
+    chain = longest_chain(graph(), "server")
+    assert len(chain) <= MAX_CHAIN, " -> ".join(chain)
+
+
+def test_no_folder_has_more_modules_than_one_sees_at_a_glance():
+    folders = Counter(path.parent.relative_to(ROOT).as_posix() for path in CODE.values())
+    assert {name: count for name, count in folders.items() if count > MAX_MODULES} == {}
+
+
+def test_long_modules_say_why():
+    long = {path: path.read_text(encoding="utf-8") for path in (*MODULES, *(ROOT / "benchmarks").rglob("*.py"))}
+    assert [
+        f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines"
+        for path, text in long.items()
+        if text.count("\n") > MAX_LINES and not EXCUSE.search(text)
+    ] == []

@@ -28,7 +28,8 @@ def reproduce(
     device: Annotated[str, typer.Option(help="For sampling: cpu, cuda; default: a GPU where there is one.")] = "",
 ) -> None:
     """Run the paper's experiments, arm by arm: each a resumable job that ends with numbers in server/results."""
-    from server.studies.run.reproduce import Settings, run_arm
+    from server.studies.run.reproduce import run_arm
+    from server.studies.run.settings import Settings
     from server.studies.schema import arms_at, load_study
     from server.studies.stored_results import FOLDER
     from server.training.progress_bars import decoding_bar

@@ -1,28 +1,26 @@
 """What happens beside the rounds: evaluations in processes of their own, one at a time, and the progress file."""
 
-import ctypes
 import json
 import logging
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from server.federation.fleet.registry import write_json
 from server.federation.rounds.global_model import round_folder
+from server.runs.child_process import dies_with_parent
 from server.runs.run_directory import RunDir
 from shared.storage.checkpoint import checkpoint_number, list_checkpoints
 from shared.storage.runlog import RunLog
 
 FINISH_SECONDS = 3600.0
 """How long a run waits at its end for the evaluations that are left."""
-_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
 log = logging.getLogger("maskfed.server")
 
 
@@ -102,7 +100,7 @@ class Evaluations:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_in_background,  # noqa: PLW1509  # two system calls, no Python locks
+                preexec_fn=_in_background(),  # noqa: PLW1509  # two system calls, no Python locks
             )
 
     def _give_up(self, server_round: int, problem: str) -> None:
@@ -131,15 +129,15 @@ def evaluate_command(checkpoint: Path, reference: str, further: list[str]) -> li
     return [*command, "--reference", reference, "--name", checkpoint.name, *further]
 
 
-def die_with_parent() -> None:
-    """In a child before its program starts: it ends when its parent does, even when that is killed."""
-    _libc.prctl(_PDEATHSIG, signal.SIGKILL)
+def _in_background() -> Callable[[], None]:
+    """For the child: yield to the rounds, and die with the ServerApp."""
+    die_with_parent = dies_with_parent()
 
+    def in_child() -> None:
+        os.nice(10)
+        die_with_parent()
 
-def _in_background() -> None:
-    """In the child: yield to the rounds, and die with the ServerApp."""
-    os.nice(10)
-    die_with_parent()
+    return in_child
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from deploy.processes.demo_commands import CommandError, Commands
 from deploy.processes.process import check_port_free, free_ports
 from server.runs.recipes import find_experiment
-from server.simulation.by_person import divide
 from server.simulation.demo_budget import Budget, Speed, read_speed
+from server.simulation.division import divide_by_person
 from shared.data.images import list_images
 from shared.data.synthetic import write_folder
 from shared.errors import InputError
@@ -101,7 +101,7 @@ class Demo:
         parts = self.out / "images"
         if self.settings.faces is not None:
             self._title(f"images: {self.settings.faces}, divided by person")
-            division = divide(self.settings.faces, parts, self.settings.num_sites, REFERENCE_RATIO, SEED)
+            division = divide_by_person(self.settings.faces, parts, self.settings.num_sites, REFERENCE_RATIO, SEED)
             for name, number in sorted(division.num_images.items()):
                 self.say(f"  {name}: {number} images")
             return division.reference

@@ -5,43 +5,31 @@ ones; `client/data/virtual_site.py` makes their folders from the template writte
 """
 
 import importlib.util
-import json
 import os
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import tomli_w
 from rich.console import Console
 from rich.live import Live
 
-from server.federation.evaluation_queue import die_with_parent
 from server.federation.finetune import check_fits, check_sites, find_init, initial_model, resolve
 from server.federation.fleet.registry import write_json
-from server.federation.fleet.superlink import Control, wait_ready
+from server.federation.fleet.superlink import Control
 from server.federation.fleet.superlink_types import Simulation
-from server.federation.resubmission import Status, WantedRun
+from server.federation.resubmission import WantedRun
 from server.federation.rounds.global_model import save_global
 from server.federation.status import EXIT_CODES, summarise, table
 from server.runs import run_directory
 from server.runs.recipes import find_experiment
+from server.simulation.division import Skew, make_site_folders
+from server.simulation.runtime import simulation_runtime
+from server.simulation.simulation_folder import ASKED_FILE, RUN, check_same, is_complete, outcome, run_of
 from server.simulation.virtual_keys import make_keys
-from server.simulation.virtual_sites import Skew, partition
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment
 from shared.storage.checkpoint import load_meta
-from shared.storage.runlog import read_metrics
-
-RUN = "simulation"
-ASKED_FILE = "simulation.json"
-"""What is simulated; written last, so that a folder with it is complete."""
-START_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
@@ -87,16 +75,17 @@ def simulate(options: Simulate, console: Console) -> int:
         console.print(table(summarise(options.out, WantedRun(run=RUN, run_id=0, status="completed"))))
         return 0
     make_keys(options.out, options.num_sites)
-    num_cpus, num_gpus = options.num_cpus or len(os.sched_getaffinity(0)), int(-(-options.gpus_per_site // 1))
-    limits = Simulation(options.num_sites, options.cpus_per_site, options.gpus_per_site, num_cpus, num_gpus)
-    with _runtime(options.out) as control:
+    num_gpus = -(-options.gpus_per_site // 1)
+    limits = Simulation(
+        options.num_sites,
+        options.cpus_per_site,
+        options.gpus_per_site,
+        options.num_cpus or len(os.sched_getaffinity(0)),
+        int(num_gpus),
+    )
+    with simulation_runtime(options.out) as control:
         run_id = control.submit(experiment, RUN, limits)
         return _follow(options.out, control, run_id, console)
-
-
-def is_complete(out: Path) -> bool:
-    """Whether all rounds of the simulation in a folder are done."""
-    return _outcome(out, "")["status"] == "completed"
 
 
 def prepare(options: Simulate) -> Experiment:
@@ -113,15 +102,15 @@ def prepare(options: Simulate) -> Experiment:
     check_fits(source, experiment)
     asked = _asked(options, experiment, source)
     if (options.out / ASKED_FILE).exists():
-        _check_same(options.out, asked)
+        check_same(options.out, asked)
         return experiment
     if options.out.exists() and any(options.out.iterdir()):
         raise InputError(f"folder {options.out} is not empty and holds no simulation: name another one with --out")
     size, seed = experiment.model.image_size, experiment.train.seed
-    partition(options.data, options.out / "images", options.num_sites, size, options.skew, options.alpha, seed)
+    make_site_folders(options.data, options.out / "images", options.num_sites, size, options.skew, options.alpha, seed)
     template = _site_template(experiment, options.gpus_per_site)
     (options.out / "site.toml").write_text(tomli_w.dumps(template), encoding="utf-8")
-    made = run_directory.create(options.out / "runs" / RUN, experiment)
+    made = run_directory.create(run_of(options.out).path, experiment)
     write_json(made.settings, {"init": str(source)})
     save_global(made.round_checkpoint(0), initial_model(source, experiment), experiment)
     write_json(options.out / ASKED_FILE, asked)
@@ -138,16 +127,6 @@ def _asked(options: Simulate, experiment: Experiment, source: Path) -> dict[str,
         "division": f"{options.skew} {options.alpha:g}",
         "gpus_per_site": options.gpus_per_site,
     }
-
-
-def _check_same(out: Path, asked: dict[str, object]) -> None:
-    try:
-        stored = json.loads((out / ASKED_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{out / ASKED_FILE} is damaged ({error}): name a new folder with --out") from error
-    for key, value in asked.items():
-        if stored.get(key) != value:
-            raise InputError(f"folder {out} holds a simulation with another {key}: name a new one with --out")
 
 
 def _site_template(experiment: Experiment, gpus_per_site: float) -> dict[str, object]:
@@ -182,7 +161,7 @@ def _follow(out: Path, control: Control, run_id: int, console: Console) -> int:
         while True:
             state = control.run_state(run_id)
             if state.is_finished:
-                entry = entry.model_copy(update=_outcome(out, state.details))
+                entry = entry.model_copy(update=outcome(out, state.details))
             live.update(table(summarise(out, entry)))
             if state.is_finished:
                 break
@@ -190,57 +169,3 @@ def _follow(out: Path, control: Control, run_id: int, console: Console) -> int:
     if entry.reason:
         console.print(f"simulation {entry.status}: {entry.reason}; see {out / 'runtime.log'}", markup=False)
     return EXIT_CODES[entry.status]
-
-
-def _outcome(out: Path, details: str) -> dict[str, str]:
-    """What the run itself wrote of its end counts, not what the runtime says."""
-    events = read_metrics(out / "runs" / RUN / "metrics.jsonl")
-    end: dict[str, object] = next((event for event in reversed(events) if event["kind"] == "end"), {})
-    status: Status = "completed" if end.get("status") == "completed" else "failed"
-    return {"status": status, "reason": "" if status == "completed" else str(end.get("reason") or details)}
-
-
-@contextmanager
-def _runtime(out: Path) -> Iterator[Control]:
-    """Flower's SuperLink in simulation mode, for one run; everything below it ends with the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    programs = Path(sys.executable).parent
-    settings = {
-        "MASKFED_SERVER_HOME": str(out.resolve()),
-        "MASKFED_SIMULATION": str(out.resolve()),
-        "MASKFED_SIMULATION_PID": str(os.getpid()),
-        "FLWR_HOME": str((out / "flwr").resolve()),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-    }
-    command = [str(programs / "flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1"]
-    with (out / "runtime.log").open("ab") as log:
-        process = subprocess.Popen(
-            [*command, "--port", str(port), "--disable-runtime-dependency-installation"],
-            env={**os.environ, **settings},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # one system call, no Python locks
-        )
-        try:
-            wait_ready(f"127.0.0.1:{port}", None, START_SECONDS)
-            with Control(f"127.0.0.1:{port}", None) as control:
-                yield control
-        finally:
-            _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    for child in psutil.wait_procs(family, timeout=5)[1]:
-        child.kill()

@@ -16,8 +16,8 @@ from torch import nn
 from server.runs.run_directory import RunDir, create
 from server.training.progress_bars import decoding_bar
 from server.training.watch import Watch
-from shared.data.image_cache import ImageCache, open_images
-from shared.data.image_set import Images, ResidentImages
+from shared.data.image_cache import open_images
+from shared.data.image_set import ImageCache, Images, ResidentImages
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.seeding import Streams

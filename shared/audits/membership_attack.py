@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shared.diffusion.losses import per_image_loss, to_model_range
-from shared.diffusion.samplers import Denoise, denoiser
+from shared.diffusion.samplers import Denoise
+from shared.diffusion.sampling import denoiser
 from shared.diffusion.schedule import make_schedule
 from shared.experiment.config import Experiment
 from shared.seeding import Streams

@@ -24,8 +24,6 @@ from shared.data.images import list_images, read_identities
 from shared.errors import InputError
 from shared.storage.files import file_digest, write_atomically
 
-__all__ = ["ImageCache", "build_cache", "default_cache_home", "open_cache", "open_images"]
-
 SCHEMA_VERSION = 1
 CACHE_FILE, INDEX_FILE, IMAGES_FILE = "cache.json", "index.json", "images.u8"
 PLAN_FILE, STATE_FILE = "building.json", "state.u8"

@@ -63,6 +63,11 @@ class ImageSource:
     fingerprint: str
     read: Callable[[str], bytes]
 
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The person of each file; without class folders every file counts as a person of its own."""
+        return self.persons or self.names
+
 
 def list_images(path: Path) -> ImageSource:
     """Find the images below a folder or inside a zip; nothing is decoded.

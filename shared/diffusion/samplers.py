@@ -1,4 +1,4 @@
-# ruff: noqa: N803, N806 - shape suffixes
+# ruff: noqa: N803 - shape suffixes
 """From noise to x_0: DDPM ancestral sampling, DDIM and DPM-Solver++(2M), as pure functions.
 
 A solver is given the network as a function of (x_t, t), the start x_T and an iterator of noise; it keeps its state in
@@ -7,21 +7,19 @@ from the schedule's float64 tables.
 
 Time indices are 0..T-1 as in `schedule`; after the last one comes x_0 itself, whose signal is 1 and noise 0.
 
-Shapes: B images, C channels, H W pixels (or coefficients) of the network's input, N patches.
+Shapes: B images, C channels, H W pixels (or coefficients) of the network's input.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from shared.diffusion.patches import patchify, unpatchify
 from shared.diffusion.schedule import Prediction, Schedule, solve_x_0
 from shared.errors import InputError
-from shared.experiment.config import Experiment
 
 Sampler = Literal["ddpm", "ddim", "dpm++"]
 Denoise = Callable[[Tensor, int], Tensor]
@@ -30,87 +28,6 @@ Denoise = Callable[[Tensor, int], Tensor]
 HALF_LOG_SNR_FLOOR = -5.1
 """Where the log-SNR grid starts at the earliest: linear ends at -5.06, but cosine at -9.9, and an unfloored grid would
 spend its first steps there, several of them on one index."""
-
-_NOISE_AHEAD = 8
-
-
-@torch.no_grad()
-def sample(
-    model: nn.Module,
-    schedule: Schedule,
-    experiment: Experiment,
-    x_T_BCHW: Tensor,
-    generators: Sequence[torch.Generator],
-) -> Tensor:
-    """Solve from x_T to x_0 by the sampler that `experiment.evaluation` names.
-
-    Image k depends on x_T[k] and generators[k] only (up to rounding inside the network), whatever else is in the batch.
-
-    Args:
-        model: tokens, t, ids -> tokens; any precision, its output is cast to float32.
-        schedule: the forward process.
-        experiment: gives sampler, steps, eta, clip_x_0, prediction, patch size and wavelet.
-        x_T_BCHW: (B, C, H, W) start noise, see `draw_start`.
-        generators: one for each image, on the device of `x_T_BCHW`.
-
-    Returns:
-        x_0: (B, C, H, W) float32 in the network's range, [-1, 1] when `clip_x_0` is set; wavelet bands where
-        `data.wavelet` is set.
-
-    Raises:
-        InputError: more steps than T.
-    """
-    options = experiment.evaluation
-    denoise = denoiser(model, experiment)
-    noise = noise_of_each(generators, x_T_BCHW.shape[1:])
-    kind, clip = experiment.diffusion.prediction, options.clip_x_0
-    match options.sampler:
-        case "ddpm":
-            return ddpm(denoise, schedule, x_T_BCHW, noise, num_steps=options.steps, prediction=kind, clip_x_0=clip)
-        case "ddim":
-            return ddim(
-                denoise,
-                schedule,
-                x_T_BCHW,
-                noise,
-                num_steps=options.steps,
-                eta=options.eta,
-                prediction=kind,
-                clip_x_0=clip,
-            )
-        case "dpm++":
-            return dpm_solver_pp_2m(
-                denoise, schedule, x_T_BCHW, num_steps=options.steps, prediction=kind, clip_x_0=clip
-            )
-
-
-def draw_start(experiment: Experiment, generators: Sequence[torch.Generator]) -> Tensor:
-    """x_T: (B, C, H, W) float32 standard normal noise, row k from generator k and on its device."""
-    side = experiment.grid_size * experiment.model.patch_size
-    return _stacked_noise(generators, (experiment.in_channels, side, side))
-
-
-def noise_of_each(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Iterator[Tensor]:
-    """Endless (B, *shape) standard normal noise, row k from generator k.
-
-    A fixed number of steps is drawn at a time: one launch per image and step would bind a large batch on a GPU.
-    """
-    while True:
-        yield from _stacked_noise(generators, (_NOISE_AHEAD, *shape)).unbind(1)
-
-
-def denoiser(model: nn.Module, experiment: Experiment) -> Denoise:
-    """The network on whole images: patchify, every patch visible, unpatchify; float32 out."""
-    patch_size = experiment.model.patch_size
-
-    def denoise(x_t_BCHW: Tensor, t: int) -> Tensor:
-        batch, channels = x_t_BCHW.shape[:2]
-        tokens_BNP = patchify(x_t_BCHW, patch_size)
-        t_B = torch.full((batch,), t, device=x_t_BCHW.device)
-        ids_BN = torch.arange(tokens_BNP.shape[1], device=x_t_BCHW.device).expand(batch, -1)
-        return unpatchify(model(tokens_BNP, t_B, ids_BN).float(), patch_size, channels)
-
-    return denoise
 
 
 def time_grid(schedule: Schedule, sampler: Sampler, num_steps: int) -> list[int]:
@@ -262,7 +179,3 @@ def _x_0(denoise: Denoise, x_t: Tensor, t: int, alpha_bar: float, prediction: Pr
     output = denoise(x_t, t).to(x_t.dtype)
     x_0 = solve_x_0(prediction, output, x_t, math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
     return x_0.clamp(-1, 1) if clip_x_0 else x_0
-
-
-def _stacked_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
-    return torch.stack([torch.randn(*shape, generator=generator, device=generator.device) for generator in generators])

@@ -20,6 +20,7 @@ from shared.errors import InputError
 from shared.storage.files import write_atomically
 
 SCHEMA_VERSION = 1
+_STORED_AS_IS = ("site", "release", "epsilon", "delta", "source", "images")
 Float64 = NDArray[np.float64]
 
 
@@ -191,12 +192,7 @@ def statistics_bytes(statistics: Statistics) -> bytes:
         "extractor": statistics.space.extractor,
         "layer": statistics.space.layer,
         "extractor_sha256": statistics.space.sha256,
-        "site": statistics.site,
-        "release": statistics.release,
-        "epsilon": statistics.epsilon,
-        "delta": statistics.delta,
-        "source": statistics.source,
-        "images": statistics.images,
+        **{name: getattr(statistics, name) for name in _STORED_AS_IS},
     }
     metadata = {key: json.dumps(value) for key, value in known.items()}
     return save({"total": statistics.total_D, "outer": np.ascontiguousarray(statistics.outer_DD)}, metadata)
@@ -222,12 +218,7 @@ def parse_statistics(data: bytes, name: str) -> Statistics:
             n=float(metadata["n"]),
             total_D=tensors["total"].astype(np.float64),
             outer_DD=tensors["outer"].astype(np.float64),
-            site=metadata["site"],
-            release=metadata["release"],
-            epsilon=metadata["epsilon"],
-            delta=metadata["delta"],
-            source=metadata["source"],
-            images=metadata["images"],
+            **{name: metadata[name] for name in _STORED_AS_IS},
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shared.diffusion.dwt import idwt
-from shared.diffusion.samplers import draw_start, sample, time_grid
+from shared.diffusion.samplers import time_grid
+from shared.diffusion.sampling import draw_start, sample
 from shared.diffusion.schedule import make_schedule
 from shared.diffusion.uvit import build_model
 from shared.errors import InputError

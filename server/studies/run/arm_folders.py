@@ -1,14 +1,19 @@
-"""Where an arm's work lies, what was asked for there, and the finished arm that it starts from."""
+"""The folder of an arm: what was asked for there, its training, and the finished arm that it starts from."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from server.studies.run import arms
+from server.runs.run_directory import RunDir
+from server.simulation.simulation_folder import run_of as simulated_run
 from server.studies.schema import Scale, Study, load_study
 from server.studies.stored_results import Init, read_result
 from shared.errors import InputError
+from shared.experiment.config import Experiment
+from shared.storage.checkpoint import load_meta, resolve_checkpoint
 from shared.storage.files import write_atomically
+from shared.storage.runlog import read_metrics
 
 RESULT_FILE, ASKED_FILE = "result.json", "arm.json"
 
@@ -16,6 +21,49 @@ RESULT_FILE, ASKED_FILE = "result.json", "arm.json"
 def folder_of(root: Path, study: str, scale: Scale, arm: str) -> Path:
     """The folder of an arm at a scale."""
     return root / f"{study}-{scale}" / arm
+
+
+def simulation_of(folder: Path) -> Path:
+    """The simulation that an arm with sites trains in."""
+    return folder / "simulation"
+
+
+def run_of(folder: Path, sites: int) -> RunDir:
+    """The run of an arm: a training of its own, or the rounds of a simulation where it has sites."""
+    return simulated_run(simulation_of(folder)) if sites else RunDir(folder / "training")
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """The newest checkpoint of an arm, which another arm starts from.
+
+    Raises:
+        InputError: it has not trained.
+    """
+    for run in (run_of(folder, 0), run_of(folder, 1)):
+        if run.path.is_dir():
+            return resolve_checkpoint(run.path).resolve()
+    raise InputError(f"arm folder {folder} holds no training: run its arm again")
+
+
+def stored_experiment(folder: Path, sites: int) -> Experiment:
+    """What an arm's training resolved its experiment to."""
+    return run_of(folder, sites).experiment
+
+
+def training_seconds(folder: Path, sites: int) -> float:
+    """Time spent in training, over all sessions of the arm; what a kill threw away counts as well."""
+    run = run_of(folder, sites)
+    events = read_metrics(run.metrics)
+    if sites:
+        return sum(float(event["seconds"]["total"]) for event in events if event["kind"] == "round")
+    total, started, last = 0.0, 0.0, 0.0
+    for event in events:
+        now = datetime.fromisoformat(event["time"]).timestamp()
+        if event["kind"] == "start":
+            total += last - started
+            started = now
+        last = now
+    return total + last - started
 
 
 def find_init(
@@ -45,7 +93,7 @@ def find_init(
     before = result.init or Init(arm="", checkpoint="", images=0, steps=0, flops=0.0)
     return folder, Init(
         arm=f"{other_name}/{other_arm}",
-        checkpoint=arms.digest_of(folder),
+        checkpoint=load_meta(newest_checkpoint(folder)).digest,
         images=result.last.images + before.images,
         steps=result.last.steps + before.steps,
         flops=result.last.flops + before.flops,

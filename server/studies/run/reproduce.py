@@ -6,10 +6,7 @@ asks a central arm for more images than before, it goes on from its end.
 """
 
 import json
-import shlex
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,17 @@ import torch
 from server.evaluation.drawing import pick_device
 from server.report.pictures import stack
 from server.runs.recipes import find_experiment
-from server.studies.run import arms
-from server.studies.run.arm_folders import RESULT_FILE, claim, find_init, folder_of
+from server.studies.run.arm_folders import (
+    RESULT_FILE,
+    claim,
+    find_init,
+    folder_of,
+    stored_experiment,
+    training_seconds,
+)
+from server.studies.run.arm_training import Place, Trainer, plan
 from server.studies.run.distances import SHOWN_IMAGES, Measure, Measurement
+from server.studies.run.settings import Settings
 from server.studies.run.splits import Part, Splits
 from server.studies.schema import Arm, Scale, Stage, Study, arm_at, load_study
 from server.studies.stored_results import (
@@ -47,33 +52,6 @@ from shared.training.precision import speed_up_float32
 
 POINTS_FOLDER = "points"
 _SHOWN_SECTIONS = ("train", "model", "mask", "diffusion", "data", "optim", "federation", "evaluation")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Where images and extractors come from, and where everything goes.
-
-    Attributes:
-        public: folder or zip; empty: synthetic faces.
-        private: the same, a folder per person where persons are known.
-        extractors: as of `shared.evaluation.networks.load_extractor`; the first one chooses among points.
-        weights: file of the Inception weights, for the extractors that take one.
-        root: folder of all runs.
-        results: folder that a finished result is copied to; that of synthetic faces goes to a folder in it.
-        device: for sampling and features; empty: a GPU where there is one.
-        say: told what happens.
-        on_progress: told items done and in all.
-    """
-
-    public: str
-    private: str
-    extractors: tuple[str, ...]
-    weights: Path | None
-    root: Path
-    results: Path
-    device: str = ""
-    say: Callable[[str], None] = field(default=lambda _line: None, compare=False)
-    on_progress: Callable[[int, int], None] = field(default=lambda _done, _total: None, compare=False)
 
 
 def run_arm(study_name: str, arm_name: str, scale: str, settings: Settings) -> Path | None:
@@ -104,7 +82,7 @@ class Job:
         self.folder = folder_of(settings.root, study_name, scale, arm_name)
         overrides = [f"{key}={json.dumps(value)}" for key, value in stage.settings.items()]
         self.experiment = load_experiment(find_experiment(stage.recipe), overrides)
-        self.plan = arms.plan(self.experiment, arm, stage)
+        self.plan = plan(self.experiment, arm, stage)
 
     def run(self) -> Path | None:
         """Everything that is left; the stored result."""
@@ -124,9 +102,7 @@ class Job:
         wanted = [place.images for place in self.plan.places]
         if not result.exists() or [point.images for point in read_result(result).curve] != wanted:
             measure = self._measure(parts, extractors, device)
-            points = self._points(
-                arms.Trainer(self.experiment, self.plan, self.folder, parts["train"], source), measure
-            )
+            points = self._points(Trainer(self.experiment, self.plan, self.folder, parts["train"], source), measure)
             if points is None:
                 return None
             training_images = measure.of_training_images() if self.arm.test else {}
@@ -147,10 +123,10 @@ class Job:
     def _is_synthetic(self) -> bool:
         return not self.settings.public and not self.settings.private
 
-    def _point_file(self, place: arms.Place) -> Path:
+    def _point_file(self, place: Place) -> Path:
         return self.folder / POINTS_FOLDER / f"{place.images:010d}.json"
 
-    def _points(self, trainer: arms.Trainer, measure: Measure) -> list[dict[str, Any]] | None:
+    def _points(self, trainer: Trainer, measure: Measure) -> list[dict[str, Any]] | None:
         """Train from point to point and measure at each; None when the training stopped before its end."""
         flops, points = train_flops(self.experiment), []
         for place in self.plan.places:
@@ -201,7 +177,7 @@ class Job:
         extractors: list[Extractor],
         init: Init | None,
     ) -> ArmResult:
-        experiment: Experiment = arms.stored_experiment(self.folder, self.plan)
+        experiment: Experiment = stored_experiment(self.folder, self.arm.sites)
         sections = experiment.model_dump(mode="json", include=set(_SHOWN_SECTIONS))
         # The folder of the arm it starts from is a path of this machine; `init` says the same.
         sections["train"]["init"] = init.arm if init else ""
@@ -221,27 +197,15 @@ class Job:
             training_images=training_images,
             extractors=_digests(extractors) if self.arm.test else {},
             measured={key: value for key, value in points[-1]["measured"].items() if key != "checkpoint"},
-            training_seconds=round(arms.training_seconds(self.folder, self.plan), 1),
+            training_seconds=round(training_seconds(self.folder, self.arm.sites), 1),
             measuring_seconds=round(sum(entry["seconds"] for entry in points), 1),
             threads=torch.get_num_threads(),
             hardware=hardware(),
             versions=installed_versions(),
             commit=git_commit(),
-            command=self.command,
+            command=self.settings.command(self.study_name, self.scale, self.arm_name),
             date=datetime.now(UTC).strftime("%Y-%m-%d"),
         )
-
-    @property
-    def command(self) -> str:
-        """What to type, with the names of files only."""
-        settings = self.settings
-        words = ["maskfed-server", "reproduce", self.study_name, "--scale", self.scale, "--arm", self.arm_name]
-        for option, value in (("--public", settings.public), ("--private", settings.private)):
-            words += [option, Path(value).name] if value else []
-        for spec in settings.extractors:
-            kind, is_file, file = spec.partition("onnx:")
-            words += ["--extractor", f"{is_file}{Path(file).name}" if is_file else kind]
-        return shlex.join([*words, *(["--weights", settings.weights.name] if settings.weights else [])])
 
     def _asked(self, parts: dict[str, Part], extractors: list[Extractor], init: Init | None) -> dict[str, Any]:
         """What must be the same for the arm to go on; a central one may be asked for more images or other places."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from server.simulation.by_person import copy_images
+from server.simulation.division import copy_images
 from server.studies.schema import Arm, Study
 from shared.data.decoding import OnProgress
 from shared.data.image_cache import build_cache
@@ -133,8 +133,7 @@ def _division(study: Study, source: str, path: str, root: Path, size: int, num_s
 
 
 def _divide(found: ImageSource, shares: dict[str, float], seed: int, out: Path) -> None:
-    owners = found.persons or found.names
-    order = _shuffled(set(owners), "split", seed)
+    order = _shuffled(set(found.owners), "split", seed)
     ends = np.floor(np.cumsum(list(shares.values())) * len(order) + 0.5).astype(int)
     place: dict[str, str] = {}
     for name, start, end in zip(shares, [0, *ends[:-1]], ends, strict=True):
@@ -144,24 +143,23 @@ def _divide(found: ImageSource, shares: dict[str, float], seed: int, out: Path) 
                 "give more"
             )
         place |= dict.fromkeys(order[start:end], name)
-    copy_images(found, owners, place, out)
+    copy_images(found, [place.get(owner) for owner in found.owners], out)
 
 
 def _take(found: ImageSource, share: float, seed: int, out: Path) -> None:
-    owners = found.persons or found.names
     wanted, taken = share * len(found.names), 0
     if wanted < 1:
         raise InputError(
             f"{share:.3g} of the {len(found.names)} images of {found.path.name!r} is less than one: give more"
         )
     chosen: set[str] = set()
-    counts = Counter(owners)
-    for owner in _shuffled(set(owners), "share", seed):
+    counts = Counter(found.owners)
+    for owner in _shuffled(set(found.owners), "share", seed):
         if taken >= wanted:
             break
         chosen.add(owner)
         taken += counts[owner]
-    copy_images(found, owners, dict.fromkeys(chosen, "taken"), out)
+    copy_images(found, ["taken" if owner in chosen else None for owner in found.owners], out)
     for person in (out / "taken").iterdir():
         person.rename(out / person.name)
     (out / "taken").rmdir()

@@ -10,7 +10,8 @@ from client.data.virtual_site import home_of
 from client.settings import SiteConfig, load_settings
 from server.app import enlist_virtual_sites
 from server.federation.fleet.registry import Registry
-from server.simulation.simulate import RUN, Simulate, prepare, simulate
+from server.simulation.simulate import Simulate, prepare, simulate
+from server.simulation.simulation_folder import RUN
 from shared.errors import InputError
 from shared.storage.checkpoint import load_meta
 from shared.storage.runlog import RunLog

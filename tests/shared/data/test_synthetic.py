@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.data.portraits import Portraits, render
-from shared.data.synthetic import generate, population, write_folder
+from shared.data.portraits.drawing import render
+from shared.data.portraits.population import population
+from shared.data.portraits.traits import Portraits
+from shared.data.synthetic import generate, write_folder
 from shared.errors import InputError
 
 # Mean red, green, blue of the first six images at seed 0, two per person.

@@ -7,7 +7,7 @@ import torch
 
 from shared.diffusion.losses import draw_noise, per_image_loss
 from shared.diffusion.patches import patchify, unpatchify
-from shared.diffusion.samplers import sample
+from shared.diffusion.sampling import sample
 from shared.diffusion.schedule import make_schedule
 from shared.diffusion.unet import WIDTHS, CoordinateUNet, pixel_coordinates
 from shared.diffusion.uvit import build_model

@@ -11,8 +11,10 @@ from server.cli import main as cli
 from server.federation.finetune import initial_model
 from server.federation.rounds.global_model import save_global
 from server.runs.run_directory import create
-from server.studies.run import arms, reproduce
-from server.studies.run.reproduce import Settings, run_arm
+from server.simulation.simulation_folder import RUN
+from server.studies.run import arm_training, reproduce
+from server.studies.run.reproduce import run_arm
+from server.studies.run.settings import Settings
 from server.studies.stored_results import read_result, result_file
 from shared.data.synthetic import write_folder
 from shared.errors import InputError
@@ -161,9 +163,9 @@ def test_an_arm_that_was_killed_or_asked_for_more_goes_on_and_ends_like_one_that
         shutil.copytree(pretrained, wanted.root)
     expected = read_result(run_arm(study, "after", "cpu", whole))
     # Stopped by a signal on the way to the second point.
-    real = arms.train
+    real = arm_training.train
     with monkeypatch.context() as patch:
-        patch.setattr(arms, "train", lambda experiment, *rest: real(_at_most(experiment, 3), *rest))
+        patch.setattr(arm_training, "train", lambda experiment, *rest: real(_at_most(experiment, 3), *rest))
         assert run_arm(study, "after", "cpu", broken) is None
     # Killed while that is measured.
     with monkeypatch.context() as patch:
@@ -200,7 +202,7 @@ def _at_most(experiment, steps):
 
 def test_a_finished_arm_is_stored_again_without_training(pretrained, tmp_path, monkeypatch):
     study = str(pretrained.parent / "tiny.toml")
-    monkeypatch.setattr(arms, "train", None)
+    monkeypatch.setattr(arm_training, "train", None)
     again = Settings(**{**vars(settings(pretrained.parent)), "results": tmp_path})
     assert (
         run_arm(study, "pretrain", "cpu", again).read_text()
@@ -257,7 +259,7 @@ def test_a_federated_arm_goes_through_the_simulation_and_is_measured_at_its_roun
     def simulate(options, _console):
         asked.append(options)
         experiment = load_experiment(Path(options.experiment))
-        run = create(options.out / "runs" / arms.RUN, experiment)
+        run = create(options.out / "runs" / RUN, experiment)
         if len(asked) == 1:
             return 1
         for number in range(experiment.federation.rounds + 1):
@@ -267,7 +269,7 @@ def test_a_federated_arm_goes_through_the_simulation_and_is_measured_at_its_roun
         log.write("end", status="completed", round=3)
         return 0
 
-    monkeypatch.setattr(arms, "simulate", simulate)
+    monkeypatch.setattr(arm_training, "simulate", simulate)
     assert run_arm(study, "sites", "cpu", wanted) is None
     result = read_result(run_arm(study, "sites", "cpu", wanted))
     # 2 sites x 2 steps x 4 images a round: 40 images are 2.5, so 3 rounds.

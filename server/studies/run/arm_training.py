@@ -3,20 +3,20 @@
 import math
 import shutil
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
 
 from server.runs.run_directory import RunDir
-from server.simulation.simulate import ASKED_FILE, RUN, Simulate, is_complete, simulate
+from server.simulation.simulate import Simulate, simulate
+from server.simulation.simulation_folder import ASKED_FILE, is_complete
+from server.studies.run.arm_folders import newest_checkpoint, run_of, simulation_of
 from server.studies.run.splits import Part
 from server.studies.schema import Arm, Stage
 from server.training.train import train
 from shared.errors import InputError
 from shared.experiment.config import Experiment, parse_experiment
-from shared.storage.checkpoint import load_meta, resolve_checkpoint
-from shared.storage.runlog import read_metrics
+from shared.storage.checkpoint import load_meta
 
 
 @dataclass(frozen=True)
@@ -72,23 +72,23 @@ class Trainer:
         return self._round(place) if self.plan.sites else self._train(place)
 
     def _train(self, place: Place) -> Path | None:
-        run = RunDir(self.folder / "training")
+        run = run_of(self.folder, 0)
         if _is_past(run, place.steps):
             return _kept(run, place)
         steps = self.experiment.train.model_copy(update={"steps": place.steps})
-        init = _checkpoint(self.init) if self.init else None
+        init = newest_checkpoint(self.init) if self.init else None
         train(self.experiment.model_copy(update={"train": steps}), self.data.cache, run.path, init)
         newest = run.latest
         return newest if newest is not None and load_meta(newest).step == place.steps else None
 
     def _round(self, place: Place) -> Path | None:
         """All rounds at once, or those that are left."""
-        out, run = self.folder / "simulation", _run_of(self.folder, self.plan)
+        out, run = simulation_of(self.folder), run_of(self.folder, self.plan.sites)
         if not is_complete(out):
             if not (out / ASKED_FILE).exists():
                 shutil.rmtree(out, ignore_errors=True)
             assert self.init is not None
-            code = simulate(self._simulation(_checkpoint(self.init), out), Console(stderr=True))
+            code = simulate(self._simulation(newest_checkpoint(self.init), out), Console(stderr=True))
             if code:
                 return None
         return run.round_checkpoint(place.rounds)
@@ -120,44 +120,6 @@ class Trainer:
             cpus_per_site=1,
             gpus_per_site=_gpu_share(sites),
         )
-
-
-def stored_experiment(folder: Path, plan: Plan) -> Experiment:
-    """What an arm's training resolved its experiment to."""
-    return _run_of(folder, plan).experiment
-
-
-def digest_of(folder: Path) -> str:
-    """Digest of the checkpoint that another arm would start from."""
-    return load_meta(_checkpoint(folder)).digest
-
-
-def training_seconds(folder: Path, plan: Plan) -> float:
-    """Time spent in training, over all sessions of the arm; what a kill threw away counts as well."""
-    run = _run_of(folder, plan)
-    events = read_metrics(run.metrics)
-    if plan.sites:
-        return sum(float(event["seconds"]["total"]) for event in events if event["kind"] == "round")
-    total, started, last = 0.0, 0.0, 0.0
-    for event in events:
-        now = datetime.fromisoformat(event["time"]).timestamp()
-        if event["kind"] == "start":
-            total += last - started
-            started = now
-        last = now
-    return total + last - started
-
-
-def _run_of(folder: Path, plan: Plan) -> RunDir:
-    return RunDir(folder / "simulation" / "runs" / RUN if plan.sites else folder / "training")
-
-
-def _checkpoint(folder: Path) -> Path:
-    """The newest checkpoint of an arm."""
-    for run in (folder / "training", folder / "simulation" / "runs" / RUN):
-        if run.is_dir():
-            return resolve_checkpoint(run).resolve()
-    raise InputError(f"arm folder {folder} holds no training: run its arm again")
 
 
 def _is_past(run: RunDir, steps: int) -> bool:

@@ -1,71 +1,14 @@
 # ruff: noqa: N803, N806
-"""Parametric portraits: numbers in, small pictures of faces out; every shape is an implicit curve with soft edges.
+"""Portraits drawn: numbers in, small pictures of faces out; every shape is an implicit curve with soft edges.
 
 Shapes: N portraits, 3 channels, H = W = size. Coordinates run from -1 to 1 over the image, x to the right, y down;
 the head has coordinates u, v of its own (moved, turned and zoomed). Colours are linear mixes of sRGB values in [0, 1].
 """
 
-from dataclasses import dataclass, fields
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-# Always float32; NumPy's stubs lose that in arithmetic with plain floats.
-Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Portraits:
-    """The numbers behind N faces, one entry per face: float32 of shape (N,), colours (N, 3)."""
-
-    # Who it is: lengths in head coordinates.
-    skin: Array
-    hair: Array
-    iris: Array
-    lip: Array
-    clothes: Array
-    head_width: Array
-    head_height: Array
-    chin: Array
-    eye_size: Array
-    eye_gap: Array
-    brow_height: Array
-    brow_width: Array
-    nose_length: Array
-    nose_width: Array
-    mouth_width: Array
-    lip_height: Array
-    hairline: Array
-    parting: Array
-    hair_length: Array
-    beard: Array
-    glasses: Array
-    # How the picture was taken.
-    x: Array
-    y: Array
-    zoom: Array
-    roll: Array
-    yaw: Array
-    pitch: Array
-    smile: Array
-    mouth_open: Array
-    eye_open: Array
-    gaze: Array
-    light_x: Array
-    light_y: Array
-    ambient: Array
-    tint: Array
-    backdrop: Array
-    backdrop_end: Array
-    backdrop_angle: Array
-
-    def __len__(self) -> int:
-        return len(self.x)
-
-    def part(self, start: int, stop: int) -> "Portraits":
-        """Portraits `start` to `stop` - 1."""
-        return Portraits(*(getattr(self, field.name)[start:stop] for field in fields(self)))
+from shared.data.portraits.traits import Array, Portraits
 
 
 class _Canvas:
