@@ -18,6 +18,7 @@ from shared.storage.files import write_atomically
 
 Task = Literal["train", "statistics", "audit"]
 Unit = Literal["image", "person"]
+CURE_SIGNING_KEY = "`maskfed-client enroll ALIAS` makes it; send the coordinator the line, for `sites renew`"
 HOME_VARIABLE = "MASKFED_CLIENT_HOME"
 
 

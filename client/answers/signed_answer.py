@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
 from client.records.journal import Journal
-from client.settings import Home, load_settings, write_private
+from client.settings import CURE_SIGNING_KEY, Home, load_settings, write_private
 from shared.errors import InputError
 from shared.experiment.config import Section
 from shared.messages.audit import AuditAnswer
@@ -20,8 +20,6 @@ from shared.messages.sealing import Seal, digests_of, read_seal, seal_reply
 from shared.messages.signature import Purpose, SignatureError, Statement, check_signature, read_key
 from shared.messages.statistics import StatisticsAnswer
 from shared.messages.training import RefusalCode, ReplyHeader
-
-CURE = "`maskfed-client enroll ALIAS` makes it; send the coordinator its line"
 
 
 def answer_signed(
@@ -38,7 +36,7 @@ def answer_signed(
     Raises:
         InputError: this site has no settings or no signing key, so that it cannot answer anybody.
     """
-    alias, key = load_settings(home).alias, read_key(home.signing_key, CURE)
+    alias, key = load_settings(home).alias, read_key(home.signing_key, CURE_SIGNING_KEY)
     content = message.content
     try:
         asked = open_request(content, home, purpose, alias)

@@ -1,5 +1,6 @@
 import contextlib
 import json
+import shutil
 import sys
 
 import pytest
@@ -37,6 +38,7 @@ def run_home(tmp_path, coordinator, monkeypatch):
     for name in ("coordinator.toml", "superexec.secret"):
         (home / name).write_bytes((coordinator / name).read_bytes())
         (home / name).chmod(0o600)
+    shutil.rmtree(home / "pki")
     (home / "pki").symlink_to(coordinator / "pki")
     control = FakeControl()
     monkeypatch.setattr(status, "connect", lambda _home: contextlib.nullcontext(control))
