@@ -1,6 +1,5 @@
 """Only this federation's coordinator is answered, and every answer is signed: attacks on both, through the handlers."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,8 @@ def refusal(answer: RecordDict) -> str | None:
 
 def is_untouched(home: Home) -> bool:
     kinds = [entry.kind for entry in read_chain(home.journal)]
-    return not home.ledger.exists() and "request" not in kinds and not home.replies.exists()
+    spent = [entry.kind for entry in read_chain(home.ledger) if entry.kind == "reserve"]
+    return not spent and "request" not in kinds and not home.replies.exists()
 
 
 def test_a_request_of_the_coordinator_is_answered_with_a_signature(home: Home):
@@ -84,10 +84,10 @@ def test_a_request_of_the_coordinator_is_answered_with_a_signature(home: Home):
     asked = statement_of(content, ALIAS)
     answer = deliver(signed_request(content, asked))
     check_reply(answer, asked)
-    assert validated_status(answer) == "trained"
+    assert status_of(answer) == "trained"
 
 
-def validated_status(answer: RecordDict) -> str:
+def status_of(answer: RecordDict) -> str:
     status: str = read_header(answer)["status"]
     return status
 
@@ -194,7 +194,7 @@ def test_audits_and_statistics_are_refused_the_same_way_in_their_own_words(home:
         asked = statement_of(content, ALIAS, purpose, server_round=0)
         answer = deliver(signed_request(content, asked), kind)
         check_reply(answer, asked)
-        assert validated_status(answer) == "refused"
+        assert status_of(answer) == "refused"
         assert "not signed" not in read_header(answer)["reason"]
 
 
@@ -215,11 +215,9 @@ def test_a_request_key_that_was_replaced_is_out_with_the_first_new_request(home:
     old = [
         signed_request(each, statement_of(each, ALIAS, server_round=n), own) for n, each in ((1, first), (2, second))
     ]
-    assert validated_status(deliver(old[0])) == "trained"
+    assert status_of(deliver(old[0])) == "trained"
     renew_request_key(own)
-    assert (
-        validated_status(deliver(signed_request(second, statement_of(second, ALIAS, server_round=2), own))) == "trained"
-    )
+    assert status_of(deliver(signed_request(second, statement_of(second, ALIAS, server_round=2), own))) == "trained"
     assert refusal(deliver(old[1])) == "not_signed"
     assert home.request_certificate.stat().st_mode & 0o777 == 0o600
 
@@ -246,4 +244,3 @@ def test_nothing_is_computed_before_the_signature_is_checked(home: Home, monkeyp
     monkeypatch.setattr(TrainRequest, "from_record", fail)
     monkeypatch.setattr("client.answers.signed_answer.read_header", fail)
     assert refusal(deliver(request())) == "not_signed"
-    assert os.path.exists(home.journal)
