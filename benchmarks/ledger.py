@@ -132,7 +132,7 @@ def answer(home: Home, writer: int, server_round: int) -> None:
         os.write(writer, json.dumps(event).encode() + b"\n")
 
     class Training:
-        """Stands in for `trainer.Round`."""
+        """Stands in for `client.training.local_round.Round`."""
 
         def __init__(self, *_: object) -> None:
             pass

@@ -1,4 +1,4 @@
-"""The commands that begin and end taking part: enroll, join, leave. Registered by `cli.py`."""
+"""The commands that begin and end taking part: enroll, join, leave."""
 
 import os
 from pathlib import Path

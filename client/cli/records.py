@@ -1,4 +1,4 @@
-"""The commands that show and decide: journal, approvals. Registered by `cli.py`."""
+"""The commands that show and decide: journal, approvals."""
 
 import json
 from pathlib import Path

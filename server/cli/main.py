@@ -133,10 +133,10 @@ def demo(
     port: Annotated[int, typer.Option(help="First of the ports to use; 0: any free ones.")] = 0,
 ) -> None:
     """Show the whole idea on this machine: pre-training, a federation of sites, fine-tuning rounds, a report."""
-    from server.simulation.demo import Settings, run_demo
+    from server.simulation.demo import DemoSettings, run_demo
     from server.simulation.demo_budget import parse_budget
 
-    settings = Settings(public, faces, sites, rounds, out, port)
+    settings = DemoSettings(public, faces, sites, rounds, out, port)
     run_demo(settings, parse_budget(budget), lambda text: print(text, flush=True))
 
 

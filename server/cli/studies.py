@@ -28,8 +28,8 @@ def reproduce(
     device: Annotated[str, typer.Option(help="For sampling: cpu, cuda; default: a GPU where there is one.")] = "",
 ) -> None:
     """Run the paper's experiments, arm by arm: each a resumable job that ends with numbers in server/results."""
+    from server.studies.run.arm_settings import ArmSettings
     from server.studies.run.reproduce import run_arm
-    from server.studies.run.settings import Settings
     from server.studies.schema import arms_at, load_study
     from server.studies.stored_results import FOLDER
     from server.training.progress_bars import decoding_bar
@@ -37,7 +37,7 @@ def reproduce(
     names = arm or arms_at(load_study(study), study, scale)
     for name in names:
         with decoding_bar("images") as on_progress:
-            settings = Settings(
+            settings = ArmSettings(
                 public=public,
                 private=private,
                 extractors=tuple(extractor or ("random-inception",)),

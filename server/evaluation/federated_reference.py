@@ -42,7 +42,7 @@ DEADLINE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
-class Question:
+class StatisticsQuestion:
     """What the evaluator wants to know."""
 
     query: StatisticsQuery
@@ -51,7 +51,7 @@ class Question:
 
 def question_for(
     release: Literal["exact", "dp"], noise_multiplier: float, projection: Path | None, space: FeatureSpace
-) -> Question:
+) -> StatisticsQuestion:
     """The question for statistics in `space`, under a new name.
 
     Raises:
@@ -67,13 +67,13 @@ def question_for(
         extractor_sha256=space.sha256,
         noise_multiplier=noise_multiplier if release == "dp" else 0.0,
     )
-    return Question(query, projection)
+    return StatisticsQuestion(query, projection)
 
 
 def ask_sites(
     home: Path | None,
     experiment: Experiment,
-    question: Question,
+    question: StatisticsQuestion,
     say: Callable[[str], None] = lambda _: None,
     poll_seconds: float = 1.0,
 ) -> Path:

@@ -30,7 +30,7 @@ ONLINE_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class DemoSettings:
     """What the demo shows.
 
     Attributes:
@@ -50,7 +50,7 @@ class Settings:
     port: int = 0
 
 
-def run_demo(settings: Settings, budget: Budget, say: Callable[[str], None]) -> Path:
+def run_demo(settings: DemoSettings, budget: Budget, say: Callable[[str], None]) -> Path:
     """Show everything within the budget; the report.
 
     Raises:
@@ -73,7 +73,7 @@ def run_demo(settings: Settings, budget: Budget, say: Callable[[str], None]) -> 
 class Demo:
     """One demonstration, stage by stage."""
 
-    def __init__(self, settings: Settings, budget: Budget, say: Callable[[str], None], ports: list[int]) -> None:
+    def __init__(self, settings: DemoSettings, budget: Budget, say: Callable[[str], None], ports: list[int]) -> None:
         self.settings, self.budget, self.say, self.ports = settings, budget, say, ports
         self.out = settings.out.resolve()
         self.home = self.out / "coordinator"

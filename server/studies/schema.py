@@ -88,7 +88,7 @@ class Figure(Section):
     """Least speed-up or reduction, largest ratio."""
 
 
-class Grid(Section):
+class ArmGrid(Section):
     """Distances of several arms side by side, as in a table of the paper."""
 
     title: str
@@ -121,7 +121,7 @@ class Study(Section):
     scales: dict[Scale, ScalePlan]
     arms: dict[str, Arm]
     figures: tuple[Figure, ...] = ()
-    grids: tuple[Grid, ...] = ()
+    grids: tuple[ArmGrid, ...] = ()
 
     @model_validator(mode="after")
     def _splits_fit(self) -> Self:

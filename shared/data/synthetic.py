@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.data.portraits.drawing import render
 from shared.data.portraits.population import site_code
+from shared.data.portraits.rendering import render
 from shared.data.portraits.traits import draw_portraits
 from shared.errors import InputError
 

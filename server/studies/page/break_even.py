@@ -12,7 +12,7 @@ from server.studies.stored_results import ArmResult
 
 
 @dataclass(frozen=True)
-class Place:
+class ComparedPoint:
     """One measured point of the arm."""
 
     images: int
@@ -31,7 +31,7 @@ class Place:
         return self.baseline is not None and self.distance < self.baseline
 
 
-def places(arm: ArmResult, baseline: ArmResult, distance: str) -> list[Place]:
+def compared_points(arm: ArmResult, baseline: ArmResult, distance: str) -> list[ComparedPoint]:
     """Every point of the arm beside the baseline at equal operations."""
     found = []
     for point in arm.curve:
@@ -39,11 +39,11 @@ def places(arm: ArmResult, baseline: ArmResult, distance: str) -> list[Place]:
         ours, theirs = distance_to_test(point, distance), distance_at(baseline, distance, flops)
         reached = crossing(curve_to_test(baseline, distance), ours)
         needed = None if reached is None or reached.is_bound else reached.images
-        found.append(Place(point.images, flops, ours, theirs, needed))
+        found.append(ComparedPoint(point.images, flops, ours, theirs, needed))
     return found
 
 
-def verdict(compared: Sequence[Place]) -> str:
+def verdict(compared: Sequence[ComparedPoint]) -> str:
     """From which point on the arm is ahead, as far as both curves reach."""
     known = [place for place in compared if place.baseline is not None]
     if not known:
@@ -56,7 +56,7 @@ def verdict(compared: Sequence[Place]) -> str:
     return f"ahead from {_at(known[behind[-1] + 1])} on"
 
 
-def head_start(compared: Sequence[Place], arm: ArmResult, baseline: ArmResult) -> str:
+def head_start(compared: Sequence[ComparedPoint], arm: ArmResult, baseline: ArmResult) -> str:
     """How many images of the baseline the stages before the arm save, beside what they cost; empty where unknown."""
     saved = [place.needed - place.images for place in compared if place.needed]
     if not saved or arm.init is None:
@@ -80,7 +80,7 @@ def equal_operations(study: Study, name: str, scale: Scale, stored: Results) -> 
             continue
         for distance in arm.extractors:
             if distance in baseline.extractors:
-                compared = places(arm, baseline, distance)
+                compared = compared_points(arm, baseline, distance)
                 said = verdict(compared) + head_start(compared, arm, baseline)
                 verdicts.append(f"- `{distance}`: {_names(study, figure)}: {said}.")
                 rows += [_row(distance, figure, place) for place in compared]
@@ -100,7 +100,7 @@ def _names(study: Study, figure: Figure) -> str:
     return f"{study.arms[figure.arm].title}, against {study.arms[figure.baseline].title}"
 
 
-def _row(distance: str, figure: Figure, place: Place) -> list[str]:
+def _row(distance: str, figure: Figure, place: ComparedPoint) -> list[str]:
     change = f"{place.distance / place.baseline - 1:+.0%}" if place.baseline else "–"
     needed = (count(place.needed), f"{place.needed / place.images:.1f}") if place.needed else ("–", "–")
     return [
@@ -116,5 +116,5 @@ def _row(distance: str, figure: Figure, place: Place) -> list[str]:
     ]
 
 
-def _at(place: Place) -> str:
+def _at(place: ComparedPoint) -> str:
     return f"{format_number(place.flops / 1e12)} TFLOP ({place.images:,} images of its own stage)"

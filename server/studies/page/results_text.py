@@ -6,7 +6,7 @@ from pathlib import Path
 
 from server.report.formatting import format_number, format_seconds
 from server.studies.page.derived import Derived, chosen_point, distance_to_test
-from server.studies.schema import Grid, Scale, Study
+from server.studies.schema import ArmGrid, Scale, Study
 from server.studies.stored_results import ArmResult
 from shared.errors import InputError
 from shared.experiment.sections import Section
@@ -142,7 +142,7 @@ def reading(study: Study, derived: Sequence[Derived]) -> str:
     return text + "\n"
 
 
-def grid_table(name: str, scale: Scale, grid: Grid, stored: Results) -> str:
+def grid_table(name: str, scale: Scale, grid: ArmGrid, stored: Results) -> str:
     """Distances of several arms side by side, with the change against the first column."""
     asked = [arm for row in grid.rows.values() for arm in row]
     measured = {arm: stored[name, scale, arm] for arm in asked if (name, scale, arm) in stored}

@@ -24,9 +24,9 @@ from server.studies.run.arm_folders import (
     stored_experiment,
     training_seconds,
 )
+from server.studies.run.arm_settings import ArmSettings
 from server.studies.run.arm_training import Place, Trainer, plan
 from server.studies.run.distances import SHOWN_IMAGES, Measure, Measurement
-from server.studies.run.settings import Settings
 from server.studies.run.splits import Part, Splits
 from server.studies.schema import Arm, Scale, Stage, Study, arm_at, load_study
 from server.studies.stored_results import (
@@ -54,7 +54,7 @@ POINTS_FOLDER = "points"
 _SHOWN_SECTIONS = ("train", "model", "mask", "diffusion", "data", "optim", "federation", "evaluation")
 
 
-def run_arm(study_name: str, arm_name: str, scale: str, settings: Settings) -> Path | None:
+def run_arm(study_name: str, arm_name: str, scale: str, settings: ArmSettings) -> Path | None:
     """Run what is left of one arm.
 
     Returns:
@@ -75,7 +75,7 @@ class Job:
     """One arm at one scale."""
 
     def __init__(
-        self, study_name: str, study: Study, arm_name: str, arm: Arm, stage: Stage, scale: Scale, settings: Settings
+        self, study_name: str, study: Study, arm_name: str, arm: Arm, stage: Stage, scale: Scale, settings: ArmSettings
     ) -> None:
         self.study_name, self.study, self.arm_name, self.arm = study_name, study, arm_name, arm
         self.stage, self.scale, self.settings = stage, scale, settings

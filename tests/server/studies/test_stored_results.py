@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from server.cli import main as cli
 from server.studies import stored_results
 from server.studies.page import results_page
-from server.studies.page.break_even import head_start, places, verdict
+from server.studies.page.break_even import compared_points, head_start, verdict
 from server.studies.page.derived import chosen_point, crossing, derive, distance_at
 from server.studies.page.results_page import make_pages
 from server.studies.page.results_text import count
@@ -204,7 +204,7 @@ def test_the_page_says_from_which_scale_on_an_arm_pays_at_equal_operations(dista
         init_flops=90 * tera,
         per_image=tera,
     )
-    compared = places(other, scratch, NAME)
+    compared = compared_points(other, scratch, NAME)
     assert [place.baseline for place in compared] == pytest.approx([6.0, 5.0, 4.0], abs=0.002)
     # From 8 to 4 the baseline needs two powers of ten of its images; below 4 it never gets.
     for place in compared:
@@ -228,20 +228,20 @@ def test_the_page_says_what_the_stages_before_saved_and_what_they_cost(folder):
     scratch = make_result("transfer", "scratch-10", [(10, 8.0, 8.0), (1000, 4.0, 4.0)], per_image=1e12)
     curve = [(10, 6.0, 6.0), (19, 5.0, 5.0), (40, 4.0, 4.0), (50, 3.0, 3.0)]
     other = make_result("transfer", "other-10", curve, init_flops=90e12, per_image=1e12)
-    said = head_start(places(other, scratch, NAME), other, scratch)
+    said = head_start(compared_points(other, scratch, NAME), other, scratch)
     assert said == "; the stages before saved 90 to 960 images, median 297, worth 297.2 TFLOP, and cost 90"
     worse = make_result("transfer", "other-10", [(500, 6.0, 6.0)], init_flops=90e12, per_image=1e12)
-    assert head_start(places(worse, scratch, NAME), worse, scratch) == (
+    assert head_start(compared_points(worse, scratch, NAME), worse, scratch) == (
         "; the stages before saved no images (median -400)"
     )
     alone = make_result("transfer", "other-10", curve, per_image=1e12)
-    assert head_start(places(alone, scratch, NAME), alone, scratch) == ""
+    assert head_start(compared_points(alone, scratch, NAME), alone, scratch) == ""
 
 
 def test_curves_without_operations_in_common_are_not_compared():
     scratch = make_result("transfer", "scratch-10", [(10, 8.0, 8.0), (20, 4.0, 4.0)])
     other = make_result("transfer", "other-10", [(10, 5.0, 5.0)], init_flops=1e6)
-    assert verdict(places(other, scratch, NAME)) == "the two curves have no number of operations in common"
+    assert verdict(compared_points(other, scratch, NAME)) == "the two curves have no number of operations in common"
 
 
 def test_copies_stand_beside_the_distances_and_what_copying_everything_would_get(folder):

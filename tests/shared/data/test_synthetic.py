@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.data.portraits.drawing import render
 from shared.data.portraits.population import population
+from shared.data.portraits.rendering import render
 from shared.data.portraits.traits import Portraits
 from shared.data.synthetic import generate, write_folder
 from shared.errors import InputError

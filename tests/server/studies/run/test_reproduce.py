@@ -13,8 +13,8 @@ from server.federation.rounds.global_model import save_global
 from server.runs.run_directory import create
 from server.simulation.simulation_folder import RUN
 from server.studies.run import arm_training, reproduce
+from server.studies.run.arm_settings import ArmSettings
 from server.studies.run.reproduce import run_arm
-from server.studies.run.settings import Settings
 from server.studies.stored_results import read_result, result_file
 from shared.data.synthetic import write_folder
 from shared.errors import InputError
@@ -104,7 +104,7 @@ def settings(tmp_path, name="out", **changes):
         "root": tmp_path / name,
         "results": tmp_path / name / "results",
     }
-    return Settings(**{**values, **changes})
+    return ArmSettings(**{**values, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def _at_most(experiment, steps):
 def test_a_finished_arm_is_stored_again_without_training(pretrained, tmp_path, monkeypatch):
     study = str(pretrained.parent / "tiny.toml")
     monkeypatch.setattr(arm_training, "train", None)
-    again = Settings(**{**vars(settings(pretrained.parent)), "results": tmp_path})
+    again = ArmSettings(**{**vars(settings(pretrained.parent)), "results": tmp_path})
     assert (
         run_arm(study, "pretrain", "cpu", again).read_text()
         == (pretrained / "results" / "synthetic" / "tiny-cpu-pretrain.json").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Settings:
+class ArmSettings:
     """Where images and extractors come from, and where everything goes.
 
     Attributes:
