@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,9 @@ from deploy.coordinator import (
     start_plan,
 )
 from deploy.identity.keys import ProvisionError, certificate_hosts, load_certificate
+from deploy.processes.process import free_ports
+
+ROOT = Path(__file__).parent.parent.parent
 
 LOCAL = Coordinator(1, "127.0.0.1:8443", "127.0.0.1", 8443, 8190, edge=False, database=False)
 PUBLIC = replace(LOCAL, address="fleet.example:443", edge=True)
@@ -146,3 +151,48 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(ProvisionError, match="give a folder that this user can write"):
         create_coordinator(tmp_path / "file" / "home", LOCAL, [])
+
+
+WITHOUT_AUTHORITY = """
+import sys
+from pathlib import Path
+from deploy.coordinator import read_coordinator, start_plan
+from server.app import conduct
+from server.federation.fleet.metrics import coordinator_gauges
+from tests.server.fake_federation import honest_sites, make_experiment, make_home, run_rounds
+from tests.server.fake_grid import FakeGrid
+
+home, work = Path(sys.argv[1]), Path(sys.argv[2])
+opened = []
+sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
+start_plan(home, read_coordinator(home), lambda: None)
+at_start = list(opened)
+made = make_home(work, make_experiment(rounds=1))
+(made / "ca").mkdir()
+(made / "ca" / "ca.key").write_bytes(b"no process reads this")
+opened.clear()
+run_rounds(made, FakeGrid(honest_sites()), make_experiment(rounds=1))
+list(coordinator_gauges(made))
+assert any(name.endswith("request.pem") for name in opened), opened
+sys.exit(", ".join(name for name in [*at_start, *opened] if name.endswith("ca.key")) or 0)
+"""
+
+
+def test_no_running_process_of_the_coordinator_opens_the_ca_key(tmp_path: Path):
+    """Only `init` and `renew` do, and a key that only lies there may be taken away at any time."""
+    port, health = free_ports(2)
+    local = Coordinator(1, f"127.0.0.1:{port}", "127.0.0.1", port, health, False, False)
+    create_coordinator(tmp_path / "home", local, [])
+    command = [sys.executable, "-W", "ignore", "-c", WITHOUT_AUTHORITY, str(tmp_path / "home"), str(tmp_path / "work")]
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr.strip()[-300:]) == (0, "")
+
+
+def test_only_making_certificates_reads_the_ca_key():
+    readers = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("server", "client", "shared", "deploy")
+        for path in (ROOT / package).rglob("*.py")
+        if "load_authority(" in path.read_text(encoding="utf-8")
+    }
+    assert readers == {"deploy/identity/certificates.py", "deploy/identity/request_key.py"}
