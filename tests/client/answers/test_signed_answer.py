@@ -25,7 +25,6 @@ from tests.signing import (
     federation,
     key_of,
     make_federation,
-    pem_of,
     public_of,
     renew_request_key,
     signed_request,
@@ -43,8 +42,6 @@ def home(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> Home:
     """A site that has joined `federation()`."""
     home, _ = make_site()
     monkeypatch.setenv("MASKFED_CLIENT_HOME", str(home.path))
-    home.signing_key.write_bytes(pem_of(key_of(ALIAS)))
-    home.signing_key.chmod(0o600)
     shutil.copyfile(federation() / "pki" / "ca.crt", home.authority)
     return home
 
