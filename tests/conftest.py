@@ -17,6 +17,34 @@ for name in ("MASKFED_SERVER_HOME", "MASKFED_CLIENT_HOME"):
     os.environ.pop(name, None)
 
 
+RUN_TOGETHER = {
+    "real processes on this machine's ports": (
+        "tests/end_to_end/",
+        "tests/deploy/processes/",
+        "tests/deploy/test_",
+        "tests/server/simulation/test_simulate.py",
+        "tests/client/cli/test_main.py",
+    ),
+}
+"""Tests of a group run in one process, one after the other: side by side they would take each other's ports or time."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist a file stays in one process, so that what its tests share is made once; see `RUN_TOGETHER`."""
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        groups = [name for name, files in RUN_TOGETHER.items() if file.startswith(files)]
+        item.add_marker(pytest.mark.xdist_group(groups[0] if groups else file))
+
+
+def pytest_report_header() -> list[str]:
+    """What this machine leaves out is said before the tests, in one line."""
+    from tests.needs import missing_programs
+
+    return [line for line in [missing_programs()] if line]
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport() -> Generator[None, Any, None]:
     """In CI nothing is skipped: where MASKFED_REQUIRE_ALL is set, a skip is a failure."""

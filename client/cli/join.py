@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def enroll(
-    alias: Annotated[str, typer.Argument(help="Name of the site.")],
+    alias: Annotated[str, typer.Argument(help="Name for your site.")],
     home: HomeOption = None,
     renew: Annotated[
         str | None, typer.Option(help="Replace one key, `node` or `signing`, when in doubt or after a loss.")
@@ -30,7 +30,7 @@ def enroll(
         Path | None, typer.Option(help="Where the node key is, when another user holds it; run as root then.")
     ] = None,
 ) -> None:
-    """Make the site's keys that are not there yet and print the one line that the coordinator needs."""
+    """Make the keys that your site lacks, and print the line to send to the coordinator."""
     from deploy.identity.site_identity import RENEWABLE, create_identity
 
     place = find_home(home)
@@ -42,35 +42,45 @@ def enroll(
 
 
 def join(  # every rule of the policy is one option
-    bundle: Annotated[Path, typer.Argument(help="The join bundle from the coordinator.")],
+    bundle: Annotated[Path, typer.Argument(help="The join bundle that the coordinator sent.")],
     data: Annotated[Path, typer.Option(help="Folder or zip of images; class folders are persons.")],
-    image_size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels.")],
+    image_size: Annotated[int, typer.Option(min=8, help="Image size in pixels.")],
     home: HomeOption = None,
     identities: Annotated[Path | None, typer.Option(help="File with `<file name> <person>` lines.")] = None,
-    epsilon_cap: Annotated[float, typer.Option(min=0, help="Largest total epsilon of the data set.")] = 8.0,
-    delta: Annotated[float, typer.Option(help="Delta of every epsilon.")] = 1e-5,
+    epsilon_cap: Annotated[
+        float, typer.Option(min=0, help="Largest epsilon that all training together may cost your images.")
+    ] = 8.0,
+    delta: Annotated[float, typer.Option(help="Delta that goes with every epsilon.")] = 1e-5,
     unit: Annotated[str, typer.Option(help="What epsilon protects: image or person.")] = "image",
-    min_noise: Annotated[float, typer.Option(help="Smallest noise multiplier.")] = 0.5,
-    max_steps: Annotated[int, typer.Option(help="Most optimizer steps per round.")] = 2000,
-    max_rounds: Annotated[int, typer.Option(help="Most rounds in 24 hours.")] = 100,
-    max_audits: Annotated[int, typer.Option(help="Most audits in 24 hours that the coordinator asks for.")] = 0,
+    min_noise: Annotated[float, typer.Option(help="Refuse plans with a smaller noise multiplier.")] = 0.5,
+    max_steps: Annotated[int, typer.Option(help="Refuse rounds of more optimizer steps.")] = 2000,
+    max_rounds: Annotated[int, typer.Option(help="Refuse more rounds than this in 24 hours.")] = 100,
+    max_audits: Annotated[int, typer.Option(help="Refuse more audits than this in 24 hours.")] = 0,
     allow_non_private: Annotated[
         bool, typer.Option("--allow-non-private", help="Accept training without DP: updates can then be inverted.")
     ] = False,
     allow_any_experiment: Annotated[
         bool, typer.Option("--allow-any-experiment", help="Do not ask for approval of each experiment.")
     ] = False,
-    task: Annotated[list[str] | None, typer.Option(help="Allowed tasks; default: train.")] = None,
-    release: Annotated[list[str] | None, typer.Option(help="Released scalars: loss, grad_norm, seconds.")] = None,
-    image_count: Annotated[str, typer.Option(help="hidden, rounded or exact.")] = "hidden",
-    min_images: Annotated[int, typer.Option(help="Fewest training images.")] = 1,
-    held_out: Annotated[float, typer.Option(help="Share never trained on, for audits.")] = 0.1,
-    head_file: Annotated[Path | None, typer.Option(help="Where the ledger's head is kept, outside --home.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads of a round; 0: torch's choice.")] = 0,
-    start_now: Annotated[bool, typer.Option("--start", help="Go on with `data scan` and `start`.")] = False,
+    task: Annotated[list[str] | None, typer.Option(help="Task to allow; may be repeated. Default: train.")] = None,
+    release: Annotated[
+        list[str] | None,
+        typer.Option(help="Number to send with each reply: loss, grad_norm or seconds; may be repeated."),
+    ] = None,
+    image_count: Annotated[
+        str, typer.Option(help="What the coordinator learns of the number of images: hidden, rounded or exact.")
+    ] = "hidden",
+    min_images: Annotated[int, typer.Option(help="Refuse to train with fewer images.")] = 1,
+    held_out: Annotated[float, typer.Option(help="Share of the images to keep out of training, for audits.")] = 0.1,
+    head_file: Annotated[
+        Path | None,
+        typer.Option(help="File outside --home that remembers the newest ledger, so that an old copy is noticed."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to train: auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads to train with; 0: torch decides.")] = 0,
+    start_now: Annotated[bool, typer.Option("--start", help="Then run `data scan` and `start` as well.")] = False,
 ) -> None:
-    """Accept a join bundle: trust its CA, approve its client code, write `site.toml` with the policy given here."""
+    """Join a federation: trust its CA, approve its client code, and write your policy to `site.toml`."""
     from client.records.ledger import check_head_file
     from client.settings import parse_settings
     from deploy.identity.enrolment import read_bundle
@@ -147,7 +157,7 @@ def leave(
     home: HomeOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """End taking part: every request is refused from now on, the site's keys are deleted; ledger and journal stay."""
+    """Leave the federation: refuse every request from now on and delete its keys. Ledger and journal stay."""
     import shutil
 
     from client.operator.status import hold_site

@@ -11,8 +11,8 @@ from client.settings import find_home, load_settings
 from shared.errors import InputError
 
 HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
-ledger = typer.Typer(no_args_is_help=True, help="What the images have been charged with.")
+JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+ledger = typer.Typer(no_args_is_help=True, help="See what training has cost your images.")
 
 
 def register(app: typer.Typer) -> None:
@@ -55,9 +55,11 @@ def ledger_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
 @ledger.command("verify")
 def ledger_verify(
     home: HomeOption = None,
-    adopt: Annotated[bool, typer.Option("--adopt", help="Accept this copy as the newest; recorded for ever.")] = False,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="Accept this copy as the newest. The ledger records that you did.")
+    ] = False,
 ) -> None:
-    """Check every line's hash, their order, and that this is the newest copy."""
+    """Check that no line was changed or lost, and that this is the newest copy."""
     from client.records.ledger import head_problem, open_ledger, read_ledger
 
     place = find_home(home)

@@ -1,4 +1,4 @@
-"""Take part in a federation with images that stay here: join, cap the privacy budget, decide what may run."""
+"""Take part in a federation with images that stay with you: join, limit what training may cost, decide what may run."""
 
 import os
 import sys

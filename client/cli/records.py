@@ -10,8 +10,8 @@ from client.settings import Home, find_home
 from shared.errors import InputError
 
 HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
-journal = typer.Typer(no_args_is_help=True, help="What was asked, decided and released.")
-approvals = typer.Typer(no_args_is_help=True, help="Code and experiments that may run here.")
+journal = typer.Typer(no_args_is_help=True, help="See what was asked, decided and released.")
+approvals = typer.Typer(no_args_is_help=True, help="Decide which code and experiments may run here.")
 APPROVED_FILES = "approved-files.json"
 
 
@@ -23,7 +23,8 @@ def register(app: typer.Typer) -> None:
 
 @journal.command("show")
 def journal_show(
-    home: HomeOption = None, last: Annotated[int, typer.Option(min=1, help="Newest entries to show.")] = 50
+    home: HomeOption = None,
+    last: Annotated[int, typer.Option(min=1, help="How many of the newest entries to show.")] = 50,
 ) -> None:
     """Print the newest requests, decisions and releases."""
     from client.operator.status import event_line
@@ -35,7 +36,7 @@ def journal_show(
 
 @journal.command("verify")
 def journal_verify(home: HomeOption = None) -> None:
-    """Check every line's hash and their order."""
+    """Check that no line was changed or lost."""
     from client.records.journal import Journal
 
     place = find_home(home)
@@ -44,7 +45,7 @@ def journal_verify(home: HomeOption = None) -> None:
 
 @approvals.command("list")
 def approve_list(home: HomeOption = None) -> None:
-    """Show what is approved and which experiments wait."""
+    """Show what is approved, and which experiments wait for you."""
     from client.policy.approval import pending, read_approved
     from shared.storage.code_digest import installed_digest
 

@@ -17,7 +17,7 @@ HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's fold
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the site's program."""
-    data = typer.Typer(no_args_is_help=True, help="The private images.")
+    data = typer.Typer(no_args_is_help=True, help="Prepare your private images.")
     data.command("scan")(data_scan)
     app.add_typer(data, name="data")
     for command in (start, metrics, status, doctor):
@@ -27,10 +27,10 @@ def register(app: typer.Typer) -> None:
 def data_scan(
     home: HomeOption = None,
     new: Annotated[
-        bool, typer.Option("--new", help="Begin another data set; shared files keep their spending.")
+        bool, typer.Option("--new", help="Begin another data set. Files that are in both keep what they have spent.")
     ] = False,
 ) -> None:
-    """Decode the images into the private cache, drop duplicates, set the held-out share aside; interrupt at will."""
+    """Decode your images, drop duplicates and set a share aside for audits. After an interruption run it again."""
     from rich.progress import Progress
 
     from client.data.dataset import scan
@@ -56,12 +56,12 @@ def data_scan(
 def start(
     home: HomeOption = None,
     port: Annotated[
-        int | None, typer.Option(help="Loopback port for this site's own processes; default: free.")
+        int | None, typer.Option(help="Local port for this site's own processes; default: a free one.")
     ] = None,
-    health_port: Annotated[int | None, typer.Option(help="Loopback port of the gRPC health check.")] = None,
-    metrics_port: Annotated[int, typer.Option(help="Loopback port for Prometheus; 0: none.")] = 0,
+    health_port: Annotated[int | None, typer.Option(help="Local port of the gRPC health check.")] = None,
+    metrics_port: Annotated[int, typer.Option(help="Serve figures to Prometheus on this local port; 0: do not.")] = 0,
 ) -> None:
-    """Take part, in the foreground, until Ctrl-C or SIGTERM; processes that exit are started again."""
+    """Take part until Ctrl-C. Processes that exit are restarted."""
     from client.operator.doctor import check_code, check_folder, check_records, check_signing_key
     from client.operator.live import TICK_SECONDS, live_view
     from client.operator.metrics import site_gauges
@@ -104,10 +104,8 @@ def start(
     tell("stopped; a round that was cut off stays charged")
 
 
-def metrics(
-    home: HomeOption = None, port: Annotated[int, typer.Option(help="Loopback port for Prometheus.")] = 9465
-) -> None:
-    """Serve the site's figures to Prometheus until Ctrl-C, for systemd's units; `start --metrics-port` does it too."""
+def metrics(home: HomeOption = None, port: Annotated[int, typer.Option(help="Local port to serve on.")] = 9465) -> None:
+    """Serve the site's figures to Prometheus until Ctrl-C. `start --metrics-port` does the same."""
     from threading import Event
 
     from client.operator.metrics import site_gauges
@@ -125,7 +123,7 @@ def metrics(
 
 
 def status(home: HomeOption = None) -> None:
-    """Show what is going on: running or not, data, spending, the newest events."""
+    """Show whether the site runs, its data, what it has spent, and the newest events."""
     from client.operator.status import is_running, summary
 
     place = find_home(home)
@@ -136,7 +134,7 @@ def status(home: HomeOption = None) -> None:
 
 
 def doctor(home: HomeOption = None) -> None:
-    """Check everything a round needs and say what to do; exit code 1 when something is missing."""
+    """Check everything that a round needs, and say what to do. Exit code 1 if something is missing."""
     from client.operator.doctor import check_site
     from deploy.doctor import site_checks
 

@@ -10,11 +10,14 @@ import typer
 if TYPE_CHECKING:
     from server.evaluation.drawing import Drawing
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, replaces a setting.")]
-Raw = Annotated[bool, typer.Option("--raw", help="The last step's weights instead of the moving average.")]
-Batch = Annotated[int, typer.Option(min=0, help="Images per network call; 0: as the experiment says.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; default: a GPU where there is one.")]
-Precision = Annotated[str, typer.Option(help="What the network samples in: float32 or bfloat16.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
+]
+Raw = Annotated[bool, typer.Option("--raw", help="Use the weights of the last step instead of their moving average.")]
+Batch = Annotated[int, typer.Option(min=0, help="Images to compute at a time; 0: as the experiment says.")]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:1; default: a GPU if there is one.")]
+Precision = Annotated[str, typer.Option(help="Number format to sample in: float32 or bfloat16.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,20 +28,36 @@ def register(app: typer.Typer) -> None:
 
 
 def sample(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run directory: its newest.")],
-    num: Annotated[int, typer.Option("--num", "--num-images", min=1, help="The second form for torchrun.")] = 64,
-    out: Annotated[Path, typer.Option(help="FILE.png: a grid; FILE.npy: uint8 array; else a folder of PNGs.")] = Path(
-        "grid.png"
-    ),
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the first image; default: the experiment's.")] = None,
-    columns: Annotated[int, typer.Option(min=1, help="Of the grid.")] = 8,
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint folder, or a run directory for its newest checkpoint.")
+    ],
+    num: Annotated[
+        int,
+        typer.Option(
+            "--num",
+            "--num-images",
+            min=1,
+            help="How many images to generate (write --num-images under torchrun, which takes --num itself).",
+        ),
+    ] = 64,
+    out: Annotated[
+        Path,
+        typer.Option(help="FILE.png for one grid, FILE.npy for a uint8 array, anything else for a folder of PNGs."),
+    ] = Path("grid.png"),
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Seed of the first image; image k uses this seed + k. Default: the experiment's seed."
+        ),
+    ] = None,
+    columns: Annotated[int, typer.Option(min=1, help="Columns of the grid.")] = 8,
     batch: Batch = 0,
     raw: Raw = False,
     precision: Precision = "float32",
     device: Device = "",
     overrides: Overrides = None,
 ) -> None:
-    """Sample images: image k is a function of seed + k, whatever the batch, the number of GPUs or restarts."""
+    """Generate images. Image k depends on seed + k alone, not on batch size, number of GPUs or restarts."""
     from server.evaluation.sample import SampleOptions
     from server.evaluation.sample import sample as run
 
@@ -55,32 +74,61 @@ def sample(
 
 
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or a run directory: its newest.")],
-    reference: Annotated[str, typer.Option(help="Folder, zip, cache, synthetic:SITE:N, statistics A,B or federated.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint folder, or a run directory for its newest checkpoint.")
+    ],
+    reference: Annotated[
+        str,
+        typer.Option(
+            help="Images (folder, zip, cache, synthetic:SITE:N), statistics files A,B or `federated` to compare with."
+        ),
+    ],
     extractor: Annotated[
         str,
-        typer.Option(help="inception-v3-compat, random-inception, onnx:FILE, clip-*, dinov2-*; default: as trained."),
+        typer.Option(
+            help="Network: inception-v3-compat, random-inception, onnx:FILE, clip-*, dinov2-*; default: as trained."
+        ),
     ] = "",
-    weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights; default: download.")] = None,
-    weights_sha256: Annotated[str, typer.Option(help="Digest that the file must have, if not the published one.")] = "",
-    num: Annotated[int, typer.Option("--num", "--num-images", min=0, help="Generated images; 0: as trained.")] = 0,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights file of the feature network; default: download it.")
+    ] = None,
+    weights_sha256: Annotated[
+        str, typer.Option(help="SHA-256 that your weights file must have, if it is not the published file.")
+    ] = "",
+    num: Annotated[
+        int,
+        typer.Option("--num", "--num-images", min=0, help="How many images to generate; 0: as the experiment says."),
+    ] = 0,
     home: Annotated[
-        Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="Coordinator's folder, for `federated`.")
+        Path,
+        typer.Option(
+            "--home",
+            envvar="MASKFED_SERVER_HOME",
+            help="The coordinator's folder; needed for the reference `federated`.",
+        ),
     ] = Path("coordinator"),
-    private: Annotated[bool, typer.Option("--private", help="`federated`: ask for statistics under DP.")] = False,
-    noise: Annotated[float, typer.Option(help="Noise multiplier of --private.")] = 1.1,
-    projection: Annotated[Path | None, typer.Option(help="Projection of the sites' private statistics.")] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the interval of the distance; 0: none.")] = 0,
-    name: Annotated[str, typer.Option(help="Of the evaluation; default: the checkpoint's and the distance's.")] = "",
-    out: Annotated[Path | None, typer.Option(help="Folder of the evaluation; default: below the run.")] = None,
-    every_checkpoint: Annotated[bool, typer.Option("--all", help="All checkpoints of a run.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="With `federated`: ask sites for statistics with differential privacy.")
+    ] = False,
+    noise: Annotated[float, typer.Option(help="Noise multiplier for --private.")] = 1.1,
+    projection: Annotated[
+        Path | None, typer.Option(help="Projection file for --private, made by `projection`.")
+    ] = None,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Give the distance an interval from this many resamples; 0: no interval.")
+    ] = 0,
+    name: Annotated[
+        str, typer.Option(help="Name of the evaluation's folder; default: made from checkpoint and distance.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to write to; default: evaluation/ in the run.")] = None,
+    every_checkpoint: Annotated[bool, typer.Option("--all", help="Evaluate every checkpoint of the run.")] = False,
     batch: Batch = 0,
     raw: Raw = False,
     precision: Precision = "float32",
     device: Device = "",
     overrides: Overrides = None,
 ) -> None:
-    """Distance of N samples to a reference: Frechet distance, KID, precision and recall, as `result.json`."""
+    """Measure how far generated images are from real ones: Frechet distance, KID, precision, recall."""
     from server.evaluation.evaluate import Options, evaluate_run
     from server.evaluation.evaluate import evaluate as run
 
@@ -108,14 +156,16 @@ def evaluate(
 
 def projection(
     data: Annotated[str, typer.Option(help="PUBLIC images: folder, zip, cache, synthetic:SITE:N.")],
-    out: Annotated[Path, typer.Option(help="Projection file, to send to the sites.")],
-    size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels, as at the sites.")],
+    out: Annotated[Path, typer.Option(help="File to write; send it to the sites.")],
+    size: Annotated[int, typer.Option(min=8, help="Image size in pixels; the same as at the sites.")],
     extractor: Annotated[str, typer.Option(help="Feature network.")] = "inception-v3-compat",
-    weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights; default: download.")] = None,
-    dimensions: Annotated[int, typer.Option(min=1, help="Principal directions that are kept.")] = 64,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights file of the feature network; default: download it.")
+    ] = None,
+    dimensions: Annotated[int, typer.Option(min=1, help="How many principal directions to keep.")] = 64,
     device: Device = "",
 ) -> None:
-    """Principal directions of public images, in which sites release private statistics."""
+    """Make the projection that sites need for statistics with differential privacy, from public images."""
     from server.evaluation.drawing import pick_device
     from server.evaluation.reference import features_of_images
     from shared.data.image_cache import open_images

@@ -1,4 +1,6 @@
-"""`maskfed-server`: the coordinator's commands. Each is thin and imports what it needs when it runs."""
+"""Train and release models of faces, and coordinate a federation of sites that keep their images."""
+
+# Commands import heavy packages when they run, so that --help and refusals are quick.
 
 import contextlib
 import logging
@@ -49,15 +51,23 @@ def init(
     *,
     home: Home = DEFAULT_HOME,
     address: Annotated[
-        str | None, typer.Option(help="host:port where sites find you; default: this machine only, without edge.")
+        str | None, typer.Option(help="host:port where sites reach you; default: this machine only.")
     ] = None,
-    host: Annotated[list[str] | None, typer.Option(help="Further name or address for the certificate.")] = None,
-    port: Annotated[int, typer.Option(help="Loopback port of the SuperLink.")] = 8443,
-    health_port: Annotated[int, typer.Option(help="Loopback port of the gRPC health check.")] = 8190,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="Another host name or address to put into the certificate; may be repeated."),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Local port that Flower's SuperLink listens on.")] = 8443,
+    health_port: Annotated[int, typer.Option(help="Local port of the gRPC health check.")] = 8190,
     edge: Annotated[
-        bool | None, typer.Option("--edge/--no-edge", help="nginx as the only door; default: for public addresses.")
+        bool | None,
+        typer.Option(
+            "--edge/--no-edge", help="Put nginx in front as the only way in; default: yes for public addresses."
+        ),
     ] = None,
-    database: Annotated[bool, typer.Option(help="Keep Flower's state on disk: for deployments.")] = False,
+    database: Annotated[
+        bool, typer.Option(help="Keep Flower's state on disk, so that runs survive a restart. Use it for deployments.")
+    ] = False,
 ) -> None:
     """Make a coordinator's folder: CA, server certificate, secret, settings."""
     from deploy.coordinator import Coordinator, create_coordinator, is_loopback
@@ -75,11 +85,16 @@ def init(
 @app.command()
 def renew(
     home: Home = DEFAULT_HOME,
-    ca_key: Annotated[Path | None, typer.Option(help="The CA key, where it is kept; default: ca/ca.key.")] = None,
-    host: Annotated[list[str] | None, typer.Option(help="Further name or address for the certificate.")] = None,
+    ca_key: Annotated[
+        Path | None, typer.Option(help="Where you keep the CA key; default: ca/ca.key in the folder.")
+    ] = None,
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="Another host name or address to put into the certificate; may be repeated."),
+    ] = None,
     days: Annotated[int, typer.Option(min=1, max=3650, help="How long the new certificate is valid.")] = 365,
 ) -> None:
-    """Issue a fresh server certificate and key from the same CA; restart `start` afterwards, sites notice nothing."""
+    """Issue a new server certificate from the same CA. Restart `start` afterwards; sites need to do nothing."""
     from deploy.coordinator import renew_certificate
 
     names = renew_certificate(home, ca_key or home / "ca" / "ca.key", host or [], days)
@@ -89,9 +104,9 @@ def renew(
 @app.command()
 def start(
     home: Home = DEFAULT_HOME,
-    metrics_port: Annotated[int, typer.Option(help="Loopback port for Prometheus; 0: none.")] = 0,
+    metrics_port: Annotated[int, typer.Option(help="Serve figures to Prometheus on this local port; 0: do not.")] = 0,
 ) -> None:
-    """Run the coordinator's processes until Ctrl-C, restarting what exits and resubmitting wanted runs."""
+    """Run the coordinator until Ctrl-C. Processes that exit are restarted, runs that died are submitted again."""
     from deploy.coordinator import read_coordinator, start_plan
     from deploy.processes.process import handle_signals, only_one
     from deploy.processes.supervision import Supervisor
@@ -109,7 +124,7 @@ def start(
 
 @app.command()
 def doctor(home: Home = DEFAULT_HOME) -> None:
-    """Check folder, keys, certificates, ports and processes, and say what to do; exit code 1 on a fault."""
+    """Check folder, keys, certificates, ports and processes, and say what to do. Exit code 1 if something is wrong."""
     from deploy.doctor import coordinator_checks
 
     findings = coordinator_checks(home)
@@ -126,11 +141,11 @@ def demo(
         Path | None, typer.Option(help="Folder or zip of public images; default: synthetic faces.")
     ] = None,
     faces: Annotated[Path | None, typer.Option(help="Folder or zip of private images, a folder per person.")] = None,
-    sites: Annotated[int, typer.Option(min=2, max=16, help="Sites on this machine.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Fine-tuning rounds.")] = 4,
-    budget: Annotated[str, typer.Option(help="Time for everything, for example 90s, 8m or 1h.")] = "7m",
+    sites: Annotated[int, typer.Option(min=2, max=16, help="How many sites to run on this machine.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="How many fine-tuning rounds to run.")] = 4,
+    budget: Annotated[str, typer.Option(help="How long everything may take, for example 90s, 8m or 1h.")] = "7m",
     out: Annotated[Path, typer.Option(help="New folder for everything the demo makes.")] = Path("demo"),
-    port: Annotated[int, typer.Option(help="First of the ports to use; 0: any free ones.")] = 0,
+    port: Annotated[int, typer.Option(help="Use ports from this number on; 0: any free ones.")] = 0,
 ) -> None:
     """Show the whole idea on this machine: pre-training, a federation of sites, fine-tuning rounds, a report."""
     from server.simulation.demo import DemoSettings, run_demo

@@ -1,14 +1,17 @@
-"""`maskfed-server`: the commands around models and images. Each is thin and imports what it needs when it runs."""
+"""`maskfed-server`: the commands around models and images."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-data = typer.Typer(no_args_is_help=True, help="Image sets.")
-experiments = typer.Typer(no_args_is_help=True, help="Recipes that ship with the project, the paper's own among them.")
+data = typer.Typer(no_args_is_help=True, help="Prepare image sets.")
+experiments = typer.Typer(no_args_is_help=True, help="Show the experiment recipes that come with maskfed.")
 
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, replaces a setting.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -22,13 +25,20 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    experiment: Annotated[str, typer.Argument(help="Experiment file, or the name of a recipe that ships with us.")],
-    data: Annotated[Path, typer.Option(help="Folder or zip of images, image cache, or synthetic:<site>:<number>.")],
-    out: Annotated[Path, typer.Option(help="Run directory; a run of the same experiment goes on.")],
-    init: Annotated[Path | None, typer.Option(help="Checkpoint or run whose EMA weights to start from.")] = None,
+    experiment: Annotated[str, typer.Argument(help="Experiment file, or the name of a recipe.")],
+    data: Annotated[Path, typer.Option(help="Images: folder, zip, cache, or synthetic:SITE:NUMBER.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Run directory. If it holds an unfinished run of the same experiment, training continues there."
+        ),
+    ],
+    init: Annotated[
+        Path | None, typer.Option(help="Start from the averaged weights of this checkpoint or run.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Train a model: masked pre-training or DSM, as the experiment says; several GPUs by torchrun."""
+    """Train a model on public images, masked or not, as the experiment says; on several GPUs by torchrun."""
     from server.runs.recipes import find_experiment
     from server.training.train import train as run_stage
     from shared.experiment.config import load_experiment
@@ -45,7 +55,7 @@ def import_checkpoint(
     ] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="Attention heads; default: those of the size.")] = None,
 ) -> None:
-    """Turn a checkpoint of the authors' MaskDM or of U-ViT into one of ours."""
+    """Import a checkpoint of the authors' MaskDM code or of U-ViT."""
     from server.training import maskdm_checkpoints
 
     model = maskdm_checkpoints.import_checkpoint(file, out, schedule=schedule, num_heads=heads).model
@@ -55,9 +65,9 @@ def import_checkpoint(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or run directory for its newest one.")],
     out: Annotated[Path, typer.Option(help="File to write: .pt, .pth or .safetensors.")],
-    layout: Annotated[Literal["maskdm", "uvit"], typer.Option(help="Whose names to use.")] = "maskdm",
+    layout: Annotated[Literal["maskdm", "uvit"], typer.Option(help="Program to write for: maskdm or uvit.")] = "maskdm",
 ) -> None:
-    """Write a checkpoint in the layout of the authors' MaskDM or of U-ViT."""
+    """Export a checkpoint for the authors' MaskDM code or for U-ViT."""
     from server.training.maskdm_checkpoints import export_checkpoint
 
     export_checkpoint(checkpoint, out, layout)
@@ -67,13 +77,15 @@ def export(
 @data.command("cache")
 def cache_images(
     source: Annotated[Path, typer.Argument(help="Folder or zip of images.")],
-    size: Annotated[int, typer.Option(min=8, help="Side in pixels.")],
+    size: Annotated[int, typer.Option(min=8, help="Image size in pixels.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the cache; default: beside the source.")] = None,
     identities: Annotated[Path | None, typer.Option(help="Text file with `<file name> <identity>` lines.")] = None,
-    crop: Annotated[int, typer.Option(min=0, help="Centre crop in source pixels; 0: the short side.")] = 0,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; default: all cores.")] = None,
+    crop: Annotated[
+        int, typer.Option(min=0, help="Cut a centred square of this many source pixels; 0: the largest that fits.")
+    ] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="How many processes to use; default: all cores.")] = None,
 ) -> None:
-    """Decode images once into a memory map that `train --data` reads; an interrupted run goes on."""
+    """Decode images once, for `train --data` to read. After an interruption run it again: it continues."""
     from server.training.progress_bars import decoding_bar
     from shared.data.image_cache import build_cache
 
@@ -86,7 +98,7 @@ def cache_images(
 
 @experiments.command("list")
 def list_experiments() -> None:
-    """Names of the recipes and what each is for."""
+    """List the recipes and what each is for."""
     from server.runs.recipes import describe, recipe_names
 
     width = max(map(len, recipe_names()))
@@ -99,9 +111,9 @@ def show_experiment(
     name: Annotated[str, typer.Argument(help="Name of a recipe, or an experiment file.")],
     overrides: Overrides = None,
     *,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Every setting, defaults included.")] = False,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Show every setting, defaults included.")] = False,
 ) -> None:
-    """Print a recipe: a start for an experiment file of your own."""
+    """Print a recipe, for example to start an experiment file of your own."""
     from server.runs.recipes import find_experiment
     from shared.experiment.config import load_experiment
 
@@ -115,7 +127,7 @@ def toy(
     out: Annotated[Path, typer.Option(help="Folder for the figure and the distances.")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """The paper's Figure 2 in seconds: masked score matching on marginals, then denoising, against scratch."""
+    """Repeat the paper's Figure 2 in seconds: masked pre-training against training from scratch, on a toy."""
     from server.studies.toys import run_toy
 
     result = run_toy(name, out, seed=seed)

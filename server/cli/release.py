@@ -1,4 +1,4 @@
-"""`maskfed-server`: the commands before a model leaves: audits at the sites, and the gate; thin, imports late."""
+"""`maskfed-server`: the commands before a model leaves: audits at the sites, and the gate."""
 
 from pathlib import Path
 from typing import Annotated

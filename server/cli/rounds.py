@@ -1,4 +1,4 @@
-"""`maskfed-server`: the commands of federated runs; each is thin and imports late."""
+"""`maskfed-server`: the commands of federated runs."""
 
 import json
 import sys
@@ -24,19 +24,33 @@ def register(app: typer.Typer) -> None:
 
 def finetune(
     *,
-    experiment: Annotated[str, typer.Argument(help="Experiment (file or recipe); with --resume: a change.")] = "",
+    experiment: Annotated[
+        str, typer.Argument(help="Experiment file or recipe; with --resume only to change the experiment.")
+    ] = "",
     home: Home = DEFAULT_HOME,
-    init: Annotated[str, typer.Option(help="Checkpoint, run or shipped model; default: train.init.")] = "",
-    run: Annotated[str, typer.Option(help="Name of the run; default: the experiment's and the time.")] = "",
-    resume: Annotated[str, typer.Option(help="Name of a run to take up from its last complete round.")] = "",
-    force: Annotated[bool, typer.Option(help="Resume with a changed experiment (not seeds, privacy, model).")] = False,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value")] = None,
-    reference: Annotated[str, typer.Option(help="Images or statistics that rounds are measured against.")] = "",
-    evaluate_arg: Annotated[list[str] | None, typer.Option(help="Further argument for these evaluations.")] = None,
-    detach: Annotated[bool, typer.Option(help="Submit and return; follow with `status`.")] = False,
+    init: Annotated[
+        str, typer.Option(help="Start from this checkpoint, run or shipped model; default: train.init.")
+    ] = "",
+    run: Annotated[str, typer.Option(help="Name for the run; default: made from experiment and time.")] = "",
+    resume: Annotated[str, typer.Option(help="Resume this run from its last complete round.")] = "",
+    force: Annotated[
+        bool,
+        typer.Option(
+            help="Resume although the experiment changed (never its seed, precision, privacy, model or data)."
+        ),
+    ] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
+    ] = None,
+    reference: Annotated[str, typer.Option(help="Images or statistics files to measure rounds against.")] = "",
+    evaluate_arg: Annotated[
+        list[str] | None, typer.Option(help="Pass this argument on to `evaluate`; may be repeated.")
+    ] = None,
+    detach: Annotated[bool, typer.Option(help="Do not wait for the end; see `status`.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Submit a federated fine-tuning and follow it; exit code 0: completed, 1: failed or stopped, 2: bad input."""
+    """Fine-tune a model with the sites, and show it until it ends. Exit code 0: completed, 1: failed or stopped."""
     from server.federation.finetune import Start, resume_run, start_run
     from server.federation.status import follow
     from server.runs.recipes import find_experiment
@@ -68,7 +82,7 @@ def status(
     home: Home = DEFAULT_HOME,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Show runs: rounds, sites, losses, bytes, epsilon; exit code 1 when the named run failed."""
+    """Show runs: rounds, sites, losses, bytes, epsilon. Exit code 1 if the run you name has failed."""
     from rich.console import Console
 
     from server.federation.status import all_runs, table
@@ -89,7 +103,7 @@ def status(
 def stop(
     run: str, home: Home = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False
 ) -> None:
-    """Stop a run; its last complete round stays, and `finetune --resume` takes it up again."""
+    """Stop a run. Its last complete round is kept, and `finetune --resume` continues from there."""
     from server.federation.fleet.superlink import connect
     from server.federation.resubmission import Wanted
 
@@ -103,7 +117,7 @@ def stop(
 def logs(
     run: str, home: Home = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False
 ) -> None:
-    """Print what the run's ServerApp says, until the run ends."""
+    """Print the log of a run until it ends."""
     from server.federation.status import print_log
 
     check_home(home)
@@ -113,20 +127,34 @@ def logs(
 def simulate(
     experiment: Annotated[str, typer.Argument(help="Experiment: file or recipe.")],
     *,
-    sites: Annotated[int, typer.Option(min=1, help="Virtual sites.")] = 10,
+    sites: Annotated[int, typer.Option(min=1, help="How many sites to simulate.")] = 10,
     data: Annotated[str, typer.Option(help="Folder or zip of images, or synthetic:IMAGES_PER_SITE.")] = "synthetic:40",
     by: Annotated[
-        str, typer.Option(help="Division among the sites: person, or dirichlet over class folders.")
+        str, typer.Option(help="How to divide the images: whole persons, or class folders by a Dirichlet distribution.")
     ] = "person",
-    alpha: Annotated[float, typer.Option(min=0.001, help="Concentration of dirichlet; small: skewed.")] = 0.5,
-    init: Annotated[str, typer.Option(help="Checkpoint, run or shipped model; default: train.init.")] = "",
-    out: Annotated[Path, typer.Option(help="Folder for everything; the same command goes on.")] = Path("simulation"),
-    cpus: Annotated[int, typer.Option(min=0, help="CPUs to use; 0: all.")] = 0,
-    cpus_per_site: Annotated[int, typer.Option(min=1, help="CPUs of a virtual site while it trains.")] = 1,
-    gpus_per_site: Annotated[float, typer.Option(min=0, max=8, help="Share of a GPU, such as 0.25; 0: CPU.")] = 0.0,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value")] = None,
+    alpha: Annotated[
+        float,
+        typer.Option(
+            min=0.001, help="With --by dirichlet: small values give each site few classes, large ones all alike."
+        ),
+    ] = 0.5,
+    init: Annotated[
+        str, typer.Option(help="Start from this checkpoint, run or shipped model; default: train.init.")
+    ] = "",
+    out: Annotated[
+        Path, typer.Option(help="Folder for everything. After an interruption the same command continues there.")
+    ] = Path("simulation"),
+    cpus: Annotated[int, typer.Option(min=0, help="How many CPUs to use; 0: all.")] = 0,
+    cpus_per_site: Annotated[int, typer.Option(min=1, help="CPUs for one site while it trains.")] = 1,
+    gpus_per_site: Annotated[
+        float, typer.Option(min=0, max=8, help="Share of a GPU for one site, such as 0.25; 0: train on the CPU.")
+    ] = 0.0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
+    ] = None,
 ) -> None:
-    """Run the rounds with many virtual sites on this machine (extra `simulation`); exit code as of finetune."""
+    """Fine-tune with many simulated sites on this machine. Needs the extra `simulation`. Exit codes as for finetune."""
     from rich.console import Console
 
     from server.simulation.simulate import Simulate

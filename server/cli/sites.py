@@ -14,7 +14,7 @@ from shared.errors import InputError
 if TYPE_CHECKING:
     from server.federation.fleet.registry import Site
 
-sites = typer.Typer(no_args_is_help=True, help="Who may take part.")
+sites = typer.Typer(no_args_is_help=True, help="Add, renew, list and remove sites.")
 
 DEFAULT_HOME = Path("coordinator")
 Home = Annotated[
@@ -24,12 +24,14 @@ Home = Annotated[
 
 @sites.command("add")
 def sites_add(
-    requests: Annotated[list[str], typer.Argument(help="Enrolment lines of sites, or files that hold one each.")],
+    requests: Annotated[list[str], typer.Argument(help="Enrolment lines from sites, or files with one line each.")],
     home: Home = DEFAULT_HOME,
-    bundle: Annotated[Path | None, typer.Option(help="Where the join bundle goes; default: <alias>.join.json.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="File to write the join bundle to; default: ALIAS.join.json.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Register sites and write their join bundles, which hold no secret; a line that was used before is refused."""
+    """Add sites by their enrolment lines, and write the join bundle to send back to each. A line works once."""
     from deploy.coordinator import read_coordinator
     from deploy.identity.enrolment import read_request
     from deploy.identity.keys import fingerprint
@@ -93,7 +95,7 @@ def sites_renew(
 def sites_list(
     home: Home = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False
 ) -> None:
-    """Show every site: alias, whether it is online, when it was added or removed."""
+    """List all sites: alias, online or not, when added or removed."""
     from deploy.coordinator import read_coordinator
     from deploy.processes.services import is_healthy
     from server.federation.fleet.registry import Registry
@@ -130,7 +132,7 @@ def sites_remove(
     home: Home = DEFAULT_HOME,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Revoke a site: its key is refused from now on, also by a running SuperLink, and never accepted again."""
+    """Remove a site. Its key is refused at once and for ever."""
     from deploy.coordinator import read_coordinator
     from server.federation.fleet.admission import recorded
     from server.federation.fleet.registry import Registry

@@ -15,19 +15,24 @@ def register(app: typer.Typer) -> None:
 
 def reproduce(
     study: Annotated[str, typer.Argument(help="acceleration, transfer, federated, or a study file of your own.")],
-    scale: Annotated[str, typer.Option(help="cpu, gpu or paper.")] = "cpu",
-    arm: Annotated[list[str] | None, typer.Option(help="Arm to run, several in order; default: all.")] = None,
+    scale: Annotated[str, typer.Option(help="How large: cpu, gpu or paper.")] = "cpu",
+    arm: Annotated[list[str] | None, typer.Option(help="Arm to run; may be repeated. Default: all, in order.")] = None,
     public: Annotated[str, typer.Option(help="Folder or zip of public images; default: synthetic faces.")] = "",
     private: Annotated[str, typer.Option(help="Folder or zip, a folder per person; default: synthetic faces.")] = "",
     extractor: Annotated[
-        list[str] | None, typer.Option(help="As of evaluate, several; the first chooses. Default: random-inception.")
+        list[str] | None,
+        typer.Option(
+            help="Feature network, as in evaluate; may be repeated: the first chooses the point that is reported."
+        ),
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="File of the Inception weights.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of all runs; the same command goes on.")] = Path("runs/reproduce"),
-    results: Annotated[Path | None, typer.Option(help="Folder of stored results; default: server/results.")] = None,
-    device: Annotated[str, typer.Option(help="For sampling: cpu, cuda; default: a GPU where there is one.")] = "",
+    weights: Annotated[Path | None, typer.Option(help="Weights file of the Inception network.")] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for all runs. After an interruption the same command continues there.")
+    ] = Path("runs/reproduce"),
+    results: Annotated[Path | None, typer.Option(help="Folder to store results in; default: server/results.")] = None,
+    device: Annotated[str, typer.Option(help="Where to sample: cpu or cuda; default: a GPU if there is one.")] = "",
 ) -> None:
-    """Run the paper's experiments, arm by arm: each a resumable job that ends with numbers in server/results."""
+    """Repeat the paper's experiments, arm by arm. The numbers go to server/results."""
     from server.studies.run.arm_settings import ArmSettings
     from server.studies.run.reproduce import run_arm
     from server.studies.schema import arms_at, load_study
@@ -50,18 +55,22 @@ def reproduce(
             )
             stored = run_arm(study, name, scale, settings)
         if stored is None:
-            typer.echo(f"{study}/{name} is not finished: the same command goes on", err=True)
+            typer.echo(f"{study}/{name} is not finished: run the same command again to continue", err=True)
             sys.exit(1)
         typer.echo(f"{stored}")
 
 
 def report(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories; several are compared.")] = None,
-    out: Annotated[Path | None, typer.Option(help="HTML file; default: report.html in the run.")] = None,
-    results: Annotated[bool, typer.Option("--results", help="Write RESULTS.md from the stored results.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="With --results: exit code 1 where it is stale.")] = False,
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run directories; give several to compare them.")] = None,
+    out: Annotated[Path | None, typer.Option(help="HTML file to write; default: report.html in the run.")] = None,
+    results: Annotated[
+        bool, typer.Option("--results", help="Write RESULTS.md and its plots from the stored results instead.")
+    ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="With --results: write nothing, exit with 1 if the page is out of date.")
+    ] = False,
 ) -> None:
-    """Write one self-contained HTML page: what ran, distances, samples, who took part, privacy, provenance."""
+    """Write a report of runs as one HTML page: distances, samples, who took part, privacy, provenance."""
     from server.report.build import report as write
     from shared.errors import InputError
 

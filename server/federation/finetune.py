@@ -87,17 +87,17 @@ def start_run(home: Path, start: Start) -> str:
 def resume_run(home: Path, run: str, changed: Experiment | None = None, *, force: bool = False) -> bool:
     """Submit a run again, from its last complete checkpoint; false when it is running, so that there is nothing to do.
 
-    A run whose ServerApp was killed counts as running until the SuperLink has noticed; then it is submitted again by
-    whoever follows it, and by `maskfed-server start`.
+    A run whose ServerApp was killed counts as running until the SuperLink has noticed; then `maskfed-server start`, or
+    a `status` that follows it, submits it again.
 
     Args:
         home: the coordinator's folder.
         run: its name.
-        changed: an experiment that should go on in place of the stored one.
+        changed: an experiment to continue with instead of the stored one.
         force: take `changed` although it differs; never in seeds, precision, privacy, model or data.
 
     Raises:
-        InputError: no such run, it is complete, it is running and the experiment shall change, or that differs.
+        InputError: no such run, it is complete, the experiment is to change while it runs, or differs without `force`.
     """
     check_name(run)
     made = RunDir(home / "runs" / run)
@@ -116,7 +116,7 @@ def resume_run(home: Path, run: str, changed: Experiment | None = None, *, force
     done = load_meta(newest).round or 0
     if done >= experiment.federation.rounds:
         raise InputError(
-            f"run {run} has done all {done} rounds: raise federation.rounds (--set, with --force) to go on"
+            f"run {run} has done all {done} rounds: raise federation.rounds (--set, with --force) to continue"
         )
     check_sites(experiment, len(Registry(home / "sites.json").active()))
     with connect(home) as control:

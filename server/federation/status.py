@@ -39,12 +39,14 @@ def follow(home: Path, run: str, *, as_json: bool = False, console: Console | No
                 seen = time.monotonic() if _tick(home, wanted) else seen
                 if time.monotonic() - seen > AWAY_SECONDS:
                     raise ControlError(
-                        f"the SuperLink is away for {AWAY_SECONDS:g} s: run {run} goes on with `maskfed-server start`"
+                        f"the SuperLink is away for {AWAY_SECONDS:g} s: run {run} continues with `maskfed-server start`"
                     )
             summary = summarise(home, entry)
             live.update(table(summary))
     except KeyboardInterrupt:
-        console.print(f"run {run} goes on without you: `maskfed-server status {run}`, or `stop {run}`", markup=False)
+        console.print(
+            f"run {run} continues in the background: `maskfed-server status {run}`, or `stop {run}`", markup=False
+        )
         raise
     if as_json:
         Console().print_json(data=summary)

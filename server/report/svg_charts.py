@@ -19,6 +19,9 @@ _DARK = ("#7ab8f5", "#fb9a66", "#6fd08c", "#c99af5", "#e5c15a", "#f48fb8", "#e8e
 WIDTH_INCHES, HEIGHT_INCHES = 4.4, 2.9
 MARKED_POINTS = 40
 INSIDE_LEGEND = 4
+INVISIBLE_POINTS = 0.02
+_NUMBER = re.compile(r"(?<![\w#.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.:])")
+_ID = re.compile(r'(?<= id=")[\w-]+|(?<=#)[\w-]+(?=["\)])')
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,23 @@ def standalone(svg: str) -> str:
     )
     style = f"<style>svg{{{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
     return svg.replace("</title>", f"</title>{style}", 1)
+
+
+def is_same_drawing(one: str, other: str) -> bool:
+    """Whether two SVG texts show the same: every series, label and limit, and the coordinates to what an eye can see.
+
+    The last digits of coordinates, and the ids that are derived from them, differ from processor to processor.
+    """
+    return _NUMBER.split(_named(one)) == _NUMBER.split(_named(other)) and all(
+        abs(float(ours) - float(theirs)) < INVISIBLE_POINTS
+        for ours, theirs in zip(_NUMBER.findall(_named(one)), _NUMBER.findall(_named(other)), strict=True)
+    )
+
+
+def _named(svg: str) -> str:
+    """The text with ids numbered in the order in which they come."""
+    numbers: dict[str, int] = {}
+    return _ID.sub(lambda match: f"id{numbers.setdefault(match[0], len(numbers))}:", svg)
 
 
 def _draw(axes: Any, line: Series, colour: str, dash: str, marker: str) -> None:  # noqa: ANN401  # matplotlib

@@ -136,7 +136,7 @@ class _Session:
             self.watch.sample()
             self.watch.end("finished" if done >= wanted else "interrupted", done)
             if done < wanted:
-                log.info("stopped after step %d of %d; the same command goes on from there", done, wanted)
+                log.info("stopped after step %d of %d; run the same command again to continue", done, wanted)
 
 
 def _open(data: Path, experiment: Experiment, world: World) -> ImageCache:
@@ -184,7 +184,7 @@ def _resume(engine: Engine, run: RunDir) -> tuple[str, ...]:
     if newest is None:
         return ()
     engine.load_groups({name: load_group(newest, name) for name in ("model", "ema", "optimizer")})
-    log.info("goes on after step %d", engine.steps_done)
+    log.info("continuing after step %d", engine.steps_done)
     return load_meta(newest).parents
 
 

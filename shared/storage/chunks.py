@@ -105,7 +105,7 @@ class ChunkedJob:
             if time.monotonic() > deadline:
                 raise InputError(
                     f"{self.folder}: {len(missing)} of {self.num_chunks} parts are missing after "
-                    f"{deadline_seconds:g} s: start the command again, it goes on where it was"
+                    f"{deadline_seconds:g} s: run the same command again to continue"
                 )
             time.sleep(0.2)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.report.svg_charts import Series, line_chart, standalone
+from server.report.svg_charts import Series, is_same_drawing, line_chart, standalone
 from server.studies import stored_results
 from server.studies.page.break_even import equal_operations
 from server.studies.page.derived import curve_to_test, derive
@@ -63,10 +63,8 @@ class Pages:
             path.unlink()
 
     def stale(self) -> list[Path]:
-        """Files that are missing, differ from what the results give, or should not be there."""
-        wrong = [
-            path for path, text in self.texts.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
-        ]
+        """Files that are missing, say something else than the results, or should not be there."""
+        wrong = [path for path, text in self.texts.items() if not path.is_file() or not _is_same(path, text)]
         return [*wrong, *self._left_over()]
 
     def _left_over(self) -> list[Path]:
@@ -74,6 +72,12 @@ class Pages:
             plot for folder in (self.folder, self.folder / stored_results.SYNTHETIC) for plot in folder.glob("*.svg")
         }
         return sorted(found - set(self.texts))
+
+
+def _is_same(path: Path, text: str) -> bool:
+    """Whether a file says what `text` says; plots are compared as drawings."""
+    found = path.read_text(encoding="utf-8")
+    return is_same_drawing(found, text) if path.suffix == ".svg" else found == text
 
 
 def make_pages(folder: Path = stored_results.FOLDER) -> Pages:

@@ -141,7 +141,7 @@ def test_a_follower_does_not_wait_for_ever_for_a_superlink_that_is_away(run_home
     monkeypatch.setattr(control, "nodes", away)
     monkeypatch.setattr(status, "AWAY_SECONDS", 0.1)
     monkeypatch.setattr(status, "POLL_SECONDS", 0.05)
-    with pytest.raises(ControlError, match="run run goes on"):
+    with pytest.raises(ControlError, match="run run continues"):
         status.follow(home, "run")
 
 

@@ -175,7 +175,7 @@ def test_interrupt_writes_a_checkpoint_and_kill_loses_only_what_came_after_one(t
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert "goes on from there" in errors
+    assert "run the same command again to continue" in errors
     events = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert events[-1]["status"] == "interrupted" and events[-2]["kind"] == "checkpoint"
     stopped = events[-1]["step"]

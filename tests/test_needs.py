@@ -1,0 +1,38 @@
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests import needs
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_one_line_says_what_is_missing_what_for_and_what_brings_it(monkeypatch):
+    there = {"ip", "systemd-analyze"}
+    monkeypatch.setattr(shutil, "which", lambda name, **_: f"/bin/{name}" if name in there else None)
+    line = needs.missing_programs()
+    assert "\n" not in line
+    assert "nginx (the door in front of the SuperLink), chromium (the report page in a browser)" in line
+    assert line.endswith("install --no-install-recommends nginx-light chromium")
+
+
+def test_nothing_is_said_where_nothing_is_missing(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name, **_: f"/bin/{name}")
+    assert needs.missing_programs() == ""
+
+
+def test_ci_installs_the_packages_of_the_same_list(tmp_path):
+    """The head of .ci/run, with an empty PATH but for a stand-in for apt-get that says what it was asked for."""
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").split("# Nothing is skipped here")[0]
+    script = script.replace(":/usr/sbin:/sbin", "")
+    for name, body in {"apt-get": 'echo "asked $*"', "id": "echo 0", "dirname": "echo .ci", "nginx": ":"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    bash = shutil.which("bash")
+    assert bash is not None
+    done = subprocess.run(
+        [bash, "-c", script], cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
+    asked = done.stdout.splitlines()[-1].split()
+    expected = [program.package for program in needs.PROGRAMS if program.name != "nginx"]
+    assert asked[-len(expected) :] == expected
