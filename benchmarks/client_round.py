@@ -7,6 +7,7 @@ whole of maskfed; `--device cpu --size T` tries the command without a GPU.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 from benchmarks.measure import hardware, verdict
 from client.data.dataset import Dataset, open_dataset, scan
 from client.privacy.clipping import clipped_gradients
+from client.records.registry import REGISTRY_VARIABLE
 from client.settings import Home, SiteConfig, SitePolicy, save_settings
 from client.training.local_round import Round
 from shared.data.synthetic import write_folder
@@ -139,6 +141,7 @@ def images_per_second(request: TrainRequest, data: Dataset, home: Home, settings
 
 def make_site(folder: Path) -> tuple[Home, SiteConfig]:
     """A scanned site of 512 synthetic images, none held out."""
+    os.environ[REGISTRY_VARIABLE] = str(folder / "registry")
     home = Home(folder / "home")
     write_folder(folder / "photos", num_images=NUM_IMAGES, size=IMAGE_SIZE, seed=SEED)
     settings = SiteConfig(

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from benchmarks.local import ONLINE_SECONDS, OPEN_POLICY, command, make_experiment, random_checkpoint
+from client.records.registry import REGISTRY_VARIABLE
 from deploy.processes.process import adopt_orphans, end_descendants
 from shared.data.synthetic import write_folder
 from shared.storage.runlog import read_metrics
@@ -111,6 +112,7 @@ def hosts(root: Path, names: tuple[str, ...]) -> Iterator[list[Host]]:
     made: list[Host] = []
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ[REGISTRY_VARIABLE] = str(root / "registry")
     _ip("link", "add", bridge, "type", "bridge")
     try:
         _ip("link", "set", bridge, "up")

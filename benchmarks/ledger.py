@@ -29,6 +29,7 @@ from client import app
 from client.data.dataset import scan
 from client.records.chain import open_chain, read_chain
 from client.records.ledger import open_ledger, read_ledger
+from client.records.registry import REGISTRY_VARIABLE
 from client.records.spending import Charge, Spending
 from client.settings import Home, SiteConfig, SitePolicy, save_settings
 from client.training import local_round
@@ -184,6 +185,7 @@ def make_request(server_round: int) -> TrainRequest:
 
 def make_site(folder: Path) -> Home:
     """A scanned site that allows every request of this benchmark."""
+    os.environ[REGISTRY_VARIABLE] = str(folder / "registry")
     home = Home(folder / "home")
     write_folder(folder / "photos", num_images=8, size=16, seed=SEED)
     policy = SitePolicy(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from client.records.registry import REGISTRY_VARIABLE
 from deploy.processes.process import free_ports, spawn
 from shared.data.synthetic import write_folder
 from shared.experiment.config import Experiment, parse_experiment
@@ -22,6 +23,7 @@ from shared.storage.checkpoint import save_checkpoint
 ONLINE_SECONDS = 120.0
 STOP_SECONDS = 40.0
 OPEN_POLICY = (
+    *("--unit", "image"),
     *("--allow-non-private", "--allow-any-experiment", "--max-steps", "100000", "--max-rounds", "100000"),
     *("--release", "loss", "--release", "seconds", "--device", "cpu", "--threads", "1"),
 )
@@ -55,6 +57,8 @@ class LocalFederation:
 
     def set_up(self) -> None:
         """Everything up to `start`: keys, bundles, images, caches."""
+        # Its sites are strangers to those of other federations, which may be made of the same faces.
+        os.environ[REGISTRY_VARIABLE] = str(self.root / "registry")
         self.ports = free_ports(2 + 2 * self.num_sites)
         port, health = map(str, self.ports[:2])
         self.call("maskfed-server", "init", "--home", str(self.home), "--port", port, "--health-port", health)

@@ -20,6 +20,7 @@ Task = Literal["train", "statistics", "audit"]
 Unit = Literal["image", "person"]
 CURE_SIGNING_KEY = "`maskfed-client enroll ALIAS` makes it; send the coordinator the line, for `sites renew`"
 HOME_VARIABLE = "MASKFED_CLIENT_HOME"
+DATA_KEY_BYTES = 32
 
 
 class SitePolicy(Section):
@@ -74,6 +75,8 @@ class SiteConfig(Section):
     """Folder or zip of images, absolute; class folders are persons."""
     identities: str = ""
     """Text file with a `<file name> <person>` line per image, absolute; empty: class folders are persons, if any."""
+    person_depth: int = Field(0, ge=0)
+    """Which folder below the common top is the person, from 1; 0: the first, and deeper trees are refused."""
     image_size: int = Field(ge=8)
     """Side of the images in the private cache, in pixels; requests for another size are refused."""
     held_out_ratio: float = Field(0.1, ge=0, lt=1)
@@ -128,14 +131,14 @@ class Home:
         return self.path / "site-sign.key"
 
     @property
-    def authority(self) -> Path:
-        """Certificate of the coordinator's CA, pinned by `join`."""
-        return self.path / "ca.crt"
-
-    @property
     def request_certificate(self) -> Path:
         """Certificate of the newest request key that was seen; older ones are refused."""
         return self.path / "request.der"
+
+    @property
+    def confirmed_persons(self) -> Path:
+        """Digest of the persons that the operator has confirmed."""
+        return self.path / "persons.confirmed"
 
     @property
     def datasets(self) -> Path:
@@ -226,8 +229,22 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def read_data_key(home: Home) -> bytes:
-    """The site's 32 secret bytes, made at first use."""
+    """The site's 32 secret bytes; only a scan makes them, and only before the ledger knows a data set.
+
+    Raises:
+        InputError: missing, readable by others, or not 32 bytes.
+    """
     if not home.data_key.exists():
-        write_private(home.data_key, os.urandom(32))
+        raise InputError(
+            f"{home.data_key} is missing: put it back from the backup; if it is lost, `data scan --new-key`"
+        )
     check_private(home.data_key)
-    return home.data_key.read_bytes()
+    key = home.data_key.read_bytes()
+    if len(key) != DATA_KEY_BYTES:
+        raise InputError(f"{home.data_key} has {len(key)} bytes, not {DATA_KEY_BYTES}: put it back from the backup")
+    return key
+
+
+def create_data_key(home: Home) -> None:
+    """Draw the site's secret."""
+    write_private(home.data_key, os.urandom(DATA_KEY_BYTES))

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
-for name in ("MASKFED_SERVER_HOME", "MASKFED_CLIENT_HOME"):
+for name in ("MASKFED_SERVER_HOME", "MASKFED_CLIENT_HOME", "MASKFED_REGISTRY"):
     os.environ.pop(name, None)
 
 
@@ -43,6 +43,12 @@ def pytest_report_header() -> list[str]:
     from tests.needs import missing_programs
 
     return [line for line in [missing_programs()] if line]
+
+
+@pytest.fixture(autouse=True)
+def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test is a machine of its own: homes of other tests share no images with it."""
+    monkeypatch.setenv("MASKFED_REGISTRY", str(tmp_path / "registry"))
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -21,6 +21,9 @@ from shared.messages.signature import Purpose, SignatureError, Statement, check_
 from shared.messages.statistics import StatisticsAnswer
 from shared.messages.training import RefusalCode, ReplyHeader
 
+CA_CERTIFICATE = "ca.crt"
+"""Of the coordinator, pinned by `join`."""
+
 
 def answer_signed(
     message: Message, home: Home, purpose: Purpose, work: Callable[[RecordDict, Home], RecordDict]
@@ -72,10 +75,11 @@ def open_request(content: RecordDict, home: Home, purpose: Purpose, alias: str) 
 
 
 def _authority(home: Home) -> bytes:
+    path = home.path / CA_CERTIFICATE
     try:
-        pinned: bytes = home.authority.read_bytes()
+        pinned: bytes = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{home.authority}: {error.strerror}; run `maskfed-client join` first") from error
+        raise InputError(f"{path}: {error.strerror}; run `maskfed-client join` first") from error
     return pinned
 
 

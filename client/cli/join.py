@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from client.cli import records, site
+from client.cli.persons import PersonsOption, confirm_persons, keep_persons
 from client.policy.description import describe
 from client.settings import Home, SiteConfig, find_home, load_settings, save_settings
 from shared.errors import InputError
@@ -47,11 +48,17 @@ def join(  # every rule of the policy is one option
     image_size: Annotated[int, typer.Option(min=8, help="Image size in pixels.")],
     home: HomeOption = None,
     identities: Annotated[Path | None, typer.Option(help="File with `<file name> <person>` lines.")] = None,
+    person_depth: Annotated[
+        int, typer.Option(min=0, help="Which folder is the person, counted from the first below the top; for trees.")
+    ] = 0,
+    num_persons: PersonsOption = None,
     epsilon_cap: Annotated[
         float, typer.Option(min=0, help="Largest epsilon that all training together may cost your images.")
     ] = 8.0,
     delta: Annotated[float, typer.Option(help="Delta that goes with every epsilon.")] = 1e-5,
-    unit: Annotated[str, typer.Option(help="What epsilon protects: image or person.")] = "image",
+    unit: Annotated[
+        str | None, typer.Option(help="What epsilon protects: image or person; default: person where there are any.")
+    ] = None,
     min_noise: Annotated[float, typer.Option(help="Refuse plans with a smaller noise multiplier.")] = 0.5,
     max_steps: Annotated[int, typer.Option(help="Refuse rounds of more optimizer steps.")] = 2000,
     max_rounds: Annotated[int, typer.Option(help="Refuse more rounds than this in 24 hours.")] = 100,
@@ -81,7 +88,7 @@ def join(  # every rule of the policy is one option
     start_now: Annotated[bool, typer.Option("--start", help="Then run `data scan` and `start` as well.")] = False,
 ) -> None:
     """Join a federation: trust its CA, approve its client code, and write your policy to `site.toml`."""
-    from client.records.ledger import check_head_file
+    from client.records.history import check_head_file
     from client.settings import parse_settings
     from deploy.identity.enrolment import read_bundle
     from deploy.identity.site_identity import accept_bundle
@@ -96,6 +103,7 @@ def join(  # every rule of the policy is one option
             "address": joined.address,
             "data": str(data.resolve()),
             "identities": str(identities.resolve()) if identities else "",
+            "person_depth": person_depth,
             "image_size": image_size,
             "held_out_ratio": held_out,
             "head_file": str((head_file or default_head_file(place, joined.alias)).resolve()),
@@ -105,7 +113,7 @@ def join(  # every rule of the policy is one option
                 "tasks": task or ["train"],
                 "experiments": "any" if allow_any_experiment else "approved",
                 "require_dp": not allow_non_private,
-                "unit": unit,
+                "unit": unit or "image",
                 "epsilon_cap": epsilon_cap,
                 "delta": delta,
                 "min_noise_multiplier": min_noise,
@@ -119,12 +127,13 @@ def join(  # every rule of the policy is one option
         },
         "join",
     )
-    check_images(settings)
+    settings = with_unit(place, settings, unit, num_persons)
     check_head_file(Path(settings.head_file), place.path)
     records.check_installed(joined.code_digest)
     accept_bundle(place.path, joined)
     records.approve_installed(place)
     save_settings(place, settings)
+    keep_persons(place, settings)
     typer.echo(f"joined {joined.address} as {joined.alias}; CA fingerprint, to compare with the coordinator by phone:")
     typer.echo(f"  {joined.ca_fingerprint}")
     typer.echo(describe(settings.policy))
@@ -142,15 +151,22 @@ def default_head_file(home: Home, alias: str) -> Path:
     return state / "maskfed" / f"{alias}-{hashlib.sha256(str(home.path).encode()).hexdigest()[:12]}.json"
 
 
-def check_images(settings: SiteConfig) -> None:
-    """Refuse a folder without images, or without the persons that the policy protects, before anything is written."""
-    from client.data.dataset import CURE_PERSONS
-    from shared.data.images import list_images, read_identities
+def with_unit(home: Home, settings: SiteConfig, unit: str | None, num_persons: int | None) -> SiteConfig:
+    """The settings with the unit of privacy that is asked for, or the person where images are sorted by person.
 
-    source = list_images(Path(settings.data))
-    persons = read_identities(Path(settings.identities), source.names) if settings.identities else source.persons
+    Raises:
+        InputError: no images, or persons that are missing, not clear or not confirmed; nothing was written.
+    """
+    from client.data.dataset import CURE_PERSONS
+    from client.data.person_mapping import persons_of
+    from shared.data.images import list_images
+
+    if unit is None and persons_of(list_images(Path(settings.data)), settings) is not None:
+        settings = settings.model_copy(update={"policy": settings.policy.model_copy(update={"unit": "person"})})
+    persons = confirm_persons(home, settings, num_persons)
     if settings.policy.unit == "person" and persons is None:
         raise InputError(f"--unit person, but {settings.data} is not sorted by person. {CURE_PERSONS}")
+    return settings
 
 
 def leave(

@@ -60,7 +60,8 @@ def ledger_verify(
     ] = False,
 ) -> None:
     """Check that no line was changed or lost, and that this is the newest copy."""
-    from client.records.ledger import head_problem, open_ledger, read_ledger
+    from client.records.history import head_problem
+    from client.records.ledger import open_ledger, read_ledger
 
     place = find_home(home)
     head_file = Path(load_settings(place).head_file)
@@ -72,6 +73,19 @@ def ledger_verify(
         raise InputError(problem)
     newest = f", newest {history.entries[-1].hash}" if history.entries else ""
     typer.echo(f"{place.ledger}: {len(history.entries)} entries, unbroken{newest}")
+
+
+@ledger.command("accept-clock")
+def ledger_accept_clock(home: HomeOption = None) -> None:
+    """Say that the clock is right and entries were dated ahead by a wrong one; recorded, nothing is forgotten."""
+    import datetime as dt
+
+    from client.records.ledger import open_ledger
+
+    place = find_home(home)
+    with open_ledger(place.ledger, Path(load_settings(place).head_file)) as held:
+        entry = held.accept_clock(dt.datetime.now(dt.UTC))
+    typer.echo(f"entry {entry.sequence}: {entry.fields['num_ahead']} entries dated ahead count as written now")
 
 
 @ledger.command("plan")

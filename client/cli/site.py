@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from client.cli.persons import PersonsOption, confirm_persons, keep_persons
 from client.policy.description import describe
 from client.settings import find_home, load_settings
 from deploy.observe.logs import tell
@@ -29,6 +30,10 @@ def data_scan(
     new: Annotated[
         bool, typer.Option("--new", help="Begin another data set. Files that are in both keep what they have spent.")
     ] = False,
+    new_key: Annotated[
+        bool, typer.Option("--new-key", help="Draw another data.key for one that is lost; all spending is kept.")
+    ] = False,
+    num_persons: PersonsOption = None,
 ) -> None:
     """Decode your images, drop duplicates and set a share aside for audits. After an interruption run it again."""
     from rich.progress import Progress
@@ -39,6 +44,7 @@ def data_scan(
 
     place = find_home(home)
     settings = load_settings(place)
+    confirm_persons(place, settings, num_persons)
     bars = Progress(transient=True, disable=not sys.stdout.isatty())
     with site_log(place, "scan", "shared"), bars as progress:
         bar = progress.add_task("decoding", total=None)
@@ -46,8 +52,10 @@ def data_scan(
             place,
             settings,
             is_new=new,
+            is_key_lost=new_key,
             on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
+    keep_persons(place, settings)
     Journal(place.journal).write("scan", dataset_id=found.dataset_id, image_size=found.size, linked=found.linked)
     for line in found.lines(settings.policy):
         print(line)

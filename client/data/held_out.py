@@ -1,60 +1,159 @@
-"""Which images were set aside for audits, and what is kept of a file so that later scans know it. No torch."""
+"""Which images were set aside for audits, and what is kept of a file so that later scans know it. No torch.
+
+A record is an HMAC under the site's key: of a file's bytes, of decoded pixels, of a person's name. Rows are numbers of
+decoded images. Nothing that is decided for one person depends on the images of another one in the same scan.
+"""
 
 import hashlib
 import hmac
 import json
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
+SCHEMA_VERSION = 2
+Place = bool | None
+"""True: held out; False: trained on; None: neither, or not known."""
 
-from client.settings import write_private
+
+class Picture(NamedTuple):
+    """One decoded image: its row, the records of its bytes and pixels, and that of its person, if persons are known."""
+
+    row: int
+    pair: tuple[str, str]
+    person: str | None
+
+
+class Sides(NamedTuple):
+    """Rows of a scan by what becomes of them."""
+
+    train: list[int]
+    """Trained on, each picture once."""
+    twins: list[int]
+    """Pictures of `train` that are filed under further persons: they belong to these persons' units, too."""
+    held_out: list[int]
+    """Never trained on, each picture once."""
 
 
 @dataclass
 class Split:
-    """Which records and persons were set aside; what is decided once stays, also when images are added."""
+    """What was ever seen and where it was placed; what is decided once stays, also when images are added."""
 
-    records: dict[str, bool]
-    persons: dict[str, bool]
+    key_id: str = ""
+    """Of the site's key; empty: from before keys had names."""
+    records: dict[str, Place] = field(default_factory=dict)
+    persons: dict[str, bool] = field(default_factory=dict)
+    owners: dict[str, list[str]] | None = None
+    """Persons that each record was filed under; None: not known."""
 
     @classmethod
     def load(cls, path: Path) -> "Split":
-        """As it was saved; empty before the first scan."""
-        if not path.exists():
-            return cls({}, {})
-        return cls(**json.loads(path.read_bytes()))
+        """As it was saved, also by an earlier version."""
+        tree: dict[str, Any] = json.loads(path.read_bytes())
+        if tree.pop("schema", 1) == 1:
+            return cls(records=tree["records"], persons=tree["persons"])
+        return cls(**tree)
 
-    def save(self, path: Path) -> None:
-        """Write it, 0600, in one step."""
-        write_private(path, json.dumps({"records": self.records, "persons": self.persons}).encode())
+    def dump(self) -> bytes:
+        """The bytes of its file; the same facts give the same bytes."""
+        return json.dumps({"schema": SCHEMA_VERSION, **asdict(self)}, sort_keys=True).encode()
 
-    def place(self, key: bytes, pair: tuple[str, str], person: str | None, ratio: float) -> bool:
-        """Whether a file is held out: as its bytes or pixels were before, else as its person is, else by keyed hash."""
-        known = [self.records[record] for record in pair if record in self.records]
-        name = pair[0] if person is None else record_of(key, person.encode())
-        place = any(known) if known else self.persons.get(name, _chance(key, name) < ratio)
-        if person is not None:
-            self.persons.setdefault(name, place)
-        self.records.update(dict.fromkeys(pair, place))
-        return place
+    def place_of(self, pair: Iterable[str]) -> Place:
+        """Where a picture was placed before, under either of its records; held out wins."""
+        found = [place for record in pair if (place := self.records.get(record)) is not None]
+        return any(found) if found else None
+
+    def is_regrouped(self, pictures: Sequence[Picture]) -> bool:
+        """Whether pictures that were seen before are now filed under other persons only: another data set."""
+        known = [each for each in pictures if any(record in self.records for record in each.pair)]
+        if self.owners is None:
+            names = {each.person for each in known}
+            return not names <= set(self.persons) if self.persons else bool(names - {None})
+        now: dict[str, set[str]] = defaultdict(set)
+        for each in known:
+            for record in each.pair:
+                now[record].update([each.person] if each.person else [])
+        before = {record: set(self.owners[record]) for record in now if record in self.owners}
+        return any(bool(now[record]) != bool(old) or (old and not old & now[record]) for record, old in before.items())
+
+    def divide(self, key: bytes, pictures: Sequence[Picture], ratio: float) -> Sides:
+        """Place every picture and remember where.
+
+        A person that is new goes where most of its known pictures are, else where its keyed hash says. A picture is
+        trained on when its person is and it was never held out; it is held out when its person is and nobody's training
+        has it.
+        """
+        distinct = [picture for group in _by_owner(pictures).values() for picture in first_of_each(group)]
+        sides = {owner: self._side(key, owner, group, ratio) for owner, group in _by_owner(distinct).items()}
+        places = {each.row: self.place_of(each.pair) for each in distinct}
+        training = [each for each in distinct if not sides[owner_of(each)] and places[each.row] is not True]
+        train = first_of_each(training)
+        taken = {record for each in training for record in each.pair}
+        aside = [each for each in distinct if sides[owner_of(each)] and places[each.row] is not False]
+        held_out = first_of_each([each for each in aside if taken.isdisjoint(each.pair)])
+        self._remember(pictures, training, held_out, sides)
+        rows = {each.row for each in train}
+        return Sides(
+            sorted(rows),
+            sorted(each.row for each in training if each.row not in rows),
+            sorted(each.row for each in held_out),
+        )
+
+    def _side(self, key: bytes, owner: str, group: list[Picture], ratio: float) -> bool:
+        if owner in self.persons:
+            return self.persons[owner]
+        known = [place for each in group if (place := self.place_of(each.pair)) is not None]
+        return 2 * sum(known) >= len(known) if known else _chance(key, owner) < ratio
+
+    def _remember(
+        self, pictures: Sequence[Picture], training: list[Picture], held_out: list[Picture], sides: dict[str, bool]
+    ) -> None:
+        self.owners = self.owners or {}
+        for each in pictures:
+            for record in each.pair:
+                self.records.setdefault(record, None)
+                owners = self.owners.setdefault(record, [])
+                if each.person is not None:
+                    self.persons[each.person] = sides[each.person]
+                    self.owners[record] = sorted({*owners, each.person})
+        for place, group in ((False, training), (True, held_out)):
+            self.records.update({record: place for each in group for record in each.pair})
+        # A copy that was dropped goes where its picture went: it may be the one that is left next time.
+        for each in pictures:
+            place_now = self.place_of(each.pair)
+            self.records.update({record: place_now for record in each.pair if self.records[record] is None})
 
 
-def first_of_each(records: list[tuple[str, str]]) -> NDArray[np.int64]:
-    """Rows without those whose file or whose pixels came before."""
+def owner_of(picture: Picture) -> str:
+    """Whose side a picture is on: its person's, or its own."""
+    return picture.person or picture.pair[0]
+
+
+def first_of_each(pictures: Sequence[Picture]) -> list[Picture]:
+    """Without those whose file or whose pixels came before."""
     seen: set[str] = set()
-    keep = []
-    for row, pair in enumerate(records):
-        if seen.isdisjoint(pair):
-            keep.append(row)
-        seen.update(pair)
-    return np.array(keep, np.int64)
+    kept = []
+    for picture in pictures:
+        if seen.isdisjoint(picture.pair):
+            kept.append(picture)
+        seen.update(picture.pair)
+    return kept
 
 
-def record_of(key: bytes, data: bytes) -> str:
-    """What is kept of some bytes: an HMAC under the site's key."""
-    return hmac.new(key, data, hashlib.sha256).hexdigest()
+def recorder(key: bytes) -> Callable[[bytes], str]:
+    """What is kept of some bytes: an HMAC under a key."""
+    return lambda data: hmac.new(key, data, hashlib.sha256).hexdigest()
+
+
+def _by_owner(pictures: Sequence[Picture]) -> dict[str, list[Picture]]:
+    groups: dict[str, list[Picture]] = defaultdict(list)
+    # Without persons all pictures are looked at together: a copy is no picture of its own.
+    has_persons = any(each.person for each in pictures)
+    for each in pictures if has_persons else first_of_each(pictures):
+        groups[owner_of(each)].append(each)
+    return groups
 
 
 def _chance(key: bytes, name: str) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from client.data.dataset import scan
+from client.records.registry import REGISTRY_VARIABLE
 from client.settings import Home, find_home, parse_settings, save_settings, write_private
 
 SIMULATION_VARIABLE = "MASKFED_SIMULATION"
@@ -24,6 +25,7 @@ def home_of(node_config: Mapping[str, object]) -> Home:
     root = os.environ.get(SIMULATION_VARIABLE)
     if not root:
         return find_home()
+    os.environ[REGISTRY_VARIABLE] = str(Path(root) / "registry")
     home = Home(Path(root) / "sites" / f"site-{node_config['partition-id']}")
     if not home.settings.exists():
         _make(home, Path(root))

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.data.dataset import CURE_PERSONS, open_dataset
+from client.data.person_mapping import persons_of
 from client.policy.approval import read_approved
 from client.records.chain import read_chain
-from client.records.ledger import head_problem, read_ledger
+from client.records.history import head_problem
+from client.records.ledger import read_ledger
+from client.records.registry import MACHINE_FOLDER, Registry, registry_folder
 from client.settings import CURE_SIGNING_KEY, Home, SiteConfig, check_private, load_settings
 from shared.data.images import UnreadableImageError, decode, list_images
 from shared.errors import InputError
@@ -40,6 +43,7 @@ def check_site(home: Home) -> list[Check]:
         ("folder", lambda: check_folder(home)),
         ("images", lambda: _images(settings)),
         ("data set", lambda: _dataset(home, settings)),
+        ("registry", _registry),
         ("ledger", lambda: _ledger(home, settings)),
         ("ledger clock", lambda: _clock(home)),
         ("signing key", lambda: check_signing_key(home)),
@@ -106,7 +110,8 @@ def _images(settings: SiteConfig) -> str:
     if not good:
         raise InputError(f"none of {len(names)} probed files in {settings.data} decodes: give readable pictures")
     rate = len(names) / max(time.monotonic() - start, 1e-6)
-    persons = "no class folders" if source.persons is None else f"{len(set(source.persons))} persons"
+    filed = persons_of(source, settings)
+    persons = "no persons" if filed is None else f"{len(set(filed))} persons"
     return f"{len(source.names)} files, {persons}, {good} of {len(names)} probed decode, {rate:.0f} per second and core"
 
 
@@ -122,6 +127,19 @@ def _dataset(home: Home, settings: SiteConfig) -> str:
     return f"{len(data.train)} images to train on, {len(data.held_out)} held out"
 
 
+def _registry() -> str:
+    registry = Registry(registry_folder())
+    registry.prepare()
+    with registry.locked():
+        number = len({each.home for each in registry.identities().values()})
+    if registry.is_shared:
+        return f"{registry.folder}: {number} homes of this machine see each other's images and spending"
+    return (
+        f"{registry.folder}: {number} homes; homes of OTHER USERS are not linked. If there are any: "
+        f"`install -d -g maskfed -m 2770 {MACHINE_FOLDER}`, join group maskfed, and scan again"
+    )
+
+
 def _ledger(home: Home, settings: SiteConfig) -> str:
     history = read_ledger(home.ledger)
     if problem := head_problem(history, Path(settings.head_file)):
@@ -130,10 +148,12 @@ def _ledger(home: Home, settings: SiteConfig) -> str:
 
 
 def _clock(home: Home) -> str:
-    entries = read_ledger(home.ledger).entries
     now = dt.datetime.now(dt.UTC)
-    if entries and now < entries[-1].time:
-        raise InputError(f"the clock says {now:%Y-%m-%d %H:%M} UTC, before the newest ledger entry: set it (NTP)")
+    if read_ledger(home.ledger).is_clock_behind(now):
+        raise InputError(
+            f"the clock says {now:%Y-%m-%d %H:%M} UTC, before a ledger entry: set it (NTP), or, if it is right now and "
+            "was wrong then, `maskfed-client ledger accept-clock`"
+        )
     return f"{now:%Y-%m-%d %H:%M} UTC"
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from client.data.dataset import current_id, open_dataset
 from client.records.chain import Entry, read_chain
-from client.records.ledger import head_problem, read_ledger
+from client.records.history import head_problem
+from client.records.ledger import read_ledger
 from client.settings import Home, SiteConfig, private_files
 from client.training.progress import Progress, read_progress
 from shared.errors import InputError
@@ -23,7 +24,7 @@ CURES = {
     "code_not_approved": "`maskfed-client approve code`, after an upgrade",
     "data_not_ready": "see `maskfed-client doctor`",
     "ledger_damaged": "see `maskfed-client ledger verify`",
-    "clock": "set the clock (NTP)",
+    "clock": "set the clock (NTP); if it is right now, `maskfed-client ledger accept-clock`",
     "disk_full": "make room",
     "failed": "see logs/rounds.log",
 }

@@ -6,7 +6,7 @@ import logging
 from client.data.dataset import NotScannedError
 from client.records.chain import BusyError, ChainError
 from client.records.journal import Journal
-from client.records.ledger import BudgetError, UnitError
+from client.records.ledger import BudgetError, OutdatedDataError, UnitError
 from shared.errors import InputError
 from shared.messages.packing import MessageError
 from shared.messages.signature import SignatureError
@@ -40,6 +40,7 @@ TOLD: dict[type[Exception], RefusalCode] = {
 """Errors whose own text leaves: made of policy and public constants only."""
 FIXED: dict[type[Exception], tuple[RefusalCode, str]] = {
     NotScannedError: ("data_not_ready", "the site's images are not scanned"),
+    OutdatedDataError: ("data_not_ready", "the site's images were scanned again meanwhile"),
     BusyError: ("ledger_busy", "another round or a scan is running at the site"),
     SignatureError: ("not_signed", "the request is not signed by this federation's coordinator for this site"),
     ChainError: ("ledger_damaged", "the site's ledger is damaged or not its newest copy; its operator must act"),

@@ -85,6 +85,8 @@ class Demo:
         """All stages; the report."""
         # Many processes share the cores here: threads that spin while they wait would take them from each other.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # Sites of another demo may have had the same faces: they are strangers.
+        os.environ["MASKFED_REGISTRY"] = str(self.out / "registry")
         with self.commands.everything_ends():
             reference = self._divide()
             speed = self._measure_speed()
@@ -168,7 +170,16 @@ class Demo:
         images = self.out / "images" / alias
         return (
             *("maskfed-client", "join", str(self._bundle(alias)), *home, "--data", str(images)),
-            *("--image-size", str(size), "--allow-non-private", "--allow-any-experiment", "--max-steps", "100000"),
+            *(
+                "--unit",
+                "image",
+                "--image-size",
+                str(size),
+                "--allow-non-private",
+                "--allow-any-experiment",
+                "--max-steps",
+                "100000",
+            ),
             *("--release", "loss", "--release", "seconds", "--image-count", "rounded", "--threads", str(threads)),
             *("--head-file", str(self.out / "heads" / f"{alias}.json")),
         )

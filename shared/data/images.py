@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from shared.data.persons import match_identities, persons_by_folder
 from shared.errors import InputError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -52,7 +53,7 @@ class ImageSource:
     Attributes:
         path: the folder or zip.
         names: file names relative to it with forward slashes, sorted.
-        persons: name of the person (class folder) of each file, or None without class folders.
+        persons: name of the person of each file, its first folder below the common top, or None where a file has none.
         fingerprint: changes when a file is added, removed or rewritten.
         read: bytes of the file with a given name; safe to call from several threads.
     """
@@ -159,37 +160,20 @@ def read_identities(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
     """Persons of `names` from a text file with `<file name> <identity>` lines, as CelebA's `identity_CelebA.txt`.
 
     Raises:
-        InputError: not such a file, or files without a line.
+        InputError: not such a file, files without a line, or lines that disagree about a file.
     """
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"identities {path}: not a text file ({error}); give `<file name> <identity>` lines"
         ) from error
-    if bad := next((line for line in lines if len(line) != 2), None):
+    if bad := next((line for line in lines if len(line) not in (0, 2)), None):
         raise InputError(f"identities {path}: a line has {len(bad)} words; give `<file name> <identity>` lines")
-    person_of = dict(lines)
-    found = [person_of.get(name) or person_of.get(PurePosixPath(name).name) for name in names]
-    persons = tuple(person for person in found if person is not None)
-    if len(persons) < len(names):
-        raise InputError(
-            f"identities {path}: no line for {len(names) - len(persons)} of {len(names)} images; "
-            "give the identity file of these images"
-        )
-    return persons
-
-
-def persons_by_folder(names: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The folder of each file below the common top folder; None when a file has none: then folders are no persons."""
-    parents = [PurePosixPath(name).parent.parts for name in names]
-    shared = 0
-    for level in zip(*parents, strict=False):
-        if len(set(level)) > 1:
-            break
-        shared += 1
-    inner = ["/".join(parts[shared:]) for parts in parents]
-    return tuple(inner) if inner and all(inner) else None
+    try:
+        return match_identities([(number, line[0], line[1]) for number, line in enumerate(lines, 1) if line], names)
+    except InputError as error:
+        raise InputError(f"identities {path}: {error}") from error
 
 
 def _list_folder(path: Path) -> ImageSource:

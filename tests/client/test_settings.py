@@ -8,6 +8,7 @@ import pytest
 from client.settings import (
     Home,
     SitePolicy,
+    create_data_key,
     find_home,
     load_settings,
     private_files,
@@ -77,12 +78,19 @@ def test_home_is_the_option_then_the_environment(tmp_path: Path, monkeypatch: py
     assert find_home(tmp_path / "two").path == tmp_path / "two"
 
 
-def test_data_key_is_made_once(tmp_path: Path):
+def test_data_key_is_never_made_by_reading_it(tmp_path: Path):
     home = Home(tmp_path / "new")
+    with pytest.raises(InputError, match=r"data.key is missing: put it back from the backup"):
+        read_data_key(home)
+    assert not home.data_key.exists()
+    create_data_key(home)
     key = read_data_key(home)
     assert len(key) == 32
     assert read_data_key(home) == key
     assert home.data_key.stat().st_mode & 0o777 == 0o600
+    write_private(home.data_key, key[:31])
+    with pytest.raises(InputError, match="31 bytes, not 32"):
+        read_data_key(home)
 
 
 def test_private_files_restore_the_mask(tmp_path: Path):

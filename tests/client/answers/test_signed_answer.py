@@ -42,7 +42,7 @@ def home(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch) -> Home:
     """A site that has joined `federation()`."""
     home, _ = make_site()
     monkeypatch.setenv("MASKFED_CLIENT_HOME", str(home.path))
-    shutil.copyfile(federation() / "pki" / "ca.crt", home.authority)
+    shutil.copyfile(federation() / "pki" / "ca.crt", home.path / "ca.crt")
     return home
 
 
@@ -207,7 +207,7 @@ def test_a_refusal_is_signed_for_the_place_that_the_request_names(home: Home, tm
 def test_a_request_key_that_was_replaced_is_out_with_the_first_new_request(home: Home, tmp_path: Path):
     own = tmp_path / "coordinator"
     make_federation(own)
-    shutil.copyfile(own / "pki" / "ca.crt", home.authority)
+    shutil.copyfile(own / "pki" / "ca.crt", home.path / "ca.crt")
     first, second = request(1), request(2)
     old = [
         signed_request(each, statement_of(each, ALIAS, server_round=n), own) for n, each in ((1, first), (2, second))

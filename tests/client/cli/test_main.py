@@ -1,17 +1,23 @@
 """The operator's commands, from enrolling to leaving."""
 
+import datetime as dt
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import httpx
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from client.cli import main as cli
+from client.cli import persons
 from client.operator.status import SiteView, hold_site, is_running
 from client.policy.approval import read_approved
+from client.records import chain
 from client.records.chain import read_chain
 from client.records.ledger import read_ledger
 from client.settings import Home, load_settings
@@ -55,7 +61,9 @@ def make_bundle(folder: Path, home: Path, digest: str) -> Path:
 
 def join(bundle: Path, home: Path, photos: Path, *more: object) -> Result:
     head = home.parent / "head" / "head.json"
-    return call("join", bundle, "--home", home, "--data", photos, "--image-size", SIZE, "--head-file", head, *more)
+    confirmed = () if "--persons" in more else ("--persons", 6)
+    options = ("--image-size", SIZE, "--head-file", head, *confirmed, *more)
+    return call("join", bundle, "--home", home, "--data", photos, *options)
 
 
 def test_site_joins_with_a_policy_that_says_what_it_allows(bundle: Path, home: Path, photos: Path):
@@ -106,15 +114,90 @@ def test_joining_with_a_bad_option_names_it_and_writes_nothing(
     monkeypatch.chdir(home.parent)
     before = sorted(home.rglob("*"))
     with pytest.raises(InputError, match=problem):
-        call("join", bundle, "--home", home, "--data", photos, "--image-size", SIZE, *options)
+        call("join", bundle, "--home", home, "--data", photos, "--image-size", SIZE, "--persons", 6, *options)
     assert sorted(home.rglob("*")) == before
 
 
 def test_joining_for_persons_needs_images_sorted_by_person(bundle: Path, home: Path, photos: Path):
     first = next(photos.iterdir())
+    options = ("--image-size", SIZE, "--unit", "person")
     with pytest.raises(InputError, match=r"--unit person, but .* is not sorted by person. Give one folder per person"):
-        join(bundle, home, first, "--unit", "person")
+        call("join", bundle, "--home", home, "--data", first, *options)
     join(bundle, home, photos, "--unit", "person")
+
+
+def test_the_unit_is_the_person_where_there_are_folders(bundle: Path, home: Path, photos: Path):
+    output = join(bundle, home, photos).stdout
+    assert "6 persons, 4 to 4 images each: " in output
+    assert load_settings(Home(home)).policy.unit == "person"
+
+
+def test_the_unit_is_the_image_where_there_are_no_folders(bundle: Path, home: Path, photos: Path):
+    call("join", bundle, "--home", home, "--data", next(photos.iterdir()), "--image-size", SIZE)
+    assert load_settings(Home(home)).policy.unit == "image"
+
+
+def test_persons_that_nobody_confirms_are_refused_and_write_nothing(bundle: Path, home: Path, photos: Path):
+    before = sorted(home.rglob("*"))
+    with pytest.raises(InputError, match=r"nobody is here to confirm .*: add `--persons 6` if they are"):
+        call("join", bundle, "--home", home, "--data", photos, "--image-size", SIZE)
+    with pytest.raises(InputError, match="--persons 7, but these are 6"):
+        join(bundle, home, photos, "--persons", 7)
+    assert sorted(home.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("answer", "is_joined"), [("y", True), ("n", False)])
+def test_persons_are_asked_for_at_a_terminal(
+    bundle: Path, home: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, answer: str, is_joined: bool
+):
+    monkeypatch.setattr(persons, "sys", mock.Mock())
+    monkeypatch.setattr(typer, "confirm", lambda text: answer == "y")
+    if is_joined:
+        call("join", bundle, "--home", home, "--data", photos, "--image-size", SIZE)
+    else:
+        with pytest.raises(InputError, match="not confirmed"):
+            call("join", bundle, "--home", home, "--data", photos, "--image-size", SIZE)
+    assert Home(home).settings.exists() == is_joined
+
+
+def test_scan_asks_again_only_when_persons_have_changed(bundle: Path, home: Path, photos: Path, tmp_path: Path):
+    shutil.copytree(photos, tmp_path / "own")
+    join(bundle, home, tmp_path / "own")
+    assert "data set" in call("data", "scan", "--home", home).stdout
+    shutil.copytree(next(photos.iterdir()), tmp_path / "own" / "zz-new")
+    with pytest.raises(InputError, match="--persons 7"):
+        call("data", "scan", "--home", home)
+    call("data", "scan", "--home", home, "--persons", 7)
+    call("data", "scan", "--home", home)
+
+
+def test_tree_of_folders_asks_which_one_is_the_person(bundle: Path, home: Path, photos: Path, tmp_path: Path):
+    for number, path in enumerate(sorted(photos.rglob("*.png"))):
+        album = tmp_path / "tree" / f"person{number % 3}" / f"album{number % 2}"
+        album.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, album)
+    before = sorted(home.rglob("*"))
+    for options in (("--persons", 3), ("--unit", "image"), ("--persons", 3, "--person-depth", 3)):
+        with pytest.raises(InputError, match=r"which folder is the person\?|person_depth 3"):
+            join(bundle, home, tmp_path / "tree", *options)
+    assert sorted(home.rglob("*")) == before
+    join(bundle, home, tmp_path / "tree", "--persons", 3, "--person-depth", 1)
+    assert "of 3 persons" in call("data", "scan", "--home", home).stdout
+
+
+def test_ledger_that_is_dated_ahead_is_accepted_by_the_operators_word(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+):
+    home = make_site()[0].path
+    with pytest.raises(InputError, match="nothing to accept"):
+        call("ledger", "accept-clock", "--home", home)
+    ahead = dt.datetime.now(dt.UTC) + dt.timedelta(days=400)
+    with monkeypatch.context() as patch:
+        patch.setattr(chain.dt, "datetime", mock.Mock(wraps=dt.datetime, now=lambda zone: ahead))
+        call("data", "scan", "--new", "--home", home)
+    assert "FAIL ledger clock" in call("doctor", "--home", home).stdout
+    assert "1 entries dated ahead" in call("ledger", "accept-clock", "--home", home).stdout
+    assert "ok   ledger clock" in call("doctor", "--home", home).stdout
 
 
 def test_joining_without_keys_writes_nothing(bundle: Path, home: Path, photos: Path):

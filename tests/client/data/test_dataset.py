@@ -115,10 +115,27 @@ def test_scan_tells_the_operator_counts_persons_sizes_and_problems(make_site: Ma
 
 def test_cache_that_is_not_complete_asks_for_a_scan(make_site: MakeSite):
     home, _ = make_site()
-    for facts in home.datasets.rglob("cache.json"):
-        facts.unlink()
+    (pixels,) = home.datasets.rglob("images.u8")
+    pixels.write_bytes(pixels.read_bytes()[:-1])
     with pytest.raises(NotScannedError, match=r"not complete: run `maskfed-client data scan`"):
         open_dataset(home, SIZE)
+
+
+@pytest.mark.parametrize("name", ["cache.json", "split.json", "index.json"])
+@pytest.mark.parametrize("is_missing", [True, False])
+def test_file_of_a_generation_that_is_missing_or_changed_asks_for_a_scan(
+    make_site: MakeSite, name: str, is_missing: bool
+):
+    home, settings = make_site()
+    for path in home.datasets.rglob(name):
+        text = path.read_bytes()
+        path.unlink()
+        if not is_missing:
+            path.write_bytes(text.replace(b"24", b"23", 1) if b"24" in text else text.replace(b"1", b"0", 1))
+    with pytest.raises(NotScannedError, match=r"run `maskfed-client data scan`"):
+        open_dataset(home, SIZE)
+    scan(home, settings)
+    assert len(open_dataset(home, SIZE).images) == 24
 
 
 def test_empty_folder_is_refused_and_nothing_is_current(make_site: MakeSite, tmp_path: Path):
@@ -159,17 +176,28 @@ def test_another_image_size_is_the_same_data_set_with_the_same_split(make_site: 
     larger = settings.model_copy(update={"image_size": 2 * SIZE})
     assert scan(home, larger).dataset_id == first
     assert held_out_names(home, larger) == before
+    with pytest.raises(NotScannedError, match="no images of 16 pixels are scanned, those in use have 32"):
+        open_dataset(home, SIZE)
+    scan(home, settings)
     assert held_out_names(home, settings) == before
 
 
-def test_fingerprint_depends_on_the_sites_key(make_site: MakeSite):
+def test_scan_of_the_same_files_changes_nothing(make_site: MakeSite):
     home, settings = make_site()
-    first = open_dataset(home, SIZE).fingerprint
+    first, (pixels,) = open_dataset(home, SIZE).fingerprint, home.datasets.rglob("images.u8")
+    entries, inode = len(read_ledger(home.ledger).entries), pixels.stat().st_ino
     scan(home, settings)
     assert open_dataset(home, SIZE).fingerprint == first
-    home.data_key.write_bytes(b"x" * 32)
+    assert len(read_ledger(home.ledger).entries) == entries
+    assert pixels.stat().st_ino == inode, "nothing is decoded again"
+
+
+def test_earlier_generations_are_deleted(make_site: MakeSite, folder: Path):
+    home, settings = make_site(folder)
+    Image.new("RGB", (SIZE, SIZE), "red").save(next(folder.iterdir()) / "red.png")
     scan(home, settings)
-    assert open_dataset(home, SIZE).fingerprint != first
+    assert len(list(home.datasets.rglob("images.u8"))) == 1
+    assert not (home.datasets / "building").exists()
 
 
 def test_units_are_images_or_persons(make_site: MakeSite):

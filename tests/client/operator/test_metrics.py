@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from client.data.dataset import current_id
+from client.data.dataset import current_id, open_dataset
 from client.operator import metrics
 from client.operator.metrics import site_gauges
 from client.records.chain import read_chain
@@ -18,7 +18,7 @@ def spend(site: tuple[Home, SiteConfig], mechanism: str, *, commit: bool = True)
     home, settings = site
     charge = Charge(
         dataset_id=str(current_id(home)),
-        fingerprint="f",
+        fingerprint=open_dataset(home, settings.image_size).fingerprint,
         task="statistics",
         run="ask",
         server_round=0,

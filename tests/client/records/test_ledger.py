@@ -4,11 +4,13 @@ import datetime as dt
 import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from client.records import chain
 from client.records.chain import BusyError, ChainError
-from client.records.ledger import BudgetError, Ledger, UnitError, open_ledger, read_ledger
+from client.records.ledger import BudgetError, Ledger, OutdatedDataError, UnitError, open_ledger, read_ledger
 from client.records.spending import Charge, Spending
 from shared.errors import InputError
 
@@ -186,6 +188,44 @@ def test_rewritten_history_refuses_to_train(path: Path, head: Path, tmp_path: Pa
         pass
 
 
+def test_forked_ledger_refuses_to_train(path: Path, head: Path, tmp_path: Path):
+    """Same ledger, longer even, but another entry where the head has seen one: written on a copy."""
+    with open_ledger(path, head) as ledger:
+        spend(ledger)
+    copy, kept = tmp_path / "copy" / "ledger.jsonl", tmp_path / "kept" / "head.json"
+    for source, target in ((path, copy), (head, kept)):
+        target.parent.mkdir()
+        target.write_bytes(source.read_bytes())
+        target.chmod(0o600)
+    with open_ledger(path, head) as ledger:
+        spend(ledger, run="here")
+    with open_ledger(copy, kept) as ledger:
+        for number in range(3):
+            spend(ledger, run=f"there{number}")
+    path.write_bytes(copy.read_bytes())
+    with pytest.raises(ChainError, match="is not the one seen: restore the newest copy"), open_ledger(path, head):
+        pass
+
+
+def test_reserve_counts_its_own_charge_as_open(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        spend(ledger)
+        spend(ledger, commit=False)
+        _, total = ledger.reserve(charge(), cap=9, delta=1e-5, epsilon_of=epsilon_of)
+    assert (total.num_charges, total.num_uncommitted) == (3, 2)
+
+
+def test_only_the_newest_generation_of_a_data_set_is_charged(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        for fingerprint in ("one", "two", "one"):
+            ledger.register("a", [], fingerprint)
+        entries = len(ledger.entries)
+        with pytest.raises(OutdatedDataError):
+            spend(ledger, fingerprint="two")
+        assert len(ledger.entries) == entries
+        assert spend(ledger, fingerprint="one") == 2.0
+
+
 @pytest.mark.parametrize("damage", ["missing", "garbled"])
 def test_lost_head_needs_the_operators_word(path: Path, head: Path, damage: str):
     with open_ledger(path, head) as ledger:
@@ -225,12 +265,52 @@ def test_two_processes_cannot_hold_the_ledger(path: Path, head: Path):
         pass
 
 
-def test_clock_before_the_newest_entry_is_noticed(path: Path, head: Path):
+def test_clock_before_an_entry_is_noticed(path: Path, head: Path):
     with open_ledger(path, head) as ledger:
         now = dt.datetime.now(dt.UTC)
         assert not ledger.is_clock_behind(now)
         assert not ledger.is_clock_behind(now - dt.timedelta(minutes=4))
         assert ledger.is_clock_behind(now - dt.timedelta(minutes=6))
+
+
+DAY = dt.timedelta(days=1)
+
+
+def write_at(ledger: Ledger, moment: dt.datetime, monkeypatch: pytest.MonkeyPatch, **changed: object) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(chain.dt, "datetime", mock.Mock(wraps=dt.datetime, now=lambda zone: moment))
+        spend(ledger, **changed)
+
+
+def test_entry_dated_ahead_keeps_the_clock_behind_whatever_is_written_later(
+    path: Path, head: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = dt.datetime.now(dt.UTC)
+    with open_ledger(path, head) as ledger:
+        write_at(ledger, now + 400 * DAY, monkeypatch)
+        spend(ledger)
+        assert ledger.is_clock_behind(now)
+
+
+def test_accepted_clock_forgets_nothing_and_counts_what_was_ahead_for_a_day(
+    path: Path, head: Path, monkeypatch: pytest.MonkeyPatch
+):
+    now = dt.datetime.now(dt.UTC)
+    with open_ledger(path, head) as ledger:
+        write_at(ledger, now - 2 * DAY, monkeypatch)
+        write_at(ledger, now + 400 * DAY, monkeypatch)
+        entry = ledger.accept_clock(now)
+        assert (entry.kind, entry.fields["num_ahead"]) == ("clock", 2), "the charge and its commit"
+        assert not ledger.is_clock_behind(now)
+        assert ledger.total("a", 1e-5, epsilon_of).epsilon == 4.0
+        assert ledger.num_since(now - DAY) == 1
+        assert ledger.num_since(now + DAY) == 0
+        with pytest.raises(InputError, match="nothing to accept"):
+            ledger.accept_clock(now)
+        write_at(ledger, now + 30 * DAY, monkeypatch)
+        assert ledger.is_clock_behind(now), "a wrong clock once more is noticed once more"
+    with open_ledger(path, head) as ledger:
+        assert ledger.total("a", 1e-5, epsilon_of).epsilon == 6.0
 
 
 @pytest.mark.parametrize("name", ["head.json", "kept/elsewhere/head.json"])

@@ -1,6 +1,8 @@
 """Stored replies: unchanged, private, and few."""
 
+import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -40,6 +42,18 @@ def test_old_runs_make_room(tmp_path: Path):
         (tmp_path / f"run{number}").touch()
     assert len(list(tmp_path.iterdir())) == MOST_RUNS
     assert (tmp_path / f"run{MOST_RUNS + 1}").exists()
+
+
+def test_run_that_has_just_answered_is_not_the_one_that_makes_room(tmp_path: Path):
+    for number in range(MOST_RUNS):
+        keep_reply(tmp_path, f"run{number}", reply("a"))
+        os.utime(tmp_path / f"run{number}", (number, number))
+    # A reply written over one of the same name leaves the folder's time as it was.
+    with mock.patch("client.records.replies.write_private", lambda path, data: path.write_bytes(data)):
+        keep_reply(tmp_path, "run0", reply("a"))
+    keep_reply(tmp_path, "new", reply("a"))
+    assert (tmp_path / "run0").exists()
+    assert not (tmp_path / "run1").exists()
 
 
 def test_damaged_reply_is_named(tmp_path: Path):

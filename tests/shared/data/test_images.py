@@ -154,9 +154,9 @@ def test_class_folders_are_persons_but_one_common_top_folder_is_not(tmp_path):
     assert list_images(tmp_path / "set").persons is None
 
 
-def test_deeper_folders_are_named_by_their_whole_path(tmp_path):
-    fill(tmp_path, "train/n1/1.png", "test/n1/1.png")
-    assert list_images(tmp_path).persons == ("test/n1", "train/n1")
+def test_albums_below_the_first_folder_are_the_same_person(tmp_path):
+    fill(tmp_path, "ann/2019/1.png", "ann/2020/1.png", "bob/1.png")
+    assert list_images(tmp_path).persons == ("ann", "ann", "bob")
 
 
 def test_linked_class_folders_are_followed_and_loops_end(tmp_path):
@@ -203,11 +203,18 @@ def test_bad_source_is_one_line_with_the_remedy(tmp_path, make, words):
 
 def test_identity_file_names_persons_by_file_name_or_path(tmp_path):
     path = tmp_path / "identity_CelebA.txt"
-    path.write_text("000001.jpg 2880\n000002.jpg 2937\nb/000002.jpg 1\n")
+    path.write_text("000001.jpg 2880\na/000002.jpg 2937\n\nb/000002.jpg 1\n")
     assert read_identities(path, ("a/000001.jpg", "a/000002.jpg", "b/000002.jpg")) == ("2880", "2937", "1")
 
 
-@pytest.mark.parametrize(("text", "words"), [("000001.jpg", "1 words"), ("other.jpg 1", "no line for 1 of 1 images")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("000001.jpg", "1 words"),
+        ("other.jpg 1", "no line for 1 of 1 images"),
+        ("000001.jpg 7\n\n000001.jpg 8", "lines 1 and 3 give 000001.jpg to two persons, 7 and 8"),
+    ],
+)
 def test_bad_identity_file_is_refused(tmp_path, text, words):
     path = tmp_path / "identities.txt"
     path.write_text(text)

@@ -1,0 +1,64 @@
+"""The question that `join` and `data scan` ask: are these the persons?"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from client.settings import Home, SiteConfig
+from shared.errors import InputError
+
+PersonsOption = Annotated[
+    int | None, typer.Option("--persons", min=1, help="Number of persons that is right: nothing is asked.")
+]
+
+
+def confirm_persons(home: Home, settings: SiteConfig, expected: int | None) -> tuple[str, ...] | None:
+    """Show who is on the images; with the person as the unit of privacy, go on only when somebody confirms it.
+
+    Returns:
+        Person of each file, or None where the images are not sorted by person.
+
+    Raises:
+        InputError: not confirmed, another number than expected, or nobody there to ask.
+    """
+    from pathlib import Path
+
+    from client.data.person_mapping import is_confirmed, persons_of
+    from shared.data.images import list_images
+    from shared.data.persons import doubts, summary
+
+    source = list_images(Path(settings.data))
+    persons = persons_of(source, settings)
+    if persons is None:
+        if expected is not None:
+            raise InputError(f"--persons {expected}, but the images in {settings.data} are not sorted by person")
+        return None
+    number = len(set(persons))
+    typer.echo(summary(persons))
+    for doubt in doubts(persons):
+        typer.echo(f"WARNING: {doubt}")
+    if expected is not None and expected != number:
+        raise InputError(f"--persons {expected}, but these are {number}: look at the folders or `identities`")
+    if expected is None and settings.policy.unit == "person" and not is_confirmed(home, source, persons):
+        _ask(number)
+    return persons
+
+
+def keep_persons(home: Home, settings: SiteConfig) -> None:
+    """Remember that these persons were confirmed: the next scan of the same files does not ask."""
+    from pathlib import Path
+
+    from client.data.person_mapping import keep_confirmed, persons_of
+    from shared.data.images import list_images
+
+    source = list_images(Path(settings.data))
+    if persons := persons_of(source, settings):
+        keep_confirmed(home, source, persons)
+
+
+def _ask(number: int) -> None:
+    if not sys.stdin.isatty():
+        raise InputError(f"nobody is here to confirm that these are persons: add `--persons {number}` if they are")
+    if not typer.confirm("Epsilon will protect each of these as one person. Is that right?"):
+        raise InputError("not confirmed: give one folder per person, `--identities` or another `--person-depth`")
