@@ -4,7 +4,10 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 DEMO_FLAGS ?=
 
-.PHONY: setup dev demo test lint lock bench clean
+# Files run side by side in as many processes as there are cores, at most eight: each loads torch.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
+
+.PHONY: setup dev demo test test-fast lint lock bench clean
 setup: $(VENV)/.users
 
 # Always uv, never bare pip: a CPU-only torch from a local wheel has no torchvision that fits, and torch-fidelity needs one.
@@ -29,7 +32,11 @@ demo: setup
 	$(BIN)/maskfed-server demo $(DEMO_FLAGS)
 
 test: dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# What a small change needs: everything but trainings, whole studies and real processes.
+test-fast: dev
+	$(PYTEST) -m "not slow"
 
 lint: dev
 	$(BIN)/ruff check .

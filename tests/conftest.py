@@ -17,25 +17,46 @@ for name in ("MASKFED_SERVER_HOME", "MASKFED_CLIENT_HOME", "MASKFED_REGISTRY"):
     os.environ.pop(name, None)
 
 
-RUN_TOGETHER = {
-    "real processes on this machine's ports": (
-        "tests/end_to_end/",
-        "tests/deploy/processes/",
-        "tests/deploy/test_",
-        "tests/server/simulation/test_simulate.py",
-        "tests/client/cli/test_main.py",
-    ),
-}
-"""Tests of a group run in one process, one after the other: side by side they would take each other's ports or time."""
+REAL_PROCESSES = (
+    "tests/end_to_end/",
+    "tests/deploy/processes/",
+    "tests/deploy/test_",
+    "tests/server/simulation/test_simulate.py",
+    "tests/client/cli/test_main.py",
+)
+"""Files that start programs: one after the other in one process, or they would take each other's ports and time."""
+SLOW = (
+    *REAL_PROCESSES,
+    "tests/benchmarks/",
+    "tests/client/answers/",
+    "tests/client/privacy/test_canaries.py",
+    "tests/client/privacy/test_dp_sgd.py",
+    "tests/client/records/test_kills.py",
+    "tests/client/test_app.py",
+    "tests/client/training/",
+    "tests/golden/",
+    "tests/server/evaluation/",
+    "tests/server/release/",
+    "tests/server/report/test_build.py",
+    "tests/server/simulation/",
+    "tests/server/studies/",
+    "tests/server/training/",
+    "tests/shared/audits/",
+    "tests/shared/data/test_synthetic.py",
+    "tests/shared/evaluation/test_networks.py",
+    "tests/shared/training/test_engine.py",
+)
+"""Files that train, sample or start programs; `make test-fast` leaves them out."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist a file stays in one process, so that what its tests share is made once; see `RUN_TOGETHER`."""
+    """Under pytest-xdist a file stays in one process, so that what its tests share is made once."""
     for item in items:
         file = item.nodeid.partition("::")[0]
-        groups = [name for name, files in RUN_TOGETHER.items() if file.startswith(files)]
-        item.add_marker(pytest.mark.xdist_group(groups[0] if groups else file))
+        item.add_marker(pytest.mark.xdist_group("real processes" if file.startswith(REAL_PROCESSES) else file))
+        if file.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_report_header() -> list[str]:

@@ -2,7 +2,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests import needs
+from tests import conftest, needs
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,3 +36,7 @@ def test_ci_installs_the_packages_of_the_same_list(tmp_path):
     asked = done.stdout.splitlines()[-1].split()
     expected = [program.package for program in needs.PROGRAMS if program.name != "nginx"]
     assert asked[-len(expected) :] == expected
+
+
+def test_what_is_called_slow_is_there():
+    assert [name for name in conftest.SLOW if not (ROOT / name).exists() and not list(ROOT.glob(f"{name}*"))] == []

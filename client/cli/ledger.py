@@ -29,15 +29,21 @@ def ledger_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
     place = find_home(home)
     settings, history = load_settings(place), read_ledger(place.ledger)
     charges, committed = history.charges, history.committed
+    inherited = {entry.sequence for entry, _ in history.inherited}
+    charges = sorted([*charges, *history.inherited], key=lambda each: each[0].sequence)
     ids = list(dict.fromkeys(charge.dataset_id for _, charge in charges))
     totals = {each: history.total(each, settings.policy.delta, epsilon_of) for each in ids}
     if as_json:
-        rows = [{"sequence": e.sequence, "time": e.time.isoformat(), **c.model_dump()} for e, c in charges]
+        rows = [
+            {"sequence": e.sequence, "time": e.time.isoformat(), "inherited": e.sequence in inherited, **c.model_dump()}
+            for e, c in charges
+        ]
         summed = {each: {**vars(total), "cap": settings.policy.epsilon_cap} for each, total in totals.items()}
         typer.echo(json.dumps({"charges": rows, "committed": sorted(committed), "totals": summed}))
         return
     for entry, charge in charges:
-        state = "" if entry.sequence in committed else "  NOT COMPLETED, counts as spent"
+        state = "" if entry.sequence in committed | inherited else "  NOT COMPLETED, counts as spent"
+        state = "  in another home, on shared images" if entry.sequence in inherited else state
         cost = (
             "without DP"
             if charge.mechanism == "none"

@@ -67,6 +67,14 @@ def test_images_are_mounted_read_only(name: str):
     assert mount["read_only"] is True
 
 
+@pytest.mark.parametrize("name", ["site", "site-cpu"])
+def test_sites_of_all_projects_share_one_registry(name: str):
+    service = COMPOSE["services"][name]
+    assert service["environment"]["MASKFED_REGISTRY"] == "/registry"
+    assert "registry:/registry" in service["volumes"]
+    assert COMPOSE["volumes"]["registry"] == {"name": "maskfed-registry"}
+
+
 def test_no_variable_must_be_set_to_start_the_other_service():
     """Compose fills in the whole file, whichever service is started."""
     assert ":?" not in (ROOT / "deploy" / "containers" / "compose.yaml").read_text()

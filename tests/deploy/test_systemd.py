@@ -59,6 +59,13 @@ def test_the_half_with_the_images_has_no_network_and_not_the_key():
     assert "InaccessiblePaths=-/var/lib/maskfed-node" in text
 
 
+def test_the_sites_of_a_machine_share_one_registry():
+    text = (UNITS / "maskfed-site.service").read_text()
+    assert "\nEnvironment=MASKFED_REGISTRY=/var/lib/maskfed-registry\n" in text
+    assert "\nReadWritePaths=/var/lib/maskfed-registry\n" in text
+    assert "\nSupplementaryGroups=maskfed\n" in text
+
+
 def test_the_half_with_the_key_does_not_see_the_images():
     text = (UNITS / "maskfed-node.service").read_text()
     assert "InaccessiblePaths=-/var/lib/maskfed-site" in text

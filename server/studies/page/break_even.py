@@ -1,12 +1,11 @@
 """From which scale on an arm pays: its curve against the baseline's, at equal operations and at equal distance."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from server.report.formatting import format_number
 from server.studies.page.derived import crossing, curve_to_test, distance_at, distance_to_test, flops_before
-from server.studies.page.results_text import Results, count, table
 from server.studies.schema import Figure, Scale, Study
 from server.studies.stored_results import ArmResult
 
@@ -29,6 +28,11 @@ class ComparedPoint:
     def is_ahead(self) -> bool:
         """Closer than the baseline."""
         return self.baseline is not None and self.distance < self.baseline
+
+    @property
+    def change(self) -> str:
+        """Of the distance against the baseline's."""
+        return f"{self.distance / self.baseline - 1:+.0%}" if self.baseline else "–"
 
 
 def compared_points(arm: ArmResult, baseline: ArmResult, distance: str) -> list[ComparedPoint]:
@@ -71,50 +75,37 @@ def head_start(compared: Sequence[ComparedPoint], arm: ArmResult, baseline: ArmR
     )
 
 
-def equal_operations(study: Study, name: str, scale: Scale, stored: Results) -> str:
-    """Table and verdicts of all comparisons with a baseline that is trained otherwise; empty where none has run."""
-    verdicts, rows = [], []
+@dataclass(frozen=True)
+class Comparison:
+    """An arm beside a baseline that is trained otherwise, by one distance."""
+
+    distance: str
+    figure: Figure
+    verdict: str
+    points: list[ComparedPoint]
+
+
+def equal_operations(
+    study: Study, name: str, scale: Scale, stored: Mapping[tuple[str, str, str], ArmResult]
+) -> list[Comparison]:
+    """All comparisons at equal operations whose arms have run."""
+    found = []
     for figure in study.figures:
         arm, baseline = (stored.get((name, scale, each)) for each in (figure.arm, figure.baseline))
         if arm is None or baseline is None or figure.kind == "ratio":
             continue
         for distance in arm.extractors:
             if distance in baseline.extractors:
-                compared = compared_points(arm, baseline, distance)
-                said = verdict(compared) + head_start(compared, arm, baseline)
-                verdicts.append(f"- `{distance}`: {_names(study, figure)}: {said}.")
-                rows += [_row(distance, figure, place) for place in compared]
-    if not rows:
-        return ""
-    head = ["extractor", "arm", "images seen", "TFLOP with all stages", "distance", "baseline", "at equal operations"]
-    head += ["change", "images to equal distance", "factor"]
-    title = "The same point by point"
-    return (
-        "From which scale on it pays, at equal operations with all stages counted in:\n\n"
-        + "\n".join(verdicts)
-        + f"\n\n<details><summary>{title}</summary>\n\n{table(head, rows)}\n</details>\n"
-    )
-
-
-def _names(study: Study, figure: Figure) -> str:
-    return f"{study.arms[figure.arm].title}, against {study.arms[figure.baseline].title}"
-
-
-def _row(distance: str, figure: Figure, place: ComparedPoint) -> list[str]:
-    change = f"{place.distance / place.baseline - 1:+.0%}" if place.baseline else "–"
-    needed = (count(place.needed), f"{place.needed / place.images:.1f}") if place.needed else ("–", "–")
-    return [
-        f"`{distance}`",
-        figure.arm,
-        f"{place.images:,}",
-        format_number(place.flops / 1e12),
-        format_number(place.distance),
-        figure.baseline,
-        format_number(place.baseline),
-        change,
-        *needed,
-    ]
+                points = compared_points(arm, baseline, distance)
+                said = verdict(points) + head_start(points, arm, baseline)
+                found.append(Comparison(distance, figure, said, points))
+    return found
 
 
 def _at(place: ComparedPoint) -> str:
     return f"{format_number(place.flops / 1e12)} TFLOP ({place.images:,} images of its own stage)"
+
+
+def count(images: float) -> str:
+    """A number of images, rounded to hundreds."""
+    return f"{round(images, -2):,.0f}" if images >= 1000 else f"{images:.0f}"

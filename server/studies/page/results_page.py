@@ -8,42 +8,13 @@ from server.report.svg_charts import Series, is_same_drawing, line_chart, standa
 from server.studies import stored_results
 from server.studies.page.break_even import equal_operations
 from server.studies.page.derived import curve_to_test, derive
-from server.studies.page.results_text import (
-    Results,
-    arms_table,
-    curves_table,
-    distances_table,
-    grid_table,
-    picture_caption,
-    provenance,
-    reading,
-    reported,
-    sentence,
-    setting,
-)
+from server.studies.page.results_text import Block, Results, StudyText, grid_rows, read_reported, render
 from server.studies.schema import SCALES, Scale, Study, arms_at, load_study, study_names
 from server.studies.stored_results import ArmResult, read_results, result_file
 from shared.errors import InputError
 from shared.storage.files import write_atomically
 
 PAGE_NAME, REPORTED_FILE = "RESULTS.md", "reported.toml"
-HEADER = """# Results
-
-Written by `maskfed-server report --results` from the files in [results](results); do not edit by hand. Studies are data
-files in [studies/definitions](studies/definitions); an arm runs with `maskfed-server reproduce STUDY --scale SCALE
---arm ARM`.
-
-How to read it: distances are Frechet distances between features of generated images and of the test split
-(`fd_onnx:NAME`: the features of an ONNX network; only the Inception-2015 weights give an FID), lower is closer;
-"kernel" is the kernel distance (KID where the distance is an FID). Splits never share a person. What is reported of an
-arm is its point of least distance to the validation split by the first extractor; the test split decides nothing. One
-seed: differences of a few percent are noise.
-
-A distance does not ask whose faces it sees. "copied" is the share of generated images that the memorisation audit
-calls copies of training images, by pixels (mirrored ones as well) and by the features of the extractor, which may be
-wrong on images that are no faces yet; "training images themselves" is the distance that a model would get which only
-hands out its training images, each equally often.
-"""
 
 
 @dataclass(frozen=True)
@@ -55,16 +26,17 @@ class Pages:
     """Of the results."""
 
     def write(self) -> None:
-        """Write all; plots that no result gives any more go."""
+        """Write what is stale; plots that no result gives any more go."""
         for path, text in self.texts.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, text)
+            if not _is_same(path, text):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, text)
         for path in self._left_over():
             path.unlink()
 
     def stale(self) -> list[Path]:
         """Files that are missing, say something else than the results, or should not be there."""
-        wrong = [path for path, text in self.texts.items() if not path.is_file() or not _is_same(path, text)]
+        wrong = [path for path, text in self.texts.items() if not _is_same(path, text)]
         return [*wrong, *self._left_over()]
 
     def _left_over(self) -> list[Path]:
@@ -76,6 +48,8 @@ class Pages:
 
 def _is_same(path: Path, text: str) -> bool:
     """Whether a file says what `text` says; plots are compared as drawings."""
+    if not path.is_file():
+        return False
     found = path.read_text(encoding="utf-8")
     return is_same_drawing(found, text) if path.suffix == ".svg" else found == text
 
@@ -92,61 +66,52 @@ def make_pages(folder: Path = stored_results.FOLDER) -> Pages:
         if named not in studies or arm not in studies[named].arms:
             raise InputError(f"result of {named}, arm {arm}: there is no such arm: remove the file")
     texts: dict[Path, str] = {}
-    parts = [HEADER]
+    shown = []
     for name, study in studies.items():
-        parts.append(f"## {study.title}\n\n{study.question.strip()}\n")
-        for scale in SCALES:
-            if scale not in study.scales:
-                continue
-            parts += _at_scale(study, name, scale, stored, folder, texts)
-            if missing := [arm for arm in arms_at(study, name, scale) if (name, scale, arm) not in stored]:
-                what = (
-                    f"Not run: {', '.join(missing)}"
-                    if any(key[:2] == (name, scale) for key in stored)
-                    else "No arm has run"
-                )
-                parts.append(f"{what} (`maskfed-server reproduce {name} --scale {scale}`).\n")
-            if any(key[:2] == (name, scale) for key in synthetic):
-                parts += _at_scale(study, name, scale, synthetic, folder / stored_results.SYNTHETIC, texts)
-        if study.discussion:
-            parts.append(study.discussion.strip() + "\n")
-    parts += reported(folder / REPORTED_FILE)
-    parts.append("## Where the numbers come from\n\n" + provenance([*stored.values(), *synthetic.values()]))
-    texts[folder.parent / PAGE_NAME] = "\n".join(parts)
+        blocks = _blocks(study, name, stored, synthetic, folder, texts)
+        shown.append(StudyText(study.title, study.question.strip(), study.arms, study.discussion.strip(), blocks))
+    reported = read_reported(folder / REPORTED_FILE)
+    texts[folder.parent / PAGE_NAME] = render(shown, reported, [*stored.values(), *synthetic.values()])
     return Pages(texts, folder)
 
 
-def _at_scale(
-    study: Study, name: str, scale: Scale, stored: Results, folder: Path, texts: dict[Path, str]
-) -> list[str]:
-    """Tables, plots, pictures and figures of the arms in one folder of results."""
-    arms = [(arm, stored[name, scale, arm]) for arm in arms_at(study, name, scale) if (name, scale, arm) in stored]
-    measured = [(arm, result) for arm, result in arms if result.extractors]
+def _blocks(
+    study: Study, name: str, stored: Results, synthetic: Results, folder: Path, texts: dict[Path, str]
+) -> list[Block]:
+    """A study scale by scale, synthetic faces after real ones; its plots go to `texts`."""
+    found = []
+    for scale in (scale for scale in SCALES if scale in study.scales):
+        found.append(_block(study, name, scale, stored, folder, texts))
+        if any(key[:2] == (name, scale) for key in synthetic):
+            found.append(_block(study, name, scale, synthetic, folder / stored_results.SYNTHETIC, texts))
+    return found
+
+
+def _block(study: Study, name: str, scale: Scale, stored: Results, folder: Path, texts: dict[Path, str]) -> Block:
+    """The arms in one folder of results."""
+    wanted = arms_at(study, name, scale)
+    arms = [(arm, stored[name, scale, arm]) for arm in wanted if (name, scale, arm) in stored]
     is_synthetic = folder.name == stored_results.SYNTHETIC
-    parts = [f"### {study.title}, scale `{scale}`{', synthetic faces' if is_synthetic else ''}\n"]
-    if not arms:
-        return parts
-    parts += [setting((measured or arms)[0][1]), arms_table(study, arms)]
-    if measured:
-        parts.append(distances_table(measured))
     place = f"{folder.parent.name}/{folder.name}" if is_synthetic else folder.name
-    for distance, svg in _charts(measured):
-        file = folder / f"{name}-{scale}-{_file_name(distance)}.svg"
-        texts[file] = svg
-        parts.append(f"![{distance} against images]({place}/{file.name})\n")
-    for arm, result in measured:
-        picture = result_file(folder, name, scale, arm).with_suffix(".png")
-        if picture.exists():
-            parts.append(f"{picture_caption(study, arm, result)}\n\n![{arm}]({place}/{picture.name})\n")
-    if measured:
-        parts.append(curves_table(measured))
-    parts += filter(None, (grid_table(name, scale, grid, stored) for grid in study.grids))
-    if derived := derive(study, name, stored, scale):
-        parts.append("\n".join(f"- {sentence(study, each)}." for each in derived) + "\n")
-        parts.append(reading(study, derived))
-    if compared := equal_operations(study, name, scale, stored):
-        parts.append(compared)
-    return parts
+    plots = {distance: (f"{name}-{scale}-{_file_name(distance)}.svg", svg) for distance, svg in _charts(arms)}
+    texts.update({folder / file: svg for file, svg in plots.values()})
+    pictures = [
+        (arm, result, f"{place}/{file.name}")
+        for arm, result in arms
+        for file in [result_file(folder, name, scale, arm).with_suffix(".png")]
+        if result.extractors and file.exists()
+    ]
+    return Block(
+        title=f"{study.title}, scale `{scale}`{', synthetic faces' if is_synthetic else ''}",
+        command=f"maskfed-server reproduce {name} --scale {scale}",
+        arms=arms,
+        missing=[] if is_synthetic else [arm for arm in wanted if arm not in dict(arms)],
+        plots=[(distance, f"{place}/{file}") for distance, (file, _) in plots.items()],
+        pictures=pictures,
+        grids=[(grid, grid_rows(name, scale, grid, stored)) for grid in study.grids],
+        derived=derive(study, name, stored, scale),
+        compared=equal_operations(study, name, scale, stored),
+    )
 
 
 def _charts(arms: Sequence[tuple[str, ArmResult]]) -> list[tuple[str, str]]:

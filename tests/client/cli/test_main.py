@@ -15,12 +15,14 @@ from typer.testing import CliRunner, Result
 
 from client.cli import main as cli
 from client.cli import persons
+from client.data.dataset import open_dataset
 from client.operator.status import SiteView, hold_site, is_running
 from client.policy.approval import read_approved
 from client.records import chain
 from client.records.chain import read_chain
-from client.records.ledger import read_ledger
-from client.settings import Home, load_settings
+from client.records.ledger import open_ledger, read_ledger
+from client.records.spending import Charge
+from client.settings import Home, load_settings, save_settings
 from client.training.progress import told
 from deploy.checks.connection import Finding
 from deploy.identity.enrolment import read_request, write_bundle
@@ -183,6 +185,35 @@ def test_tree_of_folders_asks_which_one_is_the_person(bundle: Path, home: Path, 
     assert sorted(home.rglob("*")) == before
     join(bundle, home, tmp_path / "tree", "--persons", 3, "--person-depth", 1)
     assert "of 3 persons" in call("data", "scan", "--home", home).stdout
+
+
+def test_charges_of_another_home_are_shown_as_such(make_site: MakeSite, tmp_path: Path):
+    home, settings = make_site()
+    data = open_dataset(home, SIZE)
+    charge = Charge(
+        dataset_id=data.dataset_id, fingerprint=data.fingerprint, task="train", run="run", server_round=1,
+        request_digest="r", plan_digest="p", mechanism="none",
+    )  # fmt: skip
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        ledger.commit(ledger.reserve(charge, cap=1.0, delta=1e-5, epsilon_of=lambda history, delta: 0.0)[0])
+    other = Home(tmp_path / "other")
+    other.path.mkdir(mode=0o700)
+    save_settings(other, settings.model_copy(update={"head_file": str(tmp_path / "other-head" / "head.json")}))
+    scanned = call("data", "scan", "--home", other.path).stdout
+    assert f"shares files with {home.path}" in scanned
+    shown = call("ledger", "show", "--home", other.path).stdout
+    assert "train run round 1: without DP  in another home, on shared images" in shown
+    assert "NOT COMPLETED" not in shown
+    assert json.loads(call("ledger", "show", "--json", "--home", other.path).stdout)["charges"][0]["inherited"]
+
+
+def test_doctor_says_whose_homes_are_linked(make_site: MakeSite, tmp_path: Path):
+    home = make_site()[0].path
+    assert "1 homes; homes of OTHER USERS are not linked" in call("doctor", "--home", home).stdout
+    (tmp_path / "registry").chmod(0o2770)
+    assert "1 homes of this machine see each other's images and spending" in call("doctor", "--home", home).stdout
+    (tmp_path / "registry").chmod(0o777)
+    assert "FAIL registry" in call("doctor", "--home", home).stdout
 
 
 def test_ledger_that_is_dated_ahead_is_accepted_by_the_operators_word(

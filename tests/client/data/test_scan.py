@@ -350,6 +350,7 @@ def test_two_homes_on_one_folder_share_one_budget(make_site: MakeSite, tmp_path:
     spend(home, settings)
     found = scan(other, own)
     assert found.homes == [str(home.path)]
+    assert f"shares files with {home.path}: what is spent in one home is spent in all" in list(found.lines(own.policy))
     assert total(other, own) == SPENT
     spend(other, own)
     assert total(other, own) == total(home, settings) == 2 * SPENT

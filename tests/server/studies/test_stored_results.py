@@ -9,10 +9,9 @@ from typer.testing import CliRunner
 from server.cli import main as cli
 from server.studies import stored_results
 from server.studies.page import results_page
-from server.studies.page.break_even import compared_points, head_start, verdict
+from server.studies.page.break_even import compared_points, count, head_start, verdict
 from server.studies.page.derived import chosen_point, crossing, derive, distance_at
 from server.studies.page.results_page import make_pages
-from server.studies.page.results_text import count
 from server.studies.schema import load_study
 from server.studies.stored_results import ArmResult, read_results, result_file, write_result
 from shared.errors import InputError
@@ -146,7 +145,7 @@ def test_a_reduction_also_says_how_it_is_at_equal_operations(folder):
     for result in (scratch, other):
         write_result(result, result_file(folder, "transfer", "cpu", result.arm))
     text = make_pages(folder).texts[folder.parent / "RESULTS.md"]
-    assert "**12% HIGHER** than 10 %, from scratch (4.5 against 4), 25% lower at equal operations" in text
+    assert "**12% higher** than 10 %, from scratch (4.5 against 4), 25% lower at equal operations" in text
 
 
 def test_the_cost_of_federation_is_a_ratio_with_a_goal_from_above():
@@ -278,7 +277,7 @@ def test_a_missed_goal_says_by_how_much(folder):
     for result in (one, four):
         write_result(result, result_file(folder, result.study, result.scale, result.arm))
     text = make_pages(folder).texts[folder.parent / "RESULTS.md"]
-    assert "4 sites over 1 site: **1.500** (3 against 2); goal 1.1: MISSED by 0.4." in text
+    assert "4 sites over 1 site: **1.500** (3 against 2); goal 1.1: missed by 0.4." in text
     assert "0 of 1 figures go the way" in text
     assert "Against it: 4 sites by `fd_onnx:net`" in text
 
