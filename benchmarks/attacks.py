@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 
 from benchmarks.door import Coordinator
@@ -25,8 +26,9 @@ from client.policy.approval import approve
 from client.records.chain import read_chain
 from client.settings import HOME_VARIABLE, Home
 from deploy.identity.certificates import create_authority
-from deploy.identity.enrolment import PREFIX, public_key_digest
+from deploy.identity.enrolment import BUNDLE_SCHEMA, PREFIX, public_key_digest
 from deploy.identity.keys import client_context
+from deploy.identity.request_key import read_request_certificate
 from deploy.processes.process import end_together, free_ports, spawn
 from deploy.processes.services import environment, guarded
 from server.federation.fleet.bundle import build_bundle
@@ -103,15 +105,17 @@ def path_in_a_join_bundle(coordinator: Coordinator) -> int:
     """An alias that climbs out of its folder is no alias."""
     home = coordinator.root / "climber"
     coordinator.call("maskfed-client", "enroll", "climber", home=home)
-    bundles = []
+    bundles, request = [], read_request_certificate(coordinator.ca.parent / "request.pem")
     for number, alias in enumerate(("../../climber", "a/b", "..", "/etc/passwd", "a\x00b")):
         fields = {
-            "schema": 1,
+            "schema": BUNDLE_SCHEMA,
             "alias": alias,
             "address": f"localhost:{coordinator.port}",
             "ca_certificate": coordinator.ca.read_text(),
+            "request_certificate": request.public_bytes(Encoding.PEM).decode(),
             "code_digest": "0" * 64,
             "public_key_digest": public_key_digest((home / "node.key.pub").read_text()),
+            "signing_key": (home / "site-sign.key.pub").read_text().strip(),
         }
         bundles.append(coordinator.root / f"climb{number}.json")
         bundles[-1].write_text(json.dumps(fields))

@@ -19,6 +19,9 @@ import psutil
 
 from benchmarks.local import command, program_of
 from benchmarks.measure import verdict
+from benchmarks.nodes import alias_of, key_of
+from deploy.identity.certificates import create_authority
+from deploy.identity.request_key import REQUEST_KEY, issue_request_key
 from deploy.processes.process import free_ports
 from server.federation.finetune import initial_model, resolve
 from server.federation.fleet.bundle import build_bundle
@@ -27,6 +30,7 @@ from server.federation.fleet.superlink import Control, wait_ready
 from server.federation.rounds.global_model import save_global
 from server.runs.run_directory import create
 from shared.experiment.config import Experiment, parse_experiment
+from shared.messages.signature import public_text
 from shared.storage.checkpoint import save_checkpoint
 from shared.storage.runlog import read_metrics
 
@@ -104,10 +108,14 @@ def make_experiment(num_nodes: int, optimizer: str) -> Experiment:
 
 def prepare(home: Path, experiment: Experiment, size: int, control: Control) -> None:
     """Registry of the nodes that are online, and a run directory whose model is one flat tensor."""
+    authority = {"ca_key": home / "ca" / "ca.key", "ca_certificate": home / "pki" / "ca.crt"}
+    create_authority(**authority)
+    issue_request_key(**authority, path=home / REQUEST_KEY)
     registry = Registry(home / "sites.json")
     for index, node in enumerate(sorted(control.nodes(), key=lambda each: each.node_id)):
-        registry.add(f"site-{index}", f"ecdsa-sha2-nistp384 {index}")
-        registry.set_node_id(f"site-{index}", node.node_id)
+        alias = alias_of(node.node_id)
+        registry.add(alias, f"ecdsa-sha2-nistp384 {index}", public_text(key_of(alias)))
+        registry.set_node_id(alias, node.node_id)
     tensors = {"w": np.random.default_rng(0).normal(size=size).astype(np.float32)}
     source = home / "source"
     save_checkpoint(source, {"model": tensors, "ema": tensors}, {"experiment": experiment, "step": 0})

@@ -4,22 +4,28 @@
 the first node downloads the weights, so that what is measured is the ServerApp and not this process.
 """
 
+import hashlib
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
 from flwr.supernode.fleet_http_connection import http_request_response
 
 from shared.messages.packing import encode
+from shared.messages.sealing import SEAL, digests_of, read_seal, seal_reply
+from shared.messages.signature import Statement
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 
 ANSWER_SECONDS = 300.0
+Answer = tuple[RecordDict, Statement | None]
+"""A reply, and what the signed request that it answers states."""
 
 
 @dataclass
@@ -27,14 +33,14 @@ class Crowd:
     """What the nodes share: the barrier before answering, and the answer of each round."""
 
     num_nodes: int
-    answers: dict[str, RecordDict] = field(default_factory=dict)
+    answers: dict[str, Answer] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.barrier = threading.Barrier(self.num_nodes, timeout=ANSWER_SECONDS)
 
-    def answer(self, group: str, message: Any, tree: Any, pull: Any, confirm: Any) -> RecordDict:  # noqa: ANN401
-        """The content of everybody's reply in one round; the first to ask downloads the request."""
+    def answer(self, group: str, message: Any, tree: Any, pull: Any, confirm: Any) -> Answer:  # noqa: ANN401
+        """Everybody's reply in one round and what it answers; the first to ask downloads the request."""
         with self.lock:
             if group not in self.answers:
                 run_id = message.metadata.run_id
@@ -42,7 +48,7 @@ class Crowd:
                     tree, lambda key: pull(run_id, key), lambda _key: None, return_type=Message
                 )
                 self.answers.clear()
-                self.answers[group] = make_answer(request.content)
+                self.answers[group] = make_answer(request.content), asked_in(request.content)
         confirm(message.metadata.run_id, message.metadata.message_id)
         return self.answers[group]
 
@@ -60,6 +66,25 @@ def make_answer(content: RecordDict) -> RecordDict:
     return TrainReply(header, encode(update, request.header.experiment.federation.wire_dtype)).to_record()
 
 
+def asked_in(content: RecordDict) -> Statement | None:
+    """What a signed request of ours states; Flower's own strategies sign nothing."""
+    if SEAL not in content:
+        return None
+    seal, digests = read_seal(content, "request"), digests_of(content)
+    place = (seal.run, seal.server_round, seal.alias, digests.request, digests.header, digests.arrays)
+    return Statement("train", "request", *place)
+
+
+def alias_of(node_id: int) -> str:
+    """The name of a stand-in site."""
+    return f"n{node_id}"
+
+
+def key_of(alias: str) -> Ed25519PrivateKey:
+    """Its signing key, which guards nothing."""
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"stand-in {alias}".encode()).digest())
+
+
 def serve(address: str, crowd: Crowd, num_rounds: int) -> None:
     """One node: as many messages as there are rounds."""
     with http_request_response(address, insecure=True) as connection:
@@ -68,7 +93,10 @@ def serve(address: str, crowd: Crowd, num_rounds: int) -> None:
             while (received := receive()) is None:
                 time.sleep(0.1)
             message, tree = received
-            content = crowd.answer(message.metadata.group_id, message, tree, pull, confirm)
+            content, asked = crowd.answer(message.metadata.group_id, message, tree, pull, confirm)
+            if asked is not None:
+                alias = alias_of(message.metadata.dst_node_id)
+                content = seal_reply(content, replace(asked, alias=alias), key_of(alias))
             crowd.barrier.wait()
             reply = Message(content, reply_to=message)
             with no_object_id_recompute():

@@ -16,6 +16,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from numpy.typing import NDArray
 
+from client.answers.signed_answer import answer_signed
 from client.data.dataset import Dataset, open_dataset
 from client.data.virtual_site import home_of
 from client.policy.approval import keep_pending, read_approved
@@ -45,8 +46,7 @@ def train(message: Message, context: Context) -> Message:
     """Flower's entry point; the coordinator's run configuration in `context` is not read."""
     home = home_of(context.node_config)
     with site_log(home):
-        reply = handle(message.content, home)
-    return Message(reply.to_record(), reply_to=message)
+        return answer_signed(message, home, "train", lambda content, home: handle(content, home).to_record())
 
 
 @app.query()
@@ -56,8 +56,7 @@ def query(message: Message, context: Context) -> Message:
 
     home = home_of(context.node_config)
     with site_log(home):
-        reply = answer_query(message.content, home)
-    return Message(reply, reply_to=message)
+        return answer_signed(message, home, "statistics", answer_query)
 
 
 @app.query(AUDIT_ACTION)
@@ -67,8 +66,7 @@ def query_audit(message: Message, context: Context) -> Message:
 
     home = home_of(context.node_config)
     with site_log(home):
-        reply = answer_audit(message.content, home)
-    return Message(reply, reply_to=message)
+        return answer_signed(message, home, "audit", answer_audit)
 
 
 def handle(content: RecordDict, home: Home) -> TrainReply:

@@ -18,6 +18,7 @@ from shared.storage.files import write_atomically
 
 Task = Literal["train", "statistics", "audit"]
 Unit = Literal["image", "person"]
+CURE_SIGNING_KEY = "`maskfed-client enroll ALIAS` makes it; send the coordinator the line, for `sites renew`"
 HOME_VARIABLE = "MASKFED_CLIENT_HOME"
 DATA_KEY_BYTES = 32
 
@@ -123,6 +124,16 @@ class Home:
     def data_key(self) -> Path:
         """Secret of this site: fingerprints, held-out split and random streams derive from it."""
         return self.path / "data.key"
+
+    @property
+    def signing_key(self) -> Path:
+        """Ed25519 key that every answer is signed with; made by `enroll`."""
+        return self.path / "site-sign.key"
+
+    @property
+    def request_certificate(self) -> Path:
+        """Certificate of the newest request key that was seen; older ones are refused."""
+        return self.path / "request.der"
 
     @property
     def confirmed_persons(self) -> Path:

@@ -22,6 +22,7 @@ from deploy.identity.keys import (
     create_secret,
     load_certificate,
 )
+from deploy.identity.request_key import REQUEST_KEY, issue_request_key, read_request_certificate
 from deploy.processes.nginx import edge_service
 from deploy.processes.process import check_port_free
 from deploy.processes.services import ServerPlan, server_services
@@ -49,7 +50,7 @@ class Coordinator:
 
 
 def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> str:
-    """Write a coordinator's folder: settings, CA (its key in `ca/`), server certificate and secret.
+    """Write a coordinator's folder: settings, CA (its key in `ca/`), server certificate, request key, secret.
 
     Args:
         home: new or empty folder.
@@ -79,6 +80,9 @@ def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> s
             key=home / "pki" / "server.key",
             hosts=[split_address(settings.address)[0], *hosts],
         )
+        issue_request_key(
+            ca_key=home / "ca" / "ca.key", ca_certificate=home / "pki" / "ca.crt", path=home / REQUEST_KEY
+        )
         create_secret(home / "superexec.secret")
         create_file(home / SETTINGS, tomli_w.dumps(asdict(settings)).encode())
     except ProvisionError:
@@ -101,6 +105,7 @@ def read_coordinator(home: Path) -> Coordinator:
     for private in (*needed, *filter(Path.exists, (home / "ca" / "ca.key", home / "superlink.db"))):
         check_private(private)
     check_certificate(home / "pki" / "server.pem", ["127.0.0.1", split_address(settings.address)[0]])
+    read_request_certificate(home / REQUEST_KEY)
     return settings
 
 
@@ -125,7 +130,10 @@ def read_settings(home: Path) -> Coordinator:
 
 
 def renew_certificate(home: Path, ca_key: Path, hosts: list[str], days: int) -> list[str]:
-    """Replace the server certificate by one for the old names and `hosts`; returns all its names."""
+    """Replace the server certificate by one for the old names and `hosts`, and the request key; returns all its names.
+
+    A folder of a version before signed messages gets its first request key.
+    """
     settings = read_settings(home)
     certificate = home / "pki" / "server.pem"
     names = [*certificate_hosts(load_certificate(certificate)), split_address(settings.address)[0], *hosts]
@@ -137,6 +145,7 @@ def renew_certificate(home: Path, ca_key: Path, hosts: list[str], days: int) -> 
         hosts=names,
         days=days,
     )
+    issue_request_key(ca_key=ca_key, ca_certificate=home / "pki" / "ca.crt", path=home / REQUEST_KEY, days=days)
     return list(dict.fromkeys(names))
 
 

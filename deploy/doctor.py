@@ -18,7 +18,8 @@ from deploy.identity.keys import (
     check_private,
     days_left,
 )
-from deploy.identity.site_identity import CA_CERTIFICATE, NODE_KEY, SECRET, SPLIT_MARK
+from deploy.identity.request_key import REQUEST_KEY
+from deploy.identity.site_identity import CA_CERTIFICATE, NODE_KEY, SECRET, SIGNING_KEY, SPLIT_MARK
 from deploy.processes.nginx import find_nginx
 from deploy.processes.services import HEALTH_FILE, is_healthy
 
@@ -36,6 +37,7 @@ def coordinator_checks(home: Path) -> list[Finding]:
     found = [
         Finding("settings", True, f"{home}: sites connect to {settings.address}"),
         _expiry("server certificate", home / "pki" / "server.pem", "`maskfed-server renew`"),
+        _expiry("request key", home / REQUEST_KEY, "`maskfed-server renew`"),
         _expiry("CA certificate", home / "pki" / "ca.crt", "a new federation"),
         _authority_key(home),
         _own_clock(home),
@@ -48,7 +50,7 @@ def coordinator_checks(home: Path) -> list[Finding]:
 
 def site_checks(home: Path, address: str) -> list[Finding]:
     """Everything about a site's identity files, its processes and its way to the coordinator."""
-    own = [SECRET] if _is_split(home) else [NODE_KEY, SECRET, "tls/srv.key"]
+    own = [SIGNING_KEY, SECRET] if _is_split(home) else [SIGNING_KEY, NODE_KEY, SECRET, "tls/srv.key"]
     found = [*(_privacy(home / name) for name in own), _users(home), _own_program()]
     if not (home / CA_CERTIFICATE).exists():
         return [*found, Finding("CA certificate", False, "none: run `maskfed-client join` with the bundle")]

@@ -23,8 +23,8 @@ from flwr.serverapp import Grid, ServerApp
 from server.evaluation.federated_reference import QUESTION_FILE, gather
 from server.federation.evaluation_queue import Evaluations
 from server.federation.fleet.registry import Registry
-from server.federation.messaging.transport import ExchangeError, Timing
-from server.federation.messaging.transport import Grid as GridLike
+from server.federation.messaging.signed_grid import SignedGrid
+from server.federation.messaging.transport import ExchangeError, FlowerGrid, Timing
 from server.federation.rounds.loop import Rounds, RunFailedError
 from server.release.audit_sites import AUDIT_FILE, gather_verdicts
 from shared.errors import InputError
@@ -69,9 +69,7 @@ def enlist_virtual_sites(grid: Grid, registry: Registry) -> None:
     """Give the nodes of a simulation the aliases of their partitions: the runtime makes them in that order."""
     nodes = sorted(grid.get_nodes(), key=lambda node: node.registered_at)
     for index, node in enumerate(nodes):
-        alias = f"site-{index}"
-        registry.add(alias, f"virtual {alias}")
-        registry.set_node_id(alias, node.node_id)
+        registry.set_node_id(f"site-{index}", node.node_id)
 
 
 def return_freed_memory() -> None:
@@ -92,7 +90,7 @@ def return_freed_memory() -> None:
         mallopt(_M_ARENA_MAX, 1)
 
 
-def conduct(grid: GridLike, home: Path, run: str, experiment: Experiment, timing: Timing | None = None) -> None:
+def conduct(grid: FlowerGrid, home: Path, run: str, experiment: Experiment, timing: Timing | None = None) -> None:
     """Run the rounds that are left of `home`/runs/`run`, and write how it ended.
 
     Raises:
@@ -103,20 +101,27 @@ def conduct(grid: GridLike, home: Path, run: str, experiment: Experiment, timing
     with _only_one(folder):
         metrics = RunLog(folder / "metrics.jsonl")
         try:
+            signed = SignedGrid(grid, home, run)
             stored = parse_experiment((folder / "experiment.toml").read_text(encoding="utf-8"), name="experiment.toml")
             if stored != experiment:
                 raise InputError(f"run {run}: the submitted experiment is not the one in its directory: resume it")
             if (folder / QUESTION_FILE).exists():
-                gather(grid, home, folder, experiment, timing)
+                gather(signed, home, folder, experiment, timing)
                 return
             if (folder / AUDIT_FILE).exists():
-                gather_verdicts(grid, home, folder, timing)
+                gather_verdicts(signed, home, folder, timing)
                 return
             evaluations = Evaluations(folder, experiment.evaluation.every_rounds, metrics)
             with contextlib.closing(evaluations):
                 registry = Registry(home / "sites.json")
                 rounds = Rounds(
-                    grid, experiment, run=run, run_folder=folder, registry=registry, observer=evaluations, timing=timing
+                    signed,
+                    experiment,
+                    run=run,
+                    run_folder=folder,
+                    registry=registry,
+                    observer=evaluations,
+                    timing=timing,
                 )
                 model = rounds.finish()
                 evaluations.finish()

@@ -21,11 +21,25 @@ def register(app: typer.Typer) -> None:
         app.command()(command)
 
 
-def enroll(alias: Annotated[str, typer.Argument(help="Name for your site.")], home: HomeOption = None) -> None:
-    """Make your site's keys, and print the line to send to the coordinator."""
-    from deploy.identity.site_identity import create_identity
+def enroll(
+    alias: Annotated[str, typer.Argument(help="Name for your site.")],
+    home: HomeOption = None,
+    renew: Annotated[
+        str | None, typer.Option(help="Replace one key, `node` or `signing`, when in doubt or after a loss.")
+    ] = None,
+    node_key: Annotated[
+        Path | None, typer.Option(help="Where the node key is, when another user holds it; run as root then.")
+    ] = None,
+) -> None:
+    """Make the keys that your site lacks, and print the line to send to the coordinator."""
+    from deploy.identity.site_identity import RENEWABLE, create_identity
 
-    typer.echo(create_identity(find_home(home).path, alias))
+    place = find_home(home)
+    if renew is not None and renew not in RENEWABLE:
+        raise InputError(f"--renew {renew}: give node or signing")
+    if place.settings.exists() and (own := load_settings(place).alias) != alias:
+        raise InputError(f"{place.path} is the folder of site {own}, not of {alias}: give that name, or another --home")
+    typer.echo(create_identity(place.path, alias, renew, node_key))
 
 
 def join(  # every rule of the policy is one option
@@ -159,21 +173,22 @@ def leave(
     home: HomeOption = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
-    """Leave the federation: refuse every request from now on and delete the node key. Ledger and journal stay."""
+    """Leave the federation: refuse every request from now on and delete its keys. Ledger and journal stay."""
     import shutil
 
     from client.operator.status import hold_site
     from client.records.journal import Journal
-    from deploy.identity.site_identity import NODE_KEY
+    from deploy.identity.site_identity import NODE_KEY, SIGNING_KEY
 
     place = find_home(home)
     settings = load_settings(place)
     if not yes:
-        typer.confirm(f"site {settings.alias} leaves {settings.address} and deletes its node key. Go on?", abort=True)
+        typer.confirm(f"site {settings.alias} leaves {settings.address} and deletes its keys. Go on?", abort=True)
     with hold_site(place):
         closed = settings.policy.model_copy(update={"tasks": ()})
         save_settings(place, settings.model_copy(update={"policy": closed}))
-        (place.path / NODE_KEY).unlink(missing_ok=True)
+        for key in (NODE_KEY, SIGNING_KEY):
+            (place.path / key).unlink(missing_ok=True)
         shutil.rmtree(place.replies, ignore_errors=True)
         Journal(place.journal).write("left", address=settings.address)
     typer.echo(f"left {settings.address}; ask the coordinator for `maskfed-server sites remove {settings.alias}`")

@@ -78,7 +78,7 @@ def start(
     metrics_port: Annotated[int, typer.Option(help="Serve figures to Prometheus on this local port; 0: do not.")] = 0,
 ) -> None:
     """Take part until Ctrl-C. Processes that exit are restarted."""
-    from client.operator.doctor import check_code, check_folder, check_records
+    from client.operator.doctor import check_code, check_folder, check_records, check_signing_key
     from client.operator.live import TICK_SECONDS, live_view
     from client.operator.metrics import site_gauges
     from client.operator.status import SiteView, hold_site
@@ -93,6 +93,7 @@ def start(
     settings = load_settings(place)
     check_folder(place)
     check_records(place, settings)
+    check_signing_key(place)
     try:
         check_code(place)
     except InputError as error:  # it can be approved while the site runs

@@ -14,10 +14,11 @@ from client.records.chain import read_chain
 from client.records.history import head_problem
 from client.records.ledger import read_ledger
 from client.records.registry import MACHINE_FOLDER, Registry, registry_folder
-from client.settings import Home, SiteConfig, check_private, load_settings
+from client.settings import CURE_SIGNING_KEY, Home, SiteConfig, check_private, load_settings
 from shared.data.images import list_images
 from shared.data.pixels import UnreadableImageError, decode
 from shared.errors import InputError
+from shared.messages.signature import public_text, read_key
 from shared.storage.code_digest import installed_digest
 
 PROBED_IMAGES = 16
@@ -46,6 +47,7 @@ def check_site(home: Home) -> list[Check]:
         ("registry", _registry),
         ("ledger", lambda: _ledger(home, settings)),
         ("ledger clock", lambda: _clock(home)),
+        ("signing key", lambda: check_signing_key(home)),
         ("code", lambda: check_code(home)),
         ("policy", lambda: _policy(settings)),
         ("device", lambda: _device(settings)),
@@ -84,6 +86,16 @@ def check_folder(home: Home) -> str:
         if path.exists():
             check_private(path)
     return f"{home.path} is private"
+
+
+def check_signing_key(home: Home) -> str:
+    """Whether this site can sign its answers; also checked by each `start`.
+
+    Raises:
+        InputError: the key is missing (a folder of an older version has none) or open to others.
+    """
+    public = public_text(read_key(home.signing_key, CURE_SIGNING_KEY))
+    return f"answers are signed with the key {public[:12]}"
 
 
 def _images(settings: SiteConfig) -> str:

@@ -9,6 +9,7 @@ from client.records.journal import Journal
 from client.records.ledger import BudgetError, OutdatedDataError, UnitError
 from shared.errors import InputError
 from shared.messages.packing import MessageError
+from shared.messages.signature import SignatureError
 from shared.messages.training import RefusalCode
 
 FAILED = "the site's work failed; its operator finds the cause in the site's log"
@@ -41,6 +42,7 @@ FIXED: dict[type[Exception], tuple[RefusalCode, str]] = {
     NotScannedError: ("data_not_ready", "the site's images are not scanned"),
     OutdatedDataError: ("data_not_ready", "the site's images were scanned again meanwhile"),
     BusyError: ("ledger_busy", "another round or a scan is running at the site"),
+    SignatureError: ("not_signed", "the request is not signed by this federation's coordinator for this site"),
     ChainError: ("ledger_damaged", "the site's ledger is damaged or not its newest copy; its operator must act"),
 }
 """Errors that say something else to the coordinator than to the site's log."""

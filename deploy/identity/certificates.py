@@ -46,6 +46,19 @@ def issue_server_certificate(
     for path in (certificate, key):
         if path.exists():
             raise ProvisionError(f"{path} exists already: move it away first, nothing is overwritten")
+    authority_key, authority = load_authority(ca_key, ca_certificate)
+    server_key = ec.generate_private_key(ec.SECP384R1())
+    signed = _server_certificate(authority_key, authority, server_key, hosts, days)
+    create_file(certificate, signed.public_bytes(serialization.Encoding.PEM))
+    create_file(key, _private_pem(server_key), 0o600)
+
+
+def load_authority(ca_key: Path, ca_certificate: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """The CA: private key and certificate.
+
+    Raises:
+        ProvisionError: the CA key is not there (it may be offline), is readable by others, or is another CA's.
+    """
     if not ca_key.exists():
         raise ProvisionError(
             f"{ca_key} is not there: give --ca-key with the CA key that `init` wrote, where it is kept"
@@ -57,10 +70,7 @@ def issue_server_certificate(
     authority = load_certificate(ca_certificate)
     if authority.public_key() != authority_key.public_key():
         raise ProvisionError(f"{ca_key} does not belong to {ca_certificate}: give the ca.key of this federation")
-    server_key = ec.generate_private_key(ec.SECP384R1())
-    signed = _server_certificate(authority_key, authority, server_key, hosts, days)
-    create_file(certificate, signed.public_bytes(serialization.Encoding.PEM))
-    create_file(key, _private_pem(server_key), 0o600)
+    return authority_key, authority
 
 
 def renew_server_certificate(

@@ -1,7 +1,8 @@
 """What a site and the coordinator hand each other once: an enrolment request and a join bundle, both without secrets.
 
-The request is one line that survives mail and chat. It is signed with the site's node key over alias, key and time, so
-that nobody can enrol a key he does not have; old requests are refused, known keys are refused by the registry.
+The request is one line that survives mail and chat. It is signed with the site's node key and with its signing key,
+over alias, both keys and time, so that nobody can enrol a key he does not have; old requests are refused, known keys
+are refused by the registry.
 """
 
 import base64
@@ -17,11 +18,24 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from deploy.identity.keys import ProvisionError, check_private, create_file, fingerprint, load_certificate
+from deploy.identity.keys import (
+    ProvisionError,
+    check_private,
+    create_file,
+    fingerprint,
+    load_certificate,
+    load_signing_key,
+    signing_key_text,
+)
+from deploy.identity.request_key import REQUEST_KEY, read_request_certificate
 
-PREFIX = "maskfed-enrol-1:"
-BUNDLE_SCHEMA = 1
+PREFIX = "maskfed-enrol-2:"
+OLD_PREFIX = "maskfed-enrol-1:"
+"""Of lines without a signing key, from versions before signed messages."""
+BUNDLE_SCHEMA = 2
+CURE_OLD = "install this version at the site, run `maskfed-client enroll ALIAS` there again and send the new line"
 REQUEST_DAYS = 14
 ALIAS_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 LARGEST_BUNDLE_BYTES = 64 * 1024
@@ -29,23 +43,29 @@ LARGEST_BUNDLE_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class EnrolmentRequest:
-    """A checked request: the sender holds the private half of `public_key` (OpenSSH line)."""
+    """A checked request: the sender holds the private halves of `public_key` (OpenSSH line) and `signing_key` (hex)."""
 
     alias: str
     public_key: str
+    signing_key: str
     created: str
 
 
 @dataclass(frozen=True)
 class JoinBundle:
-    """What a site needs to find and trust the coordinator; `code_digest` names the client code it runs with."""
+    """What a site needs to find and trust the coordinator; `code_digest` names the client code it runs with.
+
+    `request_certificate` (PEM) names the key that signs requests now: older ones are not accepted any more.
+    """
 
     schema: int
     alias: str
     address: str
     ca_certificate: str
+    request_certificate: str
     code_digest: str
     public_key_digest: str
+    signing_key: str
 
     @property
     def ca_fingerprint(self) -> str:
@@ -76,21 +96,25 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def write_request(alias: str, node_key: Path) -> str:
-    """Build the one-line enrolment request of a site from its private node key."""
-    check_private(node_key)
-    key = serialization.load_ssh_private_key(node_key.read_bytes(), password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
+def write_request(alias: str, node_key: Path, signing_key: Path) -> str:
+    """Build the one-line enrolment request of a site from its private keys."""
+    for path in (node_key, signing_key):
+        check_private(path)
+    node = serialization.load_ssh_private_key(node_key.read_bytes(), password=None)
+    if not isinstance(node, ec.EllipticCurvePrivateKey):
         raise ProvisionError(f"{node_key} is not an elliptic curve key: run `maskfed-client enroll` in a new folder")
-    public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    signing = load_signing_key(signing_key)
+    public = node.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     created = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    fields = asdict(EnrolmentRequest(check_alias(alias), public.decode(), created))
-    fields["signature"] = base64.b64encode(key.sign(_signed_bytes(fields), ec.ECDSA(hashes.SHA384()))).decode()
+    fields = asdict(EnrolmentRequest(check_alias(alias), public.decode(), signing_key_text(signing), created))
+    signed = _signed_bytes(fields)
+    fields["signature"] = base64.b64encode(node.sign(signed, ec.ECDSA(hashes.SHA384()))).decode()
+    fields["second_signature"] = base64.b64encode(signing.sign(signed)).decode()
     return PREFIX + base64.urlsafe_b64encode(json.dumps(fields, sort_keys=True).encode()).decode()
 
 
 def read_request(line: str, now: dt.datetime | None = None) -> EnrolmentRequest:
-    """Check an enrolment line: form, alias, signature, age.
+    """Check an enrolment line: form, alias, both signatures, age.
 
     Raises:
         ProvisionError: anything is wrong with it; nothing has been registered then.
@@ -98,23 +122,33 @@ def read_request(line: str, now: dt.datetime | None = None) -> EnrolmentRequest:
     fields = _decode(line.strip())
     try:
         created = dt.datetime.fromisoformat(fields["created"])
-        key = serialization.load_ssh_public_key(fields["public_key"].encode())
-        if not isinstance(key, ec.EllipticCurvePublicKey):
-            raise ValueError("not an elliptic curve key")
-        key.verify(
-            base64.b64decode(fields["signature"], validate=True), _signed_bytes(fields), ec.ECDSA(hashes.SHA384())
-        )
+        _check_signatures(fields)
         age = (now or dt.datetime.now(dt.UTC)) - created
     except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, binascii.Error) as error:
         raise ProvisionError(
-            "enrolment request: the signature or key is not valid: ask the site for a new line"
+            "enrolment request: a signature or key is not valid: ask the site for a new line"
         ) from error
     if not dt.timedelta(minutes=-10) < age < dt.timedelta(days=REQUEST_DAYS):
         raise ProvisionError(
             f"enrolment request: made {fields['created']}, at most {REQUEST_DAYS} days are accepted (and 10 minutes "
             "into the future): ask the site for a new line, or set the clocks"
         )
-    return EnrolmentRequest(check_alias(fields["alias"]), fields["public_key"], fields["created"])
+    return EnrolmentRequest(
+        check_alias(fields["alias"]), fields["public_key"], fields["signing_key"], fields["created"]
+    )
+
+
+def _check_signatures(fields: dict[str, str]) -> None:
+    """Both keys have signed the same line; raises what the libraries raise."""
+    node = serialization.load_ssh_public_key(fields["public_key"].encode())
+    if not isinstance(node, ec.EllipticCurvePublicKey):
+        raise ValueError("not an elliptic curve key")
+    if not re.fullmatch(r"[0-9a-f]{64}", fields["signing_key"]):
+        raise ValueError("not an Ed25519 key")
+    signing = Ed25519PublicKey.from_public_bytes(bytes.fromhex(fields["signing_key"]))
+    first, second = (base64.b64decode(fields[name], validate=True) for name in ("signature", "second_signature"))
+    node.verify(first, _signed_bytes(fields), ec.ECDSA(hashes.SHA384()))
+    signing.verify(second, _signed_bytes(fields))
 
 
 def public_key_digest(public_key: str) -> str:
@@ -122,18 +156,19 @@ def public_key_digest(public_key: str) -> str:
     return hashlib.sha256(" ".join(public_key.split()[:2]).encode()).hexdigest()
 
 
-def write_bundle(
-    path: Path, request: EnrolmentRequest, address: str, ca_certificate: Path, code_digest: str
-) -> JoinBundle:
-    """Write the join bundle for an accepted request to a new file."""
+def write_bundle(path: Path, request: EnrolmentRequest, address: str, pki: Path, code_digest: str) -> JoinBundle:
+    """Write the join bundle for an accepted request to a new file; `pki` is the coordinator's folder of that name."""
     split_address(address)
+    certificate = read_request_certificate(pki / REQUEST_KEY.name)
     bundle = JoinBundle(
         schema=BUNDLE_SCHEMA,
         alias=request.alias,
         address=address,
-        ca_certificate=ca_certificate.read_text(encoding="ascii"),
+        ca_certificate=(pki / "ca.crt").read_text(encoding="ascii"),
+        request_certificate=certificate.public_bytes(serialization.Encoding.PEM).decode("ascii"),
         code_digest=code_digest,
         public_key_digest=public_key_digest(request.public_key),
+        signing_key=request.signing_key,
     )
     create_file(path, json.dumps(asdict(bundle), indent=2).encode() + b"\n")
     return bundle
@@ -154,6 +189,8 @@ def read_bundle(path: Path) -> JoinBundle:
     except ValueError as error:
         raise ProvisionError(f"bundle {path}: not JSON; give the file that `sites add` wrote") from error
     names = set(JoinBundle.__dataclass_fields__)
+    if isinstance(fields, dict) and fields.get("schema") == 1:
+        raise ProvisionError(f"bundle {path}: made by an older maskfed: {CURE_OLD}, then join with the new bundle")
     if not isinstance(fields, dict) or set(fields) != names or fields["schema"] != BUNDLE_SCHEMA:
         raise ProvisionError(
             f"bundle {path}: not a join bundle of schema {BUNDLE_SCHEMA}: use the same maskfed version"
@@ -163,8 +200,9 @@ def read_bundle(path: Path) -> JoinBundle:
     bundle = JoinBundle(**fields)
     check_alias(bundle.alias)
     split_address(bundle.address)
-    load_certificate(bundle.ca_certificate.encode())
-    for digest in (bundle.code_digest, bundle.public_key_digest):
+    for certificate in (bundle.ca_certificate, bundle.request_certificate):
+        load_certificate(certificate.encode())
+    for digest in (bundle.code_digest, bundle.public_key_digest, bundle.signing_key):
         if not re.fullmatch(r"[0-9a-f]{64}", digest):
             raise ProvisionError(
                 f"bundle {path}: {digest[:20]!r} is not a SHA-256: give the file that `sites add` wrote"
@@ -173,17 +211,21 @@ def read_bundle(path: Path) -> JoinBundle:
 
 
 def _decode(line: str) -> dict[str, str]:
+    if line.startswith(OLD_PREFIX):
+        raise ProvisionError(f"enrolment request: made by an older maskfed, without a signing key: {CURE_OLD}")
     if not line.startswith(PREFIX) or len(line) > 4096:
         raise ProvisionError(f"enrolment request: must be one line that starts with {PREFIX!r}: copy it whole")
     try:
         fields: Any = json.loads(base64.b64decode(line[len(PREFIX) :], altchars=b"-_", validate=True))
     except (ValueError, binascii.Error) as error:
         raise ProvisionError("enrolment request: cannot be decoded: copy the line whole") from error
-    wanted = {"alias", "public_key", "created", "signature"}
+    wanted = {*EnrolmentRequest.__dataclass_fields__, "signature", "second_signature"}
     if not isinstance(fields, dict) or set(fields) != wanted or not all(isinstance(v, str) for v in fields.values()):
         raise ProvisionError("enrolment request: unknown form: use the same maskfed version on both sides")
     return fields
 
 
 def _signed_bytes(fields: dict[str, str]) -> bytes:
-    return "\n".join([PREFIX, fields["alias"], fields["public_key"], fields["created"]]).encode()
+    """Every field after its length, so that no two requests share their bytes."""
+    parts = [PREFIX, *(fields[name] for name in EnrolmentRequest.__dataclass_fields__)]
+    return b"".join(len(part.encode()).to_bytes(8, "big") + part.encode() for part in parts)

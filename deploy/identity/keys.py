@@ -1,6 +1,7 @@
 """Keys, secrets and certificates as files: each made on the machine that uses it, never overwritten, checked when read.
 
-Node keys are elliptic curve P-384 in OpenSSH form, which is what Flower authenticates nodes with.
+Node keys are elliptic curve P-384 in OpenSSH form, which is what Flower authenticates nodes with. Messages are signed
+with Ed25519 keys in PEM form.
 """
 
 import datetime as dt
@@ -17,6 +18,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +91,37 @@ def create_node_key(path: Path) -> str:
     create_file(path, private, 0o600)
     create_file(path.with_name(path.name + ".pub"), public + b"\n")
     return public.decode("ascii")
+
+
+def create_signing_key(path: Path) -> str:
+    """Write an Ed25519 key to `path` (0600), its public half to `path`.pub; return that half, hexadecimal."""
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    create_file(path, private, 0o600)
+    create_file(path.with_name(path.name + ".pub"), signing_key_text(key).encode() + b"\n")
+    return signing_key_text(key)
+
+
+def load_signing_key(path: Path) -> Ed25519PrivateKey:
+    """Read a signing key.
+
+    Raises:
+        ProvisionError: not an Ed25519 key in PEM form.
+    """
+    try:
+        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ProvisionError(f"{path} is not a private key: `maskfed-client enroll ALIAS --renew signing`") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ProvisionError(f"{path} is not an Ed25519 key: `maskfed-client enroll ALIAS --renew signing`")
+    return key
+
+
+def signing_key_text(key: Ed25519PrivateKey) -> str:
+    """The public half as text: 64 hexadecimal digits."""
+    return key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
 
 
 def fingerprint(certificate: Path | bytes) -> str:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,10 @@ from deploy.identity.enrolment import EnrolmentRequest
 from deploy.identity.keys import ProvisionError
 from shared.errors import InputError
 
-sites = typer.Typer(no_args_is_help=True, help="Add, list and remove sites.")
+if TYPE_CHECKING:
+    from server.federation.fleet.registry import Site
+
+sites = typer.Typer(no_args_is_help=True, help="Add, renew, list and remove sites.")
 
 DEFAULT_HOME = Path("coordinator")
 Home = Annotated[
@@ -40,13 +43,13 @@ def sites_add(
         raise InputError(f"--bundle names one file, but there are {len(requests)} requests: leave it out")
     with recorded(home, "added") as aliases:
         enrolments = [read_request(_line(request)) for request in requests]
-        registry.check_new([(enrolment.alias, enrolment.public_key) for enrolment in enrolments])
+        registry.check_new([(each.alias, each.public_key, each.signing_key) for each in enrolments])
         targets = [bundle or Path(f"{enrolment.alias}.join.json") for enrolment in enrolments]
         if taken := next(filter(Path.exists, targets), None):
             raise ProvisionError(f"{taken} exists already: move it away first, or give --bundle")
         _write_bundles(home, settings.address, dict(zip(targets, enrolments, strict=True)))
         for enrolment in enrolments:
-            registry.add(enrolment.alias, enrolment.public_key)
+            registry.add(enrolment.alias, enrolment.public_key, enrolment.signing_key)
             aliases.append(enrolment.alias)
     register_sites(home)
     digest = fingerprint(home / "pki" / "ca.crt")
@@ -57,6 +60,35 @@ def sites_add(
     for alias, target in zip(aliases, targets, strict=True):
         typer.echo(f"site {alias} added; send it {target}")
     typer.echo(f"CA fingerprint, to compare by phone:\n  {digest}")
+
+
+@sites.command("renew")
+def sites_renew(
+    request: Annotated[str, typer.Argument(help="Enrolment line of a registered site, or a file that holds it.")],
+    home: Home = DEFAULT_HOME,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Also write a join bundle, for a site that has not joined.")
+    ] = None,
+) -> None:
+    """Take a site's new node key or signing key: the one that stays vouches for it, the old one is out for ever."""
+    from deploy.coordinator import read_coordinator
+    from deploy.identity.enrolment import read_request
+    from server.federation.fleet.admission import recorded
+    from server.federation.fleet.registry import Registry
+
+    settings = read_coordinator(home)
+    with recorded(home, "renewed") as aliases:
+        enrolment = read_request(_line(request))
+        if bundle and bundle.exists():
+            raise ProvisionError(f"{bundle} exists already: move it away first, nothing is overwritten")
+        registry = Registry(home / "sites.json")
+        changed = registry.renew(enrolment.alias, enrolment.public_key, enrolment.signing_key)
+        aliases.append(enrolment.alias)
+    if bundle:
+        _write_bundles(home, settings.address, {bundle: enrolment})
+    register_sites(home)
+    typer.echo(f"site {enrolment.alias} has a new {changed}; signing key, to compare by phone:")
+    typer.echo(f"  {enrolment.signing_key}")
 
 
 @sites.command("list")
@@ -76,7 +108,7 @@ def sites_list(
             status = {node.alias: node.status for node in control.nodes()}
     found = [
         {"alias": site.alias, "added": site.added, "removed": site.revoked,
-         "status": "removed" if site.revoked else status.get(site.alias, "unknown (no SuperLink)")}
+         "status": _status(site, status)}
         for site in Registry(home / "sites.json").sites()
     ]  # fmt: skip
     if as_json:
@@ -84,6 +116,14 @@ def sites_list(
     for site in found if not as_json else []:
         state = f"removed {site['removed']}" if site["removed"] else site["status"]
         typer.echo(f"{site['alias']:32} {state:32} added {site['added']}")
+
+
+def _status(site: "Site", online: Mapping[str, str]) -> str:
+    if site.revoked:
+        return "removed"
+    if not site.signing_key:
+        return "no signing key: `sites renew` with a new line of `maskfed-client enroll`"
+    return online.get(site.alias, "unknown (no SuperLink)")
 
 
 @sites.command("remove")
@@ -114,7 +154,7 @@ def _write_bundles(home: Path, address: str, requests: Mapping[Path, EnrolmentRe
     written: list[Path] = []
     try:
         for target, request in requests.items():
-            write_bundle(target, request, address, home / "pki" / "ca.crt", installed_digest())
+            write_bundle(target, request, address, home / "pki", installed_digest())
             written.append(target)
     except ProvisionError:
         for target in written:

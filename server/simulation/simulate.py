@@ -26,6 +26,7 @@ from server.runs.recipes import find_experiment
 from server.simulation.division import Skew, make_site_folders
 from server.simulation.runtime import simulation_runtime
 from server.simulation.simulation_folder import ASKED_FILE, RUN, check_same, is_complete, outcome, run_of
+from server.simulation.virtual_keys import make_keys
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment
 from shared.storage.checkpoint import load_meta
@@ -73,6 +74,7 @@ def simulate(options: Simulate, console: Console) -> int:
     if is_complete(options.out):
         console.print(table(summarise(options.out, WantedRun(run=RUN, run_id=0, status="completed"))))
         return 0
+    make_keys(options.out, options.num_sites)
     num_gpus = -(-options.gpus_per_site // 1)
     limits = Simulation(
         options.num_sites,

@@ -21,6 +21,7 @@ from shared.messages.text import Epsilon, Figure, Line
 RefusalCode = Literal[
     "schema",
     "malformed",
+    "not_signed",
     "experiment_not_approved",
     "code_not_approved",
     "task_not_allowed",

@@ -12,6 +12,7 @@ from shared.data.synthetic import write_folder
 from shared.experiment.config import Experiment, parse_experiment
 from shared.messages.packing import Manifest, pack
 from shared.messages.training import RequestHeader, TrainRequest
+from tests.signing import key_of, pem_of
 
 SIZE = 16
 OPEN_POLICY = {
@@ -56,6 +57,7 @@ def make_site(tmp_path: Path, photos: Path) -> MakeSite:
         save_settings(home, settings)
         # A drawn key would draw another split in each run, and once in 64 one that sets all six persons aside.
         write_private(home.data_key, bytes(32))
+        write_private(home.signing_key, pem_of(key_of(settings.alias)))
         scan(home, settings, allow_unreadable=True)
         return home, settings
 

@@ -1,4 +1,6 @@
 import os
+import shutil
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,12 @@ from deploy.coordinator import (
     start_plan,
 )
 from deploy.identity.keys import ProvisionError, certificate_hosts, load_certificate
+from deploy.processes.process import free_ports
+from server.federation.fleet.metrics import coordinator_gauges
+from tests.server.fake_federation import honest_sites, make_experiment, make_home, run_rounds
+from tests.server.fake_grid import FakeGrid
+
+ROOT = Path(__file__).parent.parent.parent
 
 LOCAL = Coordinator(1, "127.0.0.1:8443", "127.0.0.1", 8443, 8190, edge=False, database=False)
 PUBLIC = replace(LOCAL, address="fleet.example:443", edge=True)
@@ -146,3 +154,35 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(ProvisionError, match="give a folder that this user can write"):
         create_coordinator(tmp_path / "file" / "home", LOCAL, [])
+
+
+OPENED: list[str] = []
+"""Files that this process has opened; a hook cannot be taken off again."""
+sys.addaudithook(lambda event, arguments: OPENED.append(str(arguments[0])) if event == "open" else None)
+
+
+def test_no_running_process_of_the_coordinator_opens_the_ca_key(tmp_path: Path):
+    """Only `init` and `renew` do, and a key that only lies there may be taken away at any time."""
+    port, health = free_ports(2)
+    home = tmp_path / "home"
+    create_coordinator(home, replace(LOCAL, address=f"127.0.0.1:{port}", port=port, health_port=health), [])
+    assert any(name.endswith("ca/ca.key") for name in OPENED)
+    experiment = make_experiment(rounds=1)
+    made = make_home(tmp_path / "work", experiment)
+    shutil.copytree(home / "ca", made / "ca")
+    OPENED.clear()
+    start_plan(home, read_coordinator(home), lambda: None)
+    run_rounds(made, FakeGrid(honest_sites()), experiment)
+    list(coordinator_gauges(made))
+    assert any(name.endswith("pki/request.pem") for name in OPENED)
+    assert [name for name in OPENED if name.endswith("ca.key")] == []
+
+
+def test_only_making_certificates_reads_the_ca_key():
+    readers = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("server", "client", "shared", "deploy")
+        for path in (ROOT / package).rglob("*.py")
+        if "load_authority(" in path.read_text(encoding="utf-8")
+    }
+    assert readers == {"deploy/identity/certificates.py", "deploy/identity/request_key.py"}

@@ -99,6 +99,8 @@ def test_splitting_a_site_moves_the_key_and_keeps_the_modes(tmp_path: Path):
     subprocess.run(command, check=True, capture_output=True)
     assert (node / "node.key").read_bytes() == key
     assert not (site / "node.key").exists()
+    assert (site / "site-sign.key").stat().st_mode & 0o777 == 0o600
+    assert not list(node.glob("site-sign*"))
     assert (node / "address.env").read_text() == "MASKFED_ADDRESS=fleet.example:443\n"
     for private in (node / "node.key", node / "site.secret", node / "tls" / "srv.key", site / "site.secret"):
         assert private.stat().st_mode & 0o077 == 0, private

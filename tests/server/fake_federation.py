@@ -1,6 +1,7 @@
 """A tiny federation for tests: a coordinator's home, a checkpoint, sites that answer by rule."""
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from shared.seeding import derive_seed
 from shared.storage.checkpoint import load_group, save_checkpoint
 from shared.storage.runlog import read_metrics
 from tests.server.fake_grid import FakeGrid, Site
+from tests.signing import federation, public_of
 
 FAST = Timing(
     poll_seconds=0.01,
@@ -44,9 +46,11 @@ def make_experiment(**federation: Any) -> Experiment:
 def make_home(folder: Path, experiment: Experiment, num_sites: int = 3, run: str = "run") -> Path:
     """A coordinator's home with registered sites (node ids 100, 101, ...) and a run directory at round 0."""
     home = folder / "home"
+    if not (home / "pki").exists():
+        shutil.copytree(federation() / "pki", home / "pki")
     registry = Registry(home / "sites.json")
     for index in range(num_sites):
-        registry.add(f"site-{index}", f"ecdsa-sha2-nistp384 key{index}")
+        registry.add(f"site-{index}", f"ecdsa-sha2-nistp384 key{index}", public_of(f"site-{index}"))
         registry.set_node_id(f"site-{index}", 100 + index)
     random = np.random.default_rng(0)
     shapes = {"a.attention.weight": (7, 5), "a.mlp.weight": (3, 4), "b.bias": (11,)}

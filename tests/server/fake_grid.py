@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from flwr.app import Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from shared.messages.sealing import SEAL, read_seal
+from shared.messages.signature import PURPOSES
+from tests.signing import key_of, signed_reply
+
 # Flower makes messages only inside a task.
 TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
@@ -24,12 +28,13 @@ class Node:
 
 @dataclass
 class Site:
-    """A site: `answer(content, how_often_asked)`, after `delay_seconds`."""
+    """A site: `answer(content, how_often_asked)`, after `delay_seconds`, signed unless the answer is so already."""
 
     answer: Callable[[RecordDict, int], Answer]
     delay_seconds: float = 0.0
     is_online: bool = True
     asked: int = 0
+    is_signing: bool = True
 
 
 @dataclass
@@ -62,6 +67,13 @@ class FakeGrid:
             threading.Thread(target=self._work, args=(message_id, message), daemon=True).start()
         return ids
 
+    def forgery(self, message: Message) -> str:
+        """For tests of what lies above the signatures; `conduct` puts a `SignedGrid` around this one."""
+        return ""
+
+    def allow(self, reply_bytes: int) -> None:
+        """Sizes are the guards' business."""
+
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         self._fail()
         with self._lock:
@@ -74,6 +86,8 @@ class FakeGrid:
         time.sleep(site.delay_seconds)
         if answer is not None:
             message.metadata.__dict__["_message_id"] = message_id
+            if site.is_signing and isinstance(answer, RecordDict):
+                answer = _signed(answer, message)
             reply = Message(answer, reply_to=message)
             with self._lock:
                 self._replies[message_id] = reply
@@ -82,3 +96,11 @@ class FakeGrid:
         with self._lock:
             if self.failures:
                 raise self.failures.pop(0)
+
+
+def _signed(answer: RecordDict, message: Message) -> RecordDict:
+    """With the key of the site that is asked; questions without a seal come from tests below the signatures."""
+    if SEAL in answer or "header" not in answer or SEAL not in message.content:
+        return answer
+    key = key_of(read_seal(message.content, "request").alias)
+    return signed_reply(answer, message.content, PURPOSES[message.metadata.message_type], key)

@@ -2,12 +2,16 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from server.federation.fleet.registry import Registry
 from server.federation.fleet.superlink import Control, node_key
+
+log = logging.getLogger("maskfed.server")
+RENEW = "`maskfed-client enroll` there gives a line for `maskfed-server sites renew`"
 
 
 def synchronise(control: Control, registry: Registry) -> None:
@@ -16,11 +20,13 @@ def synchronise(control: Control, registry: Registry) -> None:
     One that keeps its state on disk may still know a site that was removed while it was down, and one that keeps it in
     memory knows nobody after a start.
     """
-    active = {node_key(site.public_key): site for site in registry.active()}
+    active = {node_key(site.public_key): site for site in registry.admitted()}
     for node in control.nodes():
         if node.public_key not in active and node.status != "unregistered":
             control.unregister(node.node_id)
     for site in active.values():
+        if not site.signing_key:
+            log.warning("site %s has no signing key and is not asked: %s", site.alias, RENEW)
         registry.set_node_id(site.alias, control.register(site))
 
 

@@ -21,10 +21,14 @@ ALIAS_PATTERN = r"^[a-z0-9][a-z0-9-]{0,31}$"
 
 
 class Site(Section):
-    """One site: alias, public key of its node (OpenSSH text), Flower's node id once registered."""
+    """One site: alias, public keys of its node (OpenSSH text) and of its messages, Flower's node id once registered."""
 
     alias: str = Field(pattern=ALIAS_PATTERN)
     public_key: str = Field(min_length=1, max_length=2000)
+    signing_key: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    """Ed25519, hexadecimal; empty: enrolled before messages were signed, and not asked until it is renewed."""
+    former_keys: tuple[str, ...] = ()
+    """Public keys that this site had before; nobody gets them again."""
     node_id: int | None = None
     added: str
     """ISO 8601, UTC."""
@@ -64,58 +68,91 @@ class Registry:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"site registry {self.path} is damaged ({error}): restore it from a backup") from error
 
-    def active(self) -> list[Site]:
-        """Sites that may take part now."""
+    def admitted(self) -> list[Site]:
+        """Sites that the door lets in: all that were not revoked."""
         return [site for site in self.sites() if site.revoked is None]
 
+    def active(self) -> list[Site]:
+        """Sites that may take part now: admitted, and with a key that their answers can be checked with."""
+        return [site for site in self.admitted() if site.signing_key]
+
     def get(self, alias: str) -> Site:
-        """The active site `alias`.
+        """The admitted site `alias`.
 
         Raises:
             InputError: there is none.
         """
-        for site in self.active():
+        sites = self.admitted()
+        for site in sites:
             if site.alias == alias:
                 return site
-        known = ", ".join(site.alias for site in self.active()) or "none"
+        known = ", ".join(site.alias for site in sites) or "none"
         raise InputError(f"site {alias!r} is not registered: registered are {known}")
 
-    def check_new(self, requested: Sequence[tuple[str, str]]) -> None:
-        """Refuse sites (alias, public key) that `add` would not all take up as new.
+    def check_new(self, requested: Sequence[tuple[str, str, str]]) -> None:
+        """Refuse sites (alias, node key, signing key) that `add` would not all take up as new.
 
         Raises:
             InputError: an alias or a key is known already, or stands there twice.
         """
-        keys = {" ".join(key.split()[:2]): alias for alias, key in requested}
-        if len(keys) < len(requested) or len(set(keys.values())) < len(requested):
+        aliases = {alias for alias, _, _ in requested}
+        keys = {key for _, node, signing in requested for key in (_key_part(node), signing)}
+        if len(aliases) < len(requested) or len(keys) < 2 * len(requested):
             raise InputError("two requests have the same alias or the same key: give each site once")
         for known in self.sites():
-            if known.alias in keys.values():
-                raise InputError(f"site {known.alias!r} is registered already, or was removed: choose another alias")
-            if known.public_key in keys:
+            if known.alias in aliases:
+                raise InputError(
+                    f"site {known.alias!r} is registered already, or was removed: `sites renew` takes a new key of a "
+                    "registered site, a new site needs another alias"
+                )
+            if keys & _keys_of(known):
                 raise InputError(f"this key belongs to site {known.alias!r}: each site makes its own key")
 
-    def add(self, alias: str, public_key: str) -> Site:
-        """Add a site; adding the same alias with the same key again changes nothing.
+    def add(self, alias: str, public_key: str, signing_key: str) -> Site:
+        """Add a site; adding the same alias with the same keys again changes nothing.
 
         Raises:
-            InputError: the alias is malformed or taken, or the key belongs to another site.
+            InputError: the alias is malformed or taken, or a key belongs to another site.
         """
-        key = " ".join(public_key.split()[:2])
         try:
-            site = Site(alias=alias, public_key=key, added=_now())
+            site = Site(alias=alias, public_key=_key_part(public_key), signing_key=signing_key, added=_now())
         except ValidationError as error:
             raise InputError(f"site: {explain(error)}; an alias is lower case letters, digits and hyphens") from error
         with self._changing() as sites:
             for known in sites:
-                if known.alias == alias and known.public_key == key and known.revoked is None:
+                if known.alias == alias and known.revoked is None and _keys_now(known) == _keys_now(site):
                     return known
                 if known.alias == alias:
                     raise InputError(f"alias {alias!r} is taken by another key or was revoked: choose another alias")
-                if known.public_key == key:
+                if _keys_of(site) & _keys_of(known):
                     raise InputError(f"this key belongs to site {known.alias!r}: each site makes its own key")
             sites.append(site)
         return site
+
+    def renew(self, alias: str, public_key: str, signing_key: str) -> str:
+        """Give a registered site a new key; the one that stays vouches for it.
+
+        Returns:
+            Which key is new: `node key` or `signing key`.
+
+        Raises:
+            InputError: both keys are new or none is, or the new one was in use before, here or elsewhere.
+        """
+        site, given = self.get(alias), (_key_part(public_key), signing_key)
+        changed = [new != old for new, old in zip(given, _keys_now(site), strict=True)]
+        if sum(changed) != 1:
+            problem = "both keys are new" if all(changed) else "neither key is new"
+            cure = "if both are lost, remove the site and let it enrol under another alias"
+            raise InputError(f"site {alias!r}: {problem}, but one must vouch for the other; {cure}")
+        number = changed.index(True)
+        old = tuple(filter(None, [_keys_now(site)[number]]))
+        update = {"public_key": given[0], "signing_key": given[1], "former_keys": (*site.former_keys, *old)}
+        with self._changing() as sites:
+            if any(given[number] in _keys_of(known) for known in sites):
+                raise InputError(f"site {alias!r}: this key was in use before: the site makes another one")
+            # Flower's address belongs to a node key.
+            _replace(sites, site.model_copy(update={**update, "node_id": site.node_id if number else None}))
+        return ("node key", "signing key")[number]
 
     def revoke(self, alias: str) -> Site:
         """Revoke a site; returns it as it was, node id included."""
@@ -150,6 +187,20 @@ def write_json(path: Path, value: object) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def _key_part(public_key: str) -> str:
+    """An OpenSSH line without its comment."""
+    return " ".join(public_key.split()[:2])
+
+
+def _keys_now(site: Site) -> tuple[str, str]:
+    return site.public_key, site.signing_key
+
+
+def _keys_of(site: Site) -> set[str]:
+    """All keys that ever were this site's."""
+    return {*_keys_now(site), *site.former_keys} - {""}
 
 
 def _replace(sites: list[Site], changed: Site) -> None:

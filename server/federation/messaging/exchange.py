@@ -20,7 +20,6 @@ from server.federation.messaging.transport import (
     SLOW_BYTES_PER_SECOND,
     ExchangeError,
     Grid,
-    GuardedGrid,
     Timing,
     is_transient,
     persist,
@@ -87,12 +86,7 @@ class Exchange:
     def expect(self, reply_bytes: int) -> None:
         """Tell how large replies are: the patience with a pull grows by its time at 10 MB/s."""
         self._patience = self.timing.patience_seconds + reply_bytes / SLOW_BYTES_PER_SECOND
-        self.allow(2 * reply_bytes)  # secure sums have 64 bits an element, float32 has 32
-
-    def allow(self, reply_bytes: int) -> None:
-        """Tell the guarded Grid how large the arrays of an answer may be; nothing more is taken, nor put together."""
-        if isinstance(self.grid, GuardedGrid):
-            self.grid.allow(reply_bytes)
+        self.grid.allow(reply_bytes)
 
     def close(self) -> None:
         """Stop pulling; a pull that blocks ends with the process."""
@@ -227,7 +221,7 @@ class Exchange:
             return [_arrival(asked, None, f"unreadable reply ({type(error).__name__})", is_lost=True)]
         asked.backoff = self.timing.backoff_seconds
         asked.due_at = time.monotonic() + self.timing.poll_seconds
-        return [_read(message, message_id, asked) for message in messages]
+        return [_read(self.grid, message, message_id, asked) for message in messages]
 
     def _deliver(self, message_id: str, arrival: Arrival) -> None:
         is_open = message_id in self._asked
@@ -237,8 +231,8 @@ class Exchange:
             self.on_arrival(arrival)
 
 
-def _read(message: Message, message_id: str, asked: _Asked) -> Arrival:
-    if problem := forgery(message, message_id, asked.node_id):
+def _read(grid: Grid, message: Message, message_id: str, asked: _Asked) -> Arrival:
+    if problem := forgery(message, message_id, asked.node_id) or grid.forgery(message):
         return _arrival(asked, None, problem, is_forged=True)
     if message.has_error():
         code = message.error.code

@@ -170,7 +170,7 @@ def collect(
     active = {site.alias: site.node_id for site in Registry(home / "sites.json").active()}
     outcomes = _Outcomes((), take, metrics, kind)
     exchange = Exchange(grid, outcomes.arrived, timing)
-    exchange.allow(reply_bytes)
+    grid.allow(reply_bytes)
     try:
         online = exchange.online()
         asked = {

@@ -29,7 +29,7 @@ class NodeInfo(Protocol):
         """ISO 8601; changes when the site's node has been restarted or was away."""
 
 
-class Grid(Protocol):
+class FlowerGrid(Protocol):
     """The part of Flower's Grid that is used, so that tests can stand in for it."""
 
     def get_nodes(self) -> Iterable[NodeInfo]:
@@ -42,9 +42,19 @@ class Grid(Protocol):
         """Replies that are there."""
 
 
+class Grid(FlowerGrid, Protocol):
+    """A Grid that knows who has signed what; nothing asks sites or believes them without one."""
+
+    def forgery(self, message: Message) -> str:
+        """Why `message` is not signed by the site that was asked, for its question; empty when it is."""
+
+    def allow(self, reply_bytes: int) -> None:
+        """Say how many bytes of arrays the answers to the next questions may have."""
+
+
 @runtime_checkable
 class GuardedGrid(Protocol):
-    """A Grid that takes answers up to a size only."""
+    """Flower's Grid where it takes answers up to a size only."""
 
     def allow(self, reply_bytes: int) -> None:
         """Say how many bytes of arrays the answers to the next questions may have."""

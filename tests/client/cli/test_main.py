@@ -25,13 +25,13 @@ from client.records.spending import Charge
 from client.settings import Home, load_settings, save_settings
 from client.training.progress import told
 from deploy.checks.connection import Finding
-from deploy.identity.certificates import create_authority
 from deploy.identity.enrolment import read_request, write_bundle
 from deploy.identity.keys import ProvisionError
 from deploy.processes.process import free_ports
 from shared.errors import InputError
 from shared.storage.code_digest import installed_digest
 from tests.client.conftest import DP, SIZE, MakeSite, experiment, request_for
+from tests.signing import make_federation
 
 
 def call(*arguments: object) -> Result:
@@ -56,8 +56,8 @@ def bundle(tmp_path: Path, home: Path) -> Path:
 
 def make_bundle(folder: Path, home: Path, digest: str) -> Path:
     line = call("enroll", "site0", "--home", home).stdout.strip()
-    create_authority(folder / "ca.key", folder / "ca.crt")
-    write_bundle(folder / "join.json", read_request(line), "127.0.0.1:1", folder / "ca.crt", digest)
+    make_federation(folder)
+    write_bundle(folder / "join.json", read_request(line), "127.0.0.1:1", folder / "pki", digest)
     return folder / "join.json"
 
 
@@ -233,7 +233,7 @@ def test_ledger_that_is_dated_ahead_is_accepted_by_the_operators_word(
 
 def test_joining_without_keys_writes_nothing(bundle: Path, home: Path, photos: Path):
     other = home.parent / "other"
-    with pytest.raises(ProvisionError, match="has no node key"):
+    with pytest.raises(ProvisionError, match="lacks a key"):
         join(bundle, other, photos)
     assert not other.exists()
 

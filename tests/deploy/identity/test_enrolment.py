@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from deploy.identity.certificates import create_authority
 from deploy.identity.enrolment import (
     PREFIX,
     check_alias,
@@ -18,6 +17,7 @@ from deploy.identity.enrolment import (
 )
 from deploy.identity.keys import ProvisionError, fingerprint
 from deploy.identity.site_identity import accept_bundle, create_identity
+from tests.signing import make_federation, public_of
 
 
 @pytest.fixture
@@ -26,9 +26,10 @@ def line(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def ca(tmp_path: Path) -> Path:
-    create_authority(tmp_path / "ca" / "ca.key", tmp_path / "ca.crt")
-    return tmp_path / "ca.crt"
+def pki(tmp_path: Path) -> Path:
+    """The `pki` folder of a coordinator."""
+    make_federation(tmp_path / "coordinator")
+    return tmp_path / "coordinator" / "pki"
 
 
 def tampered(line: str, **changes: str) -> str:
@@ -52,7 +53,15 @@ def test_request_holds_no_private_byte(line: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"alias": "site-1"}, {"created": "2026-01-01T00:00:00+00:00"}, {"signature": "AA=="}]
+    "changes",
+    [
+        {"alias": "site-1"},
+        {"created": "2026-01-01T00:00:00+00:00"},
+        {"signature": "AA=="},
+        {"second_signature": "AA=="},
+        {"signing_key": public_of("site-0")},
+        {"signing_key": "é"},
+    ],
 )
 def test_a_changed_field_breaks_the_signature(line: str, changes: dict[str, str]):
     with pytest.raises(ProvisionError, match="not valid"):
@@ -103,19 +112,19 @@ def test_an_address_needs_host_and_port(address: str):
         split_address(address)
 
 
-def test_bundle_round_trip_and_fingerprint(line: str, ca: Path, tmp_path: Path):
+def test_bundle_round_trip_and_fingerprint(line: str, pki: Path, tmp_path: Path):
     request = read_request(line)
-    written = write_bundle(tmp_path / "b.json", request, "fleet.example:443", ca, "0" * 64)
+    written = write_bundle(tmp_path / "b.json", request, "fleet.example:443", pki, "0" * 64)
     assert read_bundle(tmp_path / "b.json") == written
-    assert written.ca_fingerprint == fingerprint(ca)
+    assert written.ca_fingerprint == fingerprint(pki / "ca.crt")
     accept_bundle(tmp_path / "site", written)
     accept_bundle(tmp_path / "site", written)
-    assert (tmp_path / "site" / "ca.crt").read_text() == ca.read_text()
+    assert (tmp_path / "site" / "ca.crt").read_text() == (pki / "ca.crt").read_text()
 
 
-def test_bundle_for_another_key_is_refused(line: str, ca: Path, tmp_path: Path):
+def test_bundle_for_another_key_is_refused(line: str, pki: Path, tmp_path: Path):
     other = read_request(create_identity(tmp_path / "other", "site-1"))
-    bundle = write_bundle(tmp_path / "b.json", other, "fleet.example:443", ca, "0" * 64)
+    bundle = write_bundle(tmp_path / "b.json", other, "fleet.example:443", pki, "0" * 64)
     with pytest.raises(ProvisionError, match="another key"):
         accept_bundle(tmp_path / "site", bundle)
     assert not (tmp_path / "site" / "ca.crt").exists()
@@ -125,7 +134,7 @@ def test_bundle_for_another_key_is_refused(line: str, ca: Path, tmp_path: Path):
     "changes",
     [
         {"alias": "../../etc"},
-        {"schema": 2},
+        {"schema": 3},
         {"extra": "x"},
         {"code_digest": "zz"},
         {"address": "nowhere"},
@@ -133,8 +142,8 @@ def test_bundle_for_another_key_is_refused(line: str, ca: Path, tmp_path: Path):
         {"alias": 3},
     ],
 )
-def test_foreign_bundles_are_refused(line: str, ca: Path, tmp_path: Path, changes: dict[str, object]):
-    bundle = write_bundle(tmp_path / "b.json", read_request(line), "fleet.example:443", ca, "0" * 64)
+def test_foreign_bundles_are_refused(line: str, pki: Path, tmp_path: Path, changes: dict[str, object]):
+    bundle = write_bundle(tmp_path / "b.json", read_request(line), "fleet.example:443", pki, "0" * 64)
     (tmp_path / "bad.json").write_text(json.dumps(asdict(bundle) | changes))
     with pytest.raises(ProvisionError) as caught:
         read_bundle(tmp_path / "bad.json")

@@ -147,7 +147,7 @@ def test_a_removed_site_is_unknown_to_the_superlink_at_once(door: Door, tmp_path
 
     request = read_request(create_identity(tmp_path / "site", "gone"))
     registry = Registry(door.home / "sites.json")
-    site = registry.add(request.alias, request.public_key)
+    site = registry.add(request.alias, request.public_key, request.signing_key)
     with connect(door.home) as control:
         control.register(site)
         assert [node.status for node in control.nodes() if node.alias == "gone"] == ["registered"]

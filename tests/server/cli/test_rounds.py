@@ -1,5 +1,6 @@
 import contextlib
 import json
+import shutil
 import sys
 
 import pytest
@@ -18,6 +19,7 @@ from shared.storage.runlog import RunLog
 from tests.server.fake_federation import honest_sites, make_experiment, make_home, run_rounds
 from tests.server.fake_grid import FakeGrid
 from tests.server.federation.test_resubmission import FakeControl
+from tests.signing import public_of
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +38,7 @@ def run_home(tmp_path, coordinator, monkeypatch):
     for name in ("coordinator.toml", "superexec.secret"):
         (home / name).write_bytes((coordinator / name).read_bytes())
         (home / name).chmod(0o600)
+    shutil.rmtree(home / "pki")
     (home / "pki").symlink_to(coordinator / "pki")
     control = FakeControl()
     monkeypatch.setattr(status, "connect", lambda _home: contextlib.nullcontext(control))
@@ -96,7 +99,7 @@ def test_a_coordinator_without_runs_says_so(coordinator, monkeypatch, capsys):
 
 
 def test_sites_are_listed_as_json(coordinator, monkeypatch, capsys):
-    Registry(coordinator / "sites.json").add("site-a", "ecdsa-sha2-nistp384 AAAA")
+    Registry(coordinator / "sites.json").add("site-a", "ecdsa-sha2-nistp384 AAAA", public_of("site-a"))
     code, out, _err = call(monkeypatch, capsys, "sites", "list", "--json", "--home", coordinator)
     assert code == 0
     assert ("site-a", "unknown (no SuperLink)") in [(site["alias"], site["status"]) for site in json.loads(out)]
@@ -104,7 +107,7 @@ def test_sites_are_listed_as_json(coordinator, monkeypatch, capsys):
 
 def test_sites_are_removed_with_an_answer_in_json(coordinator, monkeypatch, capsys):
     public = ec.generate_private_key(ec.SECP384R1()).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    Registry(coordinator / "sites.json").add("leaves", public.decode())
+    Registry(coordinator / "sites.json").add("leaves", public.decode(), public_of("leaves"))
     code, out, _err = call(monkeypatch, capsys, "sites", "remove", "leaves", "--json", "--home", coordinator)
     assert (code, json.loads(out)) == (0, {"alias": "leaves", "removed": True})
 
@@ -151,7 +154,7 @@ def test_sites_that_cannot_all_be_added_are_not_added_at_all(coordinator, monkey
     before = Registry(coordinator / "sites.json").sites()
     first, second = enrolment(tmp_path, "pair-a"), enrolment(tmp_path, "pair-b")
     (tmp_path / "pair-b.join.json").write_text("in the way")
-    bad = [[first, first], [first, second], [first, "maskfed-enrol-1:garbage"]]
+    bad = [[first, first], [first, second], [first, "maskfed-enrol-2:garbage"]]
     for requests in bad:
         code, _out, err = call(monkeypatch, capsys, "sites", "add", *requests, "--home", coordinator)
         assert (code, err.count("\n")) == (2, 1)

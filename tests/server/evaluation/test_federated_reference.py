@@ -1,6 +1,7 @@
 """Statistics of all sites by messages: the very handlers of a site behind a stand-in for Flower's grid."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from shared.evaluation.networks import load_extractor
 from shared.evaluation.private_statistics import make_projection, private_distance, save_projection
 from shared.experiment.config import parse_experiment
 from shared.storage.runlog import read_metrics
+from tests import signing
 from tests.server.fake_grid import FakeGrid, Site
 
 QUICK = Timing(poll_seconds=0.05)
@@ -60,10 +62,11 @@ def federation(tmp_path, homes, answers=()):
     home = tmp_path / "coordinator"
     home.mkdir(exist_ok=True)
     (home / "coordinator.toml").touch()
+    shutil.copytree(signing.federation() / "pki", home / "pki", dirs_exist_ok=True)
     registry, sites = Registry(home / "sites.json"), {}
     handlers = [lambda content, _, place=place: answer_query(content, place) for place in homes]
     for number, handler in enumerate([*handlers, *answers]):
-        registry.add(f"site{number}", f"ssh-ed25519 key{number}")
+        registry.add(f"site{number}", f"ssh-ed25519 key{number}", signing.public_of(f"site{number}"))
         registry.set_node_id(f"site{number}", 100 + number)
         sites[100 + number] = Site(handler)
     return home, FakeGrid(sites)

@@ -10,6 +10,7 @@ from server.federation.fleet.registry import Registry
 from server.federation.fleet.superlink import node_key
 from server.federation.fleet.superlink_types import Node
 from shared.errors import InputError
+from tests.signing import public_of
 
 
 def public_key() -> str:
@@ -44,10 +45,10 @@ class SuperLink:
 def test_a_site_that_was_removed_while_the_superlink_was_down_is_not_let_in_by_its_database(tmp_path: Path):
     registry, control = Registry(tmp_path / "sites.json"), SuperLink()
     for alias in ("stays", "leaves"):
-        registry.add(alias, public_key())
+        registry.add(alias, public_key(), public_of(alias))
     synchronise(control, registry)  # type: ignore[arg-type]
     registry.revoke("leaves")
-    registry.add("comes", public_key())
+    registry.add("comes", public_key(), public_of("comes"))
     for _ in range(2):
         synchronise(control, registry)  # type: ignore[arg-type]
         status = {node.alias: node.status for node in control.nodes()}

@@ -103,7 +103,7 @@ def two_site_weights(tmp_path):
         (wrong_dtype, "rejected", "dtype"),
         (huge_reply, "rejected", "norm"),
         (stale_reply, "rejected", "stale"),
-        (empty_reply, "rejected", "malformed"),
+        (empty_reply, "late", "late"),
         (lying_array, "rejected", "malformed"),
         (escape_refusal, "failed", "failed"),
         (refusal, "refused", "budget_exceeded"),

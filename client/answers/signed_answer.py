@@ -1,0 +1,112 @@
+"""The outermost step of every answer: is the question signed by this federation, for this site? Then the answer is.
+
+Nothing of an unsigned question is parsed, and neither images nor ledger are touched for it; the refusal is fixed text.
+"""
+
+from collections.abc import Callable
+
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
+from client.records.journal import Journal
+from client.settings import CURE_SIGNING_KEY, Home, load_settings, write_private
+from shared.errors import InputError
+from shared.experiment.config import Section
+from shared.messages.audit import AuditAnswer
+from shared.messages.envelope import header_record, read_header
+from shared.messages.packing import MessageError
+from shared.messages.request_key import check_certificate, serial_of
+from shared.messages.sealing import Seal, digests_of, read_seal, seal_reply
+from shared.messages.signature import Purpose, SignatureError, Statement, check_signature, read_key
+from shared.messages.statistics import StatisticsAnswer
+from shared.messages.training import RefusalCode, ReplyHeader
+
+CA_CERTIFICATE = "ca.crt"
+"""Of the coordinator, pinned by `join`."""
+
+
+def answer_signed(
+    message: Message, home: Home, purpose: Purpose, work: Callable[[RecordDict, Home], RecordDict]
+) -> Message:
+    """Answer a question with `work`, or refuse it; the reply is signed either way.
+
+    Args:
+        message: from the coordinator, or from whoever says so.
+        home: the site's.
+        purpose: what the handler is for; a question for another purpose is refused.
+        work: makes the content of the answer; it never sees a question that is not the coordinator's.
+
+    Raises:
+        InputError: this site has no settings or no signing key, so that it cannot answer anybody.
+    """
+    alias, key = load_settings(home).alias, read_key(home.signing_key, CURE_SIGNING_KEY)
+    content = message.content
+    try:
+        asked = open_request(content, home, purpose, alias)
+    except SignatureError as error:
+        code, reason = refusal_of(error)
+        note_refusal(Journal(home.journal), code, reason, UNKNOWN_REQUEST)
+        answer, asked = _refusal(purpose, code, reason), _claimed(content, purpose, alias)
+    else:
+        answer = work(content, home)
+    return Message(seal_reply(answer, asked, key), reply_to=message)
+
+
+def open_request(content: RecordDict, home: Home, purpose: Purpose, alias: str) -> Statement:
+    """What the coordinator has signed: the content is its own, for this site, run and round.
+
+    Raises:
+        SignatureError: it is not, or its header speaks of another run or round than the signature.
+    """
+    seal, digests = read_seal(content, "request"), digests_of(content)
+    if seal.alias != alias:
+        raise SignatureError("the request is addressed to another site")
+    newest = home.request_certificate
+    stored = newest.read_bytes() if newest.exists() else None
+    key = check_certificate(seal.certificate, _authority(home), stored)
+    statement = Statement(
+        purpose, "request", seal.run, seal.server_round, alias, digests.request, digests.header, digests.arrays
+    )
+    check_signature(key, statement, seal.signature)
+    if stored is None or serial_of(seal.certificate) > serial_of(stored):
+        write_private(newest, seal.certificate)
+    _check_place(content, seal)
+    return statement
+
+
+def _authority(home: Home) -> bytes:
+    path = home.path / CA_CERTIFICATE
+    try:
+        pinned: bytes = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; run `maskfed-client join` first") from error
+    return pinned
+
+
+def _check_place(content: RecordDict, seal: Seal) -> None:
+    """The header must not name another place than the seal does; both are the coordinator's own by now."""
+    try:
+        header = read_header(content)
+    except MessageError:
+        return  # refused as malformed by whoever reads it next
+    if (header.get("run"), header.get("server_round", 0)) != (seal.run, seal.server_round):
+        raise SignatureError("the request's header names another run or round than its signature")
+
+
+def _claimed(content: RecordDict, purpose: Purpose, alias: str) -> Statement:
+    """The place that an unsigned question names, if it can be read, so that the refusal reaches whoever asked."""
+    try:
+        seal, digests = read_seal(content, "request"), digests_of(content)
+    except SignatureError:
+        return Statement(purpose, "request", "", 0, alias, UNKNOWN_REQUEST, UNKNOWN_REQUEST, UNKNOWN_REQUEST)
+    place = (seal.run, seal.server_round, alias, digests.request, digests.header, digests.arrays)
+    return Statement(purpose, "request", *place)
+
+
+def _refusal(purpose: Purpose, code: RefusalCode, reason: str) -> RecordDict:
+    headers: dict[Purpose, Section] = {
+        "train": ReplyHeader(request_digest=UNKNOWN_REQUEST, status="refused", refusal=code, reason=reason),
+        "audit": AuditAnswer(status="refused", refusal=code, reason=reason),
+        "statistics": StatisticsAnswer(status="refused", reason=reason),
+    }
+    return RecordDict({"arrays": ArrayRecord(), "header": header_record(headers[purpose])})
