@@ -45,6 +45,13 @@ class Experiment(Section):
         return self.model.image_size // (2 if self.data.wavelet else 1) // self.model.patch_size
 
     @property
+    def required_audits(self) -> tuple[str, ...]:
+        """Audits that a release needs from every site."""
+        if self.release.audits != "auto":
+            return self.release.audits
+        return ("membership", "memorisation") if self.privacy.mechanism == "none" else ("canaries",)
+
+    @property
     def in_channels(self) -> int:
         """Channels that enter the network: 3, or 12 wavelet bands."""
         return 12 if self.data.wavelet else 3

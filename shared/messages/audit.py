@@ -1,14 +1,13 @@
 """What a coordinator asks of a site's audits, and how a site answers: headers of the messages. No flwr.
 
 The model under audit travels with the question, as one packed array of its averaged weights; so do the public models
-that the membership attack is calibrated with, packed by the same manifest.
+that the site compares it with, packed by the same manifest. Thresholds, noise and lengths are the site's.
 """
 
 import hashlib
-import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, FiniteFloat, model_validator
 
 from shared.errors import InputError
 from shared.experiment.config import Experiment, Section
@@ -16,16 +15,16 @@ from shared.messages.envelope import canonical_json
 from shared.messages.packing import Manifest
 from shared.messages.training import RefusalCode
 
-AuditKind = Literal["membership", "memorisation"]
+AuditKind = Literal["membership", "memorisation", "canaries"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Figure = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+"""Name of a figure: it stands in pages and cards as it came."""
 AUDIT_ACTION = "audit"
 """Routes the message to its handler: the message type is `query.audit`."""
 MODEL_ARRAY = "model"
 MOST_REFERENCES = 4
 PIXELS = "pixels"
 """The feature space of the copy test that needs no network."""
-MOST_AUDIT_IMAGES = 10_000
-MIN_HELD_OUT = 100
-"""Held-out images below which a rate of 1 percent cannot be measured."""
 
 
 def reference_array(number: int) -> str:
@@ -44,32 +43,29 @@ def check_reference(name: object, ours: Experiment, theirs: Experiment) -> None:
 
 
 class AuditQuery(Section):
-    """One question to the sites; the arrays `model`, `reference-0`, ... come with it."""
+    """One question to the sites: which model. How it is audited is the sites' policy.
+
+    For `counts` the arrays `model`, `reference-0`, ... come with it; for `canaries` nothing does, the site attacks its
+    own DP-SGD at the plan's constants.
+    """
 
     schema_version: Literal[1] = 1
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of the question."""
+    audited_run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """The training run whose model is audited."""
     checkpoint: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     checkpoint_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     """As the coordinator names the model; verdicts carry it."""
+    evidence: Literal["counts", "canaries"] = "counts"
     experiment: Experiment
-    """Geometry and schedule, the sampler of the copy test, the limits of `[release]`."""
-    manifest: Manifest
+    """Geometry, schedule and sampler of the model; the plan that canaries are trained by."""
+    manifest: Manifest = Manifest(tensors=())
     """Order and shapes of the tensors, in all arrays."""
-    model_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    model_digest: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     """SHA-256 of the packed averaged weights."""
-    reference_digests: tuple[str, ...] = Field(min_length=1, max_length=MOST_REFERENCES)
+    reference_digests: tuple[Digest, ...] = Field((), max_length=MOST_REFERENCES)
     """SHA-256 of each reference's packed weights."""
-    extractor: str = Field(PIXELS, max_length=200)
-    """Feature space of the copy test."""
-    extractor_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
-    """Of the feature network; empty for `pixels`."""
-    num_images: int = Field(1000, ge=1, le=MOST_AUDIT_IMAGES)
-    """Generated images of the copy test."""
-    control_steps: int = Field(1000, ge=1)
-    """Training of the control model."""
-    figures: bool = False
-    """Ask for the figures too, which are a release without DP."""
 
     @property
     def digest(self) -> str:
@@ -80,6 +76,8 @@ class AuditQuery(Section):
     def _agree(self) -> Self:
         if self.model_digest in self.reference_digests:
             raise ValueError("a reference is the audited model itself: the attack would find nothing in any model")
+        if (self.evidence == "counts") != bool(self.model_digest and self.reference_digests):
+            raise ValueError("counts need a model and a reference, canaries have none")
         return self
 
 
@@ -90,16 +88,8 @@ class AuditVerdict(Section):
     passed: bool
     reason: str = Field("", max_length=200)
     """Why it failed, in fixed words; empty when it passed."""
-    figures: dict[str, float | str] = Field(default_factory=dict, max_length=32)
-    """Empty unless the policy lets them go."""
-
-    @model_validator(mode="after")
-    def _finite(self) -> Self:
-        if any(isinstance(value, float) and not math.isfinite(value) for value in self.figures.values()):
-            raise ValueError("figures are finite")
-        if any(len(value) > 200 for value in self.figures.values() if isinstance(value, str)):
-            raise ValueError("figures have at most 200 characters")
-        return self
+    figures: dict[Figure, FiniteFloat] = Field(default_factory=dict, max_length=32)
+    """Of noisy counts or canaries; exact ones only where a site's operator has released them."""
 
 
 class AuditAnswer(Section):
