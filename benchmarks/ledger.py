@@ -25,7 +25,7 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.measure import verdict
-from client import app
+from client import training_request
 from client.data.dataset import scan
 from client.records.chain import open_chain, read_chain
 from client.records.ledger import open_ledger, read_ledger
@@ -145,10 +145,10 @@ def answer(home: Home, writer: int, server_round: int) -> None:
 
     with (
         mock.patch.object(local_round, "Round", Training),
-        mock.patch.object(app, "epsilon_of", lambda history, _: sum(row.steps for row in history) * 1e-6),
+        mock.patch.object(training_request, "epsilon_of", lambda history, _: sum(row.steps for row in history) * 1e-6),
     ):
         request = make_request(server_round)
-        reply = app.handle(request.to_record(), home)
+        reply = training_request.handle(request.to_record(), home)
         assert reply.update is not None, reply.header
         note("reply", request.digest, hashlib.sha256(reply.update.tobytes()).hexdigest())
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError
 
+from client.limits import AuditPolicy, Ranges
 from shared.errors import InputError
 from shared.experiment.config import Section, explain
 from shared.storage.files import write_atomically
@@ -36,11 +37,11 @@ class SitePolicy(Section):
     """Allow releases without DP after the first DP round. They void what the DP rounds have protected."""
     unit: Unit = "image"
     """What one epsilon protects: one image, or one person with all images."""
-    epsilon_cap: float = Field(0.0, ge=0)
+    epsilon_cap: float = Field(0.0, ge=0, allow_inf_nan=False)
     """Largest total epsilon of a data set, over all runs and models."""
-    delta: float = Field(1e-5, gt=0, lt=1)
+    delta: float = Field(1e-5, ge=1e-10, le=1e-3)
     """The delta at which every epsilon of this site is computed, whatever a request says."""
-    min_noise_multiplier: float = Field(1.0, gt=0)
+    min_noise_multiplier: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Smallest noise multiplier sigma of a DP plan."""
     max_steps_per_round: int = Field(0, ge=0)
     max_rounds_per_day: int = Field(0, ge=0)
@@ -51,10 +52,10 @@ class SitePolicy(Section):
     """Fewer images than this, and no statistics are released."""
     extractors: tuple[str, ...] = ()
     """Feature networks of statistics: `name`, `onnx:FILE`, or `name=FILE` with weights; requests name a sha256."""
-    max_audits_per_day: int = Field(0, ge=0)
-    """Audits that the coordinator may have within 24 hours. Each verdict tells it one bit about the images."""
-    audit_figures: bool = False
-    """Let the coordinator ask for the figures of audits, which is a release without DP."""
+    ranges: Ranges = Ranges()
+    """Smallest and largest value of each constant that a request chooses."""
+    audit: AuditPolicy = AuditPolicy()
+    """How models are audited at the coordinator's request, and what that costs."""
     image_count: Literal["hidden", "rounded", "exact"] = "hidden"
     """How the number of training images leaves the site; always hidden under DP."""
     image_count_grid: int = Field(100, ge=2)
@@ -187,11 +188,19 @@ def load_settings(home: Home) -> SiteConfig:
         InputError: missing, readable by others, not TOML, an unknown key or a value out of range.
     """
     check_private(home.settings)
+    return parse_settings(read_toml(home.settings), str(home.settings))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tree of a TOML file.
+
+    Raises:
+        InputError: it is none.
+    """
     try:
-        tree = tomllib.loads(home.settings.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{home.settings}: not valid TOML ({error})") from error
-    return parse_settings(tree, str(home.settings))
+        raise InputError(f"{path}: not valid TOML ({error})") from error
 
 
 def parse_settings(tree: dict[str, Any], name: str) -> SiteConfig:
@@ -203,7 +212,9 @@ def parse_settings(tree: dict[str, Any], name: str) -> SiteConfig:
     try:
         return SiteConfig.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{name}: {explain(error)}") from error
+        cure = "; for a file of an older version `maskfed-client policy migrate`" if "policy" in tree else ""
+        is_unknown = error.errors()[0]["type"] == "extra_forbidden"
+        raise InputError(f"{name}: {explain(error)}{cure if is_unknown else ''}") from error
 
 
 def save_settings(home: Home, settings: SiteConfig) -> None:

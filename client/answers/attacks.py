@@ -1,7 +1,7 @@
 """Audits that a site runs on a model with its own images: membership inference and memorisation.
 
-Everything stays in the site's home. What may leave is the verdict, pass or fail; figures leave only as a charged
-release, see `verdicts.py`.
+Everything stays in the site's home, for its operator: this look is free. What may leave is a charged release of noisy
+counts (`audit_counts.py`), or these figures, charged as a release without DP (`verdicts.py`).
 """
 
 import json
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from client.answers.audit_power import too_few
 from client.answers.audited_model import Subject
 from client.answers.verdicts import Verdict
 from client.data.dataset import Dataset, open_dataset
@@ -24,7 +25,6 @@ from shared.data.image_set import ImageCache
 from shared.errors import InputError
 from shared.evaluation.extractor import Extractor
 from shared.evaluation.generate import grid_png, sample_images
-from shared.messages.audit import MIN_HELD_OUT, PIXELS
 from shared.storage.synthetic_mark import SyntheticMark
 
 BATCH = 64
@@ -57,11 +57,8 @@ def audit(home: Home, settings: SiteConfig, subject: Subject, options: AuditOpti
         InputError: images not scanned at the model's size, or too few held out.
     """
     data = open_dataset(home, subject.experiment.model.image_size)
-    if len(data.held_out) < MIN_HELD_OUT:
-        raise InputError(
-            f"{len(data.held_out)} held-out images, an audit needs {MIN_HELD_OUT}: before the first round, raise "
-            "held_out_ratio and `data scan --new`"
-        )
+    if problem := too_few(data, "image", settings.policy.audit, has_noise=False):
+        raise InputError(problem)
     device = next(subject.model.parameters()).device
     options.on_stage("membership attacks")
     members, others = _some(data.images, data.train), _some(data.images, data.held_out)
@@ -137,7 +134,6 @@ def _memorisation_verdict(site: str, subject: Subject, found: CopyResult, option
         "authenticity": found.authenticity,
         "threshold": found.threshold,
         "num_images": float(options.num_images),
-        "feature_space": PIXELS if options.extractor is None else options.extractor.space.extractor,
     }
     reason = "" if passed else "generated images are copies of training images"
     return Verdict(site, "memorisation", subject.checkpoint, subject.digest, passed, reason, figures)
@@ -147,7 +143,7 @@ def _keep(home: Home, verdicts: list[Verdict], found: CopyResult, generated: Ten
     folder, name = home.path / "audits", verdicts[0].checkpoint_digest[:16]
     with private_files():
         folder.mkdir(parents=True, exist_ok=True)
-        figures = [verdict.as_json(with_figures=True) for verdict in verdicts]
+        figures = [verdict.as_json() for verdict in verdicts]
         write_private(folder / f"{name}.json", json.dumps(figures, indent=2).encode())
         pairs = [(generated[one], data.images.batch(data.train[[other]])[0]) for one, other in found.closest]
         sheet = torch.stack([image for pair in pairs for image in pair])

@@ -5,6 +5,7 @@ A release is charged before the first feature is computed: exact ones make the s
 one step of the Gaussian mechanism.
 """
 
+import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,14 +15,16 @@ from typing import Literal
 import numpy as np
 
 from client.data.dataset import Dataset, open_dataset
-from client.policy.refusals import PolicyError
+from client.policy.budget import reserve, told_total
+from client.policy.refusals import PolicyError, RefusedError
+from client.policy.rules import HIDDEN
 from client.records.journal import Journal
 from client.records.ledger import Ledger, open_ledger
 from client.records.spending import Charge, EpsilonOf, Total
 from client.settings import Home, SiteConfig, SitePolicy
 from shared.evaluation.extractor import Extractor
 from shared.evaluation.feature_statistics import FeatureSpace, Statistics, accumulate, check_same_space
-from shared.evaluation.private_statistics import Projection, private_statistics
+from shared.evaluation.private_statistics import Projection, check_projection, private_statistics
 
 BATCH = 64
 
@@ -67,52 +70,65 @@ def release_statistics(
         Statistics of the training images, as they may leave.
 
     Raises:
-        InputError: forbidden by policy, too few images, or another extractor than asked for.
-        BudgetError: the charge would pass the cap.
+        InputError: forbidden by policy, or another extractor than asked for.
+        RefusedError: too few images, or the charge would pass the cap.
         BusyError: a round is running.
     """
-    data, journal = open_dataset(home, settings.image_size), Journal(home.journal)
+    policy = settings.policy
     with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
-        check_policy(settings.policy, plan, data, ledger)
-        entry, total = ledger.reserve(
-            _charge(plan, data, settings.policy),
-            cap=settings.policy.epsilon_cap,
-            delta=settings.policy.delta,
-            epsilon_of=epsilon_of,
-        )
+        data = open_dataset(home, settings.image_size)
+        check_policy(policy, plan)
+        check_private_facts(policy, plan, data, ledger)
+        entry = reserve(ledger, _charge(plan, data, policy), policy, epsilon_of)
         extractor = load()
         check_same_space(plan.space, extractor.space)
-        found = _compute(plan, data, extractor, settings, total)
+        found = _compute(plan, data, extractor, settings, told_total(ledger, policy, epsilon_of))
         ledger.commit(entry)
+    journal = Journal(home.journal)
     numbers = ["n", "total", "outer"] if plan.kind == "exact" else ["noisy n", "noisy total", "noisy outer"]
     journal.write("release", task="statistics", release=plan.kind, extractor=plan.space.sha256, numbers=numbers)
     return found
 
 
-def check_policy(policy: SitePolicy, plan: StatisticsPlan, data: Dataset, ledger: Ledger) -> None:
-    """The site's rules on statistics.
+def check_policy(policy: SitePolicy, plan: StatisticsPlan) -> None:
+    """The site's rules on statistics that need to know no more than the question.
 
     Raises:
         PolicyError: naming the rule.
     """
     if "statistics" not in policy.tasks:
         raise PolicyError("policy.tasks does not list `statistics`: this site releases none")
-    if len(data.train) < policy.min_images_statistics:
+    if plan.kind == "exact":
+        if policy.require_dp:
+            raise PolicyError("exact statistics are a release without DP: policy.require_dp forbids it")
+        return
+    if plan.projection is None or not plan.noise_multiplier >= policy.min_noise_multiplier:
         raise PolicyError(
-            f"fewer images than policy.min_images_statistics {policy.min_images_statistics}: none are released"
+            f"noise multiplier {plan.noise_multiplier:g} is below policy.min_noise_multiplier "
+            f"{policy.min_noise_multiplier:g}, or the projection is missing"
         )
-    if plan.kind == "dp":
-        if plan.projection is None or plan.noise_multiplier < policy.min_noise_multiplier:
-            raise PolicyError(
-                f"noise multiplier {plan.noise_multiplier:g} is below policy.min_noise_multiplier "
-                f"{policy.min_noise_multiplier:g}, or the projection is missing"
-            )
-        if policy.unit != "image":
-            raise PolicyError("private statistics protect images, policy.unit is `person`: they would promise too much")
-    elif policy.require_dp:
-        raise PolicyError("exact statistics are a release without DP: policy.require_dp forbids it")
-    elif ledger.spending(data.dataset_id) and not policy.non_private_after_dp:
-        raise PolicyError("exact statistics after DP rounds: policy.non_private_after_dp forbids it")
+    if policy.unit != "image":
+        raise PolicyError("private statistics protect images, policy.unit is `person`: they would promise too much")
+    constants = {"noise_multiplier": plan.noise_multiplier, "projection_radius": plan.projection.radius}
+    for name, value in constants.items():
+        if text := policy.ranges.outside(name, value):
+            raise PolicyError(text)
+    check_projection(plan.projection)
+
+
+def check_private_facts(policy: SitePolicy, plan: StatisticsPlan, data: Dataset, ledger: Ledger) -> None:
+    """The rules that look at private facts: their reason is the operator's to know.
+
+    Raises:
+        RefusedError: with the reason `policy`.
+    """
+    note = ""
+    if len(data.train) < policy.min_images_statistics:
+        note = f"{len(data.train)} images, policy.min_images_statistics is {policy.min_images_statistics}"
+    elif plan.kind == "exact" and ledger.spending(data.dataset_id) and not policy.non_private_after_dp:
+        note = "exact statistics after DP rounds: policy.non_private_after_dp forbids it"
+    if note:
+        raise RefusedError("policy", HIDDEN, note)
 
 
 def _charge(plan: StatisticsPlan, data: Dataset, policy: SitePolicy) -> Charge:
@@ -151,5 +167,5 @@ def _compute(
     rng = np.random.default_rng(secrets.randbits(128))
     noisy = private_statistics(plan.projection, features, plan.noise_multiplier, rng)
     facts = {**noisy.images, **size}
-    epsilon = None if total.is_unbounded else total.epsilon
+    epsilon = None if total.is_unbounded or not math.isfinite(total.epsilon) else max(0.0, total.epsilon)
     return replace(noisy, site=settings.alias, source=source, epsilon=epsilon, delta=total.delta, images=facts)

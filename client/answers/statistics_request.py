@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from client.policy.approval import require_approved
 from client.policy.refusals import UNKNOWN_REQUEST, PolicyError, note_refusal, refusal_of
 from client.records.journal import Journal
 from client.settings import Home, SiteConfig, load_settings
@@ -70,6 +71,7 @@ def _release(query: StatisticsQuery, content: RecordDict, digest: str, home: Hom
             path = Path(folder) / "projection.safetensors"
             path.write_bytes(_file(content))
             projection = load_projection(path)
+        require_approved(home, settings, "projection", projection.projected_space.sha256)
     plan = StatisticsPlan(query.kind, query.space, projection, query.noise_multiplier, query.run, digest)
     return statistics_bytes(release_statistics(home, settings, plan, lambda: network, epsilon_of))
 

@@ -40,8 +40,12 @@ def audit(
         str, typer.Option(help="PUBLIC images: the first reference, fine-tuned on them, becomes another one.")
     ] = "",
     public_steps: Annotated[int, typer.Option(min=1, help="Length of that fine-tuning.")] = 500,
-    out: Annotated[Path | None, typer.Option(help="Folder for the verdicts that the coordinator gets.")] = None,
-    figures: Annotated[bool, typer.Option("--figures", help="Release the figures too: charged, without DP.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for what the coordinator gets: verdicts on noisy counts, charged.")
+    ] = None,
+    figures: Annotated[
+        bool, typer.Option("--figures", help="Write exact figures instead: charged as a release without DP.")
+    ] = False,
     extractor: Annotated[str, typer.Option(help="Feature space of the copy test: pixels, onnx:FILE, ...")] = "pixels",
     weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
     num: Annotated[int, typer.Option(min=1, help="Generated images of the copy test.")] = 1000,
@@ -50,11 +54,13 @@ def audit(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the experiment.")] = None,
     home: HomeOption = None,
 ) -> None:
-    """Attack a model with this site's images: membership inference, copies. Only pass or fail may leave."""
+    """Attack a model with this site's images: membership inference, copies. Looking is free, nothing leaves."""
     from client.answers.attacks import AuditOptions
     from client.answers.attacks import audit as run
+    from client.answers.audit_counts import counted_verdicts
     from client.answers.audited_model import subject_of, with_tuned_reference
-    from client.answers.verdicts import release_verdicts
+    from client.answers.verdicts import charge_operator, write_verdicts
+    from client.data.dataset import open_dataset
     from client.privacy.epsilon import epsilon_of
     from client.training.local_round import choose_device
     from shared.evaluation.networks import load_extractor
@@ -82,8 +88,13 @@ def audit(
         typer.echo(f"{verdict.audit}: {'pass' if verdict.passed else f'FAIL, {verdict.reason}'} ({shown})")
     typer.echo(f"figures and the closest pairs, for your eyes only: {place.path / 'audits'}")
     if out is not None:
-        release_verdicts(place, settings, verdicts, out, figures=figures, epsilon_of=epsilon_of)
-        typer.echo(f"verdicts for the coordinator: {out}")
+        charge_operator(place, settings, subject.digest, figures=figures, epsilon_of=epsilon_of)
+        if not figures:
+            options.on_stage("counting, with noise, what the coordinator gets")
+            data, policy = open_dataset(place, settings.image_size), settings.policy
+            verdicts = counted_verdicts(settings.alias, subject, data, policy.unit, policy.audit)
+        write_verdicts(place, verdicts, out)
+        typer.echo(f"verdicts for the coordinator, charged: {out}")
     if not all(verdict.passed for verdict in verdicts):
         raise typer.Exit(1)
 

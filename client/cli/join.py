@@ -62,7 +62,10 @@ def join(  # every rule of the policy is one option
     min_noise: Annotated[float, typer.Option(help="Refuse plans with a smaller noise multiplier.")] = 0.5,
     max_steps: Annotated[int, typer.Option(help="Refuse rounds of more optimizer steps.")] = 2000,
     max_rounds: Annotated[int, typer.Option(help="Refuse more rounds than this in 24 hours.")] = 100,
-    max_audits: Annotated[int, typer.Option(help="Refuse more audits than this in 24 hours.")] = 0,
+    max_audits: Annotated[int, typer.Option(min=0, help="Refuse more audits than this of one run's models.")] = 0,
+    audit_noise: Annotated[
+        float, typer.Option(help="Noise multiplier of an audit's counts: less finds more, and costs more.")
+    ] = 4.0,
     allow_non_private: Annotated[
         bool, typer.Option("--allow-non-private", help="Accept training without DP: updates can then be inverted.")
     ] = False,
@@ -119,7 +122,7 @@ def join(  # every rule of the policy is one option
                 "min_noise_multiplier": min_noise,
                 "max_steps_per_round": max_steps,
                 "max_rounds_per_day": max_rounds,
-                "max_audits_per_day": max_audits,
+                "audit": {"max_per_run": max_audits, "noise_multiplier": audit_noise},
                 "min_images_train": min_images,
                 "image_count": image_count,
                 "release_scalars": release or [],

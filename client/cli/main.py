@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from client.cli import audit, join, ledger, records, site, statistics
+from client.cli import audit, join, ledger, policy, records, site, statistics
 from deploy.identity.keys import ProvisionError
 from deploy.observe.logs import set_up_logging
 from shared.commandline import run_app
@@ -15,6 +15,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 join.register(app)
 ledger.register(app)
 records.register(app)
+policy.register(app)
 audit.register(app)
 statistics.register(app)
 site.register(app)

@@ -55,8 +55,13 @@ def approve_list(home: HomeOption = None) -> None:
         typer.echo(f"code {digest}{' (installed)' if digest == installed_digest() else ''}")
     if installed_digest() not in approved.code:
         typer.echo(f"installed code {installed_digest()} is NOT approved: `maskfed-client approve code`")
-    for digest in sorted(approved.experiments):
-        typer.echo(f"experiment {digest}")
+    for kind, digests in (
+        ("experiment", approved.experiments),
+        ("projection", approved.projections),
+        ("reference", approved.references),
+    ):
+        for digest in sorted(digests):
+            typer.echo(f"{kind} {digest}")
     for path in pending(place):
         typer.echo(f"waiting: experiment {path.stem}, read it in {path}")
 
@@ -93,6 +98,33 @@ def approve_experiment(
     approve(place, "experiment", chosen)
     Journal(place.journal).write("approval", what="experiment", digest=chosen)
     typer.echo(f"approved experiment {chosen}")
+
+
+@approvals.command("projection")
+def approve_projection(
+    digest: Annotated[str, typer.Argument(help="Digest that a refused question for statistics has named.")],
+    home: HomeOption = None,
+) -> None:
+    """Approve the coordinator's projection of private statistics by its digest."""
+    _approve(find_home(home), "projection", digest)
+
+
+@approvals.command("reference")
+def approve_reference(
+    digest: Annotated[str, typer.Argument(help="SHA-256 that a refused question for an audit has named.")],
+    home: HomeOption = None,
+) -> None:
+    """Approve public weights as the reference that audits compare a model with."""
+    _approve(find_home(home), "reference", digest)
+
+
+def _approve(place: Home, kind: Literal["projection", "reference"], digest: str) -> None:
+    from client.policy.approval import approve
+    from client.records.journal import Journal
+
+    approve(place, kind, digest)
+    Journal(place.journal).write("approval", what=kind, digest=digest)
+    typer.echo(f"approved {kind} {digest}")
 
 
 @approvals.command("revoke")

@@ -44,7 +44,8 @@ def data_scan(
     """Decode your images, drop duplicates and set a share aside for audits. After an interruption run it again."""
     from rich.progress import Progress
 
-    from client.data.dataset import scan
+    from client.answers.audit_power import too_few
+    from client.data.dataset import open_dataset, scan
     from client.records.journal import Journal
     from client.records.site_log import site_log
 
@@ -67,6 +68,9 @@ def data_scan(
     Journal(place.journal).write("scan", dataset_id=found.dataset_id, image_size=found.size, linked=found.linked)
     for line in found.lines(settings.policy):
         print(line)
+    policy, data = settings.policy, open_dataset(place, settings.image_size)
+    if "audit" in policy.tasks and (problem := too_few(data, policy.unit, policy.audit)):
+        print(f"PROBLEM: audits are refused: {problem}")
 
 
 def start(

@@ -1,17 +1,22 @@
-"""What the operator has approved: digests of client code and of experiments, one per line in `approved.txt`."""
+"""What the operator has approved, one digest per line in `approved.txt`.
+
+Client code, experiments, projections of private statistics, and the public reference models of audits.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from client.settings import Home, check_private, write_private
+from client.policy.refusals import RefusedError
+from client.settings import Home, SiteConfig, check_private, write_private
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.training import experiment_digest
 
 MOST_PENDING = 20
 """Older waiting experiments are dropped: a coordinator must not fill the disk."""
-Kind = Literal["code", "experiment"]
+Kind = Literal["code", "experiment", "projection", "reference"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -20,24 +25,26 @@ class Approved:
 
     code: frozenset[str] = frozenset()
     experiments: frozenset[str] = frozenset()
+    projections: frozenset[str] = frozenset()
+    references: frozenset[str] = frozenset()
 
 
 def read_approved(home: Home) -> Approved:
     """Read `approved.txt`; a missing file approves nothing.
 
     Raises:
-        InputError: others can change the file, or a line is neither `code <digest>` nor `experiment <digest>`.
+        InputError: others can change the file, or a line is not `<kind> <digest>`.
     """
     if not home.approved.exists():
         return Approved()
     check_private(home.approved)
-    found: dict[str, set[str]] = {"code": set(), "experiment": set()}
+    found: dict[str, set[str]] = {kind: set() for kind in KINDS}
     for number, line in enumerate(home.approved.read_text(encoding="utf-8").splitlines(), 1):
         kind, _, digest = line.partition(" ")
         if kind not in found or not _is_digest(digest):
-            raise InputError(f"{home.approved}: line {number} is not `code <sha256>` or `experiment <sha256>`")
+            raise InputError(f"{home.approved}: line {number} is not one of {', '.join(KINDS)} and a sha256")
         found[kind].add(digest)
-    return Approved(frozenset(found["code"]), frozenset(found["experiment"]))
+    return Approved(*(frozenset(found[kind]) for kind in KINDS))
 
 
 def approve(home: Home, kind: Kind, digest: str) -> None:
@@ -59,6 +66,18 @@ def revoke(home: Home, digest: str) -> bool:
         return False
     write_private(home.approved, "".join(f"{line}\n" for line in kept).encode())
     return True
+
+
+def require_approved(home: Home, settings: SiteConfig, kind: Kind, digest: str) -> None:
+    """Refuse what needs the operator's approval and has none; where any experiment may run, anything may.
+
+    Raises:
+        RefusedError: with the digest to approve.
+    """
+    approved = read_approved(home)
+    known = {"projection": approved.projections, "reference": approved.references}.get(kind, approved.experiments)
+    if settings.policy.experiments == "approved" and digest not in known:
+        raise RefusedError("experiment_not_approved", f"the site's operator has not approved the {kind} {digest}")
 
 
 def keep_pending(home: Home, experiment: Experiment) -> None:

@@ -12,8 +12,13 @@ def describe(policy: SitePolicy) -> str:
         f"`unbounded`; DP rounds up to epsilon {policy.epsilon_cap:g} at delta {policy.delta:g} per {policy.unit}"
     )
     asks = "each experiment needs your approval" if policy.experiments == "approved" else "any experiment within this"
-    figures = "and their figures, without DP" if policy.audit_figures else "pass or fail only"
-    audits = f"; at most {policy.max_audits_per_day} audits per day, {figures}" if "audit" in policy.tasks else ""
+    audit = policy.audit
+    audits = (
+        f"; at most {audit.max_per_run} audits of a run's models, each charged like one step of noise "
+        f"{audit.noise_multiplier:g} on all data"
+        if "audit" in policy.tasks
+        else ""
+    )
     return (
         f"tasks {', '.join(policy.tasks) or 'none'}; {private}; noise multiplier from {policy.min_noise_multiplier:g}; "
         f"at most {policy.max_steps_per_round} steps per round and {policy.max_rounds_per_day} rounds per day; {asks}"

@@ -6,7 +6,7 @@ import logging
 from client.data.dataset import NotScannedError
 from client.records.chain import BusyError, ChainError
 from client.records.journal import Journal
-from client.records.ledger import BudgetError, OutdatedDataError, UnitError
+from client.records.ledger import OutdatedDataError
 from shared.errors import InputError
 from shared.messages.packing import MessageError
 from shared.messages.signature import SignatureError
@@ -20,12 +20,12 @@ log = logging.getLogger("maskfed.client")
 
 
 class RefusedError(Exception):
-    """A decision against the request; carried to the one place that answers."""
+    """A decision against the request; carried to the one place that answers. The note is for the operator's log."""
 
-    def __init__(self, code: RefusalCode, reason: str) -> None:
+    def __init__(self, code: RefusalCode, reason: str, note: str = "") -> None:
         super().__init__(reason)
         self.code: RefusalCode = code
-        self.reason = reason
+        self.reason, self.note = reason, note
 
 
 class PolicyError(InputError):
@@ -34,8 +34,6 @@ class PolicyError(InputError):
 
 TOLD: dict[type[Exception], RefusalCode] = {
     PolicyError: "task_not_allowed",
-    BudgetError: "budget_exceeded",
-    UnitError: "unit_mismatch",
 }
 """Errors whose own text leaves: made of policy and public constants only."""
 FIXED: dict[type[Exception], tuple[RefusalCode, str]] = {
@@ -51,6 +49,8 @@ FIXED: dict[type[Exception], tuple[RefusalCode, str]] = {
 def refusal_of(error: Exception) -> tuple[RefusalCode, str]:
     """Code and reason that the coordinator is told of an exception; the log gets the rest."""
     if isinstance(error, RefusedError):
+        if error.note:
+            log.warning("refused: %s", error.note)
         return error.code, error.reason
     if told := next((code for kind, code in TOLD.items() if isinstance(error, kind)), None):
         return told, str(error)

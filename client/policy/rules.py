@@ -1,17 +1,20 @@
-"""The site's rules, as pure functions: a request and a few facts in, a refusal or nothing out.
+"""The site's rules on training, as pure functions: a request and a few facts in, a refusal or nothing out.
 
-Order matters only for which reason is named first. Nothing here touches files, torch or the network.
+What the coordinator is told follows from policy and from its own requests. Rules that look at private facts come last
+and all say the same to it: `policy`; their reason is for the operator's log. Nothing here touches files or torch.
 """
 
 import hashlib
 from dataclasses import dataclass
 
-from client.records.spending import Charge
 from client.settings import SitePolicy, Unit
+from shared.errors import InputError
 from shared.experiment.config import Experiment
-from shared.messages.audit import MIN_HELD_OUT, AuditQuery
+from shared.experiment.trainable import select_trainable
 from shared.messages.envelope import canonical_json
 from shared.messages.training import RefusalCode, RequestHeader, experiment_digest
+
+HIDDEN = "the site's policy refuses this; its operator finds the reason in the site's log"
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,13 @@ class Refusal:
 
     code: RefusalCode
     reason: str
+    note: str = ""
+    """For the operator's log, where the reason must not say it."""
+
+
+def hidden(note: str) -> Refusal:
+    """A no whose reason is private: the coordinator is told `policy`, the operator the note."""
+    return Refusal("policy", HIDDEN, note)
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,10 @@ class Facts:
     committed_rounds: int = 0
     """Completed rounds of the run."""
     rounds_last_day: int = 0
+    own_unit: Unit | None = None
+    """Unit of the DP charges on this very data set; None before the first."""
     spent_unit: Unit | None = None
-    """Unit of the DP charges so far; None before the first."""
+    """The same over every data set that shares records with it, private."""
     is_clock_behind: bool = False
 
 
@@ -50,7 +62,10 @@ def plan_digest(header: RequestHeader) -> str:
 def review(header: RequestHeader, policy: SitePolicy, facts: Facts) -> Refusal | None:
     """Decide on a training request; the epsilon cap is checked by `Ledger.reserve`, in the step that charges it."""
     return (
-        _review_task(header.experiment, policy, facts)
+        _review_ranges(header.experiment, policy)
+        or review_task(header.experiment, policy, facts)
+        or _review_meaning(header)
+        or _review_size(header, policy)
         or _review_plan(header, facts)
         or review_experiment(header.experiment, policy, facts)
     )
@@ -59,109 +74,17 @@ def review(header: RequestHeader, policy: SitePolicy, facts: Facts) -> Refusal |
 def review_experiment(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
     """Whether the policy would refuse a new run of an experiment, before anybody has asked for it."""
     return (
-        _review_task(experiment, policy, facts)
+        review_task(experiment, policy, facts)
+        or _review_ranges(experiment, policy)
         or _review_privacy(experiment, policy, facts)
         or _review_limits(experiment, policy, facts)
-        or _review_data(experiment, policy, facts)
+        or _review_data(experiment, facts)
+        or _review_private_facts(experiment, policy, facts)
     )
 
 
-@dataclass(frozen=True)
-class AuditFacts:
-    """What the rules on audits need to know of the site at this moment."""
-
-    image_size: int
-    num_held_out: int
-    """Images that were never trained on, private."""
-    audits_last_day: int = 0
-    spent_unit: Unit | None = None
-    """Unit of the DP charges so far; None before the first."""
-    is_clock_behind: bool = False
-
-
-def review_audit(query: AuditQuery, policy: SitePolicy, facts: AuditFacts) -> Refusal | None:
-    """Decide on a request for audits; whose extractor is allowed is checked when its file has been read."""
-    return _review_audit_task(query, policy, facts) or _review_audit_data(query, facts)
-
-
-def review_figures(policy: SitePolicy, spent_unit: Unit | None) -> Refusal | None:
-    """Whether figures of audits may leave at the coordinator's request."""
-    if not policy.audit_figures:
-        return Refusal("non_private_forbidden", "this site releases verdicts only: policy.audit_figures is false")
-    return _review_non_private(policy, spent_unit)
-
-
-def _review_audit_task(query: AuditQuery, policy: SitePolicy, facts: AuditFacts) -> Refusal | None:
-    if "audit" not in policy.tasks:
-        return Refusal("task_not_allowed", "this site audits nothing on request: policy.tasks has no 'audit'")
-    if facts.is_clock_behind:
-        return Refusal("clock", "the site's clock stands before its newest ledger entry")
-    if facts.audits_last_day >= policy.max_audits_per_day:
-        return Refusal("too_many_rounds", f"the site answers at most {policy.max_audits_per_day} audits in 24 hours")
-    if query.control_steps > policy.max_steps_per_round:
-        return Refusal(
-            "too_many_steps",
-            f"{query.control_steps} steps of a control model, the site allows {policy.max_steps_per_round}",
-        )
-    return review_figures(policy, facts.spent_unit) if query.figures else None
-
-
-def _review_audit_data(query: AuditQuery, facts: AuditFacts) -> Refusal | None:
-    if query.experiment.model.image_size != facts.image_size:
-        return Refusal("data_not_ready", f"the site's images are {facts.image_size} pixels wide")
-    if facts.num_held_out < MIN_HELD_OUT:
-        return Refusal("too_few_images", f"an audit needs {MIN_HELD_OUT} images that were never trained on")
-    return None
-
-
-def charge_for(header: RequestHeader, dataset_id: str, fingerprint: str, request_digest: str) -> Charge:
-    """What a round of this request costs: its whole length at the plan's public constants."""
-    experiment, privacy = header.experiment, header.experiment.privacy
-    charge = Charge(
-        dataset_id=dataset_id,
-        fingerprint=fingerprint,
-        task="train",
-        run=header.run,
-        server_round=header.server_round,
-        request_digest=request_digest,
-        plan_digest=plan_digest(header),
-        mechanism=privacy.mechanism,
-        steps=experiment.federation.local_steps,
-    )
-    if privacy.mechanism == "none":
-        return charge
-    return charge.model_copy(
-        update={
-            "noise_multiplier": privacy.noise_multiplier,
-            "sample_rate": privacy.sample_rate,
-            "unit": privacy.unit,
-        }
-    )
-
-
-def released_count(num_images: int, experiment: Experiment, policy: SitePolicy) -> int:
-    """The weight a reply carries: 1 under DP and where counts are hidden, else the count, rounded up if policy says."""
-    if experiment.privacy.mechanism != "none" or experiment.federation.weighting == "equal":
-        return 1
-    match policy.image_count:
-        case "hidden":
-            return 1
-        case "rounded":
-            return -(-num_images // policy.image_count_grid) * policy.image_count_grid
-        case "exact":
-            return num_images
-
-
-def released_scalars(scalars: dict[str, float], experiment: Experiment, policy: SitePolicy) -> dict[str, float]:
-    """The numbers beside the update that policy lists; under DP time alone, in whole minutes, rounded up."""
-    if experiment.privacy.mechanism == "none":
-        return {name: value for name, value in scalars.items() if name in policy.release_scalars}
-    if "seconds" not in policy.release_scalars:
-        return {}
-    return {"seconds": float(-(-scalars["seconds"] // 60) * 60)}
-
-
-def _review_task(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
+def review_task(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
+    """Whether the site trains at all, this experiment, now."""
     if "train" not in policy.tasks:
         return Refusal("task_not_allowed", "this site does not train: policy.tasks has no 'train'")
     if policy.experiments == "approved" and experiment_digest(experiment) not in facts.approved_experiments:
@@ -169,6 +92,37 @@ def _review_task(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Re
     if facts.is_clock_behind:
         return Refusal("clock", "the site's clock stands before its newest ledger entry")
     return None
+
+
+def _review_meaning(header: RequestHeader) -> Refusal | None:
+    """What is approved is the experiment: it fixes the trained tensors and the precision, the request may not."""
+    experiment = header.experiment
+    if (header.precision == "bfloat16") != (experiment.train.precision == "bfloat16"):
+        return Refusal(
+            "malformed", f"precision {header.precision} is not that of the experiment, {experiment.train.precision}"
+        )
+    trained = [tensor.name for tensor in header.manifest.tensors]
+    names = trained + [tensor.name for tensor in header.base_manifest.tensors]
+    try:
+        expected = select_trainable(names, experiment.federation.trainable)
+    except InputError:
+        expected = []
+    if sorted(trained) != expected or len(set(names)) < len(names):
+        return Refusal("malformed", "the request's trained tensors are not those of federation.trainable")
+    return None
+
+
+def _review_size(header: RequestHeader, policy: SitePolicy) -> Refusal | None:
+    num_parameters = header.manifest.num_elements + header.base_manifest.num_elements
+    return _out_of_range(policy.ranges.outside("parameters", num_parameters))
+
+
+def _review_ranges(experiment: Experiment, policy: SitePolicy) -> Refusal | None:
+    return _out_of_range(policy.ranges.first_outside(experiment))
+
+
+def _out_of_range(text: str) -> Refusal | None:
+    return Refusal("out_of_range", text) if text else None
 
 
 def _review_plan(header: RequestHeader, facts: Facts) -> Refusal | None:
@@ -183,11 +137,11 @@ def _review_plan(header: RequestHeader, facts: Facts) -> Refusal | None:
 def _review_privacy(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
     privacy = experiment.privacy
     if privacy.mechanism == "none":
-        return _review_non_private(policy, facts.spent_unit)
+        return _review_non_private(policy, facts.own_unit)
     if privacy.unit != policy.unit:
         return Refusal("unit_mismatch", f"this site protects the unit {policy.unit!r}, asked is {privacy.unit!r}")
-    if facts.spent_unit not in (None, privacy.unit):
-        return Refusal("unit_mismatch", f"spending of this data set is counted per {facts.spent_unit}")
+    if facts.own_unit not in (None, privacy.unit):
+        return Refusal("unit_mismatch", f"spending of this data set is counted per {facts.own_unit}")
     if experiment.model.backbone != "uvit":
         return Refusal("task_not_allowed", f"DP training knows the backbone 'uvit', not {experiment.model.backbone!r}")
     return _review_constants(experiment, policy)
@@ -223,11 +177,20 @@ def _review_limits(experiment: Experiment, policy: SitePolicy, facts: Facts) -> 
     return None
 
 
-def _review_data(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
+def _review_data(experiment: Experiment, facts: Facts) -> Refusal | None:
     if experiment.model.image_size != facts.image_size:
         return Refusal("data_not_ready", f"the site's images are {facts.image_size} pixels wide")
-    if facts.num_images < policy.min_images_train:
-        return Refusal("too_few_images", "the site has fewer images than its policy asks for")
     if experiment.privacy.mechanism != "none" and experiment.privacy.unit == "person" and not facts.has_persons:
         return Refusal("data_not_ready", "the site's images are not sorted by person")
+    return None
+
+
+def _review_private_facts(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
+    privacy, spent = experiment.privacy, facts.spent_unit
+    if facts.num_images < policy.min_images_train:
+        return hidden(f"{facts.num_images} training images, policy.min_images_train is {policy.min_images_train}")
+    if privacy.mechanism != "none" and spent not in (None, privacy.unit):
+        return hidden(f"spending of data that shares records with this set is counted per {spent}")
+    if privacy.mechanism == "none" and spent is not None and not policy.non_private_after_dp:
+        return hidden("data that shares records with this set has DP rounds: policy.non_private_after_dp is false")
     return None

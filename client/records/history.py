@@ -11,7 +11,7 @@ from typing import Any
 
 from client.records.chain import Entry, Head
 from client.records.spending import Charge, EpsilonOf, Spending, Total, merged, spending_of, total_of
-from client.settings import Unit, write_private
+from client.settings import Task, Unit, write_private
 from shared.errors import InputError
 
 CLOCK_TOLERANCE = dt.timedelta(minutes=5)
@@ -89,13 +89,17 @@ class History:
         return next((charge.unit for _, charge in self.charges_of(dataset_id) if charge.mechanism != "none"), None)
 
     def plan_of(self, run: str) -> str | None:
-        """Digest of the plan that the first charge of a run has fixed."""
-        return next((str(e.fields["plan_digest"]) for e in self._of_kind("reserve") if e.fields["run"] == run), None)
+        """Digest of the plan that the first round of a run has fixed."""
+        return next((str(entry.fields["plan_digest"]) for entry in self.of_task("train", run)), None)
 
     def num_committed(self, run: str) -> int:
         """Rounds of a run that were completed."""
         committed = self.committed
-        return sum(e.fields["run"] == run and e.sequence in committed for e in self._of_kind("reserve"))
+        return sum(entry.sequence in committed for entry in self.of_task("train", run))
+
+    def of_task(self, task: Task, run: str) -> list[Entry]:
+        """Reservations of one kind of request for a run: questions name runs too, and are no rounds of theirs."""
+        return [e for e in self._of_kind("reserve") if e.fields["task"] == task and e.fields["run"] == run]
 
     def num_since(self, moment: dt.datetime) -> int:
         """Reservations made after `moment`; entries with times in the future count."""

@@ -105,7 +105,7 @@ class Round:
         engine = Engine(
             self.experiment.model_copy(update={"train": train}),
             self.model,
-            streams(self.home, header.run, header.server_round),
+            streams(self.home, self.request.digest),
             self.world,
             trainable=[tensor.name for tensor in header.manifest.tensors],
             proximal_mu=self.experiment.federation.proximal_mu,
@@ -177,6 +177,10 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def streams(home: Home, run: str, server_round: int) -> Streams:
-    """Random streams of a plain round: the same at every repetition, unknown to anybody without the site's key."""
-    return Streams(read_data_key(home), ("round", run, server_round))
+def streams(home: Home, request_digest: str) -> Streams:
+    """Random streams of a plain round: the same when the same request comes again, unknown without the site's key.
+
+    Keyed by the digest, which covers run, round and weights: other weights under the same run and round never meet the
+    same images, time steps and noise, so no two answers can be subtracted from each other.
+    """
+    return Streams(read_data_key(home), ("round", request_digest))

@@ -24,18 +24,15 @@ def audit(
     site: Annotated[
         list[str] | None, typer.Option(help="Alias to ask; default: who took part, or everybody online.")
     ] = None,
-    extractor: Annotated[str, typer.Option(help="Feature space of the copy test: pixels, onnx:FILE, ...")] = "pixels",
-    weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights; default: download.")] = None,
-    num: Annotated[int, typer.Option(min=1, max=10_000, help="Generated images of the copy test.")] = 1000,
-    control_steps: Annotated[int, typer.Option(min=1, help="Training of each site's control model, in steps.")] = 1000,
-    figures: Annotated[bool, typer.Option("--figures", help="Ask for figures: a release without DP.")] = False,
+    canaries: Annotated[
+        bool, typer.Option("--canaries", help="Ask for the canary audit of each site's DP-SGD: costs no privacy.")
+    ] = False,
     deadline: Annotated[float, typer.Option(min=1, help="Seconds that sites have.")] = 4 * 3600.0,
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the experiment.")] = None,
     home: Annotated[
         Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.")
     ] = Path("coordinator"),
 ) -> None:
-    """Ask the sites to attack a model with their own images; pass or fail comes back, where their policy allows it."""
+    """Ask the sites to attack a model with their own images: how, and at what cost, is each site's policy."""
     from server.federation.fleet.registry import check_home
     from server.release.audit_request import AuditPlan
     from server.release.audit_sites import ask_audits
@@ -45,12 +42,7 @@ def audit(
         references=tuple(reference or ()),
         public=public,
         public_steps=public_steps,
-        extractor=extractor,
-        weights_file=weights,
-        num_images=num,
-        control_steps=control_steps,
-        figures=figures,
-        overrides=tuple(overrides or ()),
+        canaries=canaries,
         sites=tuple(site or ()),
         deadline_seconds=deadline,
     )

@@ -1,4 +1,4 @@
-"""What an audit question holds: the model, public references that saw no site's images, and how to look.
+"""What an audit question holds: the model, and public references that saw no site's images.
 
 No torch but for the reference that is made here.
 """
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from shared.errors import InputError
-from shared.experiment.config import explain, parse_experiment
-from shared.messages.audit import MODEL_ARRAY, PIXELS, AuditQuery, check_reference, reference_array
+from shared.experiment.config import Experiment, explain
+from shared.messages.audit import MODEL_ARRAY, AuditQuery, check_reference, reference_array
 from shared.messages.packing import Manifest, array_digest, pack
 from shared.storage.checkpoint import check_files, load_group, resolve_checkpoint
 
@@ -29,25 +29,15 @@ class AuditPlan:
         references: public checkpoints that saw no site's images; the model's start first.
         public: public images on which the first reference is fine-tuned to be one more; empty: none.
         public_steps: length of that fine-tuning.
-        extractor: feature space of the copy test.
-        weights_file: of the extractor.
-        num_images: generated images of the copy test.
-        control_steps: training of the control model at the site.
-        figures: ask for the figures too.
-        overrides: changes to the checkpoint's experiment, e.g. a faster sampler.
+        canaries: ask for the canary audit of each site's DP-SGD instead; needs no reference.
         sites: aliases to ask; empty: those that took part in the checkpoint's rounds, or everybody for another one.
         deadline_seconds: for the answers.
     """
 
-    references: tuple[Path, ...]
+    references: tuple[Path, ...] = ()
     public: str = ""
     public_steps: int = 500
-    extractor: str = PIXELS
-    weights_file: Path | None = None
-    num_images: int = 1000
-    control_steps: int = 1000
-    figures: bool = False
-    overrides: tuple[str, ...] = ()
+    canaries: bool = False
     sites: tuple[str, ...] = ()
     deadline_seconds: float = DEADLINE_SECONDS
 
@@ -60,53 +50,47 @@ class AuditQuestion:
     arrays: dict[str, Flat] = field(repr=False)
 
 
-def make_question(checkpoint: Path, plan: AuditPlan) -> AuditQuestion:
+def make_question(checkpoint: Path, plan: AuditPlan, audited_run: str) -> AuditQuestion:
     """Header and arrays of a question.
 
     Raises:
-        InputError: no averaged weights, no reference, one of another geometry or the model itself, bad extractor.
+        InputError: no averaged weights, no reference, or one of another geometry or the model itself.
     """
+    meta = check_files(checkpoint)
+    fields: dict[str, object] = {
+        "run": f"audit-{datetime.now(UTC):%Y%m%d-%H%M%S}",
+        "audited_run": audited_run,
+        "checkpoint": checkpoint.name,
+        "checkpoint_digest": meta.digest,
+        "experiment": meta.experiment,
+        "evidence": "canaries" if plan.canaries else "counts",
+    }
+    arrays: dict[str, Flat] = {}
+    if not plan.canaries:
+        manifest, arrays = _arrays(checkpoint, plan, meta.experiment)
+        digests = {name: array_digest(flat) for name, flat in arrays.items()}
+        fields |= {"manifest": manifest, "model_digest": digests.pop(MODEL_ARRAY)}
+        fields["reference_digests"] = tuple(digests.values())
+    try:
+        return AuditQuestion(AuditQuery.model_validate(fields), arrays)
+    except ValidationError as error:
+        raise InputError(f"audit: {explain(error)}") from error
+
+
+def _arrays(checkpoint: Path, plan: AuditPlan, experiment: Experiment) -> tuple[Manifest, dict[str, Flat]]:
+    """The model's averaged weights and those of its references, packed by one manifest."""
     if not plan.references:
         raise InputError("audit without --reference: give the public checkpoint that the model was fine-tuned from")
-    meta = check_files(checkpoint)
-    experiment = parse_experiment(meta.experiment.to_toml(), list(plan.overrides))
     tensors = _averaged(checkpoint)
-    manifest = Manifest.of(tensors)
-    references = []
+    manifest, references = Manifest.of(tensors), []
     for path in plan.references:
         folder = resolve_checkpoint(path)
         check_reference(path, experiment, check_files(folder).experiment)
         references.append(pack(_averaged(folder), manifest))
     if plan.public:
         references.append(pack(_tuned(plan), manifest))
-    digest = ""
-    extractor = plan.extractor
-    if extractor != PIXELS:
-        from shared.evaluation.networks import load_extractor
-
-        space = load_extractor(extractor, weights=plan.weights_file).space
-        extractor, digest = space.extractor, space.sha256
-    model = pack(tensors, manifest)
-    fields = {
-        "run": f"audit-{datetime.now(UTC):%Y%m%d-%H%M%S}",
-        "checkpoint": checkpoint.name,
-        "checkpoint_digest": meta.digest,
-        "experiment": experiment,
-        "manifest": manifest,
-        "model_digest": array_digest(model),
-        "reference_digests": tuple(array_digest(flat) for flat in references),
-        "extractor": extractor,
-        "extractor_sha256": digest,
-        "num_images": plan.num_images,
-        "control_steps": plan.control_steps,
-        "figures": plan.figures,
-    }
-    try:
-        query = AuditQuery.model_validate(fields)
-    except ValidationError as error:
-        raise InputError(f"audit: {explain(error)}") from error
-    arrays = {reference_array(number): flat for number, flat in enumerate(references)}
-    return AuditQuestion(query, {MODEL_ARRAY: model, **arrays})
+    packed = {reference_array(number): flat for number, flat in enumerate(references)}
+    return manifest, {MODEL_ARRAY: pack(tensors, manifest), **packed}
 
 
 def _averaged(checkpoint: Path) -> dict[str, Flat]:

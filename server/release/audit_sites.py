@@ -1,7 +1,7 @@
 """Audits of a checkpoint at the sites: send the model and public references, keep the verdicts beside the run.
 
 `ask_audits` runs in the operator's command; `gather_verdicts` runs in the ServerApp of the question's run. What a site
-answers is pass or fail and, where its policy lets them go, figures. No torch but for what the command computes itself.
+answers are verdicts on noisy counts, or the outcome of canaries. No torch but for what the command computes itself.
 """
 
 import json
@@ -71,7 +71,7 @@ def ask_audits(
     run = RunDir(checkpoint.resolve().parent.parent)
     if checkpoint.resolve().parent.name != "checkpoints" or not run.experiment_file.exists():
         raise InputError(f"checkpoint {checkpoint} lies in no run, so nobody took part in it: name a run's checkpoint")
-    question = make_question(checkpoint, plan)
+    question = make_question(checkpoint, plan, run.path.name)
     sites = plan.sites or tuple(read_run(run.path).participants(check_files(checkpoint).round or 0))
     asked = create(home / "runs" / question.query.run, question.query.experiment)
     for name, flat in question.arrays.items():
@@ -101,7 +101,8 @@ def ask_audits(
 def gather_verdicts(grid: Grid, home: Path, folder: Path, timing: Timing | None = None) -> None:
     """Ask, and write what comes: `sites/<alias>-<audit>.json`, and one line per site in the run log."""
     asked = _Asked.model_validate_json((folder / AUDIT_FILE).read_text(encoding="utf-8"))
-    names = [MODEL_ARRAY, *(reference_array(number) for number in range(len(asked.query.reference_digests)))]
+    references = [reference_array(number) for number in range(len(asked.query.reference_digests))]
+    names = [MODEL_ARRAY, *references] if asked.query.evidence == "counts" else []
     arrays = {name: Array(np.load(folder / f"{name}.npy", allow_pickle=False)) for name in names}
     record = RecordDict({"arrays": ArrayRecord(arrays), "header": header_record(asked.query)})
     collect(
@@ -129,8 +130,9 @@ def _take(message: Message, query: AuditQuery, alias: str, folder: Path) -> tupl
     answer = validated(AuditAnswer, read_header(message.content))
     if answer.status == "refused":
         return "refused", f"{answer.refusal}: {answer.reason}"
-    if not query.figures and any(verdict.figures for verdict in answer.verdicts):
-        return "rejected", "figures that nobody asked for"
+    expected = {"canaries"} if query.evidence == "canaries" else {"membership", "memorisation"}
+    if {verdict.audit for verdict in answer.verdicts} != expected:
+        return "rejected", f"an answer with other verdicts than {' and '.join(sorted(expected))}"
     known = {
         "site": alias,
         "checkpoint": query.checkpoint,

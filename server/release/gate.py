@@ -69,18 +69,18 @@ def audit_problems(experiment: Experiment, audits: list[dict[str, Any]], sites: 
     bounds = {
         "copy_rate": config.max_copy_rate,
         "auc": config.max_auc,
+        "copied": config.max_copy_rate,
         "tpr_at_1_percent_fpr": config.max_tpr,
     }
     found = {(each.get("site"), each.get("audit")): each for each in audits}
     by_kind = {each.get("audit"): each for each in audits}
     problems = []
     for site in sites or ["the training data"]:
-        for kind in config.audits:
+        for kind in experiment.required_audits:
             done = found.get((site, kind)) if sites else by_kind.get(kind)
             if done is None:
-                problems.append(
-                    f"{kind} audit of {site} is missing: ask with `maskfed-server audit`, or give --verdict"
-                )
+                ask = "maskfed-server audit --canaries" if kind == "canaries" else "maskfed-server audit"
+                problems.append(f"{kind} audit of {site} is missing: ask with `{ask}`, or give --verdict")
             elif not done.get("passed"):
                 problems.append(f"{kind} audit of {site} failed{': ' + done['reason'] if done.get('reason') else ''}")
             else:

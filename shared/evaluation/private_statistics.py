@@ -1,9 +1,10 @@
 # ruff: noqa: N803, N806, N815
 """Differentially private feature statistics: few public directions, clipped, with Gaussian noise.
 
-The projection comes from PUBLIC images: mean, principal directions and the median norm R of projected features. One
-image changes (R n, sum z, sum z z^T / R) by at most sqrt(3) R in L2 norm, since |z| <= R; Gaussian noise of deviation
-noise_multiplier * sqrt(3) R on all of them is one step of the Gaussian mechanism at q = 1.
+The projection comes from PUBLIC images: mean, principal directions and the median norm R of projected features. With
+u = z / R clipped to the unit ball one image changes (n, sum u, sum u u^T) by at most sqrt(3) in L2 norm; Gaussian noise
+of deviation noise_multiplier * sqrt(3) on all of them is one step of the Gaussian mechanism at q = 1. R only scales the
+result back, so no projection switches clipping or noise off, and an image whose features overflow counts with u = 0.
 
 Shapes: N images, D feature width, P projected width.
 """
@@ -25,6 +26,11 @@ from shared.storage.files import write_atomically
 
 DEFAULT_DIMENSIONS = 64
 SIMULATIONS = 20
+MOST_DIMENSIONS = 1024
+ORTHONORMAL_TOLERANCE = 1e-6
+LARGEST_MEAN = 1e6
+RADIUS = (1e-6, 1e6)
+"""Range of R that a projection may have at all; a site's policy has a narrower one."""
 _SENSITIVITY = math.sqrt(3)
 
 
@@ -49,9 +55,19 @@ class Projection:
 
     def __call__(self, features_ND: NDArray[np.floating]) -> Float64:
         """Centre, project and clip: (N, D) to (N, P), no row longer than R."""
-        z_NP: Float64 = (np.asarray(features_ND, np.float64) - self.mean_D) @ self.basis_DP
-        norms = np.linalg.norm(z_NP, axis=1, keepdims=True)
-        clipped: Float64 = z_NP * np.minimum(1.0, self.radius / np.maximum(norms, 1e-300))
+        return self.radius * self.unit_ball(features_ND)
+
+    def unit_ball(self, features_ND: NDArray[np.floating]) -> Float64:
+        """Projected features over R, (N, P), no row longer than 1; a row that is not finite becomes 0."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            z_NP: Float64 = (np.asarray(features_ND, np.float64) - self.mean_D) @ self.basis_DP / self.radius
+        # The largest entry first: squares of huge or tiny entries would overflow or vanish.
+        largest_N1 = np.abs(z_NP).max(axis=1, keepdims=True, initial=0.0)
+        is_usable_N1 = np.isfinite(largest_N1) & (largest_N1 > 0)
+        scaled_NP = np.where(is_usable_N1, z_NP, 0.0) / np.where(is_usable_N1, largest_N1, 1.0)
+        norms_N1 = np.linalg.norm(scaled_NP, axis=1, keepdims=True)
+        longest_N1 = np.where(is_usable_N1, np.minimum(largest_N1, 1 / np.maximum(norms_N1, 1.0)), 0.0)
+        clipped: Float64 = scaled_NP * longest_N1
         return clipped
 
     def statistics(self, features_ND: NDArray[np.floating], source: str = "") -> Statistics:
@@ -84,6 +100,26 @@ def make_projection(
     return Projection(space, mean_D, basis_DP, radius)
 
 
+def check_projection(projection: Projection) -> None:
+    """Refuse a map whose sensitivity would not be what is charged.
+
+    Raises:
+        InputError: not finite, columns not orthonormal, too wide, or an insane mean or radius.
+    """
+    mean_D, basis_DP, radius = projection.mean_D, projection.basis_DP, projection.radius
+    if mean_D.ndim != 1 or basis_DP.ndim != 2 or len(mean_D) != len(basis_DP):
+        raise InputError(f"projection of shapes {mean_D.shape} and {basis_DP.shape}: give (D,) and (D, P)")
+    width = basis_DP.shape[1]
+    if not 0 < width <= min(len(basis_DP), MOST_DIMENSIONS):
+        raise InputError(f"projection to {width} dimensions: give 1 to {min(len(basis_DP), MOST_DIMENSIONS)}")
+    if not RADIUS[0] <= radius <= RADIUS[1]:
+        raise InputError(f"projection with radius {radius:g}: give one from {RADIUS[0]:g} to {RADIUS[1]:g}")
+    # Entries of orthonormal columns are at most 1; checked before the product, which could overflow.
+    is_small = bool((np.abs(basis_DP) <= 2).all() and (np.abs(mean_D) <= LARGEST_MEAN).all())
+    if not is_small or np.abs(basis_DP.T @ basis_DP - np.eye(width)).max() > ORTHONORMAL_TOLERANCE:
+        raise InputError("projection with columns that are not orthonormal, or a mean that is not finite: make it anew")
+
+
 def private_statistics(
     projection: Projection, features_ND: NDArray[np.floating], noise_multiplier: float, rng: np.random.Generator
 ) -> Statistics:
@@ -91,7 +127,7 @@ def private_statistics(
 
     Args:
         projection: public.
-        features_ND: features of the site's images, (N, D).
+        features_ND: features of the site's images, (N, D); a row that is not finite counts as the public mean.
         noise_multiplier: sigma: noise deviation over sensitivity.
         rng: secret randomness, never a shared seed.
 
@@ -99,16 +135,17 @@ def private_statistics(
         Statistics in the projected space; n is noisy, too. Covariances of them may have negative eigenvalues.
 
     Raises:
-        InputError: noise multiplier not above 0.
+        InputError: noise multiplier not above 0, or a projection that is none.
     """
-    if not noise_multiplier > 0:
-        raise InputError(f"noise multiplier {noise_multiplier:g}: give one above 0")
+    if not 0 < noise_multiplier < math.inf:
+        raise InputError(f"noise multiplier {noise_multiplier:g}: give a finite one above 0")
+    check_projection(projection)
     return add_noise(projection.statistics(features_ND), projection.radius, noise_multiplier, rng)
 
 
 def add_noise(plain: Statistics, radius: float, noise_multiplier: float, rng: np.random.Generator) -> Statistics:
-    """Gaussian noise on (R n, sum z, sum z z^T / R), symmetric in the last."""
-    deviation = noise_multiplier * _SENSITIVITY * radius
+    """Gaussian noise on (n, sum u, sum u u^T) of rows u = z / R, symmetric in the last; scaled back by R."""
+    deviation = noise_multiplier * _SENSITIVITY
     width = len(plain.total_D)
     noise_PP = rng.normal(0, deviation, (width, width))
     # In an orthonormal basis of symmetric matrices entries off the diagonal are worth sqrt(2): their noise is smaller.
@@ -117,9 +154,9 @@ def add_noise(plain: Statistics, radius: float, noise_multiplier: float, rng: np
     facts = {**noise_facts(radius, noise_multiplier), "parts": "1"}
     return replace(
         plain,
-        n=plain.n + rng.normal(0, deviation) / radius,
-        total_D=plain.total_D + rng.normal(0, deviation, width),
-        outer_DD=plain.outer_DD + symmetric_PP * radius,
+        n=plain.n + rng.normal(0, deviation),
+        total_D=plain.total_D + radius * rng.normal(0, deviation, width),
+        outer_DD=plain.outer_DD + radius**2 * symmetric_PP,
         release="dp",
         images={**plain.images, **facts},
     )
@@ -196,7 +233,7 @@ def load_projection(path: Path) -> Projection:
     """Read a projection file.
 
     Raises:
-        InputError: not one.
+        InputError: not one, or one that `check_projection` refuses.
     """
     try:
         with safe_open(path, framework="numpy") as file:
@@ -205,4 +242,8 @@ def load_projection(path: Path) -> Projection:
             space = FeatureSpace(facts["extractor"], facts["layer"], facts["extractor_sha256"])
     except (OSError, SafetensorError, KeyError) as error:
         raise InputError(f"{path}: not a projection file ({error}); `maskfed-server projection` writes one") from error
-    return Projection(space, mean_D, basis_DP, float(radius[0]))
+    if radius.size != 1 or not all(np.issubdtype(each.dtype, np.floating) for each in (mean_D, basis_DP, radius)):
+        raise InputError(f"{path}: not a projection file (other tensors); `maskfed-server projection` writes one")
+    projection = Projection(space, mean_D, basis_DP, float(radius.reshape(-1)[0]))
+    check_projection(projection)
+    return projection

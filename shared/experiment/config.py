@@ -8,11 +8,11 @@ from typing import Any, Self
 from pydantic import ValidationError, model_validator
 
 from shared.errors import InputError
+from shared.experiment.federation import FederationConfig
 from shared.experiment.sections import (
     DataConfig,
     DiffusionConfig,
     EvaluationConfig,
-    FederationConfig,
     MaskConfig,
     ModelConfig,
     OptimConfig,
@@ -47,6 +47,13 @@ class Experiment(Section):
     def grid_size(self) -> int:
         """Patches per image side."""
         return self.model.image_size // (2 if self.data.wavelet else 1) // self.model.patch_size
+
+    @property
+    def required_audits(self) -> tuple[str, ...]:
+        """Audits that a release needs from every site."""
+        if self.release.audits != "auto":
+            return self.release.audits
+        return ("membership", "memorisation") if self.privacy.mechanism == "none" else ("canaries",)
 
     @property
     def in_channels(self) -> int:

@@ -1,11 +1,11 @@
 """What a coordinator asks of a site's audits, and how a site answers: headers of the messages. No flwr.
 
 The model under audit travels with the question, as one packed array of its averaged weights; so do the public models
-that the membership attack is calibrated with, packed by the same manifest.
+that the site compares it with, packed by the same manifest. Thresholds, noise and lengths are the site's.
 """
 
 import hashlib
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,21 +13,23 @@ from shared.errors import InputError
 from shared.experiment.config import Experiment, Section
 from shared.messages.envelope import canonical_json
 from shared.messages.packing import Manifest
-from shared.messages.text import Line
+from shared.messages.text import Figure, Line
 from shared.messages.training import RefusalCode
 
-AuditKind = Literal["membership", "memorisation"]
+AuditKind = Literal["membership", "memorisation", "canaries"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 AUDIT_ACTION = "audit"
 """Routes the message to its handler: the message type is `query.audit`."""
 MODEL_ARRAY = "model"
 MOST_REFERENCES = 4
 PIXELS = "pixels"
 """The feature space of the copy test that needs no network."""
-MOST_AUDIT_IMAGES = 10_000
-MAX_EXTRACTOR = 200
-FEATURE_SPACE = "feature_space"
 FigureName = Literal[
     "auc",
+    "copied",
+    "noise_multiplier",
+    "epsilon",
+    "epsilon_at_least",
     "auc_low",
     "auc_high",
     "tpr_at_1_percent_fpr",
@@ -42,13 +44,8 @@ FigureName = Literal[
     "authenticity",
     "threshold",
     "num_images",
-    "feature_space",
 ]
-"""Every figure that an audit may release; all are numbers but `feature_space`, a name."""
-LARGEST_FIGURE: dict[str, float] = {"threshold": 1e6, "num_images": float(MOST_AUDIT_IMAGES)}
-"""Of the figures that are no share, rate or AUC: those are at most 1."""
-MIN_HELD_OUT = 100
-"""Held-out images below which a rate of 1 percent cannot be measured."""
+"""Every figure that an audit may release: of counts with noise, of canaries, and the exact ones of an operator."""
 
 
 def reference_array(number: int) -> str:
@@ -67,32 +64,29 @@ def check_reference(name: object, ours: Experiment, theirs: Experiment) -> None:
 
 
 class AuditQuery(Section):
-    """One question to the sites; the arrays `model`, `reference-0`, ... come with it."""
+    """One question to the sites: which model. How it is audited is the sites' policy.
+
+    For `counts` the arrays `model`, `reference-0`, ... come with it; for `canaries` nothing does, the site attacks its
+    own DP-SGD at the plan's constants.
+    """
 
     schema_version: Literal[1] = 1
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of the question."""
+    audited_run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """The training run whose model is audited."""
     checkpoint: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     checkpoint_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     """As the coordinator names the model; verdicts carry it."""
+    evidence: Literal["counts", "canaries"] = "counts"
     experiment: Experiment
-    """Geometry and schedule, the sampler of the copy test, the limits of `[release]`."""
-    manifest: Manifest
+    """Geometry, schedule and sampler of the model; the plan that canaries are trained by."""
+    manifest: Manifest = Manifest(tensors=())
     """Order and shapes of the tensors, in all arrays."""
-    model_digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+    model_digest: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     """SHA-256 of the packed averaged weights."""
-    reference_digests: tuple[str, ...] = Field(min_length=1, max_length=MOST_REFERENCES)
+    reference_digests: tuple[Digest, ...] = Field((), max_length=MOST_REFERENCES)
     """SHA-256 of each reference's packed weights."""
-    extractor: str = Field(PIXELS, max_length=MAX_EXTRACTOR)
-    """Feature space of the copy test."""
-    extractor_sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
-    """Of the feature network; empty for `pixels`."""
-    num_images: int = Field(1000, ge=1, le=MOST_AUDIT_IMAGES)
-    """Generated images of the copy test."""
-    control_steps: int = Field(1000, ge=1)
-    """Training of the control model."""
-    figures: bool = False
-    """Ask for the figures too, which are a release without DP."""
 
     @property
     def digest(self) -> str:
@@ -103,6 +97,8 @@ class AuditQuery(Section):
     def _agree(self) -> Self:
         if self.model_digest in self.reference_digests:
             raise ValueError("a reference is the audited model itself: the attack would find nothing in any model")
+        if (self.evidence == "counts") != bool(self.model_digest and self.reference_digests):
+            raise ValueError("counts need a model and a reference, canaries have none")
         return self
 
 
@@ -113,18 +109,8 @@ class AuditVerdict(Section):
     passed: bool
     reason: Line = ""
     """Why it failed, in fixed words; empty when it passed."""
-    figures: dict[FigureName, float | Line] = Field(default_factory=dict)
-    """Empty unless the policy lets them go."""
-
-    @model_validator(mode="after")
-    def _in_range(self) -> Self:
-        for name, value in self.figures.items():
-            if name == FEATURE_SPACE:
-                if not isinstance(value, str) or len(value) > MAX_EXTRACTOR:
-                    raise ValueError(f"{name} is a name of at most {MAX_EXTRACTOR} characters")
-            elif not isinstance(value, float) or not 0 <= value <= LARGEST_FIGURE.get(name, 1.0):
-                raise ValueError(f"{name} is a number from 0 to {LARGEST_FIGURE.get(name, 1.0):g}")
-        return self
+    figures: dict[FigureName, Figure] = Field(default_factory=dict)
+    """Of noisy counts or canaries; exact ones only where a site's operator has released them."""
 
 
 class AuditAnswer(Section):

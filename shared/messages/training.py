@@ -33,7 +33,8 @@ RefusalCode = Literal[
     "too_many_rounds",
     "budget_exceeded",
     "plan_changed",
-    "too_few_images",
+    "out_of_range",
+    "policy",
     "data_not_ready",
     "ledger_damaged",
     "ledger_busy",
@@ -42,7 +43,8 @@ RefusalCode = Literal[
     "clock",
     "failed",
 ]
-"""Why a site said no; `base_missing` asks for the frozen tensors, `failed` is an error of the site's own training."""
+"""Why a site said no; `base_missing` asks for the frozen tensors, `policy` keeps its reason for the site's operator,
+`failed` is an error of the site's own training."""
 ScalarName = Literal["loss", "grad_norm", "seconds"]
 """What a site may release of a round, by policy."""
 
@@ -78,7 +80,8 @@ class ReplyHeader(Section):
     """1 unless the policy releases image counts."""
     scalars: dict[ScalarName, Figure] = Field(default_factory=dict)
     epsilon: Epsilon | None = None
-    """Spent so far on this data set in all runs; None where no bound exists. Of the DP part alone if `is_unbounded`."""
+    """Of all that was charged to the site's ledger in all runs; None where no bound exists. Of the DP part alone if
+    `is_unbounded`. Whether data sets share records, and what was spent elsewhere, is not in it."""
     delta: float | None = Field(None, gt=0, lt=1)
     """At which epsilon holds: the site's own."""
     is_unbounded: bool = False

@@ -29,7 +29,7 @@ def test_settings_come_back_as_they_were_saved(make_site: MakeSite):
 def test_every_field_is_written_out(make_site: MakeSite):
     home, _ = make_site()
     text = home.settings.read_text()
-    assert all(f"\n{name} = " in text for name in SitePolicy.model_fields)
+    assert all(f"\n{name} = " in text or f"[policy.{name}]" in text for name in SitePolicy.model_fields)
 
 
 @pytest.mark.parametrize(

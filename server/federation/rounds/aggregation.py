@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import InputError
-from shared.experiment.sections import FederationConfig
+from shared.experiment.federation import FederationConfig
 from shared.messages.packing import Manifest, MessageError, WireDtype, decode
 
 SCALE_BITS = 36

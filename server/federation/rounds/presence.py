@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from server.federation.fleet.registry import Registry
 from server.federation.messaging.exchange import Exchange
 from server.federation.rounds.tally import SiteRecord
-from shared.experiment.sections import FederationConfig
+from shared.experiment.federation import FederationConfig
 
 log = logging.getLogger("maskfed.server")
 ONLINE_POLL_SECONDS = 2.0

@@ -12,7 +12,7 @@ from server.federation.messaging.exchange import Exchange
 from server.federation.rounds.global_model import GlobalModel
 from server.federation.rounds.tally import MAX_QUESTIONS, SiteRecord, Tally
 from shared.experiment.config import Experiment
-from shared.experiment.sections import FederationConfig
+from shared.experiment.federation import FederationConfig
 from shared.messages.packing import Manifest, array_digest, decode, encode
 from shared.messages.training import RequestHeader, TrainRequest
 from shared.storage.files import write_atomically

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from server.federation.rounds.aggregation import check_total_weight
 from shared.experiment.config import Experiment
-from shared.experiment.sections import FederationConfig
+from shared.experiment.federation import FederationConfig
 from shared.seeding import SEED_BITS, derive_seed
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.experiment.sections import FederationConfig
+from shared.experiment.federation import FederationConfig
 
 Flat = NDArray[np.float32]
 CHUNK_ELEMENTS = 2**20

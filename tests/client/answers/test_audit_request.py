@@ -1,6 +1,5 @@
 """Audits that the coordinator asks for: what the policy refuses, what leaves, what is charged."""
 
-import datetime as dt
 from pathlib import Path
 
 import numpy as np
@@ -10,22 +9,26 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from client.answers.audit_request import answer_audit
 from client.answers.verdicts import Verdict
 from client.data.dataset import open_dataset
-from client.policy.rules import AuditFacts, review_audit
-from client.privacy.epsilon import epsilon_of
+from client.limits import AuditPolicy
+from client.policy.approval import approve, pending
+from client.policy.audit_rules import AuditFacts, review_audit
+from client.policy.rules import HIDDEN
 from client.records.journal import Journal
 from client.records.ledger import open_ledger, read_ledger
 from client.records.spending import Charge
-from client.settings import SitePolicy
+from client.settings import SitePolicy, save_settings
 from shared.data.synthetic import write_folder
 from shared.errors import InputError
 from shared.experiment.config import parse_experiment
 from shared.messages.audit import AuditAnswer, AuditQuery, reference_array
 from shared.messages.envelope import header_record, read_header, validated
 from shared.messages.packing import Manifest, array_digest, pack
+from shared.messages.training import experiment_digest
 from tests.client.conftest import weights_of
 
 TOML = "[model]\nimage_size = 16\npatch_size = 8\n"
-ALLOWED = {"tasks": ("audit",), "max_audits_per_day": 2}
+TWO_TIMES = parse_experiment(TOML, ["diffusion.timesteps=2", "evaluation.steps=2"])
+ALLOWED = {"tasks": ("audit",), "audit": AuditPolicy(max_per_run=2, noise_multiplier=1.0, max_auc=0.55)}
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +50,7 @@ def query_of(packed, **changes) -> AuditQuery:
         "manifest": manifest,
         "model_digest": array_digest(model),
         "reference_digests": (array_digest(reference),),
-        "control_steps": 50,
-        "num_images": 20,
+        "audited_run": "faces",
     }
     return AuditQuery(**{**fields, **changes})
 
@@ -66,97 +68,167 @@ def ask(site, content) -> AuditAnswer:
 
 @pytest.fixture
 def site(make_site, tmp_path):
+    """A site with one completed round of the run `faces`."""
     write_folder(tmp_path / "many", 240, 16, 3, site="site0", images_per_person=1)
-    return lambda **policy: make_site(tmp_path / "many", held_out_ratio=0.5, **{**ALLOWED, **policy})
+
+    def make(**policy):
+        home, settings = make_site(tmp_path / "many", held_out_ratio=0.5, **{**ALLOWED, **policy})
+        spend(home, settings, task="train", run="faces")
+        return home, settings
+
+    return make
+
+
+def spend(home, settings, **fields):
+    data = open_dataset(home, 16)
+    charge = Charge(
+        dataset_id=data.dataset_id, fingerprint=data.fingerprint, server_round=1, request_digest="0" * 64,
+        plan_digest="0" * 64, mechanism="gaussian", noise_multiplier=30.0, sample_rate=1.0, steps=1, **fields,
+    )  # fmt: skip
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        entry, _ = ledger.reserve(charge, cap=10.0, delta=1e-5, epsilon_of=lambda *_: 1.0)
+        ledger.commit(entry)
+
+
+def audits(home):
+    return [charge for _, charge in read_ledger(home.ledger).charges if charge.task == "audit"]
 
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What the audits were given; their outcome is fixed."""
+    """What was counted, and what the ledger said by then; the outcome is fixed."""
     given = []
 
-    def audit(home, settings, subject, options):
-        given.append((subject, options))
-        facts = {"site": settings.alias, "checkpoint": subject.checkpoint, "checkpoint_digest": subject.digest}
+    def counted_verdicts(site, subject, data, unit, audit):
+        given.append((subject, unit, audit))
+        facts = {"site": site, "checkpoint": subject.checkpoint, "checkpoint_digest": subject.digest}
         return [
             Verdict(audit="membership", passed=True, reason="", figures={"auc": 0.51}, **facts),
-            Verdict(audit="memorisation", passed=False, reason="copies", figures={"copy_rate": 0.2}, **facts),
+            Verdict(audit="memorisation", passed=False, reason="copies", figures={"copied": 0.2}, **facts),
         ]
 
-    monkeypatch.setattr("client.answers.attacks.audit", audit)
+    monkeypatch.setattr("client.answers.audit_counts.counted_verdicts", counted_verdicts)
     return given
 
 
-def test_only_verdicts_of_the_sent_model_leave_and_nothing_is_charged(site, packed, seen):
+def test_verdicts_of_the_sent_model_leave_and_are_charged(site, packed, seen):
     home = site()
     answer = ask(home, request(packed))
     assert [(each.audit, each.passed, each.reason, each.figures) for each in answer.verdicts] == [
-        ("membership", True, "", {}), ("memorisation", False, "copies", {}),
+        ("membership", True, "", {"auc": 0.51}), ("memorisation", False, "copies", {"copied": 0.2}),
     ]  # fmt: skip
-    ((subject, options),) = seen
+    ((subject, unit, audit),) = seen
     tensors = dict(subject.model.named_parameters())
     for name, expected in weights_of(packed[0]).items():
         np.testing.assert_array_equal(tensors[name].numpy(), expected)
         np.testing.assert_array_equal(dict(subject.references[0].named_parameters())[name].numpy(), expected / 2)
-    assert (subject.checkpoint, subject.digest, options.num_images, options.control_steps) == (
-        "round-000003", "ab" * 32, 20, 50,
-    )  # fmt: skip
-    assert read_ledger(home[0].ledger).charges == []
+    assert (subject.checkpoint, subject.digest, unit, audit) == ("round-000003", "ab" * 32, "image", ALLOWED["audit"])
+    (charge,) = audits(home[0])
+    assert (charge.mechanism, charge.noise_multiplier, charge.sample_rate, charge.steps) == ("gaussian", 1.0, 1.0, 1)
+    assert charge.run == "faces"
     kinds = [(entry.kind, entry.fields.get("task")) for entry in Journal(home[0].journal).entries()]
     assert kinds[-2:] == [("request", "audit"), ("release", "audit")]
 
 
-def test_figures_leave_where_the_policy_says_so_and_are_charged_before(site, packed, seen):
-    home = site(audit_figures=True)
-    answer = ask(home, request(packed, query_of(packed, figures=True)))
-    assert answer.verdicts[0].figures == {"auc": 0.51}
-    ((_, charge),) = read_ledger(home[0].ledger).charges
-    assert (charge.task, charge.mechanism, charge.run) == ("audit", "none", "audit-1")
-    assert read_ledger(home[0].ledger).total(open_dataset(home[0], 16).dataset_id, 1e-5, epsilon_of).is_unbounded
+def test_an_audit_that_fails_was_charged_and_counted_when_its_work_began(site, packed, monkeypatch):
+    home = site()
 
+    def fail(*_):
+        assert len(audits(home[0])) == 1
+        raise InputError("/private/images/alice.png is broken")
 
-def test_the_days_limit_counts_what_was_answered(site, packed, seen):
-    home = site(max_audits_per_day=1)
-    assert ask(home, request(packed, query_of(packed, figures=True))).refusal == "non_private_forbidden"
-    assert ask(home, request(packed)).status == "audited"
+    monkeypatch.setattr("client.answers.audit_counts.counted_verdicts", fail)
     answer = ask(home, request(packed))
-    assert (answer.refusal, answer.reason) == ("too_many_rounds", "the site answers at most 1 audits in 24 hours")
-    assert len(seen) == 1
+    assert answer.refusal == "failed" and "alice" not in answer.reason and len(audits(home[0])) == 1
+    policy = ALLOWED["audit"].model_copy(update={"max_per_run": 1})
+    save_settings(home[0], home[1].model_copy(update={"policy": home[1].policy.model_copy(update={"audit": policy})}))
+    assert ask(home, request(packed)).refusal == "too_many_rounds" and len(audits(home[0])) == 1
+
+
+def test_audits_are_for_runs_with_a_completed_round_here(site, packed, seen):
+    home = site()
+    assert ask(home, request(packed, query_of(packed, audited_run="other"))).refusal == "task_not_allowed"
+    assert not seen and not audits(home[0])
+
+
+def test_the_cap_holds_for_audits_too(site, packed, seen):
+    home = site(epsilon_cap=1.0)
+    assert ask(home, request(packed)).refusal == "budget_exceeded"
+    assert not seen and not audits(home[0])
+
+
+def test_too_few_units_are_told_to_the_operator_alone(make_site, packed, seen, caplog):
+    home, settings = make_site(None, held_out_ratio=0.5, **ALLOWED)
+    spend(home, settings, task="train", run="faces")
+    answer = ask((home, settings), request(packed))
+    assert (answer.refusal, answer.reason) == ("policy", HIDDEN)
+    assert "an audit needs" in caplog.text and not seen and not audits(home)
 
 
 @pytest.mark.parametrize(
     ("policy", "facts", "changes", "code"),
     [
         ({"tasks": ("train",)}, {}, {}, "task_not_allowed"),
-        ({"max_audits_per_day": 0}, {}, {}, "too_many_rounds"),
-        ({}, {"audits_last_day": 2}, {}, "too_many_rounds"),
-        ({}, {}, {"control_steps": 101}, "too_many_steps"),
-        ({}, {}, {"figures": True}, "non_private_forbidden"),
-        ({"audit_figures": True, "require_dp": True}, {}, {"figures": True}, "dp_required"),
-        ({"audit_figures": True}, {"spent_unit": "image"}, {"figures": True}, "non_private_forbidden"),
+        ({"audit": AuditPolicy()}, {}, {}, "too_many_rounds"),
+        ({}, {"audits_of_run": 2}, {}, "too_many_rounds"),
+        ({"max_rounds_per_day": 5}, {"audits_last_day": 5}, {}, "too_many_rounds"),
+        ({}, {"committed_rounds": 0}, {}, "task_not_allowed"),
+        ({"experiments": "approved"}, {}, {}, "experiment_not_approved"),
+        (
+            {},
+            {},
+            {"experiment": parse_experiment(TOML, ["diffusion.timesteps=2", "evaluation.steps=2"])},
+            "out_of_range",
+        ),
         ({}, {"image_size": 32}, {}, "data_not_ready"),
-        ({}, {"num_held_out": 99}, {}, "too_few_images"),
+        ({}, {"too_few": "12 held out"}, {}, "policy"),
         ({}, {"is_clock_behind": True}, {}, "clock"),
     ],
 )
 def test_rules_refuse(packed, policy, facts, changes, code):
-    allowed = SitePolicy(**{**ALLOWED, "require_dp": False, "max_steps_per_round": 100, **policy})
-    found = review_audit(
-        query_of(packed, **changes), allowed, AuditFacts(**{"image_size": 16, "num_held_out": 100, **facts})
-    )
+    allowed = SitePolicy(**{**ALLOWED, "experiments": "any", "max_rounds_per_day": 10, **policy})
+    known = {"image_size": 16, "approved_experiments": frozenset(), "committed_rounds": 1, **facts}
+    found = review_audit(query_of(packed, **changes), allowed, AuditFacts(**known))
     assert found is not None and found.code == code
 
 
 def test_the_default_policy_audits_nothing(packed):
-    assert review_audit(query_of(packed), SitePolicy(), AuditFacts(16, 1000)).code == "task_not_allowed"
+    facts = AuditFacts(16, frozenset(), committed_rounds=1)
+    assert review_audit(query_of(packed), SitePolicy(), facts).code == "task_not_allowed"
 
 
-def test_figures_may_follow_dp_rounds_where_the_policy_says_so(packed):
-    policy = SitePolicy(**ALLOWED, require_dp=False, max_steps_per_round=100, audit_figures=True)
-    facts = AuditFacts(16, 100, spent_unit="image")
-    assert review_audit(query_of(packed, figures=True), policy, facts) is not None
-    after = policy.model_copy(update={"non_private_after_dp": True})
-    assert review_audit(query_of(packed, figures=True), after, facts) is None
+def test_experiment_and_reference_need_the_operators_approval(site, packed, seen):
+    home, settings = site(experiments="approved")
+    assert ask((home, settings), request(packed)).refusal == "experiment_not_approved"
+    assert [path.stem for path in pending(home)] == [experiment_digest(packed[0])]
+    approve(home, "experiment", experiment_digest(packed[0]))
+    reference = array_digest(packed[3])
+    answer = ask((home, settings), request(packed))
+    assert answer.refusal == "experiment_not_approved" and reference in answer.reason and not seen
+    approve(home, "reference", reference)
+    assert ask((home, settings), request(packed)).status == "audited"
+
+
+def test_canaries_touch_no_image_and_cost_nothing(site, packed, monkeypatch):
+    from client.privacy.canaries import CanaryResult
+
+    asked = []
+
+    def audit_canaries(plan, delta, rng, **_):
+        asked.append((plan.privacy.noise_multiplier, delta))
+        return CanaryResult(1.25, 200, 150, 3.5)
+
+    monkeypatch.setattr("client.privacy.canaries.audit_canaries", audit_canaries)
+    home = site()
+    private = parse_experiment(TOML, ["privacy.mechanism=dp-sgd", "privacy.noise_multiplier=1.7"])
+    empty = {"evidence": "canaries", "model_digest": "", "reference_digests": (), "manifest": Manifest(tensors=())}
+    content = RecordDict({"header": header_record(query_of(packed, experiment=private, **empty))})
+    (verdict,) = ask(home, content).verdicts
+    assert (verdict.audit, verdict.passed) == ("canaries", True)
+    assert verdict.figures == {"epsilon_at_least": 1.25, "epsilon": 3.5} and asked == [(1.7, 1e-5)]
+    assert not audits(home[0])
+    plain = RecordDict({"header": header_record(query_of(packed, **empty))})
+    assert ask(home, plain).refusal == "task_not_allowed"
 
 
 def test_a_refusal_loads_no_weights_and_is_noted(site, packed, seen):
@@ -171,7 +243,7 @@ def test_arrays_are_checked_against_the_header(site, packed, seen, name):
     home = site()
     for array in (None, packed[2][:-1], packed[2] * np.float32(3)):
         assert ask(home, request(packed, **{name: array})).refusal == "malformed"
-    assert not seen
+    assert not seen and not audits(home[0])
 
 
 def test_weights_that_are_not_finite_or_of_another_network_are_refused(site, packed, seen):
@@ -182,28 +254,14 @@ def test_weights_that_are_not_finite_or_of_another_network_are_refused(site, pac
     assert ask(home, request(packed, query, model=broken)).refusal == "malformed"
     other = query_of(packed, experiment=parse_experiment(TOML.replace("patch_size = 8", "patch_size = 4")))
     assert ask(home, request(packed, other)).refusal == "malformed"
+    assert not audits(home[0])
 
 
 def test_unknown_schema_and_nonsense_are_refused(site, packed):
     home = site()
-    assert ask(home, RecordDict({"header": ConfigRecord({"json": '{"schema_version": 2}'})})).refusal == "schema"
+    assert ask(home, RecordDict({"header": ConfigRecord({"json": '{"schema_version": 3}'})})).refusal == "schema"
     assert ask(home, RecordDict({"header": ConfigRecord({"json": '{"schema_version": 1}'})})).refusal == "malformed"
     assert ask(home, RecordDict({})).refusal == "malformed"
-
-
-def test_an_extractor_that_the_policy_does_not_list_is_refused(site, packed, seen):
-    asked = query_of(packed, extractor="random_inception", extractor_sha256="cd" * 32)
-    assert ask(site(), request(packed, asked)).refusal == "task_not_allowed" and not seen
-
-
-def test_a_listed_extractor_judges_copies(site, packed, seen):
-    from shared.evaluation.networks import load_extractor
-
-    space = load_extractor("random-inception").space
-    home = site(extractors=("random-inception",))
-    asked = query_of(packed, extractor=space.extractor, extractor_sha256=space.sha256)
-    assert ask(home, request(packed, asked)).status == "audited"
-    assert seen[0][1].extractor.space == space
 
 
 def test_a_running_round_comes_first(site, packed, seen):
@@ -212,41 +270,15 @@ def test_a_running_round_comes_first(site, packed, seen):
         assert ask((home, settings), request(packed)).refusal == "ledger_busy"
 
 
-def test_failures_tell_the_coordinator_nothing(site, packed, monkeypatch):
-    def fail(*_):
-        raise InputError("/private/images/alice.png is broken")
-
-    monkeypatch.setattr("client.answers.attacks.audit", fail)
-    answer = ask(site(), request(packed))
-    assert answer.refusal == "failed" and "alice" not in answer.reason
-
-
-def test_figures_after_dp_rounds_are_refused_from_the_ledger(site, packed, seen):
-    home, settings = site(audit_figures=True)
-    data = open_dataset(home, 16)
-    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
-        charge = Charge(
-            dataset_id=data.dataset_id, fingerprint=data.fingerprint, task="train", run="r", server_round=1,
-            request_digest="0" * 64, plan_digest="0" * 64, mechanism="gaussian", noise_multiplier=3.0,
-            sample_rate=1.0, steps=1,
-        )  # fmt: skip
-        ledger.reserve(charge, cap=10.0, delta=1e-5, epsilon_of=lambda *_: 1.0)
-    assert ask((home, settings), request(packed, query_of(packed, figures=True))).refusal == "non_private_forbidden"
-    assert ask((home, settings), request(packed)).status == "audited"
-
-
 def test_the_model_is_no_reference_for_itself(packed):
     with pytest.raises(ValueError, match="audited model itself"):
         query_of(packed, reference_digests=(array_digest(packed[2]),))
+    with pytest.raises(ValueError, match="counts need a model"):
+        query_of(packed, reference_digests=())
 
 
-def test_audits_of_yesterday_do_not_count(site):
-    from client.answers.verdicts import note_release, num_asked_since
-
-    home, _ = site()
-    journal = Journal(home.journal)
-    note_release(journal, "ab" * 32, figures=False, request_digest="cd" * 32)
-    note_release(journal, "ab" * 32, figures=False)
-    now = dt.datetime.now(dt.UTC)
-    assert num_asked_since(journal, now - dt.timedelta(days=1)) == 1
-    assert num_asked_since(journal, now + dt.timedelta(seconds=1)) == 0
+def test_questions_of_a_day_are_limited_whatever_became_of_them(site, packed, seen):
+    home = site(max_rounds_per_day=2)
+    for _ in range(2):
+        ask(home, request(packed, query_of(packed, audited_run="other")))
+    assert ask(home, request(packed)).refusal == "too_many_rounds"

@@ -6,9 +6,10 @@ import torch
 
 from client.answers.statistics_release import StatisticsPlan, release_statistics
 from client.data.dataset import open_dataset
+from client.policy.refusals import RefusedError
 from client.privacy.epsilon import epsilon_of
 from client.records.journal import Journal
-from client.records.ledger import BudgetError, read_ledger
+from client.records.ledger import read_ledger
 from shared.data.synthetic import generate, write_folder
 from shared.errors import InputError
 from shared.evaluation.feature_statistics import FeatureSpace, statistics_of
@@ -93,7 +94,7 @@ def test_charge_is_on_disk_before_the_first_feature(make_site, extractor):
 
 def test_cap_holds_for_statistics_too(make_site, extractor, projection):
     site = make_site(**{**ALLOWED, "epsilon_cap": 1.0})
-    with pytest.raises(BudgetError):
+    with pytest.raises(RefusedError, match="the cap is 1"):
         release(site, extractor, StatisticsPlan("dp", extractor.space, projection, 0.6))
     assert charges(site) == []
 
@@ -102,7 +103,6 @@ def test_cap_holds_for_statistics_too(make_site, extractor, projection):
     ("policy", "kind", "reason"),
     [
         ({"tasks": ("train",)}, "exact", "does not list `statistics`"),
-        ({"min_images_statistics": 1000}, "exact", "min_images_statistics 1000"),
         ({"require_dp": True}, "exact", "require_dp"),
         ({"min_noise_multiplier": 2.0}, "dp", "min_noise_multiplier 2"),
         ({"unit": "person"}, "dp", "protect images"),
@@ -118,8 +118,17 @@ def test_policy_refuses_and_nothing_is_charged(make_site, extractor, projection,
 def test_exact_statistics_after_dp_are_refused(make_site, extractor, projection):
     site = make_site(**ALLOWED)
     release(site, extractor, StatisticsPlan("dp", extractor.space, projection, 2.0))
-    with pytest.raises(InputError, match="after DP rounds"):
+    with pytest.raises(RefusedError) as refused:
         release(site, extractor, StatisticsPlan("exact", extractor.space))
+    assert (refused.value.code, "after DP rounds" in refused.value.note) == ("policy", True)
+
+
+def test_too_few_images_are_the_operators_to_know(make_site, extractor):
+    site = make_site(**{**ALLOWED, "min_images_statistics": 1000})
+    with pytest.raises(RefusedError) as refused:
+        release(site, extractor, StatisticsPlan("exact", extractor.space))
+    assert refused.value.code == "policy" and "1000" in refused.value.note and "1000" not in refused.value.reason
+    assert charges(site) == []
 
 
 def test_another_extractor_than_asked_for_is_refused(make_site, extractor):

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from client.answers.verdicts import Verdict
 from client.cli import main as cli
 from client.cli.join import describe
+from client.limits import AuditPolicy
 from client.records.ledger import read_ledger
 from client.settings import Home, SitePolicy, load_settings
 from shared.errors import InputError
@@ -50,7 +51,12 @@ def found(monkeypatch):
             Verdict(audit="memorisation", passed=seen["passed"], reason=reason, figures={"copy_rate": 0.5}, **facts)
         ]
 
+    def counted_verdicts(site, subject, *_):
+        return [Verdict(site, "membership", subject.checkpoint, subject.digest, True, "", {"auc": 0.5})]
+
     monkeypatch.setattr("client.answers.attacks.audit", audit)
+    monkeypatch.setattr("client.answers.audit_counts.counted_verdicts", counted_verdicts)
+    monkeypatch.setattr("client.answers.verdicts.too_few", lambda *_: "")
     return seen
 
 
@@ -65,7 +71,19 @@ def test_a_model_is_audited_with_or_without_the_commands_name(make_site, models,
     assert result.exit_code == 0 and "memorisation: pass (copy_rate 0.5)" in result.stdout
     assert (found["options"].num_images, found["options"].control_steps, found["options"].extractor) == (7, 3, None)
     assert found["subject"].experiment.evaluation.steps == 5 and len(found["subject"].references) == 1
-    assert json.loads((out / "site0-memorisation.json").read_text())["figures"] == {}
+    (verdict,) = [json.loads(path.read_text()) for path in out.iterdir()]
+    assert (verdict["audit"], verdict["figures"]) == ("membership", {"auc": 0.5})
+    assert [charge.mechanism for _, charge in read_ledger(home.ledger).charges] == ["gaussian"]
+
+
+def test_looking_is_free_and_exact_figures_are_a_release_without_dp(make_site, models, found):
+    home, _ = make_site(tasks=("audit",))
+    options = ("audit", models / "model", "--reference", models / "public", "--home", home.path)
+    call(*options)
+    assert read_ledger(home.ledger).charges == []
+    call(*options, "--figures", "--out", models / "out")
+    assert [charge.mechanism for _, charge in read_ledger(home.ledger).charges] == ["none"]
+    assert json.loads((models / "out" / "site0-memorisation.json").read_text())["figures"] == {"copy_rate": 0.5}
 
 
 def test_options_may_stand_before_the_checkpoint(make_site, models, found):
@@ -117,17 +135,23 @@ def test_a_plan_without_dp_is_refused(make_site, tmp_path):
         call("audit", "canaries", tmp_path / "plan.toml", "--home", home.path)
 
 
-def test_the_policy_in_words_tells_what_audits_may_tell():
-    policy = SitePolicy(tasks=("train", "audit"), max_audits_per_day=2)
-    assert "at most 2 audits per day, pass or fail only" in describe(policy)
-    assert "and their figures, without DP" in describe(policy.model_copy(update={"audit_figures": True}))
+def test_the_policy_in_words_tells_what_audits_cost():
+    policy = SitePolicy(tasks=("train", "audit"), audit=AuditPolicy(max_per_run=2, noise_multiplier=3.0))
+    assert "at most 2 audits of a run's models, each charged like one step of noise 3" in describe(policy)
     assert "audits" not in describe(SitePolicy(tasks=("train",)))
 
 
 def test_join_writes_how_many_audits_may_be_asked_for(tmp_path, photos):
     home = tmp_path / "joined"
     bundle = make_bundle(tmp_path, home, installed_digest())
-    result = join(bundle, home, photos, "--task", "train", "--task", "audit", "--max-audits", 3)
+    options = ("--task", "train", "--task", "audit", "--max-audits", 3, "--audit-noise", 6)
+    result = join(bundle, home, photos, *options)
     policy = load_settings(Home(home)).policy
-    assert (policy.tasks, policy.max_audits_per_day, policy.audit_figures) == (("train", "audit"), 3, False)
-    assert "at most 3 audits per day" in result.stdout
+    assert (policy.tasks, policy.audit.max_per_run, policy.audit.noise_multiplier) == (("train", "audit"), 3, 6.0)
+    assert "at most 3 audits of a run's models" in result.stdout
+
+
+def test_a_scan_tells_that_too_few_units_are_held_out_for_audits(make_site):
+    home, _ = make_site(tasks=("train", "audit"))
+    found = call("data", "scan", "--home", home.path)
+    assert "PROBLEM: audits are refused" in found.stdout and "held-out images" in found.stdout

@@ -269,8 +269,8 @@ def test_first_day_until_doctor(bundle: Path, home: Path, photos: Path):
 
 
 def test_ledger_is_shown_with_unit_delta_and_open_charges(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch):
-    from client.app import handle
     from client.training import local_round
+    from client.training_request import handle
 
     place, _ = make_site()
     handle(request_for(experiment(privacy=DP)).to_record(), place)
@@ -310,7 +310,7 @@ def test_plan_without_dp_is_refused(make_site: MakeSite):
 
 
 def test_waiting_experiment_is_approved_by_the_beginning_of_its_digest(make_site: MakeSite):
-    from client.app import handle
+    from client.training_request import handle
 
     place, _ = make_site(experiments="approved")
     handle(request_for(experiment(privacy=DP)).to_record(), place)
@@ -395,7 +395,7 @@ def test_view_without_a_terminal_has_a_line_for_each_tenth_of_a_round(make_site:
 
 
 def test_site_with_an_outdated_ledger_or_a_damaged_journal_does_not_start(make_site: MakeSite):
-    from client.app import handle
+    from client.training_request import handle
 
     place, _ = make_site()
     place.path.chmod(0o700)
@@ -412,7 +412,7 @@ def test_site_with_an_outdated_ledger_or_a_damaged_journal_does_not_start(make_s
 
 
 def test_events_are_lines_for_people_with_the_cure(make_site: MakeSite):
-    from client.app import handle
+    from client.training_request import handle
 
     place, _ = make_site()
     handle(request_for(experiment(privacy=DP)).to_record(), place)

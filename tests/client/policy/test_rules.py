@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
-from client.policy.rules import Facts, charge_for, plan_digest, released_count, released_scalars, review
+from client.limits import Ranges
+from client.policy.charges import charge_for, released_count, released_scalars
+from client.policy.rules import Facts, plan_digest, review
 from client.settings import SitePolicy
 from shared.experiment.config import Experiment
 from shared.messages.packing import Manifest, TensorSpec
@@ -54,7 +56,7 @@ def test_training_without_dp_can_be_forbidden():
 
 
 def test_no_release_without_dp_after_the_first_dp_round():
-    spent = {"spent_unit": "image"}
+    spent = {"own_unit": "image", "spent_unit": "image"}
     assert decide(PLAIN, facts=spent) == "non_private_forbidden"
     assert decide(PLAIN, facts=spent, non_private_after_dp=True) == "accepted"
 
@@ -63,7 +65,7 @@ def test_unit_must_be_the_sites():
     assert decide(unit="person") == "unit_mismatch"
     person = experiment(privacy={**DP, "unit": "person"})
     assert decide(person, unit="person") == "accepted"
-    assert decide(person, unit="person", facts={"spent_unit": "image"}) == "unit_mismatch"
+    assert decide(person, unit="person", facts={"own_unit": "image"}) == "unit_mismatch"
 
 
 def test_persons_must_be_known_for_person_level_privacy():
@@ -125,7 +127,7 @@ def test_images_must_have_the_planned_size():
 
 
 def test_fewer_images_than_the_minimum_are_refused():
-    assert decide(min_images_train=11) == "too_few_images"
+    assert decide(min_images_train=11) == "policy"
     assert decide(min_images_train=10) == "accepted"
 
 
@@ -173,3 +175,71 @@ def test_charge_remarks_where_clipping_is_empirical():
     assert "bfloat16" in charge_for(header(hooks, precision="bfloat16"), "d", "f", "r").remarks
     assert charge_for(header(hooks), "d", "f", "r").remarks == ""
     assert charge_for(header(PRIVATE, precision="bfloat16"), "d", "f", "r").remarks == ""
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("optim", "lr", 1.0),
+        ("optim", "lr", float("inf")),
+        ("optim", "betas", (0.0, 0.0)),
+        ("optim", "weight_decay", 1e30),
+        ("federation", "proximal_mu", 1e9),
+        ("privacy", "max_grad_norm", 1.4e-45),
+        ("privacy", "max_grad_norm", float("inf")),
+        ("privacy", "noise_multiplier", 1e30),
+        ("privacy", "delta", 1e-11),
+        ("privacy", "draws", 100_000),
+        ("privacy", "micro_batch", 10**9),
+        ("privacy", "expected_batch", 10**9),
+        ("train", "batch", 10**9),
+        ("diffusion", "timesteps", 10**9),
+    ],
+)
+def test_constants_are_the_sites(section: str, field: str, value: Any):
+    private = {**DP, field: value} if section == "privacy" else DP
+    changed = {} if section == "privacy" else {section: {field: value}}
+    assert decide(experiment(privacy=private, **changed)) == "out_of_range"
+
+
+def test_the_images_of_a_round_are_bounded_together():
+    plan = experiment(privacy={**DP, "draws": 60, "expected_batch": 60_000})
+    assert decide(plan) == "out_of_range"
+    assert decide(plan, ranges=Ranges(images_per_round=(1, 1e9))) == "accepted"
+
+
+def test_a_model_larger_than_the_site_allows_is_refused():
+    assert decide(ranges=Ranges(parameters=(1, 1))) == "out_of_range"
+
+
+@pytest.mark.parametrize(
+    "bad", [{"lr": (2, 1)}, {"lr": (0, float("inf"))}, {"delta": (1e-12, 1e-3)}, {"delta": (0, 1)}]
+)
+def test_ranges_are_finite_ordered_and_inside_what_accounting_holds_for(bad: dict[str, Any]):
+    with pytest.raises(ValueError, match=r"finite|accounting"):
+        Ranges(**bad)
+
+
+def test_trained_tensors_are_those_of_the_approved_experiment():
+    bias, weight = TensorSpec(name="output.bias", shape=(2,)), TensorSpec(name="output.weight", shape=(2, 2))
+    one, both = Manifest(tensors=(bias,)), Manifest(tensors=(bias, weight))
+    assert decide(head=header(PRIVATE, manifest=both)) == "accepted"
+    assert decide(head=header(PRIVATE, manifest=one, base_manifest=Manifest(tensors=(weight,)))) == "malformed"
+    assert decide(head=header(PRIVATE, manifest=both, base_manifest=Manifest(tensors=(weight,)))) == "malformed"
+    some = experiment(privacy=DP, federation={"trainable": ("*.bias",)})
+    assert decide(head=header(some, manifest=one, base_manifest=Manifest(tensors=(weight,)))) == "accepted"
+    assert decide(head=header(some, manifest=both)) == "malformed"
+
+
+def test_precision_is_that_of_the_approved_experiment():
+    assert decide(head=header(PRIVATE, precision="bfloat16")) == "malformed"
+    half = experiment(privacy=DP, train={"precision": "bfloat16"})
+    assert decide(head=header(half, precision="bfloat16")) == "accepted"
+    assert decide(head=header(half)) == "malformed"
+
+
+def test_what_other_data_has_spent_is_told_to_the_operator_alone():
+    linked = {"spent_unit": "image"}
+    person = experiment(privacy={**DP, "unit": "person"})
+    assert decide(PLAIN, facts=linked) == "policy"
+    assert decide(person, unit="person", facts=linked) == "policy"

@@ -35,11 +35,19 @@ def test_rounds_and_runs_have_streams_of_their_own(make_site: MakeSite):
     assert not np.array_equal(first, run(site, experiment(), run="other"))
 
 
+def test_other_weights_under_the_same_run_and_round_meet_other_draws(make_site: MakeSite):
+    home, _ = make_site()
+    first, second = request_for(experiment()), request_for(experiment())
+    second.weights[0] += 1e-3
+    seeds = {streams(home, request.digest).seed("noise") for request in (first, second, request_for(experiment()))}
+    assert len(seeds) == 2
+
+
 def test_streams_depend_on_the_sites_key(make_site: MakeSite):
     home, _ = make_site()
-    before = streams(home, "run", 1).seed("noise")
+    before = streams(home, "ab" * 32).seed("noise")
     home.data_key.write_bytes(b"y" * 32)
-    assert streams(home, "run", 1).seed("noise") != before
+    assert streams(home, "ab" * 32).seed("noise") != before
 
 
 def test_held_out_images_are_never_read(make_site: MakeSite):

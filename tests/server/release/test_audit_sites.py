@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 
 from client.answers.audit_request import answer_audit
 from client.answers.verdicts import Verdict
-from client.data.dataset import scan
+from client.data.dataset import open_dataset, scan
+from client.limits import AuditPolicy
+from client.records.ledger import open_ledger
+from client.records.spending import Charge
 from client.settings import Home, SiteConfig, SitePolicy, save_settings, write_private
 from server.app import conduct
 from server.cli import main as cli
@@ -54,13 +57,16 @@ def run(tmp_path) -> RunDir:
 
 @pytest.fixture
 def plan(tmp_path) -> AuditPlan:
-    return AuditPlan((tmp_path / "public",), num_images=20, control_steps=30)
+    return AuditPlan((tmp_path / "public",))
 
 
 def make_site(tmp_path, number: int, **policy) -> Home:
     home = Home(tmp_path / f"site{number}")
     write_folder(tmp_path / f"faces{number}", 240, 16, 1, site=f"site{number}", images_per_person=1)
-    allowed = {"tasks": ("audit",), "max_audits_per_day": 1, "max_steps_per_round": 100, "require_dp": False}
+    audit = AuditPolicy(max_per_run=1, noise_multiplier=1.0, max_auc=0.55)
+    allowed = {
+        "tasks": ("audit",), "experiments": "any", "audit": audit, "max_rounds_per_day": 9, "epsilon_cap": 8.0,
+    }  # fmt: skip
     settings = SiteConfig(
         alias=f"site{number}",
         address="127.0.0.1:1",
@@ -75,6 +81,15 @@ def make_site(tmp_path, number: int, **policy) -> Home:
     # A drawn key would draw another split in each run, and in some of them too few images would be held out.
     write_private(home.data_key, bytes(32))
     scan(home, settings)
+    data = open_dataset(home, 16)
+    charge = Charge(
+        dataset_id=data.dataset_id, fingerprint=data.fingerprint, task="train", run="faces", server_round=1,
+        request_digest="0" * 64, plan_digest="0" * 64, mechanism="gaussian", noise_multiplier=30.0, sample_rate=1.0,
+        steps=1,
+    )  # fmt: skip
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        entry, _ = ledger.reserve(charge, cap=8.0, delta=1e-5, epsilon_of=lambda *_: 1.0)
+        ledger.commit(entry)
     return home
 
 
@@ -83,15 +98,15 @@ def outcome(monkeypatch):
     """What the sites' audits find; the models reach them all the same."""
     found = {"passed": True}
 
-    def audit(home, settings, subject, options):
-        facts = {"site": settings.alias, "checkpoint": subject.checkpoint, "checkpoint_digest": subject.digest}
+    def counted_verdicts(site, subject, *_):
+        facts = {"site": site, "checkpoint": subject.checkpoint, "checkpoint_digest": subject.digest}
         reason = "" if found["passed"] else "generated images are copies of training images"
         return [
             Verdict(audit="membership", passed=True, reason="", figures={"auc": 0.51}, **facts),
-            Verdict(audit="memorisation", passed=found["passed"], reason=reason, figures={"copy_rate": 0.0}, **facts),
+            Verdict(audit="memorisation", passed=found["passed"], reason=reason, figures={"copied": 0.0}, **facts),
         ]
 
-    monkeypatch.setattr("client.answers.attacks.audit", audit)
+    monkeypatch.setattr("client.answers.audit_counts.counted_verdicts", counted_verdicts)
     return found
 
 
@@ -115,7 +130,7 @@ def test_verdicts_of_all_who_took_part_open_the_gate(run, plan, tmp_path, outcom
     evidence = gather(run.round_checkpoint(1))
     assert [line for line in evidence.problems if "audit" in line] == []
     verdict = read_verdict(files[0])
-    assert (verdict.site, verdict.figures) == ("site0", {})
+    assert (verdict.site, verdict.figures) == ("site0", {"auc": 0.51})
     assert verdict.checkpoint_digest == load_meta(run.round_checkpoint(1)).digest and len(verdict.references) == 1
     assert not list(run.path.parent.glob("audit-*/*.npy"))
     assert len(read_run(run.path).audits) == 4
@@ -137,17 +152,17 @@ def test_refusals_are_told_and_only_who_took_part_is_asked(run, plan, tmp_path, 
     assert any("audit of site0 is missing" in line for line in gather(run.round_checkpoint(1)).problems)
 
 
-def test_figures_come_where_asked_and_allowed(run, plan, tmp_path, outcome, monkeypatch):
-    homes = [make_site(tmp_path, 0, audit_figures=True), make_site(tmp_path, 1)]
-    asking = AuditPlan(plan.references, num_images=20, control_steps=30, figures=True)
-    files, said, _ = ask(run, asking, homes, monkeypatch)
-    assert read_verdict(files[0]).figures == {"auc": 0.51} and len(files) == 2
-    assert any("site1: refused: non_private_forbidden" in line for line in said)
+def test_canaries_of_a_plan_with_dp_are_asked_for_without_a_model(run, plan, tmp_path, monkeypatch):
+    question = make_question(run.round_checkpoint(1), replace(plan, canaries=True), "faces")
+    assert question.arrays == {} and question.query.evidence == "canaries"
+    homes = [make_site(tmp_path, 0), make_site(tmp_path, 1)]
+    with pytest.raises(InputError, match="task_not_allowed: the plan trains without DP"):
+        ask(run, replace(plan, canaries=True), homes, monkeypatch)
 
 
 def test_nobody_gives_a_verdict(run, plan, tmp_path, outcome, monkeypatch):
     with pytest.raises(InputError, match=r"no site gave a verdict: .*site1 not online, or no longer registered"):
-        ask(run, plan, [make_site(tmp_path, 0, max_audits_per_day=0)], monkeypatch)
+        ask(run, plan, [make_site(tmp_path, 0, audit=AuditPolicy())], monkeypatch)
 
 
 def test_hostile_answers_are_rejected(run, plan, monkeypatch):
@@ -157,14 +172,14 @@ def test_hostile_answers_are_rejected(run, plan, monkeypatch):
 
     verdict = {"audit": "membership", "passed": True}
     twice = answer(status="audited", verdicts=[verdict, verdict])
-    unasked = answer(status="audited", verdicts=[{**verdict, "figures": {"auc": 0.5}}])
+    unasked = answer(status="audited", verdicts=[{**verdict, "audit": "canaries"}])
     with pytest.raises(InputError, match="no site gave a verdict"):
         ask(run, plan, [], monkeypatch, [twice, unasked])
     (metrics,) = run.path.parent.glob("audit-*/metrics.jsonl")
     found = {event["site"]: event for event in read_metrics(metrics) if event["kind"] == "audit"}
     assert found["site0"]["status"] == found["site1"]["status"] == "rejected"
     assert "one verdict per audit" in found["site0"]["reason"]
-    assert found["site1"]["reason"] == "figures that nobody asked for"
+    assert found["site1"]["reason"] == "an answer with other verdicts than membership and memorisation"
 
 
 @pytest.mark.parametrize(
@@ -206,7 +221,7 @@ def test_an_answer_cannot_speak_for_another_site_or_model(run, plan, monkeypatch
 
 def test_public_fine_tuning_is_sent_as_one_more_reference(run, tmp_path):
     plan = AuditPlan((tmp_path / "public",), public="synthetic:public:8", public_steps=1)
-    question = make_question(run.round_checkpoint(1), plan)
+    question = make_question(run.round_checkpoint(1), plan, "faces")
     assert len(question.query.reference_digests) == 2
     assert not np.array_equal(question.arrays["reference-0"], question.arrays["reference-1"])
     assert len({flat.shape for flat in question.arrays.values()}) == 1
@@ -216,23 +231,20 @@ def test_public_fine_tuning_is_sent_as_one_more_reference(run, tmp_path):
     ("changes", "text"),
     [
         ({"references": ()}, "--reference"),
-        ({"overrides": ("evaluation.nothing=1",)}, "nothing"),
-        ({"extractor": "resnet"}, "unknown"),
-        ({"num_images": 0}, "num_images"),
     ],
 )
 def test_bad_plans_are_refused_before_anything_is_asked(run, plan, changes, text):
     with pytest.raises(InputError, match=text):
-        make_question(run.round_checkpoint(1), replace(plan, **changes))
+        make_question(run.round_checkpoint(1), replace(plan, **changes), "faces")
 
 
 def test_references_of_another_kind_are_refused(run, plan, tmp_path):
     other = parse_experiment("[model]\nimage_size = 16\npatch_size = 16\n")
     save_model(tmp_path / "other", 0, other, step=5)
     with pytest.raises(InputError, match="another network or schedule"):
-        make_question(run.round_checkpoint(1), AuditPlan((tmp_path / "other",)))
+        make_question(run.round_checkpoint(1), AuditPlan((tmp_path / "other",)), "faces")
     with pytest.raises(InputError, match="audited model itself"):
-        make_question(run.round_checkpoint(1), AuditPlan((run.round_checkpoint(1),)))
+        make_question(run.round_checkpoint(1), AuditPlan((run.round_checkpoint(1),)), "faces")
     with pytest.raises(InputError, match="lies in no run"):
         ask_audits(tmp_path, tmp_path / "public", plan)
 
@@ -240,7 +252,7 @@ def test_references_of_another_kind_are_refused(run, plan, tmp_path):
 def test_a_checkpoint_without_averaged_weights_is_not_audited(run, plan, tmp_path):
     save_checkpoint(tmp_path / "raw", {"model": {"a": np.zeros(2, np.float32)}}, {"experiment": EXPERIMENT, "step": 1})
     with pytest.raises(InputError, match="no EMA weights"):
-        make_question(tmp_path / "raw", plan)
+        make_question(tmp_path / "raw", plan, "faces")
 
 
 def test_verdict_files_are_all_taken_or_none(run, tmp_path):
@@ -248,7 +260,7 @@ def test_verdict_files_are_all_taken_or_none(run, tmp_path):
     good = {**facts, "audit": "membership", "passed": True}
     (tmp_path / "good.json").write_text(json.dumps(good))
     for number, change in enumerate(
-        ({"audit": "other"}, {"site": "../x"}, {"figures": {"auc": "x" * 300}}, {"schema": 2})
+        ({"audit": "other"}, {"site": "../x"}, {"figures": {"auc": "high"}}, {"figures": {"auc |": 0.5}}, {"schema": 2})
     ):
         (tmp_path / f"bad{number}.json").write_text(json.dumps({**good, **change}))
         with pytest.raises(InputError, match="not an audit verdict"):
@@ -276,11 +288,10 @@ def test_the_command_hands_its_options_on(run, tmp_path, monkeypatch):
     home = run.path.parents[1]
     (home / "coordinator.toml").touch()
     options = ["--reference", "a", "--reference", "b", "--public", "synthetic:public:8", "--public-steps", "3"]
-    options += ["--site", "site0", "--num", "9", "--control-steps", "8", "--figures", "--deadline", "60"]
+    options += ["--site", "site0", "--canaries", "--deadline", "60"]
     result = CliRunner().invoke(cli.app, ["audit", str(run.path), "--home", str(home), *options])
     assert result.exit_code == 0 and "site0: audited" in result.stdout and "x.json" in result.stdout
     assert (seen["home"], seen["path"]) == (home, run.path)
     assert seen["plan"] == AuditPlan(
-        (Path("a"), Path("b")), "synthetic:public:8", 3, "pixels", None, 9, 8, figures=True, sites=("site0",),
-        deadline_seconds=60.0,
+        (Path("a"), Path("b")), "synthetic:public:8", 3, canaries=True, sites=("site0",), deadline_seconds=60.0,
     )  # fmt: skip

@@ -16,7 +16,8 @@ WEIGHTS = {"a": np.arange(3, dtype=np.float32)}
 
 def finish(path, *, privacy="none", groups=("ema",), sites=("north", "south"), settings=(), **spent):
     """A run of one round; returns it and the digest of its checkpoint."""
-    run = create(path, parse_experiment("", [f"privacy.mechanism={privacy}", *settings]))
+    exact = ("release.audits=['membership', 'memorisation']",)
+    run = create(path, parse_experiment("", [f"privacy.mechanism={privacy}", *exact, *settings]))
     log = RunLog(run.metrics)
     answered = [{"site": site} for site in sites]
     if privacy != "none":
@@ -122,6 +123,24 @@ def test_figures_beyond_the_experiments_limits_stop_a_release(tmp_path):
         release(run.path, tmp_path / "out")
 
 
+def test_canaries_are_the_evidence_of_a_plan_with_dp_unless_the_experiment_asks_for_more(tmp_path):
+    run, digest = finish(tmp_path / "run", privacy="dp-sgd", settings=["release.audits=auto"])
+    measure(run, digest)
+    with pytest.raises(InputError, match=r"canaries audit of north is missing: ask with `maskfed-server audit --can"):
+        release(run.path, tmp_path / "out")
+    (run.path / "audits").mkdir()
+    for site in ("north", "south"):
+        content = verdict(site, "canaries", digest, figures={"epsilon_at_least": 1.5, "epsilon": 3.25})
+        (run.path / "audits" / f"{site}.json").write_text(json.dumps(content))
+    card = (release(run.path, tmp_path / "out") / "MODEL_CARD.md").read_text()
+    assert "| north | canaries | pass | epsilon_at_least 1.5, epsilon 3.25 |" in card
+    plain, _ = finish(tmp_path / "plain", settings=["release.audits=auto"])
+    assert {line.split()[0] for line in gather(plain.round_checkpoint(1)).problems[1:]} == {
+        "membership",
+        "memorisation",
+    }
+
+
 def test_the_experiment_says_which_audits_are_needed(tmp_path):
     run, digest = finish(tmp_path / "run", settings=["release.audits=[]"])
     measure(run, digest)
@@ -130,7 +149,7 @@ def test_the_experiment_says_which_audits_are_needed(tmp_path):
 
 @pytest.mark.parametrize(
     ("figures", "limit"),
-    [({"auc": 0.61}, "auc"), ({"tpr_at_1_percent_fpr": 0.06}, "tpr"), ({"copy_rate": 0.011}, "copy")],
+    [({"auc": 0.61}, "auc"), ({"tpr_at_1_percent_fpr": 0.06}, "tpr"), ({"copied": 0.051}, "copied")],
 )
 def test_default_limits_are_those_of_the_design(tmp_path, figures, limit):
     run, digest = finish(tmp_path / "run")

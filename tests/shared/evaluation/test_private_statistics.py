@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from shared.errors import InputError
 from shared.evaluation.feature_statistics import FeatureSpace
 from shared.evaluation.frechet import frechet_distance
 from shared.evaluation.private_statistics import (
+    check_projection,
     load_projection,
     make_projection,
     private_distance,
@@ -51,6 +53,41 @@ def test_one_image_more_moves_the_released_vector_by_at_most_the_sensitivity(pro
         ]
         worst = max(worst, float(np.linalg.norm(np.concatenate(parts))))
     assert worst <= math.sqrt(3) * radius * (1 + 1e-9) and worst > 1.7 * radius
+
+
+@pytest.mark.parametrize("hostile", [np.nan, np.inf, -np.inf, 1e308, 1e-310, 0.0])
+def test_one_hostile_row_moves_the_released_vector_by_at_most_the_sensitivity(projection, hostile):
+    radius, ours = projection.radius, features(20, 1)
+    base = projection.statistics(ours)
+    more = projection.statistics(np.concatenate([ours, np.full((1, 24), hostile)]))
+    parts = [
+        np.atleast_1d(more.n - base.n),
+        (more.total_D - base.total_D) / radius,
+        ((more.outer_DD - base.outer_DD) / radius**2).ravel(),
+    ]
+    assert np.isfinite(more.outer_DD).all()
+    assert np.linalg.norm(np.concatenate(parts)) <= math.sqrt(3) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-170, 1e-12, 0.5, 1.001, 1e300, np.nan])
+def test_a_basis_that_is_not_orthonormal_is_refused(projection, scale):
+    hostile = replace(projection, basis_DP=projection.basis_DP * scale)
+    with pytest.raises(InputError, match="not orthonormal"):
+        check_projection(hostile)
+    with pytest.raises(InputError, match="not orthonormal"):
+        private_statistics(hostile, features(20, 1), 1.0, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("radius", [0.0, -1.0, 1e-300, 1e300, np.nan, np.inf])
+def test_a_radius_that_is_not_sane_is_refused(projection, radius):
+    with pytest.raises(InputError, match="radius"):
+        check_projection(replace(projection, radius=radius))
+
+
+def test_a_mean_that_swallows_every_feature_is_refused(projection):
+    for mean in (1e30, np.nan):
+        with pytest.raises(InputError, match="mean"):
+            check_projection(replace(projection, mean_D=np.full(24, mean)))
 
 
 def test_noise_has_the_size_that_is_charged(projection):

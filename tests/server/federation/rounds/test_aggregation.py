@@ -12,7 +12,7 @@ from server.federation.rounds.aggregation import (
     update_norm,
 )
 from shared.errors import InputError
-from shared.experiment.sections import FederationConfig
+from shared.experiment.federation import FederationConfig
 from shared.messages.packing import Manifest, TensorSpec, encode
 from tests.server.fake_federation import permutations_of
 

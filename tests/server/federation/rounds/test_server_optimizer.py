@@ -5,7 +5,7 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from flwr.supercore.task_identity import TaskIdentity
 
 from server.federation.rounds.server_optimizer import ServerState, apply_update, average, ema_decay
-from shared.experiment.sections import FederationConfig
+from shared.experiment.federation import FederationConfig
 
 SIZE, ROUNDS = 500, 5
 

@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from client import app
-from client.app import handle
 from client.data.dataset import current_id
+from client.policy import budget
 from client.policy.approval import approve, pending
+from client.privacy.epsilon import epsilon_of
 from client.records.chain import Chain, open_chain, read_chain
 from client.records.ledger import open_ledger, read_ledger
+from client.records.site_log import site_log
 from client.settings import Home, save_settings
 from client.training import local_round
+from client.training_request import handle
 from shared.messages.packing import decode
 from shared.messages.training import TrainReply, TrainRequest, experiment_digest
 from tests.client.conftest import DP, MakeSite, experiment, request_for, weights_of
@@ -237,7 +239,7 @@ def test_crash_in_training_leaves_the_charge_and_no_trace_of_the_cause(
         reply = ask(home, request_for(PRIVATE))
     assert reply.header.refusal == "failed"
     assert "alice" not in reply.header.model_dump_json()
-    total = read_ledger(home.ledger).total(str(current_id(home)), settings.policy.delta, app.epsilon_of)
+    total = read_ledger(home.ledger).total(str(current_id(home)), settings.policy.delta, epsilon_of)
     assert total.num_uncommitted == 1
     assert total.epsilon > 0
     assert ask(home, request_for(PRIVATE)).header.status == "trained"
@@ -301,7 +303,7 @@ def test_epsilon_without_a_bound_is_sent_as_unbounded(make_site: MakeSite):
 
     _, settings = make_site()
     total = Total(float("inf"), False, 1e-5, "image", 1, 0)
-    spent = app._spent(total, settings.policy)
+    spent = budget.told_fields(total, settings.policy)
     assert spent["epsilon"] is None
     assert spent["is_unbounded"] is True
 
@@ -313,7 +315,7 @@ def test_log_stays_at_the_site(make_site: MakeSite, monkeypatch: pytest.MonkeyPa
         raise RuntimeError("the cause")
 
     monkeypatch.setattr(local_round.Round, "run", crash)
-    with app.site_log(home):
+    with site_log(home):
         ask(home, request_for(PLAIN))
     assert "the cause" in (home.logs / "rounds.log").read_text()
     assert (home.logs / "rounds.log").stat().st_mode & 0o077 == 0
@@ -326,7 +328,7 @@ def test_refusal_loads_neither_torch_nor_opacus(make_site: MakeSite):
 import sys
 from pathlib import Path
 import numpy as np
-from client.app import handle
+from client.training_request import handle
 from client.settings import Home
 from shared.experiment.config import parse_experiment
 from shared.messages.training import RequestHeader, TrainRequest

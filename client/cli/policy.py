@@ -1,0 +1,49 @@
+"""The commands of the policy: what it says, and bringing a `site.toml` of an older version up to date."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from client.settings import check_private, find_home, load_settings, read_toml, write_private
+
+HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+policy = typer.Typer(no_args_is_help=True, help="What this site agrees to.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command group to the program."""
+    app.add_typer(policy, name="policy")
+
+
+@policy.command("show")
+def policy_show(home: HomeOption = None) -> None:
+    """Say the policy in words."""
+    from client.policy.description import describe
+
+    typer.echo(describe(load_settings(find_home(home)).policy))
+
+
+@policy.command("migrate")
+def policy_migrate(
+    home: HomeOption = None, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
+) -> None:
+    """Bring `site.toml` of an older version up to date, after showing every difference; the old file is kept."""
+    from client.policy.migration import differences, migrated
+
+    place = find_home(home)
+    check_private(place.settings)
+    old = place.settings.read_text(encoding="utf-8")
+    settings, notes = migrated(read_toml(place.settings), str(place.settings))
+    new, lines = differences(old, settings)
+    if not lines:
+        typer.echo(f"{place.settings} is up to date")
+        return
+    for line in [*lines, *notes]:
+        typer.echo(line)
+    if not yes:
+        typer.confirm(f"write these changes to {place.settings}?", abort=True)
+    kept = place.settings.with_suffix(".toml.old")
+    write_private(kept, old.encode())
+    write_private(place.settings, new.encode())
+    typer.echo(f"written; the old file is {kept}")

@@ -1,0 +1,71 @@
+"""Budget is reserved here, and here it is decided what the coordinator may know of it.
+
+What it is told follows from the policy and from what was charged by this ledger; whether records are shared with other
+data sets, and what those have spent, decides too but is the operator's to know.
+"""
+
+import logging
+import math
+
+from client.policy.refusals import RefusedError
+from client.policy.rules import HIDDEN
+from client.records.chain import Entry
+from client.records.history import History
+from client.records.ledger import BudgetError, Ledger, UnitError
+from client.records.spending import Charge, EpsilonOf, Total, total_of
+from client.settings import SitePolicy, Unit
+
+log = logging.getLogger("maskfed.client")
+
+
+def reserve(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf) -> Entry:
+    """Charge the data set before anything is computed from it; the true total is in the operator's log.
+
+    Raises:
+        RefusedError: `budget_exceeded` where this data set's own charges explain it, else `policy`.
+    """
+    try:
+        entry, total = ledger.reserve(charge, cap=policy.epsilon_cap, delta=policy.delta, epsilon_of=epsilon_of)
+    except (BudgetError, UnitError) as error:
+        raise _refusal(ledger, charge, policy, epsilon_of, str(error)) from error
+    log.info("%s %s is charged: %s after it", charge.task, charge.run, total)
+    return entry
+
+
+def told_total(history: History, policy: SitePolicy, epsilon_of: EpsilonOf) -> Total:
+    """What replies say was spent: every charge of this ledger, whichever data sets share records."""
+    return _total([charge for _, charge in history.charges], policy, epsilon_of)
+
+
+def told_fields(total: Total, policy: SitePolicy) -> dict[str, object]:
+    """The fields of a reply that tell of spending."""
+    is_finite = math.isfinite(total.epsilon)
+    return {
+        "epsilon": max(0.0, total.epsilon) if is_finite else None,
+        "delta": total.delta,
+        "is_unbounded": total.is_unbounded or not is_finite,
+        "epsilon_cap": policy.epsilon_cap,
+        "unit": total.unit,
+    }
+
+
+def own_unit(history: History, dataset_id: str) -> Unit | None:
+    """The unit that the first DP charge on this very data set has fixed, whatever it shares with others."""
+    own = (charge for _, charge in history.charges if charge.dataset_id == dataset_id)
+    return next((charge.unit for charge in own if charge.mechanism != "none"), None)
+
+
+def _refusal(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf, note: str) -> RefusedError:
+    own = [other for _, other in ledger.charges if other.dataset_id == charge.dataset_id]
+    total = _total([*own, charge], policy, epsilon_of)
+    if charge.mechanism == "none" or total.epsilon <= policy.epsilon_cap:
+        return RefusedError("policy", HIDDEN, note)
+    return RefusedError(
+        "budget_exceeded",
+        f"epsilon per {charge.unit} would be {total.epsilon:.3f}, the cap is {policy.epsilon_cap:g}",
+        note,
+    )
+
+
+def _total(charges: list[Charge], policy: SitePolicy, epsilon_of: EpsilonOf) -> Total:
+    return total_of(charges, policy.delta, epsilon_of, num_uncommitted=0)

@@ -1,0 +1,98 @@
+"""The section `federation` of an experiment: how rounds go, and what one site may do in them."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from shared.experiment.sections import Section
+
+
+class FederationConfig(Section):
+    """The rounds of `finetune`."""
+
+    rounds: int = Field(4, ge=1)
+    local_steps: int = Field(100, ge=1)
+    """Optimizer steps per site and round."""
+    sites_per_round: int = Field(0, ge=0)
+    """Sites asked in each round, drawn by seed; 0: all registered."""
+    sites_fraction: float = Field(0.0, ge=0, le=1)
+    """... or this share of the registered ones, rounded up; 0: `sites_per_round` decides.
+
+    Under client-level DP the probability of each site for itself (0: all are asked), and `sites_per_round` is only the
+    denominator.
+    """
+    min_available: int = Field(2, ge=1)
+    """Sites that must be online before a round starts."""
+    min_replies: int = Field(2, ge=1)
+    """Good replies below which a round leaves the weights as they are."""
+    max_unchanged_rounds: int = Field(0, ge=0)
+    """Rounds in a row that may leave the weights as they are before the run stops; 0: 1 under DP-SGD, 3 without."""
+    quorum: int = Field(0, ge=0)
+    """Good replies after which a round waits only `quorum_grace_seconds` for the others; 0: it waits for all."""
+    quorum_grace_seconds: float = Field(60.0, ge=0)
+    available_deadline_seconds: float = Field(300.0, gt=0)
+    round_deadline_seconds: float = Field(3600.0, gt=0)
+    weighting: Literal["equal", "examples"] = "equal"
+    max_examples: int = Field(100_000, ge=1)
+    """A site's claimed number of images is clamped to this."""
+    examples_grid: int = Field(100, ge=1)
+    """... and rounded up to a multiple of this, a public grid."""
+    wire_dtype: Literal["float32", "bfloat16"] = "float32"
+    trainable: tuple[str, ...] = ("*",)
+    """Shell patterns over tensor names, or `attention`; only these tensors are trained and travel."""
+    max_update_norm: float = Field(0.0, ge=0)
+    """Largest L2 norm of one site's update; 0: no bound."""
+    update_norm_action: Literal["clip", "reject"] = "reject"
+    proximal_mu: float = Field(0.0, ge=0)
+    """FedProx: mu / 2 times the squared distance to the round's start is added to the local loss."""
+    server_optimizer: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
+    server_lr: float = Field(1.0, gt=0)
+    server_momentum: float = Field(0.9, ge=0, lt=1)
+    """FedAvgM's momentum and FedAdam's beta_1."""
+    server_beta_2: float = Field(0.99, ge=0, lt=1)
+    server_tau: float = Field(1e-3, gt=0)
+    """FedAdam's adaptivity."""
+    central_noise_multiplier: float = Field(0.0, ge=0)
+    """Client-level DP by the coordinator: noise of this times `max_update_norm` on each round's sum; 0: none."""
+    central_delta: float = Field(1e-5, gt=0, lt=1)
+    """Delta of the epsilon that client-level DP reports."""
+
+    @model_validator(mode="after")
+    def _one_way_to_choose(self) -> Self:
+        if self.sites_fraction and self.sites_per_round and not self.central_noise_multiplier:
+            raise ValueError(
+                f"sites_fraction {self.sites_fraction} and sites_per_round {self.sites_per_round}: give one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quorum_decides(self) -> Self:
+        if self.quorum and self.quorum < self.min_replies:
+            raise ValueError(f"quorum {self.quorum} is below min_replies {self.min_replies}: raise it")
+        return self
+
+    @model_validator(mode="after")
+    def _central(self) -> Self:
+        if not self.central_noise_multiplier:
+            return self
+        for is_wrong, key, value, why in (
+            (
+                not self.max_update_norm,
+                "max_update_norm",
+                self.max_update_norm,
+                "noise needs a bound: give one above 0",
+            ),
+            (self.update_norm_action != "clip", "update_norm_action", self.update_norm_action, "use clip"),
+            (self.weighting != "equal", "weighting", self.weighting, "one site must not weigh more: use equal"),
+            (not self.sites_per_round, "sites_per_round", 0, "the denominator must be a public number: give it"),
+            (
+                self.central_noise_multiplier * self.max_update_norm > MAX_CENTRAL_NOISE,
+                "max_update_norm",
+                self.max_update_norm,
+                f"their product is above {MAX_CENTRAL_NOISE:g}, more than the sum holds: lower one",
+            ),
+            (self.quorum, "quorum", self.quorum, "who answers must not decide what is released: leave it out"),
+        ):
+            if is_wrong:
+                raise ValueError(f"{key} {value!r} does not go with central_noise_multiplier: {why}")
+        return self

@@ -1,0 +1,68 @@
+"""What the coordinator is told of spending follows from its own requests; the cap holds for everything."""
+
+from pathlib import Path
+
+import pytest
+
+from client.data.dataset import open_dataset
+from client.policy.budget import own_unit, reserve, told_fields, told_total
+from client.policy.refusals import RefusedError
+from client.records.ledger import open_ledger
+from client.records.spending import Charge, Total
+
+
+def charge(dataset_id: str, **fields: object) -> Charge:
+    base = Charge(
+        dataset_id=dataset_id, fingerprint="f", task="train", run="run", server_round=1, request_digest="0" * 64,
+        plan_digest="0" * 64, mechanism="dp-sgd", noise_multiplier=1.0, sample_rate=0.1, steps=3,
+    )  # fmt: skip
+    return base.model_copy(update=fields)
+
+
+def steps(history, _delta: float) -> float:
+    """A ledger that counts steps: easy to see through."""
+    return float(sum(row.steps for row in history))
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_replies_are_the_same_whether_data_sets_share_records_or_not(make_site, is_linked: bool):
+    home, settings = make_site()
+    data = open_dataset(home, 16)
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        ledger.register("older", [data.dataset_id] if is_linked else [], "f")
+        reserve(ledger, charge("older"), settings.policy, steps)
+        reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint, steps=4), settings.policy, steps)
+        assert ledger.total(data.dataset_id, 1e-5, steps).epsilon == (7 if is_linked else 4)
+        assert told_total(ledger, settings.policy, steps).epsilon == 7
+        assert own_unit(ledger, data.dataset_id) == "image" and own_unit(ledger, "another") is None
+
+
+def test_a_cap_that_shared_records_pass_is_refused_as_policy_and_nothing_is_charged(make_site, caplog):
+    home, settings = make_site()
+    data = open_dataset(home, 16)
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        ledger.register("older", [data.dataset_id], "f")
+        reserve(ledger, charge("older", steps=8), settings.policy, steps)
+        with pytest.raises(RefusedError) as refused:
+            reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint), settings.policy, steps)
+        assert (refused.value.code, "11" in refused.value.reason) == ("policy", False)
+        assert "11.000" in refused.value.note and len(ledger.charges) == 1
+
+
+def test_a_cap_that_own_requests_pass_is_named(make_site):
+    home, settings = make_site()
+    data = open_dataset(home, 16)
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint, steps=8), settings.policy, steps)
+        with pytest.raises(RefusedError, match=r"would be 11.000, the cap is 10") as refused:
+            reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint), settings.policy, steps)
+        assert refused.value.code == "budget_exceeded"
+
+
+def test_epsilon_is_never_negative_and_infinity_is_unbounded(make_site):
+    _, settings = make_site()
+    low, none = (
+        told_fields(Total(value, False, 1e-5, "image", 1, 0), settings.policy) for value in (-0.3, float("inf"))
+    )
+    assert (low["epsilon"], low["is_unbounded"]) == (0.0, False)
+    assert (none["epsilon"], none["is_unbounded"]) == (None, True)
