@@ -21,7 +21,6 @@ Task = Literal["train", "statistics", "audit"]
 Unit = Literal["image", "person"]
 CURE_SIGNING_KEY = "`maskfed-client enroll ALIAS` makes it; send the coordinator the line, for `sites renew`"
 HOME_VARIABLE = "MASKFED_CLIENT_HOME"
-DATA_KEY_BYTES = 32
 
 
 class SitePolicy(Section):
@@ -237,25 +236,3 @@ def write_private(path: Path, data: bytes) -> None:
     with private_files():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data, 0o600)
-
-
-def read_data_key(home: Home) -> bytes:
-    """The site's 32 secret bytes; only a scan makes them, and only before the ledger knows a data set.
-
-    Raises:
-        InputError: missing, readable by others, or not 32 bytes.
-    """
-    if not home.data_key.exists():
-        raise InputError(
-            f"{home.data_key} is missing: put it back from the backup; if it is lost, `data scan --new-key`"
-        )
-    check_private(home.data_key)
-    key = home.data_key.read_bytes()
-    if len(key) != DATA_KEY_BYTES:
-        raise InputError(f"{home.data_key} has {len(key)} bytes, not {DATA_KEY_BYTES}: put it back from the backup")
-    return key
-
-
-def create_data_key(home: Home) -> None:
-    """Draw the site's secret."""
-    write_private(home.data_key, os.urandom(DATA_KEY_BYTES))

@@ -20,7 +20,7 @@ from client.data.file_records import Seen, look
 from client.data.generations import BUILDING, IMAGES, folder_of, read_pointer
 from client.data.held_out import first_of_each
 from client.data.scan import Scanner
-from client.settings import create_data_key
+from client.records.data_key import create_data_key
 from shared.errors import InputError
 
 

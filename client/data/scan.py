@@ -23,9 +23,10 @@ from client.data.generations import (
 from client.data.held_out import Place, Sides, Split
 from client.data.person_mapping import persons_of
 from client.data.scan_report import Scan, report
+from client.records.data_key import create_data_key, read_data_key
 from client.records.ledger import Ledger
 from client.records.registry import Identity, Records, Registry, key_id, registry_folder
-from client.settings import Home, SiteConfig, create_data_key, read_data_key
+from client.settings import Home, SiteConfig
 from shared.data.image_set import ImageCache
 from shared.data.images import ImageSource, list_images
 from shared.errors import InputError

@@ -119,10 +119,6 @@ class OptimConfig(Section):
     ema_decay: float = Field(0.999, ge=0, lt=1)
 
 
-MAX_CENTRAL_NOISE = 2.0**20
-"""Deviation of the noise of client-level DP on a sum of 64-bit integers in steps of 2^-36: 32 of it fit."""
-
-
 class PrivacyConfig(Section):
     """DP-SGD at the sites; `none` trains without. Public constants only: nothing may derive from a private count."""
 

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from client.records.data_key import create_data_key, read_data_key
 from client.settings import (
     Home,
     SitePolicy,
-    create_data_key,
     find_home,
     load_settings,
     private_files,
-    read_data_key,
     save_settings,
     write_private,
 )
