@@ -178,7 +178,7 @@ def identities(rng: random.Random) -> Case:
         (place / "who.txt").write_bytes(mark + text.encode(encoding))
         return read_identities(place / "who.txt", names)
 
-    return Case("identities", act, persons, r"no line for 1 of 6 images, the first is '" if missing else "")
+    return Case("identities", act, persons, "no line for 1 of 6 images" if missing else "")
 
 
 def checkpoint(rng: random.Random) -> Case:

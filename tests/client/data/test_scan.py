@@ -147,7 +147,7 @@ def test_scan_that_is_cut_anywhere_leaves_one_whole_generation(
 
 
 def _decoded(folder: Path) -> list[bytes]:
-    from shared.data.images import decode
+    from shared.data.pixels import decode
 
     return [decode(path.read_bytes(), SIZE).tobytes() for path in sorted(folder.rglob("*.png"))]
 
