@@ -191,7 +191,7 @@ def make_site(folder: Path) -> Home:
     policy = SitePolicy(
         tasks=("train",),
         experiments="any",
-        epsilon_cap=1e9,
+        epsilon_cap=1e6,
         min_noise_multiplier=0.1,
         max_steps_per_round=100,
         max_rounds_per_day=10**9,

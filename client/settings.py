@@ -36,7 +36,7 @@ class SitePolicy(Section):
     """Allow releases without DP after the first DP round. They void what the DP rounds have protected."""
     unit: Unit = "image"
     """What one epsilon protects: one image, or one person with all images."""
-    epsilon_cap: float = Field(0.0, ge=0, allow_inf_nan=False)
+    epsilon_cap: float = Field(0.0, ge=0, le=1e6, allow_inf_nan=False)
     """Largest total epsilon of a data set, over all runs and models."""
     delta: float = Field(1e-5, ge=1e-10, le=1e-3)
     """The delta at which every epsilon of this site is computed, whatever a request says."""

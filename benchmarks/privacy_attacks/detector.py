@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from client.data.dataset import scan
+from client.limits import Ranges
 from client.policy.approval import approve
 from client.settings import Home, SiteConfig, SitePolicy, save_settings
 from shared.data.synthetic import write_folder
@@ -70,6 +71,8 @@ def _make_site(folder: Path, paths: list[Path], experiment: Experiment) -> Home:
         min_noise_multiplier=0.5,
         max_steps_per_round=1000,
         max_rounds_per_day=10**6,
+        # Two time steps, which the default ranges refuse: the mechanism has to hold without them.
+        ranges=Ranges(timesteps=(2, 1000)),
     )
     settings = SiteConfig(
         alias="site0",

@@ -107,7 +107,7 @@ def allow_questions(local: LocalFederation) -> None:
         settings = load_settings(home)
         allowed = {"tasks": ("train", "statistics", "audit"), "extractors": ("random-inception",)}
         audit = AuditPolicy(max_per_run=1 - index, noise_multiplier=0.5, max_auc=0.51, num_images=10, control_steps=40)
-        limits = {"min_images_statistics": 2, "audit": audit}
+        limits = {"min_images_statistics": 2, "audit": audit, "epsilon_cap": 50.0}
         policy = settings.policy.model_copy(update={**allowed, **limits})
         save_settings(home, settings.model_copy(update={"policy": policy, "held_out_ratio": 0.7}))
         local.call("maskfed-client", "data", "scan", "--new", "--home", str(home.path))

@@ -41,7 +41,7 @@ def run_home(tmp_path, coordinator, monkeypatch):
     shutil.rmtree(home / "pki")
     (home / "pki").symlink_to(coordinator / "pki")
     control = FakeControl()
-    monkeypatch.setattr(status, "connect", lambda _home: contextlib.nullcontext(control))
+    monkeypatch.setattr(status, "connect", lambda *_: contextlib.nullcontext(control))
     Wanted(home).submit(control, "run")
     return home, control
 

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from client.answers.statistics_request import answer_query
 from client.data.dataset import open_dataset, scan
+from client.policy.approval import approve
 from client.settings import Home, SiteConfig, SitePolicy, save_settings
 from server.app import conduct
 from server.evaluation.federated_reference import POOLED_FILE, ask_sites, gather, question_for, write_question
@@ -124,6 +125,7 @@ def test_private_statistics_come_with_their_noise(tmp_path, extractor, monkeypat
     projection = make_projection(public, extractor.space, 4)
     save_projection(projection, tmp_path / "p.safetensors")
     homes = [make_site(tmp_path, 0, require_dp=True)]
+    approve(homes[0], "projection", projection.projected_space.sha256)
     home, grid = federation(tmp_path, homes)
     question = question_for("dp", 1.2, tmp_path / "p.safetensors", extractor.space, extractor.width)
     found = load_statistics(ask(home, grid, question, monkeypatch)[0])
@@ -207,7 +209,7 @@ def hostile(change, extractor):
 def test_a_hostile_answer_costs_itself_and_not_the_honest_one(tmp_path, extractor, change, words):
     home, grid = federation(tmp_path, [], [hostile(change, extractor)])
     honest = make_site(tmp_path, 1)
-    Registry(home / "sites.json").add("site1", "ssh-ed25519 key1")
+    Registry(home / "sites.json").add("site1", "ssh-ed25519 key1", signing.public_of("site1"))
     Registry(home / "sites.json").set_node_id("site1", 101)
     grid.sites[101] = Site(lambda content, _: answer_query(content, honest), delay_seconds=0.3)
     question = question_for("exact", 1.1, None, extractor.space, extractor.width)

@@ -23,6 +23,7 @@ from tests.server.fake_federation import (
     weights_of,
 )
 from tests.server.fake_grid import FakeGrid, Site
+from tests.signing import public_of
 
 EVIL = 102
 
@@ -105,7 +106,7 @@ def test_an_honest_round_has_no_word_of_forgery(tmp_path):
 def test_a_question_takes_no_answer_in_the_name_of_another_site(tmp_path, kind):
     registry = Registry(tmp_path / "sites.json")
     for index in range(2):
-        registry.add(f"site-{index}", f"ecdsa-sha2-nistp384 key{index}")
+        registry.add(f"site-{index}", f"ecdsa-sha2-nistp384 key{index}", public_of(f"site-{index}"))
         registry.set_node_id(f"site-{index}", 100 + index)
 
     def says(text):
