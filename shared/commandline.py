@@ -38,6 +38,9 @@ def run_app(app: typer.Typer) -> int:
         where = f": see `{error.ctx.command_path} --help`" if error.ctx else ""
         sys.stderr.write(f"error: {told}{where}\n")
         return error.exit_code
+    except click.Abort:
+        sys.stderr.write("aborted: nothing was done\n")
+        return 1
     except OSError as error:
         sys.stderr.write(f"error: {os_error_text(error)}\n")
         return 2 if error.errno in _CURABLE else 1
@@ -47,9 +50,6 @@ def run_app(app: typer.Typer) -> int:
             raise
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         return 2
-    except click.Abort:
-        sys.stderr.write("aborted: nothing was done\n")
-        return 1
     return status if isinstance(status, int) else 0
 
 

@@ -32,7 +32,7 @@ SLOW = (
     "tests/client/privacy/test_canaries.py",
     "tests/client/privacy/test_dp_sgd.py",
     "tests/client/records/test_kills.py",
-    "tests/client/test_app.py",
+    "tests/client/test_training_request.py",
     "tests/client/training/",
     "tests/golden/",
     "tests/server/evaluation/",

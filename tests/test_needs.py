@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_one_line_says_what_is_missing_what_for_and_what_brings_it(monkeypatch):
-    there = {"ip", "systemd-analyze"}
+    there = {"ip", "systemd-analyze", "unshare"}
     monkeypatch.setattr(shutil, "which", lambda name, **_: f"/bin/{name}" if name in there else None)
     line = needs.missing_programs()
     assert "\n" not in line

@@ -66,7 +66,8 @@ def counted_verdicts(site: str, subject: Subject, data: Dataset, unit: Unit, aud
     sides = (data.units(unit), units_of(data, data.held_out, unit))
     cells = [cells_of(subject, data, units, audit, samples) for units in sides]
     counts = add_noise(cells[0], cells[1], num_cells(audit), audit.noise_multiplier)
-    auc, copied = round(counts.auc, 3), round(counts.copied, 3)
+    # Noise may carry a share beyond its range, which no reader would take.
+    auc, copied = (round(min(1.0, max(low, share)), 3) for low, share in ((0.0, counts.auc), (-1.0, counts.copied)))
     is_hidden = auc <= audit.max_auc
     reason = "" if is_working and is_hidden else "members can be told from others" if is_working else INCONCLUSIVE
     copies = "" if copied <= audit.max_copied else "generated images are copies of training images"

@@ -163,7 +163,8 @@ def open_cache(folder: Path, check_source: bool = True) -> ImageCache:
     Raises:
         InputError: not a cache, unfinished, truncated, of another schema or decoder, or older than its source.
     """
-    # With Pillow, which a machine that trains from caches need not have: only when a cache is opened.
+    # With Pillow, which a step on synthetic images does not need.
+    from shared.data.images import list_images
     from shared.data.pixels import DECODING_VERSION
 
     facts = read_facts(folder, CACHE_FILE)
@@ -186,7 +187,7 @@ def open_cache(folder: Path, check_source: bool = True) -> ImageCache:
             f"image cache {folder}: {IMAGES_FILE} has {found} bytes where {num_images} images of {size} x {size} need "
             f"{expected}: truncated or overwritten; delete the folder and {_remedy(facts)}"
         )
-    if check_source and source.exists() and _fingerprint(source) != listed:
+    if check_source and source.exists() and list_images(source).fingerprint != listed:
         raise InputError(f"image cache {folder} is older than its images in {source}: {_remedy(facts)}")
     return ImageCache(
         lambda: np.memmap(path, np.uint8, "r", shape=(num_images, 3, size, size)),
@@ -244,10 +245,3 @@ def synthetic_images(spec: str, size: int) -> ImageCache:
         raise InputError(f"images {spec!r}: {num_images} images, at least 1 are needed")
     images, persons = synthetic.generate(num_images, size, seed, site=site)
     return ImageCache(lambda: images, num_images, size, persons=persons)
-
-
-def _fingerprint(source: Path) -> str:
-    # Listing knows what Pillow can read; training from a cache needs no Pillow.
-    from shared.data.images import list_images
-
-    return list_images(source).fingerprint

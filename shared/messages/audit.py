@@ -13,7 +13,7 @@ from shared.errors import InputError
 from shared.experiment.config import Experiment, Section
 from shared.messages.envelope import canonical_json
 from shared.messages.packing import Manifest
-from shared.messages.text import Figure, Line
+from shared.messages.text import Line
 from shared.messages.training import RefusalCode
 
 AuditKind = Literal["membership", "memorisation", "canaries"]
@@ -46,6 +46,12 @@ FigureName = Literal[
     "num_images",
 ]
 """Every figure that an audit may release: of counts with noise, of canaries, and the exact ones of an operator."""
+LARGEST_FIGURE: dict[str, float] = dict.fromkeys(
+    ("noise_multiplier", "epsilon", "epsilon_at_least", "threshold", "num_images"), 1e6
+)
+"""Of the figures that are no share, rate or AUC: those are at most 1."""
+SMALLEST_FIGURE: dict[str, float] = {"copied": -1.0}
+"""Of the one that is a difference of shares: all others are at least 0."""
 
 
 def reference_array(number: int) -> str:
@@ -109,8 +115,16 @@ class AuditVerdict(Section):
     passed: bool
     reason: Line = ""
     """Why it failed, in fixed words; empty when it passed."""
-    figures: dict[FigureName, Figure] = Field(default_factory=dict)
+    figures: dict[FigureName, Annotated[float, Field(strict=True)]] = Field(default_factory=dict)
     """Of noisy counts or canaries; exact ones only where a site's operator has released them."""
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        for name, value in self.figures.items():
+            low, high = SMALLEST_FIGURE.get(name, 0.0), LARGEST_FIGURE.get(name, 1.0)
+            if not low <= value <= high:
+                raise ValueError(f"{name} is a number from {low:g} to {high:g}")
+        return self
 
 
 class AuditAnswer(Section):

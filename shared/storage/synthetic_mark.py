@@ -11,15 +11,16 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from shared.errors import InputError
 from shared.storage.files import file_digest, write_atomically
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 SourceType = Literal["trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"]
 VOCABULARY = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -57,7 +58,7 @@ def seed_range(first: int, count: int) -> str:
     return str(first) if count == 1 else f"{first} to {first + count - 1}"
 
 
-def marked_png(pixels_HWC: NDArray[np.uint8] | Image.Image, mark: SyntheticMark) -> bytes:
+def marked_png(pixels_HWC: "NDArray[np.uint8] | Picture", mark: SyntheticMark) -> bytes:
     """PNG of one picture with its mark.
 
     Args:
@@ -67,6 +68,10 @@ def marked_png(pixels_HWC: NDArray[np.uint8] | Image.Image, mark: SyntheticMark)
     Returns:
         The file; its pixels are the given ones.
     """
+    # Networks are measured and trained where there is no Pillow.
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
     picture = pixels_HWC if isinstance(pixels_HWC, Image.Image) else Image.fromarray(pixels_HWC)
     entries = PngInfo()
     entries.add_itxt(XMP_KEYWORD, _packet(mark))
@@ -87,6 +92,8 @@ def read_mark(path: Path) -> SyntheticMark | None:
     """
     if path.suffix.lower() == ARRAY_SUFFIX:
         return _array_mark(path)
+    from PIL import Image
+
     try:
         with Image.open(path) as picture:
             found = _mark_of(picture.info)

@@ -12,7 +12,7 @@ import numpy as np
 from server.simulation.division import copy_images
 from server.studies.schema import Arm, Study
 from shared.data.decoding import OnProgress
-from shared.data.image_cache import build_cache
+from shared.data.image_cache import BuildOptions, build_cache
 from shared.data.image_set import ImageCache
 from shared.data.images import ImageSource, list_images
 from shared.data.synthetic import write_folder
@@ -77,7 +77,9 @@ class Splits:
         if not folder.exists():
             _in_one_go(folder, lambda place: _take(list_images(whole), share, self.study.seed, place))
         cache = folder.with_name(f"{folder.name}-{self.size}.cache")
-        images = build_cache(folder, cache, self.size, on_progress=self._on_progress)
+        images = build_cache(
+            folder, cache, self.size, options=BuildOptions(is_owner=True), on_progress=self._on_progress
+        )
         persons = images.persons
         facts: dict[str, str | int] = {
             "set": self._names[source],

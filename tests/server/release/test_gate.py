@@ -192,7 +192,7 @@ def test_raw_weights_are_not_released(tmp_path):
 
 def test_nothing_is_overwritten(tmp_path):
     run, _ = finish(tmp_path / "run")
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(InputError, match="not an empty folder"):
         release(run.path, run.path, override="x")
 
 

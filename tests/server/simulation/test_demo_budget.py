@@ -59,5 +59,5 @@ def test_the_last_round_is_measured_whatever_the_time_allows():
 def test_speed_is_that_of_the_warm_end(tmp_path: Path):
     log = RunLog(tmp_path / "metrics.jsonl")
     for rate in (10.0, 90.0, 100.0):
-        log.write("train", images_per_second=rate)
+        log.write("train", step=1, loss=0.5, images=16, images_per_second=rate)
     assert read_speed(tmp_path) == 100.0

@@ -12,6 +12,7 @@ from server.app import enlist_virtual_sites
 from server.federation.fleet.registry import Registry
 from server.simulation.simulate import Simulate, prepare, simulate
 from server.simulation.simulation_folder import RUN
+from server.simulation.virtual_keys import make_keys
 from shared.errors import InputError
 from shared.storage.checkpoint import load_meta
 from shared.storage.runlog import RunLog
@@ -129,6 +130,7 @@ def test_virtual_nodes_get_the_alias_of_their_partition(tmp_path):
         def get_nodes(self):
             return [Node(self.second, "2026-01-01T00:00:00.2"), Node(self.first, "2026-01-01T00:00:00.1")]
 
+    make_keys(tmp_path, 2)
     registry = Registry(tmp_path / "sites.json")
     # The second time is that of a simulation that goes on, whose nodes are new.
     for first, second in ((7, 9), (11, 7)):

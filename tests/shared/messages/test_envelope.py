@@ -40,6 +40,7 @@ VALID: dict[str, dict[str, Any]] = {
     "ReplyHeader": {"request_digest": HEX, "status": "trained", "scalars": {"loss": 0.5}, "epsilon": 1.0},
     "AuditQuery": {
         "run": "audit",
+        "audited_run": "run",
         "checkpoint": "round-1",
         "checkpoint_digest": HEX,
         "experiment": Experiment().model_dump(mode="json"),
@@ -156,7 +157,7 @@ def test_numbers_and_names_that_no_page_can_show_are_refused(field, value):
 
 @pytest.mark.parametrize(
     "figures",
-    [{"AUC": 0.99}, {"auc": "0.99"}, {"auc": 1.5}, {"auc": -0.1}, {"copy_rate": float("nan")}, {"feature_space": 3.0}],
+    [{"AUC": 0.99}, {"auc": "0.99"}, {"auc": 1.5}, {"auc": -0.1}, {"copy_rate": float("nan")}, {"copied": -1.5}],
 )
 def test_figures_have_known_names_and_values_in_range(figures):
     with pytest.raises(MessageError):
@@ -164,7 +165,7 @@ def test_figures_have_known_names_and_values_in_range(figures):
 
 
 def test_figures_of_an_honest_site_are_taken():
-    figures = {"auc": 0.51, "threshold": 12.5, "num_images": 1000.0, "feature_space": "pixels"}
+    figures = {"auc": 0.51, "copied": -0.25, "threshold": 12.5, "num_images": 1000.0}
     assert validated(AuditVerdict, {**VALID["AuditVerdict"], "figures": figures}).figures == figures
 
 

@@ -124,7 +124,7 @@ def test_nobody_answers_for_a_silent_site(tmp_path, make):
     (record,) = rounds_of(home)
     assert [entry["site"] for entry in record["answered"]] == ["site-0", EVIL]
     assert [entry["site"] for entry in record["late"]] == [SILENT]
-    assert record["forged"]["count"] == 1
+    assert record["forged"]["count"] >= 1
 
 
 def test_without_the_check_the_forged_answer_of_a_silent_site_is_counted(tmp_path, monkeypatch):
