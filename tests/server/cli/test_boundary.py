@@ -76,7 +76,8 @@ COMMANDS = {
     "check": ["check", "ODD"],
     "cache": ["data", "cache", "ODD", "--size", "16", "--out", "OUT"],
     "identities": ["data", "cache", "FACES", "--size", "16", "--identities", "ODD", "--out", "OUT"],
-    "train": ["train", "ODD", "--data", "synthetic:public:4", "--out", "OUT"],
+    # An empty file is an experiment, of defaults: one step of it will do.
+    "train": ["train", "ODD", "--data", "synthetic:public:4", "--out", "OUT", "--set", "train.steps=1"],
     "train-data": ["train", "EXPERIMENT", "--data", "ODD", "--out", "OUT", "--set", "train.steps=1"],
     "import": ["import-checkpoint", "ODD", "--out", "OUT", "--schedule", "linear"],
     "export": ["export", "ODD", "--out", "OUT.pt"],
