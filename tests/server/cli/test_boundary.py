@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import sys
 
 import pytest
@@ -72,12 +73,13 @@ def odd_files(tmp_path):
     return [*made, tmp_path / "loop", tmp_path / "folder"]
 
 
+SMALL = [word for each in ("train.steps=1", "train.batch=2", "model.image_size=16") for word in ("--set", each)]
 COMMANDS = {
     "check": ["check", "ODD"],
     "cache": ["data", "cache", "ODD", "--size", "16", "--out", "OUT"],
     "identities": ["data", "cache", "FACES", "--size", "16", "--identities", "ODD", "--out", "OUT"],
-    # An empty file is an experiment, of defaults: one step of it will do.
-    "train": ["train", "ODD", "--data", "synthetic:public:4", "--out", "OUT", "--set", "train.steps=1"],
+    # An empty file is an experiment, of defaults: one small step of it will do.
+    "train": ["train", "ODD", "--data", "synthetic:public:4", "--out", "OUT", *SMALL],
     "train-data": ["train", "EXPERIMENT", "--data", "ODD", "--out", "OUT", "--set", "train.steps=1"],
     "import": ["import-checkpoint", "ODD", "--out", "OUT", "--schedule", "linear"],
     "export": ["export", "ODD", "--out", "OUT.pt"],
@@ -103,6 +105,8 @@ def test_odd_files_and_paths_are_one_line(name, tmp_path, monkeypatch, capsys):
         assert "Traceback" not in told, (odd, told)
         assert code == 0 or name == "check" or last[0].startswith("error: "), (odd, told)
         assert code == 0 or not (tmp_path / "out").exists() or name in ("cache", "identities"), odd
+        if code == 0 and name == "train":
+            shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
