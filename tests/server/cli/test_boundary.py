@@ -17,7 +17,6 @@ RNG = random.Random(7)
 ODD_PATHS = [
     ".",
     "..",
-    "/",
     "",
     " ",
     "-",
@@ -105,7 +104,8 @@ def test_odd_files_and_paths_are_one_line(name, tmp_path, monkeypatch, capsys):
         assert "Traceback" not in told, (odd, told)
         assert code == 0 or name == "check" or last[0].startswith("error: "), (odd, told)
         assert code == 0 or not (tmp_path / "out").exists() or name in ("cache", "identities"), odd
-        if code == 0 and name == "train":
+        if code == 0 and name in ("train", "train-data"):
+            # The parent folder may hold pictures of other tests.
             shutil.rmtree(tmp_path / "out")
 
 
