@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from client.records import registry as registry_module
+from client.records import data_registry as registry_module
 from client.records.chain import BusyError
 from client.records.data_registry import DataRegistry, Identity, Records, existing_registry, key_id, registry_folder
 from client.records.spending import Charge
