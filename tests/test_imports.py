@@ -24,7 +24,7 @@ MAY_USE_FLOWERS_INTERNALS = (
     "server/federation/fleet/superlink.py",
     "server/federation/fleet/bundle.py",
 )
-WITH_FLWR = ("training", "envelope", "sealing")
+WITH_FLWR = ("training", "envelope", "sealing", "agreement/offer")
 INSIDE_FUNCTIONS_ONLY = {"torch_fidelity", "onnxruntime", "diffusers"}
 WITHOUT_TORCH = (
     "client.answers.audit_request",
@@ -32,6 +32,7 @@ WITHOUT_TORCH = (
     "client.app",
     "client.cli",
     "client.entry",
+    "client.offers",
     "client.operator",
     "client.policy",
     "client.records",
@@ -58,7 +59,7 @@ LAYERS = {
         {"shared.data.portraits", "shared.diffusion", "shared.storage"},
         {"shared.data", "shared.evaluation"},
         {"shared.messages", "shared.training"},
-        {"shared.audits"},
+        {"shared.audits", "shared.messages.agreement"},
     ),
     "client": (
         {"client.limits"},
@@ -67,7 +68,7 @@ LAYERS = {
         {"client.data"},
         {"client.policy", "client.privacy"},
         {"client.training"},
-        {"client.answers", "client.operator"},
+        {"client.answers", "client.offers", "client.operator"},
         {"client.training_request"},
         {"client.app"},
         {"client.cli", "client.entry"},

@@ -1,6 +1,6 @@
 """The section `federation` of an experiment: how rounds go, and what one site may do in them."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -41,7 +41,7 @@ class FederationConfig(Section):
     examples_grid: int = Field(100, ge=1)
     """... and rounded up to a multiple of this, a public grid."""
     wire_dtype: Literal["float32", "bfloat16"] = "float32"
-    trainable: tuple[str, ...] = ("*",)
+    trainable: tuple[Annotated[str, Field(max_length=256)], ...] = Field(("*",), max_length=64)
     """Shell patterns over tensor names, or `attention`; only these tensors are trained and travel."""
     max_update_norm: float = Field(0.0, ge=0)
     """Largest L2 norm of one site's update; 0: no bound."""
