@@ -16,11 +16,11 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from client.data.dataset import Dataset, open_dataset
+from client.offers.facts import facts_of
 from client.policy import rules
 from client.policy.approval import keep_pending
 from client.policy.budget import reserve, told_fields, told_total
 from client.policy.charges import charge_for, released_count, released_scalars
-from client.policy.facts import facts_of
 from client.policy.refusals import UNKNOWN_REQUEST, RefusedError, note_refusal, refusal_of
 from client.privacy.epsilon import epsilon_of
 from client.records.chain import Entry

@@ -15,18 +15,19 @@ from flwr.app import ArrayRecord, RecordDict
 
 from client.data.dataset import Dataset, open_dataset
 from client.offers.answered import AnsweredOffers, hidden_reason, open_answered, too_many
+from client.offers.facts import facts_of
 from client.policy.approval import keep_pending
 from client.policy.budget import budget_refusal
 from client.policy.charges import charge_for
-from client.policy.facts import facts_of
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
 from client.policy.rules import Refusal, all_refusals
 from client.privacy.epsilon import epsilon_of
 from client.records.journal import Journal
 from client.records.ledger import read_ledger
 from client.records.spending import EpsilonOf, Spending
-from client.settings import Home, SiteConfig, load_settings
+from client.settings import Home, SiteConfig, SitePolicy, load_settings
 from shared.errors import InputError
+from shared.experiment.config import Experiment
 from shared.messages.agreement.offer import MOST_REASONS, OfferAnswer, Reason, read_offer
 from shared.messages.envelope import canonical_json, header_record
 from shared.messages.training import RefusalCode, RequestHeader
@@ -99,7 +100,7 @@ def _worked_out(offered: Offered, answered: AnsweredOffers) -> OfferAnswer:
     if any(each.code == "experiment_not_approved" for each in found):
         keep_pending(offered.home, offered.header.experiment)
     is_safe = not NOT_COMPUTED & {reason.code for reason in told}
-    costs = plan_costs(offered.header, offered.settings, cached) if is_safe else {}
+    costs = plan_costs(offered.header.experiment, offered.settings.policy, cached) if is_safe else {}
     status = "refused" if told else "accepted"
     return OfferAnswer.model_validate({"status": status, "reasons": told[:MOST_REASONS], **costs})
 
@@ -126,9 +127,9 @@ def _data(offered: Offered) -> tuple[Dataset | None, list[Refusal]]:
         return None, [Refusal(*refusal_of(error))]
 
 
-def plan_costs(header: RequestHeader, settings: SiteConfig, accountant: EpsilonOf) -> dict[str, object]:
+def plan_costs(experiment: Experiment, policy: SitePolicy, accountant: EpsilonOf) -> dict[str, object]:
     """Unit and epsilon of this plan alone after one round and after all, at the site's delta; nothing without DP."""
-    privacy, federation, policy = header.experiment.privacy, header.experiment.federation, settings.policy
+    privacy, federation = experiment.privacy, experiment.federation
     if privacy.mechanism == "none":
         return {}
 

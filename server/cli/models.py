@@ -42,9 +42,9 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train a model on public images, masked or not, as the experiment says; on several GPUs by torchrun."""
-    from server.runs.recipes import find_experiment
     from server.training.train import train as run_stage
     from shared.experiment.config import load_experiment
+    from shared.experiment.recipes import find_experiment
 
     loaded = load_experiment(find_experiment(experiment), overrides)
     run = run_stage(loaded, data, out, init, accept_other_data=accept_other_data)
@@ -127,7 +127,7 @@ def _default_cache(source: Path, size: int, crop: int = 0) -> Path:
 @experiments.command("list")
 def list_experiments() -> None:
     """List the recipes and what each is for."""
-    from server.runs.recipes import describe, recipe_names
+    from shared.experiment.recipes import describe, recipe_names
 
     width = max(map(len, recipe_names()))
     for name in recipe_names():
@@ -140,14 +140,30 @@ def show_experiment(
     overrides: Overrides = None,
     *,
     resolved: Annotated[bool, typer.Option("--resolved", help="Show every setting, defaults included.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="The same, each setting with its meaning, range and default above it.")
+    ] = False,
 ) -> None:
     """Print a recipe, for example to start an experiment file of your own."""
-    from server.runs.recipes import find_experiment
     from shared.experiment.config import load_experiment
+    from shared.experiment.recipes import find_experiment
 
     path = find_experiment(name)
     experiment = load_experiment(path, overrides)
+    if everything:
+        from shared.experiment.reference import to_annotated_toml
+
+        typer.echo(to_annotated_toml(experiment).rstrip())
+        return
     typer.echo((experiment.to_toml() if resolved or overrides else path.read_text(encoding="utf-8")).rstrip())
+
+
+@experiments.command("schema")
+def experiment_schema() -> None:
+    """Print a JSON schema of experiment files, for editors that check and complete TOML."""
+    from shared.experiment.reference import json_schema
+
+    typer.echo(json_schema().rstrip())
 
 
 def toy(

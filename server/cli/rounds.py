@@ -63,9 +63,9 @@ def finetune(
     """
     from server.federation.finetune import Start, resume_run, start_run
     from server.federation.status import follow
-    from server.runs.recipes import find_experiment
     from server.runs.run_directory import RunDir
     from shared.experiment.config import load_experiment, parse_experiment
+    from shared.experiment.recipes import find_experiment
 
     check_home(home)
     if dry_run and (resume or not experiment):

@@ -12,10 +12,10 @@ from server.federation.resubmission import Wanted
 from server.federation.rounds.global_model import save_global
 from server.federation.starting_point import check_fits, check_sites, find_init, initial_model
 from server.runs import run_directory
-from server.runs.recipes import find_experiment
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment
+from shared.experiment.recipes import find_experiment
 from shared.messages.agreement.plan import resolve
 from shared.storage.checkpoint import load_meta
 from shared.storage.files import write_atomically
