@@ -187,7 +187,9 @@ class _Asking:
                 self._questions[site] += 1
                 self._lost[site] = arrival.problem
             else:
-                self._found[site] = Outcome("failed", arrival.problem)
+                # Code that its operator has to approve is a no like any other: asking again does not change it.
+                status: Status = "refused" if "code_not_approved" in arrival.problem else "failed"
+                self._found[site] = Outcome(status, arrival.problem)
 
 
 def _outcome(arrival: Arrival) -> Outcome:

@@ -95,6 +95,14 @@ def test_a_site_that_is_lost_while_it_answers_is_asked_again_and_not_for_ever(tm
     assert offers_of(home)["site-1"]["status"] == "failed"
 
 
+def test_code_that_is_not_approved_is_a_refusal_that_ends_the_run(tmp_path):
+    experiment, home, sites = federation(tmp_path, min_replies=3)
+    sites[101].offer = lambda _: Error(2, "code_not_approved: the site's operator has not approved this code")
+    with pytest.raises(RunFailedError, match="code_not_approved") as caught:
+        run_rounds(home, FakeGrid(sites), experiment)
+    assert caught.value.is_final
+
+
 def test_a_run_that_goes_on_asks_only_those_who_have_not_accepted(tmp_path):
     experiment, home, sites = federation(tmp_path, rounds=1)
     sites[101].offer = no("experiment_not_approved")
