@@ -25,8 +25,8 @@ from shared.storage.runlog import read_metrics
 
 NAME, SIZE = "fleet.example", 64
 PUBLIC_IMAGES, SITE_IMAGES, HELD_OUT_IMAGES = 64, 48, 32
-MODEL = ("model.size=T",)
-PRETRAINING = (*MODEL, "train.steps=4", "train.batch=8")
+MODEL = ("model.size=T", "model.patch_size=16")
+PRETRAINING = (*MODEL, "mask.block_size=1", "train.steps=4", "train.batch=8")
 EVALUATION = (
     "evaluation.num_images=32",
     "evaluation.sampler=dpm++",

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from flwr.app import ArrayRecord, RecordDict
 
@@ -22,6 +23,8 @@ from client.policy.charges import charge_for
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
 from client.policy.rules import Refusal, all_refusals
 from client.privacy.epsilon import epsilon_of
+from client.records.chain import ChainError
+from client.records.history import head_problem
 from client.records.journal import Journal
 from client.records.ledger import read_ledger
 from client.records.spending import EpsilonOf, Spending
@@ -29,7 +32,9 @@ from client.settings import Home, SiteConfig, SitePolicy, load_settings
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.agreement.offer import MOST_REASONS, OfferAnswer, Reason, read_offer
+from shared.messages.agreement.plan import plan_digest
 from shared.messages.envelope import canonical_json, header_record
+from shared.messages.text import one_line
 from shared.messages.training import RefusalCode, RequestHeader
 
 NOT_COMPUTED: frozenset[RefusalCode] = frozenset({"out_of_range", "malformed", "noise_too_small", "too_many_steps"})
@@ -54,13 +59,19 @@ def answer_offer(content: RecordDict, home: Home) -> RecordDict:
     digest, journal = UNKNOWN_REQUEST, Journal(home.journal)
     try:
         settings, header = load_settings(home), read_offer(content)
-        digest = hashlib.sha256(canonical_json(header.model_dump(mode="json"))).hexdigest()
+        digest = offer_digest(header)
         answer = _known_or_new(Offered(header, digest, home, settings), journal)
     except Exception as error:  # every failure becomes a typed refusal
         code, reason = refusal_of(error)
         note_refusal(journal, code, reason, digest)
-        answer = OfferAnswer(status="refused", reasons=(Reason(code=code, text=reason),))
+        answer = OfferAnswer(status="refused", reasons=(Reason(code=code, text=one_line(reason)),))
     return RecordDict({"arrays": ArrayRecord(), "header": header_record(answer)})
+
+
+def offer_digest(header: RequestHeader) -> str:
+    """Names an offer: run and plan, whichever round of it comes next."""
+    is_over = header.server_round > header.experiment.federation.rounds
+    return hashlib.sha256(canonical_json([header.run, plan_digest(header), is_over])).hexdigest()
 
 
 def _known_or_new(offered: Offered, journal: Journal) -> OfferAnswer:
@@ -69,7 +80,7 @@ def _known_or_new(offered: Offered, journal: Journal) -> OfferAnswer:
     with open_answered(offered.home, policy, dt.datetime.now(dt.UTC), num_entries) as answered:
         if known := answered.find(offered.digest):
             return known
-        if answered.is_full:
+        if answered.is_beyond(offered.digest):
             log.warning("an offer of run %s is not looked at: too many today", offered.header.run)
             return too_many(policy)
         answer = _worked_out(offered, answered)
@@ -91,7 +102,7 @@ def _worked_out(offered: Offered, answered: AnsweredOffers) -> OfferAnswer:
         return float(accountant(tuple(history), delta))
 
     found = refusals_of(offered, cached)
-    told = [Reason(code=each.code, text=each.reason) for each in found if each.code != "policy"]
+    told = [Reason(code=each.code, text=one_line(each.reason)) for each in found if each.code != "policy"]
     for refusal in found:
         if refusal.note:
             log.warning("offer of run %s: %s", offered.header.run, refusal.note)
@@ -110,6 +121,8 @@ def refusals_of(offered: Offered, accountant: EpsilonOf) -> list[Refusal]:
     header, settings = offered.header, offered.settings
     data, found = _data(offered)
     history = read_ledger(offered.home.ledger)
+    if problem := head_problem(history, Path(settings.head_file)):
+        raise ChainError(problem)
     facts = facts_of(offered.home, settings, data, history, header.run)
     found += dict.fromkeys(all_refusals(header, settings.policy, facts))
     if data is None or NOT_COMPUTED & {refusal.code for refusal in found}:

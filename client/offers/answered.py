@@ -24,6 +24,8 @@ from shared.messages.training import RefusalCode
 
 DAY = dt.timedelta(days=1)
 PASSING: frozenset[RefusalCode] = frozenset({"too_many_rounds", "clock"})
+PASSING_TIME = dt.timedelta(minutes=10)
+"""How long an answer stands that time alone may change."""
 
 
 class Answered(Section):
@@ -31,15 +33,16 @@ class Answered(Section):
 
     time: dt.datetime
     offer: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """Digest of the offer and of what its answer follows from."""
+    num_entries: int = Field(ge=0)
+    """Of the ledger."""
     basis: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Digest of policy and approvals."""
     answer: OfferAnswer
 
-    @property
-    def is_passing(self) -> bool:
-        """Whether the answer may be another one in an hour though nothing has changed."""
-        return any(reason.code in PASSING for reason in self.answer.reasons)
+    def holds_at(self, now: dt.datetime) -> bool:
+        """Whether the answer is still the same when nothing has changed but the time."""
+        is_passing = any(reason.code in PASSING for reason in self.answer.reasons)
+        return not is_passing or now - self.time < PASSING_TIME
 
     @property
     def is_hidden(self) -> bool:
@@ -61,17 +64,14 @@ class AnsweredOffers:
 
     def find(self, offer: str) -> OfferAnswer | None:
         """The answer that exactly this offer got, as long as nothing has changed that it follows from."""
-        key = self.key(offer)
-        return next((each.answer for each in self._entries if each.offer == key and not each.is_passing), None)
+        state = (offer, self.basis, self._num_entries)
+        known = (each for each in self._entries if (each.offer, each.basis, each.num_entries) == state)
+        return next((each.answer for each in known if each.holds_at(self._now)), None)
 
-    def key(self, offer: str) -> str:
-        """The offer's digest bound to what its answer follows from."""
-        return hashlib.sha256(f"{offer} {self.basis} {self._num_entries}".encode()).hexdigest()
-
-    @property
-    def is_full(self) -> bool:
-        """Whether no new offer is worked on any more today."""
-        return len(self._entries) >= self._policy.max_offers_per_day
+    def is_beyond(self, offer: str) -> bool:
+        """Whether the offer is a new one, and one too many today; an old one is worked on again after charges only."""
+        offers = {entry.offer for entry in self._entries}
+        return offer not in offers and len(offers) >= self._policy.max_offers_per_day
 
     @property
     def has_hidden(self) -> bool:
@@ -79,8 +79,10 @@ class AnsweredOffers:
         return any(entry.is_hidden and entry.basis == self.basis for entry in self._entries)
 
     def keep(self, offer: str, answer: OfferAnswer) -> None:
-        """Store an answer; older than a day they go."""
-        self._entries.append(Answered(time=self._now, offer=self.key(offer), basis=self.basis, answer=answer))
+        """Store an answer, in place of an earlier one to the same offer under the same policy; after a day they go."""
+        entry = Answered(time=self._now, offer=offer, basis=self.basis, num_entries=self._num_entries, answer=answer)
+        self._entries = [each for each in self._entries if (each.offer, each.basis) != (offer, self.basis)]
+        self._entries.append(entry)
         write_private(self._home.offers, _File(answered=tuple(self._entries)).model_dump_json().encode())
 
 

@@ -3,8 +3,8 @@
 import logging
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 ONE_WISH_SECONDS = 2.0
@@ -41,17 +41,17 @@ class StopWish:
         if self._may_leave_off:
             raise _LeaveOffError
 
-    @contextmanager
-    def left_off(self) -> Iterator[None]:
-        """Work in the block is left off by a signal, and not begun after one; it must leave nothing half-made."""
-        with suppress(_LeaveOffError):
+    def do_unless_stopped(self, work: Callable[[], None]) -> None:
+        """Do what nobody needs to go on: a signal breaks it off, and after one it is not begun."""
+        try:
             self._may_leave_off = True
             try:
-                if self:
-                    raise _LeaveOffError
-                yield
+                if not self:
+                    work()
             finally:
                 self._may_leave_off = False
+        except _LeaveOffError:
+            log.info("left off")
 
 
 @contextmanager

@@ -141,8 +141,7 @@ class _Session:
     def sample(self) -> None:
         """Draw a grid, unless somebody waits for the end: none is needed to go on."""
         if self.watch:
-            with self.stop.left_off():
-                self.watch.sample()
+            self.stop.do_unless_stopped(self.watch.sample)
 
     def finish(self) -> None:
         self.save()

@@ -112,6 +112,23 @@ def test_the_same_offer_again_costs_no_second_look(make_site: MakeSite, monkeypa
     assert kinds(home) == ["request", "accepted"]
 
 
+def test_the_next_round_of_a_plan_is_no_new_offer(make_site: MakeSite):
+    home, _ = make_site(max_offers_per_day=1)
+    assert [ask(home, server_round=number).status for number in (1, 2, 3)] == ["accepted"] * 3
+    assert codes(ask(home, server_round=4)) == ["too_many_offers"]
+    handle(request_for(PRIVATE).to_record(), home)
+    assert ask(home, server_round=2).status == "accepted"
+    assert codes(ask(home, run="other")) == ["too_many_offers"]
+
+
+def test_an_older_copy_of_the_ledger_is_refused_before_weights_travel(make_site: MakeSite):
+    home, _ = make_site()
+    before = home.ledger.read_bytes()
+    handle(request_for(PRIVATE).to_record(), home)
+    home.ledger.write_bytes(before)
+    assert codes(ask(home)) == ["ledger_damaged"]
+
+
 def test_after_a_charge_the_same_offer_is_looked_at_again(make_site: MakeSite):
     one = epsilon_of([Spending(1.0, 0.2, 2)], 1e-5)
     home, _ = make_site(epsilon_cap=one * 1.01)

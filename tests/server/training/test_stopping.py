@@ -20,13 +20,15 @@ def test_the_first_signal_is_a_wish_and_a_later_one_ends_at_once(monkeypatch):
 
 def test_work_that_nobody_needs_is_left_off_by_the_first_signal():
     done = []
+
+    def work():
+        done.append("begun")
+        signal.raise_signal(signal.SIGINT)
+        done.append("ended")
+
     with stop_signals() as wish:
-        with wish.left_off():
-            done.append("begun")
-            signal.raise_signal(signal.SIGINT)
-            done.append("ended")
-        with wish.left_off():
-            done.append("again")
+        wish.do_unless_stopped(work)
+        wish.do_unless_stopped(work)
     assert done == ["begun"]
 
 
