@@ -45,6 +45,8 @@ class SitePolicy(Section):
     max_steps_per_round: int = Field(0, ge=0)
     max_rounds_per_day: int = Field(0, ge=0)
     """Rounds that may start within 24 hours, over all runs."""
+    max_offers_per_day: int = Field(20, ge=0, le=1000)
+    """Offers of new plans that are looked at within 24 hours; the same offer again gets the same answer."""
     min_images_train: int = Field(1, ge=1)
     """Fewer training images than this, and training is refused."""
     min_images_statistics: int = Field(1000, ge=1)
@@ -154,6 +156,11 @@ class Home:
     def replies(self) -> Path:
         """The last reply of each run."""
         return self.path / "last_reply"
+
+    @property
+    def offers(self) -> Path:
+        """Answers to the offers of the last 24 hours."""
+        return self.path / "offers.json"
 
     @property
     def logs(self) -> Path:

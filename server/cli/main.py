@@ -14,7 +14,7 @@ import typer
 
 from deploy.identity.keys import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
-from server.cli import evaluation, models, release, rounds, sites, studies
+from server.cli import evaluation, models, plan, release, rounds, sites, studies
 from shared.commandline import run_app
 from shared.errors import InputError
 
@@ -25,6 +25,7 @@ evaluation.register(app)
 release.register(app)
 rounds.register(app)
 studies.register(app)
+plan.register(app)
 
 Home = Annotated[
     Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.", show_default=True)
