@@ -111,8 +111,13 @@ class RogueNode:
 
         def pull(name: str) -> bytes:
             request = PullObjectRequest(node=Node(node_id=self.node_id), run_id=asked.run_id, object_id=name)
-            reply = self.call("pull-object", request.SerializeToString())
-            return PullObjectResponse.FromString(reply.content).object_content
+            for _ in range(600):  # the question is announced before all of it is there
+                reply = self.call("pull-object", request.SerializeToString())
+                pulled = PullObjectResponse.FromString(reply.content) if reply.is_success else PullObjectResponse()
+                if pulled.object_available:
+                    return pulled.object_content
+                time.sleep(0.1)
+            raise TimeoutError("the question does not get complete")
 
         message = pull_and_inflate_object_from_tree(self.tree, pull, lambda _name: None, return_type=Message)
         return message.content

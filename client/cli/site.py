@@ -107,7 +107,8 @@ def start(
     for each, name in zip(ports, ("SuperNode", "health check"), strict=True):
         check_port_free("127.0.0.1", each, name)
     with hold_site(place), contextlib.ExitStack() as stack:
-        services = site_services(SitePlan(place.path, settings.address, *ports))
+        largest = settings.policy.ranges.parameters[1]
+        services = site_services(SitePlan(place.path, settings.address, *ports, largest))
         verify_program("client.entry")
         check_door(settings.address, place.path / "ca.crt")
         supervisor = Supervisor(services)

@@ -32,6 +32,7 @@ from deploy.guards import replace
 from deploy.guards.apps import VERIFY
 from deploy.guards.calls import caller_value, send_with_every_call
 from deploy.identity.keys import ProvisionError
+from deploy.processes.memory import limit_own_memory
 from deploy.processes.process import family
 from deploy.processes.services import BEAT_FILE
 
@@ -57,6 +58,7 @@ def main() -> None:
     os.umask(0o077)
     module = sys.argv[1]
     try:
+        limit_own_memory("superexec")
         if module not in TASKS:
             raise ProvisionError(f"{module} is no program of this project: {', '.join(TASKS)}")
         secret = Path(sys.argv[sys.argv.index("--superexec-auth-secret-file") + 1])

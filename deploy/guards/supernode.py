@@ -14,15 +14,17 @@ from deploy.guards import replace
 from deploy.guards.asgi import Guard
 from deploy.guards.calls import caller_value
 from deploy.identity.keys import ProvisionError
+from deploy.processes.memory import limit_own_memory
 
 
 def main() -> None:
     """Put the guard in place and run the SuperNode."""
     os.umask(0o077)
     try:
+        limit_own_memory("supernode")
         value = caller_value(Path(sys.argv[sys.argv.index("--superexec-auth-secret-file") + 1]))
     except (ProvisionError, ValueError) as error:
-        sys.exit(f"error: the SuperNode does not start without its secret: {error}")
+        sys.exit(f"error: the SuperNode does not start: {error}")
     install(value)
     sys.argv[0] = "flower-supernode"
     flower_supernode()

@@ -261,7 +261,7 @@ def test_the_answer_to_an_old_question_is_not_one_to_the_same_question_asked_aga
 
 def test_a_damaged_memory_of_questions_answers_nobody(home: Home):
     home.asked.write_text("[1]")
-    assert refusal(deliver(request())) == "replayed"
+    assert refusal(deliver(asked_at(request(), 0))) == "replayed"
     assert is_untouched(home)
 
 
