@@ -111,7 +111,7 @@ def start(
         services = site_services(SitePlan(place.path, settings.address, *ports, largest))
         verify_program("client.entry")
         check_door(settings.address, place.path / "ca.crt")
-        supervisor = Supervisor(services)
+        supervisor = Supervisor(services, health_address=f"127.0.0.1:{ports[1]}")
         handle_signals(supervisor.request_stop)
         tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
         lines = SiteView(place, tell)

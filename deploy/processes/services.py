@@ -58,7 +58,6 @@ class ServerPlan:
 
     home: Path
     port: int
-    health_port: int
     database: Path | None = None
 
     @property
@@ -124,7 +123,6 @@ def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) 
         "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
-        *("--health-server-address", f"127.0.0.1:{plan.health_port}"),
         *(("--database", str(plan.database)) if plan.database else ()),
     ]
     superexec = [
@@ -169,7 +167,6 @@ def site_services(plan: SitePlan) -> list[Service]:
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
         *("--ssl-ca-certfile", str(tls / "ca.crt"), "--ssl-certfile", str(tls / "srv.pem")),
         *("--ssl-keyfile", str(tls / "srv.key")),
-        *("--health-server-address", f"127.0.0.1:{plan.health_port}"),
     ]
     superexec = [
         *guarded("superexec", "client.entry"),
