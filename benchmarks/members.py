@@ -149,7 +149,9 @@ def one_round(local: LocalFederation, node: RogueNode, attack: Attack, run: str)
     answered = [entry for event in events if event["kind"] == "round" for entry in event["answered"]]
     forged = [entry["site"] for entry in answered if entry["scalars"].get("loss") == FORGED_LOSS]
     honest = any(entry["site"] == "site-0" for entry in answered) and "site-0" not in forged
-    return Outcome(len(forged), honest, num_restarts(local) - before, memory.needed_mb())
+    outcome = Outcome(len(forged), honest, num_restarts(local) - before, memory.needed_mb())
+    print(f"  {run}: {outcome}", flush=True)
+    return outcome
 
 
 def num_restarts(local: LocalFederation) -> int:

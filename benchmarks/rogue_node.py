@@ -76,10 +76,7 @@ class RogueNode:
 
     def go_online(self) -> None:
         """Activate, and send heartbeats until `leave`."""
-        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=30.0)
-        reply = self.call("activate-node", request.SerializeToString())
-        reply.raise_for_status()
-        self.node_id = ActivateNodeResponse.FromString(reply.content).node_id
+        self._activate()
         threading.Thread(target=self._beat, daemon=True).start()
 
     def leave(self) -> None:
@@ -89,8 +86,8 @@ class RogueNode:
     def question(self, seconds: float) -> Metadata:
         """What the coordinator asks this node in a run that it was not asked in before, as soon as it does."""
         deadline = time.monotonic() + seconds
-        body = PullMessagesRequest(node=Node(node_id=self.node_id)).SerializeToString()
         while time.monotonic() < deadline:
+            body = PullMessagesRequest(node=Node(node_id=self.node_id)).SerializeToString()
             reply = self.call("pull-messages", body)
             pulled = PullMessagesResponse.FromString(reply.content) if reply.is_success else PullMessagesResponse()
             for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
@@ -163,11 +160,19 @@ class RogueNode:
             taken += len(content) if reply.is_success else 0
         return taken
 
+    def _activate(self) -> None:
+        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=30.0)
+        reply = self.call("activate-node", request.SerializeToString())
+        reply.raise_for_status()
+        self.node_id = ActivateNodeResponse.FromString(reply.content).node_id
+
     def _beat(self) -> None:
-        body = SendNodeHeartbeatRequest(node=Node(node_id=self.node_id), heartbeat_interval=30.0).SerializeToString()
         while not self._stopped.wait(5.0):
+            beat = SendNodeHeartbeatRequest(node=Node(node_id=self.node_id), heartbeat_interval=30.0)
+            body = beat.SerializeToString()
             try:
-                self.call("send-node-heartbeat", body)
+                if not self.call("send-node-heartbeat", body).is_success:
+                    self._activate()
             except httpx.HTTPError:
                 continue
 

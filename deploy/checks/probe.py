@@ -29,4 +29,4 @@ def probe(address: str, service: str = "", seconds: float = 3.0) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(probe(*sys.argv[1:3]) != "SERVING")
+    sys.exit(probe(sys.argv[1], "".join(sys.argv[2:3])) != "SERVING")

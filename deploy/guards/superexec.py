@@ -150,9 +150,14 @@ class OneProgram(SubprocessExecutor):
                     _end(left[0])
                 file.unlink(missing_ok=True)
 
-    def _take(self, run_id: int) -> tuple[subprocess.Popen[bytes], float] | None:
+    def reap(self) -> None:
+        """Let go of processes that have ended: nobody else waits for them, and each would stay in the process table."""
         with self._lock:
             self._children = {run: kept for run, kept in self._children.items() if kept[0].poll() is None}
+
+    def _take(self, run_id: int) -> tuple[subprocess.Popen[bytes], float] | None:
+        self.reap()
+        with self._lock:
             return self._children.pop(run_id, None)
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
@@ -181,11 +186,12 @@ class OneProgram(SubprocessExecutor):
 
 
 def _beat(executor: OneProgram) -> None:
-    """Show every second that this process is not frozen, and look for stopped runs."""
+    """Show every second that this process is not frozen, look for stopped runs, reap what has ended."""
     while True:
         with suppress(OSError):
             (_place() / BEAT_FILE).touch()
             executor.end_stopped()
+        executor.reap()
         time.sleep(1.0)
 
 

@@ -109,9 +109,9 @@ class Wanted:
             if entry.status != "running":
                 return False
             runs[run] = entry.model_copy(update={"status": "stopped", "reason": "stopped by the operator"})
-            is_stopped = control.stop(entry.run_id)
+            # Before the SuperLink is asked, which may hang: the process of the run ends all the same.
             self._end_processes(entry.run_id)
-            return is_stopped
+            return control.stop(entry.run_id)
 
     def _end_processes(self, run_id: int) -> None:
         """Let the superexec end what is left of a run after a few seconds: one that only starts hears of no stop."""

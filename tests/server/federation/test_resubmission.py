@@ -130,6 +130,26 @@ def test_a_stopped_run_is_wanted_no_longer(setting):
         wanted.stop(control, "other")
 
 
+def test_a_stop_names_the_runs_process_even_when_the_superlink_hangs(setting, monkeypatch):
+    """The superexec ends whatever run has a file there, also a process that is only starting and hears of no stop."""
+    home, control, wanted = setting
+    stopped = home / "flwr" / "superexec" / "stopped"
+    stopped.parent.mkdir(parents=True)
+    order = []
+
+    def hang(run_id):
+        order.append((run_id, [file.name for file in stopped.iterdir()]))
+        raise ControlError("stopping run 1: the SuperLink cannot be reached")
+
+    monkeypatch.setattr(control, "stop", hang)
+    with pytest.raises(ControlError):
+        wanted.stop(control, "run")
+    assert order == [(1, ["1"])]
+    assert wanted.runs()["run"].status == "stopped"
+    wanted.tick(control)
+    assert control.submitted == ["run"]
+
+
 def test_a_superlink_that_is_away_changes_nothing(setting, monkeypatch):
     _home, control, wanted = setting
 
