@@ -183,10 +183,12 @@ def program_of(process: psutil.Process) -> str:
 
 
 @contextmanager
-def federation(num_sites: int, image_size: int = 32, num_images: int = 64) -> Iterator[LocalFederation]:
+def federation(
+    num_sites: int, image_size: int = 32, num_images: int = 64, *, is_behind_door: bool = False
+) -> Iterator[LocalFederation]:
     """A started federation in a temporary folder; everything ends with the block."""
     with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
-        local = LocalFederation(Path(folder), num_sites, image_size, num_images)
+        local = LocalFederation(Path(folder), num_sites, image_size, num_images, is_behind_door)
         try:
             local.set_up()
             local.start()

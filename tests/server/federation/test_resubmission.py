@@ -150,6 +150,16 @@ def test_a_stop_names_the_runs_process_even_when_the_superlink_hangs(setting, mo
     assert control.submitted == ["run"]
 
 
+def test_what_is_left_of_a_run_that_died_is_ended_before_it_is_submitted_again(setting, monkeypatch):
+    """A process that hangs is dead for the SuperLink, but it holds the run's folder."""
+    home, control, wanted = setting
+    stopped = home / "flwr" / "superexec" / "stopped"
+    stopped.parent.mkdir(parents=True)
+    control.states[1] = "finished:failed"
+    assert tick_until_submitted(wanted, control, monkeypatch) == 1
+    assert [(file.name, file.stat().st_mtime) for file in stopped.iterdir()] == [("1", 0.0)]
+
+
 def test_a_superlink_that_is_away_changes_nothing(setting, monkeypatch):
     _home, control, wanted = setting
 
