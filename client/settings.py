@@ -113,6 +113,11 @@ class Home:
         return self.path / "journal.jsonl"
 
     @property
+    def asked(self) -> Path:
+        """Times of the newest question of each run that still stands, so that no older one is answered again."""
+        return self.path / "asked.json"
+
+    @property
     def approved(self) -> Path:
         """Digests of code and experiments that the operator has approved."""
         return self.path / "approved.txt"

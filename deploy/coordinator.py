@@ -159,7 +159,7 @@ def start_plan(home: Path, settings: Coordinator, on_superlink_ready: Callable[[
     check_port_free("127.0.0.1", settings.port, "SuperLink", home)
     check_port_free("127.0.0.1", settings.health_port, "health check", home)
     database = home / "superlink.db" if settings.database else None
-    services = server_services(ServerPlan(home, settings.port, settings.health_port, database), on_superlink_ready)
+    services = server_services(ServerPlan(home, settings.port, database), on_superlink_ready)
     if settings.edge:
         port = split_address(settings.address)[1]
         check_port_free("0.0.0.0", port, "edge", home)

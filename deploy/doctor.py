@@ -24,8 +24,8 @@ from deploy.processes.nginx import find_nginx
 from deploy.processes.services import HEALTH_FILE, is_healthy
 
 LEAST_FREE_GIB = 5.0
-HUNG = frozenset({"DEADLINE_EXCEEDED"})
-"""Answer of a health check whose port is open while nobody speaks; a port that is closed is UNAVAILABLE."""
+HUNG = frozenset({"DEADLINE_EXCEEDED", "NOT_SERVING"})
+"""Answers of a health check while something does not answer; a port that is closed is UNAVAILABLE."""
 
 
 def coordinator_checks(home: Path) -> list[Finding]:

@@ -65,7 +65,7 @@ LAYERS = {
     "client": (
         {"client.limits"},
         {"client.settings"},
-        {"client.records"},
+        {"client.memory", "client.records"},
         {"client.data"},
         {"client.policy", "client.privacy"},
         {"client.training"},

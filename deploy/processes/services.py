@@ -23,6 +23,7 @@ from deploy.identity.keys import (
     client_context,
     warn_of_expiry,
 )
+from deploy.processes.memory import DEFAULT_PARAMETERS, PARAMETERS_VARIABLE
 from deploy.processes.supervision import Service
 
 KEPT_VARIABLES = (
@@ -32,6 +33,7 @@ KEPT_VARIABLES = (
     "TMPDIR",
     "TZ",
     "CUDA_VISIBLE_DEVICES",
+    "MASKFED_PARAMETERS",
     "MASKFED_REGISTRY",
     "XDG_STATE_HOME",
     "LD_LIBRARY_PATH",
@@ -56,7 +58,6 @@ class ServerPlan:
 
     home: Path
     port: int
-    health_port: int
     database: Path | None = None
 
     @property
@@ -78,6 +79,8 @@ class SitePlan:
     superlink: str
     port: int
     health_port: int
+    parameters: float = DEFAULT_PARAMETERS
+    """Of the largest model that the site's policy allows."""
 
 
 def environment(flwr_home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -120,7 +123,6 @@ def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) 
         "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
-        *("--health-server-address", f"127.0.0.1:{plan.health_port}"),
         *(("--database", str(plan.database)) if plan.database else ()),
     ]
     superexec = [
@@ -165,7 +167,6 @@ def site_services(plan: SitePlan) -> list[Service]:
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
         *("--ssl-ca-certfile", str(tls / "ca.crt"), "--ssl-certfile", str(tls / "srv.pem")),
         *("--ssl-keyfile", str(tls / "srv.key")),
-        *("--health-server-address", f"127.0.0.1:{plan.health_port}"),
     ]
     superexec = [
         *guarded("superexec", "client.entry"),
@@ -173,14 +174,15 @@ def site_services(plan: SitePlan) -> list[Service]:
         *("--superexec-auth-secret-file", str(secret)),
     ]
     logs, homes = plan.home / "logs", plan.home / "flwr"
-    app = {"MASKFED_CLIENT_HOME": str(plan.home.resolve())}
+    size = {PARAMETERS_VARIABLE: f"{plan.parameters:.0f}"}
+    app = {"MASKFED_CLIENT_HOME": str(plan.home.resolve()), **size}
     remove_own_clientapp(plan.home / "bin")
     (plan.home / HEALTH_FILE).write_text(f"127.0.0.1:{plan.health_port}\n", encoding="ascii")
     return [
         Service(
             "supernode",
             supernode,
-            environment(homes / "supernode"),
+            environment(homes / "supernode", size),
             logs / "supernode.log",
             ready=lambda: is_listening(runtime, tls / "ca.crt"),
             diagnose=lambda: diagnose(plan.superlink, plan.home / "ca.crt"),

@@ -116,7 +116,8 @@ def start(
     os.umask(0o077)
     settings = read_coordinator(home)
     with only_one(home / "start.lock"):
-        supervisor = Supervisor(start_plan(home, settings, lambda: sites.register_sites(home)))
+        plan = start_plan(home, settings, lambda: sites.register_sites(home))
+        supervisor = Supervisor(plan, health_address=f"127.0.0.1:{settings.health_port}")
         handle_signals(supervisor.request_stop)
         with supervisor, _metrics(metrics_port, lambda: coordinator_gauges(home)):
             tell(f"ready: sites connect to {settings.address}")
