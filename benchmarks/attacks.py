@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 
-from benchmarks.door import Coordinator
+from benchmarks.coordinator import Coordinator
 from client.entry import CodeRefusedError, check_bundle
 from client.policy.approval import approve
 from client.records.chain import read_chain

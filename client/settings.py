@@ -71,6 +71,8 @@ class SiteConfig(Section):
     """Name in the coordinator's registry."""
     address: str
     """The coordinator's door, host:port."""
+    proxy: str = ""
+    """HTTP proxy on the way to the coordinator, http://host:port; empty: none."""
     data: str
     """Folder or zip of images, absolute; class folders are persons."""
     identities: str = ""

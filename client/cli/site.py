@@ -87,6 +87,7 @@ def start(
     from client.operator.metrics import site_gauges
     from client.operator.status import SiteView, hold_site
     from deploy.checks.connection import check_door
+    from deploy.checks.dial import Way
     from deploy.guards.superexec import verify_program
     from deploy.observe.prometheus import serve
     from deploy.processes.process import check_port_free, free_ports, handle_signals
@@ -107,9 +108,9 @@ def start(
     for each, name in zip(ports, ("SuperNode", "health check"), strict=True):
         check_port_free("127.0.0.1", each, name)
     with hold_site(place), contextlib.ExitStack() as stack:
-        services = site_services(SitePlan(place.path, settings.address, *ports))
+        services = site_services(SitePlan(place.path, settings.address, *ports, settings.proxy))
         verify_program("client.entry")
-        check_door(settings.address, place.path / "ca.crt")
+        check_door(Way(settings.address, settings.proxy), place.path / "ca.crt", place.path / "node.key")
         supervisor = Supervisor(services)
         handle_signals(supervisor.request_stop)
         tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
@@ -158,12 +159,14 @@ def status(home: HomeOption = None) -> None:
 def doctor(home: HomeOption = None) -> None:
     """Check everything that a round needs, and say what to do. Exit code 1 if something is missing."""
     from client.operator.doctor import check_site
+    from deploy.checks.dial import Way
     from deploy.doctor import site_checks
 
     place = find_home(home)
     checks = [(check.name, check.is_ok, check.text) for check in check_site(place)]
     with contextlib.suppress(InputError):  # what is wrong with the settings is the first finding
-        checks += site_checks(place.path, load_settings(place).address)
+        settings = load_settings(place)
+        checks += site_checks(place.path, Way(settings.address, settings.proxy))
     for name, is_ok, text in checks:
         print(f"{'ok  ' if is_ok else 'FAIL'} {name}: {text}")
     if not all(is_ok for _, is_ok, _ in checks):

@@ -11,6 +11,8 @@ import os
 import secrets
 import ssl
 import stat
+import sys
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -48,6 +50,18 @@ def create_file(path: Path, data: bytes, mode: int = 0o644) -> None:
         file.write(data)
         file.flush()
         os.fsync(descriptor)
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new one; fsynced.
+
+    Raises:
+        ProvisionError: the folder cannot be written.
+    """
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
+    new.unlink(missing_ok=True)
+    create_file(new, data, mode)
+    new.replace(path)
 
 
 def check_private(path: Path) -> None:
@@ -124,6 +138,11 @@ def signing_key_text(key: Ed25519PrivateKey) -> str:
     return key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
 
 
+def public_key_digest(public_key: str) -> str:
+    """SHA-256 (hex) of the key part of an OpenSSH line; a comment does not change it."""
+    return hashlib.sha256(" ".join(public_key.split()[:2]).encode()).hexdigest()
+
+
 def fingerprint(certificate: Path | bytes) -> str:
     """SHA-256 of a certificate (file or PEM bytes) as 16 groups of 4 hex digits, to compare by voice."""
     loaded = load_certificate(certificate)
@@ -191,8 +210,33 @@ def certificate_hosts(certificate: x509.Certificate) -> list[str]:
     return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
 
 
-def client_context(ca_certificate: Path) -> ssl.SSLContext:
-    """TLS 1.3 context that trusts this federation's CA and nothing else."""
+def client_context(ca_certificate: Path, identity: Path | None = None) -> ssl.SSLContext:
+    """TLS 1.3 context that trusts this federation's CA and nothing else.
+
+    Args:
+        ca_certificate: file with the federation's CA.
+        identity: a site's node key, with the certificate for the door beside it (`.crt`), which is shown then.
+
+    Raises:
+        ProvisionError: key or certificate cannot be read, or do not belong together.
+    """
     context = ssl.create_default_context(cafile=str(ca_certificate))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if identity is not None:
+        try:
+            _show_identity(context, identity)
+        except (OSError, ValueError, UnsupportedAlgorithm) as error:  # an SSLError is an OSError
+            raise ProvisionError(f"{identity}, {identity.with_suffix('.crt')}: {error}") from error
     return context
+
+
+def _show_identity(context: ssl.SSLContext, node_key: Path) -> None:
+    """OpenSSL does not read node keys in OpenSSH form, so it gets the key as PEM, in memory: no file holds it."""
+    key = serialization.load_ssh_private_key(node_key.read_bytes(), password=None)
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    with tempfile.TemporaryFile() if sys.platform != "linux" else os.fdopen(os.memfd_create("key"), "w+b") as file:
+        file.write(private)
+        file.seek(0)
+        context.load_cert_chain(node_key.with_suffix(".crt"), f"/dev/fd/{file.fileno()}")

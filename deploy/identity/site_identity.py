@@ -11,7 +11,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives import serialization
 
 from deploy.identity.certificates import create_local_tls
-from deploy.identity.enrolment import JoinBundle, check_alias, public_key_digest, write_request
+from deploy.identity.enrolment import JoinBundle, check_alias, write_request
 from deploy.identity.keys import (
     ProvisionError,
     create_file,
@@ -19,7 +19,9 @@ from deploy.identity.keys import (
     create_secret,
     create_signing_key,
     load_certificate,
+    public_key_digest,
 )
+from deploy.identity.site_certificates import SITE_CERTIFICATE, check_site_certificate, install_site_certificate
 
 NODE_KEY, SIGNING_KEY = "node.key", "site-sign.key"
 SECRET = "site.secret"
@@ -29,6 +31,7 @@ REQUEST_CERTIFICATE = "request.der"
 SPLIT_MARK = "node.user"
 """Written by `systemd/split-site`: name of the user who holds the node key instead."""
 RENEWABLE = ("node", "signing")
+CURE_SPLIT = "run this as root and say where, --node-key /var/lib/maskfed-node/node.key"
 
 
 def create_identity(home: Path, alias: str, renew: str | None = None, node_key: Path | None = None) -> str:
@@ -49,9 +52,7 @@ def create_identity(home: Path, alias: str, renew: str | None = None, node_key: 
     check_alias(alias)
     node, signing = node_key or home / NODE_KEY, home / SIGNING_KEY
     if node_key is None and (home / SPLIT_MARK).exists():
-        raise ProvisionError(
-            f"{node} is with another user: run this as root and say where, --node-key /var/lib/maskfed-node/node.key"
-        )
+        raise ProvisionError(f"{node} is with another user: {CURE_SPLIT}")
     if renew and not (node.exists() and signing.exists()):
         raise ProvisionError(f"{home} has no two keys, so none can be renewed: run enroll without --renew")
     if node_key is None:
@@ -66,7 +67,7 @@ def create_identity(home: Path, alias: str, renew: str | None = None, node_key: 
 
 
 def accept_bundle(home: Path, bundle: JoinBundle) -> None:
-    """Store the coordinator's certificates of a bundle that was made for this site's keys.
+    """Store the certificates of a bundle that was made for this site's keys: the coordinator's and its own.
 
     Raises:
         ProvisionError: the bundle is for another key, or the site trusts another coordinator already.
@@ -77,6 +78,7 @@ def accept_bundle(home: Path, bundle: JoinBundle) -> None:
     own = (public_key_digest(public.read_text(encoding="ascii")), signing.read_text(encoding="ascii").strip())
     if own != (bundle.public_key_digest, bundle.signing_key):
         raise ProvisionError(f"the bundle for {bundle.alias!r} belongs to another key: ask for one made for this site")
+    check_site_certificate(bundle.site_certificate, public.read_text(encoding="ascii"))
     trusted = home / CA_CERTIFICATE
     if trusted.exists() and trusted.read_text(encoding="ascii") != bundle.ca_certificate:
         raise ProvisionError(f"{trusted} is of another coordinator: move it away first, or use another folder")
@@ -85,6 +87,32 @@ def accept_bundle(home: Path, bundle: JoinBundle) -> None:
     if not (home / REQUEST_CERTIFICATE).exists():
         certificate = load_certificate(bundle.request_certificate.encode())
         create_file(home / REQUEST_CERTIFICATE, certificate.public_bytes(serialization.Encoding.DER), 0o600)
+    install_site_certificate(bundle.site_certificate, public.read_text(encoding="ascii"), home / SITE_CERTIFICATE)
+
+
+def accept_certificate(home: Path, pem: str, node_key: Path | None = None) -> Path:
+    """Store a renewed certificate for the door; where it lies now.
+
+    Args:
+        home: the site's folder.
+        pem: what `maskfed-server sites certify` wrote.
+        node_key: where the node key is; default: in `home`.
+
+    Raises:
+        ProvisionError: it is not for this site's node key, or the node key is with another user.
+    """
+    node = node_key or home / NODE_KEY
+    if node_key is None and (home / SPLIT_MARK).exists():
+        raise ProvisionError(f"{node} is with another user: {CURE_SPLIT}")
+    public = _public(node)
+    if not public.exists():
+        raise ProvisionError(f"{public} is not there: run `maskfed-client enroll ALIAS` first")
+    path = node.with_name(SITE_CERTIFICATE)
+    install_site_certificate(pem, public.read_text(encoding="ascii"), path)
+    if os.geteuid() == 0:
+        owner = node.parent.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
+    return path
 
 
 def _make_folder(home: Path) -> None:

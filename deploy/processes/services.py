@@ -13,16 +13,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
+from deploy.checks.answering import is_healthy, is_listening
 from deploy.checks.connection import diagnose
-from deploy.identity.enrolment import split_address
+from deploy.checks.dial import Way
+from deploy.identity.addresses import PROXY_VARIABLE, split_address, split_proxy
 from deploy.identity.keys import (
+    ProvisionError,
     check_certificate,
     check_private,
-    client_context,
     warn_of_expiry,
 )
+from deploy.identity.site_certificates import CURE_MISSING, SITE_CERTIFICATE
 from deploy.processes.supervision import Service
 
 KEPT_VARIABLES = (
@@ -72,12 +73,16 @@ class ServerPlan:
 
 @dataclass(frozen=True)
 class SitePlan:
-    """Where a site's processes listen and keep their files. `home` is the site folder."""
+    """Where a site's processes listen and keep their files. `home` is the site folder.
+
+    `proxy` is that of the way to the coordinator, http://host:port, or empty.
+    """
 
     home: Path
     superlink: str
     port: int
     health_port: int
+    proxy: str = ""
 
 
 def environment(flwr_home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -156,7 +161,13 @@ def site_services(plan: SitePlan) -> list[Service]:
     for private in (key, secret, tls / "srv.key"):
         check_private(private)
     split_address(plan.superlink)
-    warn_of_expiry(plan.home / "ca.crt")
+    certificate = plan.home / SITE_CERTIFICATE
+    if not certificate.exists():
+        raise ProvisionError(f"{certificate} is not there, and the door lets in certified sites only: {CURE_MISSING}")
+    for each in (plan.home / "ca.crt", certificate):
+        warn_of_expiry(each)
+    if plan.proxy:
+        split_proxy(plan.proxy)
     runtime = f"127.0.0.1:{plan.port}"
     supernode = [
         *guarded("supernode"),
@@ -180,10 +191,10 @@ def site_services(plan: SitePlan) -> list[Service]:
         Service(
             "supernode",
             supernode,
-            environment(homes / "supernode"),
+            environment(homes / "supernode", {PROXY_VARIABLE: plan.proxy} if plan.proxy else None),
             logs / "supernode.log",
             ready=lambda: is_listening(runtime, tls / "ca.crt"),
-            diagnose=lambda: diagnose(plan.superlink, plan.home / "ca.crt"),
+            diagnose=lambda: diagnose(Way(plan.superlink, plan.proxy), plan.home / "ca.crt", key),
         ),
         Service(
             "superexec",
@@ -204,31 +215,9 @@ def remove_own_clientapp(folder: Path) -> None:
         folder.rmdir()
 
 
-def is_healthy(address: str, ca_certificate: Path) -> bool:
-    """Whether the SuperLink at `address` answers GET /health over TLS that our CA signed."""
-    return _get(f"https://{address}/health", ca_certificate) == 200
-
-
-def is_listening(address: str, ca_certificate: Path) -> bool:
-    """Whether something speaks HTTP over TLS that our CA signed at `address`."""
-    return _get(f"https://{address}/health", ca_certificate) is not None
-
-
-def is_answering(address: str, ca_certificate: Path) -> bool:
-    """Whether whatever listens at `address` answers by itself, without asking anybody behind it."""
-    return _get(f"https://{address}/", ca_certificate) is not None
-
-
 def is_beating(flwr_home: Path) -> bool:
     """Whether a superexec has touched its file within the last seconds; true while it has not begun to."""
     try:
         return time.time() - (flwr_home / BEAT_FILE).stat().st_mtime < MOST_BEAT_SECONDS
     except OSError:
         return True
-
-
-def _get(url: str, ca_certificate: Path) -> int | None:
-    try:
-        return httpx.get(url, verify=client_context(ca_certificate), timeout=2.0, trust_env=False).status_code
-    except httpx.HTTPError:
-        return None

@@ -15,6 +15,7 @@ import typer
 from deploy.identity.keys import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
 from server.cli import evaluation, models, release, rounds, sites, studies
+from server.cli.door import certificate_checks, register_sites
 from shared.commandline import run_app
 from shared.errors import InputError
 
@@ -71,7 +72,7 @@ def init(
 ) -> None:
     """Make a coordinator's folder: CA, server certificate, secret, settings."""
     from deploy.coordinator import Coordinator, create_coordinator, is_loopback
-    from deploy.identity.enrolment import split_address
+    from deploy.identity.addresses import split_address
 
     address = address or f"127.0.0.1:{port}"
     public = not is_loopback(split_address(address)[0])
@@ -115,7 +116,7 @@ def start(
     os.umask(0o077)
     settings = read_coordinator(home)
     with only_one(home / "start.lock"):
-        supervisor = Supervisor(start_plan(home, settings, lambda: sites.register_sites(home)))
+        supervisor = Supervisor(start_plan(home, settings, lambda: register_sites(home)))
         handle_signals(supervisor.request_stop)
         with supervisor, _metrics(metrics_port, lambda: coordinator_gauges(home)):
             tell(f"ready: sites connect to {settings.address}")
@@ -127,7 +128,7 @@ def doctor(home: Home = DEFAULT_HOME) -> None:
     """Check folder, keys, certificates, ports and processes, and say what to do. Exit code 1 if something is wrong."""
     from deploy.doctor import coordinator_checks
 
-    findings = coordinator_checks(home)
+    findings = [*coordinator_checks(home), *certificate_checks(home)]
     for finding in findings:
         print(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.name}: {finding.text}")
     if not all(finding.is_ok for finding in findings):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.checks.dial import Way
 from deploy.doctor import site_checks
 from deploy.identity.certificates import create_authority
 from deploy.identity.site_identity import create_identity
@@ -104,7 +105,7 @@ def test_splitting_a_site_moves_the_key_and_keeps_the_modes(tmp_path: Path):
     assert (node / "address.env").read_text() == "MASKFED_ADDRESS=fleet.example:443\n"
     for private in (node / "node.key", node / "site.secret", node / "tls" / "srv.key", site / "site.secret"):
         assert private.stat().st_mode & 0o077 == 0, private
-    found = {finding.name: finding for finding in site_checks(site, "fleet.example")}
+    found = {finding.name: finding for finding in site_checks(site, Way("fleet.example"))}
     assert "another user" in found["users"].text
     assert "node.key" not in found
     again = subprocess.run(command, check=False, capture_output=True, text=True)

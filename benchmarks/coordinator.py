@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 
 from benchmarks.local import command
+from deploy.checks.answering import is_healthy
 from deploy.identity.keys import client_context
 from deploy.processes.process import free_ports, spawn
-from deploy.processes.services import environment, is_healthy
+from deploy.processes.services import environment
 
 
 class Coordinator:
