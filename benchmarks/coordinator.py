@@ -1,4 +1,4 @@
-"""A coordinator behind its edge in a temporary folder, and how a stranger talks to it."""
+"""A coordinator behind its door in a temporary folder, and how its sites and strangers talk to it."""
 
 import json
 import socket
@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 
 from benchmarks.local import command
-from deploy.checks.answering import is_healthy
+from deploy.identity.enrolment import read_bundle
 from deploy.identity.keys import client_context
+from deploy.identity.site_identity import accept_bundle
 from deploy.processes.process import free_ports, spawn
 from deploy.processes.services import environment
 
@@ -32,11 +33,12 @@ class Coordinator:
         self.call("maskfed-server", "init", "--edge", "--address", f"localhost:{self.port}", *ports)
         argv = command("maskfed-server", "start", "--home", str(self.home))
         self.process = spawn(argv, environment(root / "flwr"), root / "start.log")
-        while not is_healthy(f"localhost:{self.port}", self.ca):
+        while "ready: sites connect" not in (root / "start.log").read_text():
             if self.process.poll() is not None:
                 raise RuntimeError((root / "start.log").read_text())
             time.sleep(0.3)
         self.pids = self.family()
+        self.insider = self.enrol("insider")
 
     @property
     def ca(self) -> Path:
@@ -52,21 +54,32 @@ class Coordinator:
         return done.returncode, said
 
     def family(self) -> set[int]:
-        """Process ids of the coordinator."""
-        return {each.pid for each in psutil.Process(self.process.pid).children(recursive=True)}
+        """Process ids of the coordinator; nginx has another worker after each reload."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return {each.pid for each in children if "nginx: worker" not in " ".join(each.cmdline())}
 
     def lines(self, name: str) -> list[str]:
         """Lines of one of the coordinator's logs."""
         log = self.home / "logs" / name
         return log.read_text(errors="replace").splitlines() if log.exists() else []
 
+    def enrol(self, alias: str) -> Path:
+        """Add a site; its node key, with the certificate for the door beside it."""
+        home = self.root / alias
+        _, line = self.call("maskfed-client", "enroll", alias, home=home)
+        code, said = self.call("maskfed-server", "sites", "add", line)
+        if code:
+            raise RuntimeError(said)
+        accept_bundle(home, read_bundle(self.root / f"{alias}.join.json"))
+        return home / "node.key"
+
     def refusals(self) -> list[dict[str, object]]:
         """Lines of the edge's log."""
         return [json.loads(line) for line in self.lines("edge.log")]
 
     def send(self, raw: bytes) -> int:
-        """Status that the edge answers to raw bytes inside TLS; 0 when it just closes."""
-        context = client_context(self.ca)
+        """Status that the door answers to a certified site's raw bytes inside TLS; 0 when it just closes."""
+        context = client_context(self.ca, self.insider)
         with (
             socket.create_connection(("127.0.0.1", self.port), timeout=20) as plain,
             closing(context.wrap_socket(plain, server_hostname="localhost")) as stream,

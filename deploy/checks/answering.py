@@ -1,5 +1,7 @@
 """Whether what should listen at an address answers, over TLS of our own CA; by nobody's proxy."""
 
+import os
+import socket
 from pathlib import Path
 
 import httpx
@@ -27,6 +29,27 @@ def is_answering(address: str, ca_certificate: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def is_alive_behind(folder: Path, name: str) -> bool:
+    """Whether the http behind the door answers on its unix socket, which lies in `folder`.
+
+    It is reached through the folder, since the path of a socket may have 107 bytes only.
+    """
+    try:
+        directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+            stream.settimeout(2.0)
+            stream.connect(f"/proc/self/fd/{directory}/{name}")
+            stream.sendall(b"PROXY UNKNOWN\r\nGET /alive HTTP/1.0\r\n\r\n")
+            return stream.recv(12) == b"HTTP/1.1 204"
+    except OSError:
+        return False
+    finally:
+        os.close(directory)
 
 
 def _get(url: str, ca_certificate: Path) -> int | None:

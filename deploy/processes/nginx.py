@@ -13,9 +13,10 @@ from pathlib import Path
 
 import psutil
 
-from deploy.checks.answering import is_answering
+from deploy.checks.answering import is_alive_behind, is_answering
 from deploy.identity.keys import ProvisionError
 from deploy.identity.site_certificates import check_door_authority
+from deploy.processes.door import SOCKET
 from deploy.processes.services import environment
 from deploy.processes.supervision import Service
 
@@ -127,7 +128,7 @@ def has_ipv6() -> bool:
 
 
 def edge_service(home: Path, port: int, superlink_port: int, *, connections: int = CONNECTIONS_PER_ADDRESS) -> Service:
-    """The door on `port`, all interfaces; healthy when it shakes hands."""
+    """The door on `port`, all interfaces; ready when it shakes hands, alive while the http behind it answers."""
     check_door_authority(home / "pki")
     configuration = write_configuration(home, port, superlink_port, connections=connections)
     prefix = home.resolve() / "run"
@@ -141,6 +142,8 @@ def edge_service(home: Path, port: int, superlink_port: int, *, connections: int
         environment(home / "flwr" / "edge"),
         home / "logs" / "edge-start.log",
         ready=lambda: is_answering(f"127.0.0.1:{port}", home / "pki" / "ca.crt"),
+        # A handshake without a certificate is a stranger's, and leaves a line: not every ten seconds.
+        alive=lambda: is_alive_behind(prefix / "door", SOCKET),
     )
 
 

@@ -157,13 +157,13 @@ def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) 
 
 def site_services(plan: SitePlan) -> list[Service]:
     """SuperNode and the site's superexec; the SuperNode is restarted with its superexec, or it would wait for ever."""
+    certificate = plan.home / SITE_CERTIFICATE
+    if not certificate.exists():
+        raise ProvisionError(f"{certificate} is not there, and the door lets in certified sites only: {CURE_MISSING}")
     key, secret, tls = plan.home / "node.key", plan.home / "site.secret", plan.home / "tls"
     for private in (key, secret, tls / "srv.key"):
         check_private(private)
     split_address(plan.superlink)
-    certificate = plan.home / SITE_CERTIFICATE
-    if not certificate.exists():
-        raise ProvisionError(f"{certificate} is not there, and the door lets in certified sites only: {CURE_MISSING}")
     for each in (plan.home / "ca.crt", certificate):
         warn_of_expiry(each)
     if plan.proxy:

@@ -86,19 +86,12 @@ def write_bundles(home: Path, address: str, requests: Mapping[Path, EnrolmentReq
         raise
 
 
-def certificate_file(folder: Path, alias: str) -> Path:
-    """Where a site's certificate is written, for sending."""
-    return folder / f"{alias}.certificate.pem"
-
-
 def write_certificates(home: Path, folder: Path, keys: Mapping[str, str]) -> dict[str, Path]:
-    """Certificates over node keys, as files for sending, by alias; none is made when a file is in the way."""
-    from deploy.identity.keys import create_file
+    """Certificates over node keys, by alias, as files ALIAS.certificate.pem for sending; older ones are replaced."""
+    from deploy.identity.keys import replace_file
     from deploy.identity.site_certificates import issue_site_certificate
 
-    targets = {alias: certificate_file(folder, alias) for alias in keys}
-    if taken := next(filter(Path.exists, targets.values()), None):
-        raise ProvisionError(f"{taken} exists already: move it away first, nothing is overwritten")
+    targets = {alias: folder / f"{alias}.certificate.pem" for alias in keys}
     for alias, target in targets.items():
-        create_file(target, issue_site_certificate(home / "pki", alias, keys[alias]).encode("ascii"))
+        replace_file(target, issue_site_certificate(home / "pki", alias, keys[alias]).encode("ascii"))
     return targets

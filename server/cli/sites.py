@@ -9,7 +9,6 @@ import typer
 
 from deploy.identity.keys import ProvisionError
 from server.cli.door import (
-    certificate_file,
     certificates_left,
     register_sites,
     write_bundles,
@@ -85,8 +84,8 @@ def sites_renew(
     settings = read_coordinator(home)
     with recorded(home, "renewed") as aliases:
         enrolment = read_request(_line(request))
-        if (taken := bundle or certificate_file(Path(), enrolment.alias)).exists():
-            raise ProvisionError(f"{taken} exists already: move it away first, nothing is overwritten")
+        if bundle and bundle.exists():
+            raise ProvisionError(f"{bundle} exists already: move it away first, nothing is overwritten")
         registry = Registry(home / "sites.json")
         changed = registry.renew(enrolment.alias, enrolment.public_key, enrolment.signing_key)
         aliases.append(enrolment.alias)

@@ -13,12 +13,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deploy.checks.answering import is_alive_behind
 from deploy.coordinator import Coordinator, create_coordinator, start_plan
 from deploy.identity.certificates import create_authority
 from deploy.identity.enrolment import read_request
 from deploy.identity.keys import ProvisionError, client_context
 from deploy.identity.site_certificates import issue_site_certificate
 from deploy.identity.site_identity import accept_certificate, create_identity
+from deploy.processes.door import SOCKET
 from deploy.processes.nginx import find_nginx, find_stream_module, has_ipv6, write_configuration
 from deploy.processes.process import free_ports
 from deploy.processes.supervision import Supervisor
@@ -121,7 +123,7 @@ def certify(home: Path, site: Path, alias: str) -> Registry:
     return registry
 
 
-def test_health_is_the_only_page_that_is_served(door: Door):
+def test_health_is_the_only_page_of_the_superlink_that_is_served(door: Door):
     assert door.request("/health", "GET") == 200
     assert door.request("/health", "POST") == 403
 
@@ -134,6 +136,14 @@ def test_a_stranger_ends_in_the_handshake_with_one_line(door: Door):
 
 
 @pytest.mark.skipif(not has_ipv6(), reason="this host has no IPv6")
+def test_the_supervisor_asks_behind_the_door_and_leaves_no_line(door: Door):
+    before = len(door.log()), len(door.refused())
+    assert is_alive_behind(door.home / "run" / "door", SOCKET)
+    assert (len(door.log()), len(door.refused())) == before
+    assert not is_alive_behind(door.home / "run", SOCKET)
+    assert not is_alive_behind(door.home / "nowhere", SOCKET)
+
+
 def test_the_door_listens_on_both_families_and_tells_who_came(door: Door):
     assert door.lets_in(door.site / "node.key", "::1")
     assert door.log()[-1]["from"] == "::1"
