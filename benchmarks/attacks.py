@@ -27,10 +27,11 @@ from client.records.chain import read_chain
 from client.settings import HOME_VARIABLE, Home
 from deploy.identity.certificates import create_authority
 from deploy.identity.enrolment import BUNDLE_SCHEMA, PREFIX
-from deploy.identity.keys import client_context, public_key_digest
+from deploy.identity.keys import public_key_digest
 from deploy.identity.request_key import read_request_certificate
 from deploy.identity.site_certificates import create_door_authority, issue_site_certificate
 from deploy.identity.site_identity import accept_certificate, create_identity
+from deploy.identity.tls import client_context
 from server.federation.fleet.bundle import build_bundle
 from shared.storage.code_digest import installed_digest
 

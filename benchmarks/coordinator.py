@@ -12,8 +12,8 @@ import psutil
 
 from benchmarks.local import command
 from deploy.identity.enrolment import read_bundle
-from deploy.identity.keys import client_context
 from deploy.identity.site_identity import accept_bundle
+from deploy.identity.tls import client_context
 from deploy.processes.process import free_ports, spawn
 from deploy.processes.services import environment
 

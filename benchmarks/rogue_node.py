@@ -31,7 +31,7 @@ from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
-from deploy.identity.keys import client_context
+from deploy.identity.tls import client_context
 
 
 @dataclass

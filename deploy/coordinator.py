@@ -30,6 +30,9 @@ from deploy.processes.services import ServerPlan, server_services
 from deploy.processes.supervision import Service
 
 SETTINGS = "coordinator.toml"
+UNFINISHED = "init.unfinished"
+"""There while `init` runs; after a kill it tells the next one that it may begin again."""
+_MADE = {SETTINGS, UNFINISHED, "ca", "pki", "superexec.secret"}
 DEFAULT_PORT = 8443
 LEAST_CONNECTIONS = 8
 
@@ -70,14 +73,16 @@ def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> s
     check_settings(settings)
     if settings.edge:
         check_nginx()
-    if home.is_dir() and any(home.iterdir()):
+    if home.is_dir() and not _is_unfinished(home) and any(home.iterdir()):
         raise ProvisionError(f"{home} is not empty: give a new folder, nothing is overwritten")
     try:
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)
+        _remove_unfinished(home)
     except OSError as error:
         raise ProvisionError(f"{home}: {error.strerror}; give a folder that this user can write") from error
     try:
+        create_file(home / UNFINISHED, b"")
         digest = create_authority(home / "ca" / "ca.key", home / "pki" / "ca.crt")
         issue_server_certificate(
             ca_key=home / "ca" / "ca.key",
@@ -92,12 +97,25 @@ def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> s
         create_door_authority(home / "pki")
         create_secret(home / "superexec.secret")
         create_file(home / SETTINGS, tomli_w.dumps(asdict(settings)).encode())
-    except ProvisionError:
-        for folder in ("ca", "pki"):
-            shutil.rmtree(home / folder, ignore_errors=True)
-        (home / "superexec.secret").unlink(missing_ok=True)
+    except BaseException:
+        _remove_unfinished(home)
         raise
+    (home / UNFINISHED).unlink()
     return digest
+
+
+def _is_unfinished(home: Path) -> bool:
+    """Whether an `init` was killed in this folder: it holds nothing else then."""
+    return (home / UNFINISHED).exists() and {path.name for path in home.iterdir()} <= _MADE
+
+
+def _remove_unfinished(home: Path) -> None:
+    if not _is_unfinished(home):
+        return
+    for folder in ("ca", "pki"):
+        shutil.rmtree(home / folder, ignore_errors=True)
+    for name in ("superexec.secret", SETTINGS, UNFINISHED):  # the mark last
+        (home / name).unlink(missing_ok=True)
 
 
 def read_coordinator(home: Path) -> Coordinator:

@@ -10,9 +10,15 @@ from client.cli import records, site
 from client.cli.persons import PersonsOption, confirm_persons, keep_persons
 from client.policy.description import describe
 from client.settings import Home, SiteConfig, find_home, load_settings, save_settings
+from shared.commandline import owned
 from shared.errors import InputError
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +34,8 @@ def enroll(
         str | None, typer.Option(help="Replace one key, `node` or `signing`, when in doubt or after a loss.")
     ] = None,
     node_key: Annotated[
-        Path | None, typer.Option(help="Where the node key is, when another user holds it; run as root then.")
+        Path | None,
+        typer.Option(is_eager=True, help="Where the node key is, when another user holds it; run as root then."),
     ] = None,
 ) -> None:
     """Make the keys that your site lacks, and print the line to send to the coordinator."""
@@ -157,7 +164,8 @@ def certificate(
     file: Annotated[Path, typer.Argument(help="The certificate that the coordinator sent.")],
     home: HomeOption = None,
     node_key: Annotated[
-        Path | None, typer.Option(help="Where the node key is, when another user holds it; run as root then.")
+        Path | None,
+        typer.Option(is_eager=True, help="Where the node key is, when another user holds it; run as root then."),
     ] = None,
 ) -> None:
     """Take a new certificate for the coordinator's door, which `maskfed-server sites certify` has written."""

@@ -7,9 +7,15 @@ from typing import Annotated, Literal
 import typer
 
 from client.settings import Home, find_home
+from shared.commandline import owned
 from shared.errors import InputError
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
+    ),
+]
 journal = typer.Typer(no_args_is_help=True, help="See what was asked, decided and released.")
 approvals = typer.Typer(no_args_is_help=True, help="Decide which code and experiments may run here.")
 APPROVED_FILES = "approved-files.json"

@@ -11,9 +11,15 @@ from client.cli.persons import PersonsOption, confirm_persons, keep_persons
 from client.policy.description import describe
 from client.settings import find_home, load_settings
 from deploy.observe.logs import tell
+from shared.commandline import owned
 from shared.errors import InputError
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:

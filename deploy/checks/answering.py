@@ -8,7 +8,7 @@ import httpx
 
 from deploy.checks.dial import Way, dial
 from deploy.identity.addresses import split_address
-from deploy.identity.keys import client_context
+from deploy.identity.tls import client_context
 
 
 def is_healthy(address: str, ca_certificate: Path) -> bool:

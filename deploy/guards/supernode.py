@@ -19,7 +19,8 @@ from deploy.guards import replace
 from deploy.guards.asgi import Guard
 from deploy.guards.calls import caller_value
 from deploy.identity.addresses import PROXY_VARIABLE
-from deploy.identity.keys import ProvisionError, client_context
+from deploy.identity.keys import ProvisionError
+from deploy.identity.tls import client_context
 
 
 def main() -> None:

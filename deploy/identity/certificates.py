@@ -19,6 +19,7 @@ from deploy.identity.keys import ProvisionError, check_private, create_file, fin
 CA_NAME = "maskfed ca"
 CA_DAYS = 3650
 SERVER_DAYS = 365
+LOCAL_TLS = ("ca.crt", "srv.pem", "srv.key")
 CLOCK_SKEW = dt.timedelta(minutes=5)
 
 
@@ -93,7 +94,7 @@ def renew_server_certificate(
 
 
 def create_local_tls(folder: Path) -> None:
-    """Make `ca.crt`, `srv.pem` and `srv.key` for a loopback port; the CA key is thrown away at once.
+    """Make the files of `LOCAL_TLS` for a loopback port; the CA key is thrown away at once.
 
     A SuperNode hands tasks with tokens to its own ClientApps over this port.
     """

@@ -4,16 +4,16 @@ Node keys are elliptic curve P-384 in OpenSSH form, which is what Flower authent
 with Ed25519 keys in PEM form.
 """
 
+import contextlib
 import datetime as dt
+import errno
 import hashlib
 import logging
 import os
 import secrets
-import ssl
+import shutil
 import stat
-import sys
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cryptography import x509
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 logger = logging.getLogger(__name__)
 
 SECRET_BYTES = 32
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 EXPIRY_WARNING_DAYS = 30
 
 
@@ -33,35 +34,51 @@ class ProvisionError(ValueError):
 
 
 def create_file(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a new file with `mode`, fsynced; an existing one is never overwritten.
+    """Write a new file with `mode`, whole or not at all; an existing one is never overwritten.
 
     Raises:
-        ProvisionError: the file exists already or the folder cannot be written.
+        ProvisionError: the file exists already, the folder cannot be written, or the disk is full.
     """
     if path.exists():
         raise ProvisionError(f"{path} exists already: move it away first, nothing is overwritten")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    except OSError as error:
-        raise ProvisionError(f"{path}: {error.strerror}; give a folder that this user can write") from error
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)  # the umask must not decide who reads a key
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
+    replace_file(path, data, mode)
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new one; fsynced.
 
     Raises:
-        ProvisionError: the folder cannot be written.
+        ProvisionError: the folder cannot be written, or the disk is full; the old file is untouched then.
     """
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    new.unlink(missing_ok=True)
-    create_file(new, data, mode)
-    new.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)  # the umask must not decide who reads a key
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        cure = "free some space there" if error.errno in _FULL else "give a folder that this user can write"
+        raise ProvisionError(f"{path}: {error.strerror}; {cure}, then run the command again") from error
+
+
+@contextlib.contextmanager
+def removed_if_unfinished(folder: Path) -> Iterator[Path]:
+    """A new folder to make files in, gone after the block with whatever was not moved out; also what a kill left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    except OSError as error:
+        cure = "free some space there" if error.errno in _FULL else "give a folder that this user can write"
+        raise ProvisionError(f"{folder}: {error.strerror}; {cure}, then run the command again") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_private(path: Path) -> None:
@@ -102,8 +119,8 @@ def create_node_key(path: Path) -> str:
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    create_file(path, private, 0o600)
     create_file(path.with_name(path.name + ".pub"), public + b"\n")
+    create_file(path, private, 0o600)
     return public.decode("ascii")
 
 
@@ -113,8 +130,8 @@ def create_signing_key(path: Path) -> str:
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    create_file(path, private, 0o600)
     create_file(path.with_name(path.name + ".pub"), signing_key_text(key).encode() + b"\n")
+    create_file(path, private, 0o600)
     return signing_key_text(key)
 
 
@@ -208,35 +225,3 @@ def certificate_hosts(certificate: x509.Certificate) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
-
-
-def client_context(ca_certificate: Path, identity: Path | None = None) -> ssl.SSLContext:
-    """TLS 1.3 context that trusts this federation's CA and nothing else.
-
-    Args:
-        ca_certificate: file with the federation's CA.
-        identity: a site's node key, with the certificate for the door beside it (`.crt`), which is shown then.
-
-    Raises:
-        ProvisionError: key or certificate cannot be read, or do not belong together.
-    """
-    context = ssl.create_default_context(cafile=str(ca_certificate))
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    if identity is not None:
-        try:
-            _show_identity(context, identity)
-        except (OSError, ValueError, UnsupportedAlgorithm) as error:  # an SSLError is an OSError
-            raise ProvisionError(f"{identity}, {identity.with_suffix('.crt')}: {error}") from error
-    return context
-
-
-def _show_identity(context: ssl.SSLContext, node_key: Path) -> None:
-    """OpenSSL does not read node keys in OpenSSH form, so it gets the key as PEM, in memory: no file holds it."""
-    key = serialization.load_ssh_private_key(node_key.read_bytes(), password=None)
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    with tempfile.TemporaryFile() if sys.platform != "linux" else os.fdopen(os.memfd_create("key"), "w+b") as file:
-        file.write(private)
-        file.seek(0)
-        context.load_cert_chain(node_key.with_suffix(".crt"), f"/dev/fd/{file.fileno()}")

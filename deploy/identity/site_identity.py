@@ -5,12 +5,13 @@ apart: the node key with the half that talks to the coordinator, the signing key
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 
-from deploy.identity.certificates import create_local_tls
+from deploy.identity.certificates import LOCAL_TLS, create_local_tls
 from deploy.identity.enrolment import JoinBundle, check_alias, write_request
 from deploy.identity.keys import (
     ProvisionError,
@@ -20,6 +21,7 @@ from deploy.identity.keys import (
     create_signing_key,
     load_certificate,
     public_key_digest,
+    removed_if_unfinished,
 )
 from deploy.identity.site_certificates import SITE_CERTIFICATE, check_site_certificate, install_site_certificate
 
@@ -116,25 +118,36 @@ def accept_certificate(home: Path, pem: str, node_key: Path | None = None) -> Pa
 
 
 def _make_folder(home: Path) -> None:
-    home.mkdir(parents=True, exist_ok=True)
-    home.chmod(0o700)
+    """Whatever is missing, or was left empty by a full disk; each is there whole or not at all."""
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        home.chmod(0o700)
+    except OSError as error:
+        raise ProvisionError(f"{home}: {error.strerror}; give a folder that this user can write") from error
+    if (home / SECRET).exists() and not (home / SECRET).stat().st_size:
+        (home / SECRET).unlink()
     if not (home / SECRET).exists():
         create_secret(home / SECRET)
-    if not (home / "tls").exists():
-        create_local_tls(home / "tls")
+    if not all((home / "tls" / name).exists() for name in LOCAL_TLS):
+        shutil.rmtree(home / "tls", ignore_errors=True)
+        with removed_if_unfinished(home / "tls.new") as folder:
+            create_local_tls(folder)
+            folder.rename(home / "tls")
 
 
 def _replace(key: Path, create: Callable[[Path], str]) -> None:
-    """Make a key under another name and put both halves in place; root hands them to the folder's owner."""
-    new = key.with_name(f"{key.name}.{os.getpid()}.new")
-    for left in (new, _public(new)):
-        left.unlink(missing_ok=True)
-    create(new)
+    """Make a key in a folder of its own and put both halves in place; root hands them to the folder's owner.
+
+    The private half comes last: where it is, the public one is.
+    """
     owner = key.parent.stat()
-    for path, target in ((new, key), (_public(new), _public(key))):
-        if os.geteuid() == 0:
-            os.chown(path, owner.st_uid, owner.st_gid)
-        path.replace(target)
+    with removed_if_unfinished(key.with_name(f"{key.name}.new")) as folder:
+        new = folder / key.name
+        create(new)
+        for path, target in ((_public(new), _public(key)), (new, key)):
+            if os.geteuid() == 0:
+                os.chown(path, owner.st_uid, owner.st_gid)
+            path.replace(target)
 
 
 def _public(key: Path) -> Path:

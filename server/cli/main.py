@@ -16,7 +16,7 @@ from deploy.identity.keys import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
 from server.cli import evaluation, models, release, rounds, sites, studies
 from server.cli.door import certificate_checks, register_sites
-from shared.commandline import run_app
+from shared.commandline import owned, run_app
 from shared.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
@@ -28,7 +28,10 @@ rounds.register(app)
 studies.register(app)
 
 Home = Annotated[
-    Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.", show_default=True)
+    Path,
+    typer.Option(
+        "--home", envvar="MASKFED_SERVER_HOME", callback=owned(), help="The coordinator's folder.", show_default=True
+    ),
 ]
 DEFAULT_HOME = Path("coordinator")
 
@@ -185,12 +188,12 @@ def _look_after_runs(home: Path) -> None:
 
 
 def _operation_errors() -> tuple[type[Exception], ...]:
-    """Failures of running systems and of this machine, told in one line, as far as their modules were loaded."""
+    """Failures of running systems, told in one line, as far as their modules were loaded."""
     named = (
         ("server.federation.fleet.superlink_types", "ControlError"),
         ("deploy.processes.demo_commands", "CommandError"),
     )
-    return (OSError, *(getattr(sys.modules[module], name) for module, name in named if module in sys.modules))
+    return tuple(getattr(sys.modules[module], name) for module, name in named if module in sys.modules)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 
 from server.federation.fleet.registry import check_home
+from shared.commandline import owned
 from shared.errors import InputError
 
 DEFAULT_HOME = Path("coordinator")
 Home = Annotated[
-    Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.", show_default=True)
+    Path,
+    typer.Option(
+        "--home", envvar="MASKFED_SERVER_HOME", callback=owned(), help="The coordinator's folder.", show_default=True
+    ),
 ]
 
 

@@ -14,6 +14,7 @@ from server.cli.door import (
     write_bundles,
     write_certificates,
 )
+from shared.commandline import owned
 from shared.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ sites = typer.Typer(no_args_is_help=True, help="Add, renew, list and remove site
 
 DEFAULT_HOME = Path("coordinator")
 Home = Annotated[
-    Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.", show_default=True)
+    Path,
+    typer.Option(
+        "--home", envvar="MASKFED_SERVER_HOME", callback=owned(), help="The coordinator's folder.", show_default=True
+    ),
 ]
 
 

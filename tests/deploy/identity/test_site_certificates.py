@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from deploy.identity.certificates import create_authority, issue_server_certificate
-from deploy.identity.keys import ProvisionError, client_context, load_certificate
+from deploy.identity.keys import ProvisionError, load_certificate
 from deploy.identity.site_certificates import (
     check_door_authority,
     create_door_authority,
@@ -21,6 +21,7 @@ from deploy.identity.site_certificates import (
     write_revocations,
 )
 from deploy.identity.site_identity import accept_certificate, create_identity
+from deploy.identity.tls import client_context
 
 
 @pytest.fixture(scope="module")

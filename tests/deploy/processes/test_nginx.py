@@ -17,9 +17,10 @@ from deploy.checks.answering import is_alive_behind
 from deploy.coordinator import Coordinator, create_coordinator, start_plan
 from deploy.identity.certificates import create_authority
 from deploy.identity.enrolment import read_request
-from deploy.identity.keys import ProvisionError, client_context
+from deploy.identity.keys import ProvisionError
 from deploy.identity.site_certificates import issue_site_certificate
 from deploy.identity.site_identity import accept_certificate, create_identity
+from deploy.identity.tls import client_context
 from deploy.processes.door import SOCKET
 from deploy.processes.nginx import find_nginx, find_stream_module, has_ipv6, write_configuration
 from deploy.processes.process import free_ports
