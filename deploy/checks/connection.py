@@ -21,6 +21,11 @@ from deploy.identity.tls import client_context
 
 logger = logging.getLogger(__name__)
 
+START_LINE = "Starting Flower SuperNode"
+LEASE_LINE = "412 Precondition Failed"
+"""How Flower 1.42 answers an activation while the node's last lease lives."""
+TAIL_BYTES = 64 * 1024
+
 
 class Finding(NamedTuple):
     """One check: its name, whether things can work, and what was found or what to do."""
@@ -47,6 +52,22 @@ def diagnose(way: Way, ca_certificate: Path, identity: Path | None = None) -> st
     """Why a SuperNode may have ended by itself, for the line that says so."""
     found = (finding.text for finding in door_checks(way, ca_certificate, identity) if not finding.is_ok)
     return next(found, f"{way.address} answers; is this site's key registered there, or was it removed?")
+
+
+def lease_still_lives(log: Path) -> str:
+    """What to say when a SuperNode's newest lines tell that its key is online already; empty when they do not."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    if LEASE_LINE not in text.rpartition(START_LINE)[2]:
+        return ""
+    return (
+        "the coordinator still counts on this key's last connection, for up to a minute after its end: nothing to do; "
+        "if it stays so, another host uses the same key"
+    )
 
 
 def door_checks(way: Way, ca_certificate: Path, identity: Path | None = None) -> Iterator[Finding]:

@@ -21,10 +21,12 @@ from deploy.guards.calls import caller_value
 from deploy.identity.addresses import PROXY_VARIABLE
 from deploy.identity.keys import ProvisionError
 from deploy.identity.tls import client_context
+from deploy.observe.scrubber import scrub_journal
 
 
 def main() -> None:
     """Put the guard in place and run the SuperNode."""
+    scrub_journal()
     os.umask(0o077)
     try:
         value = caller_value(_file("--superexec-auth-secret-file"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.checks.answering import is_healthy, is_listening
-from deploy.checks.connection import diagnose
+from deploy.checks.connection import diagnose, lease_still_lives
 from deploy.checks.dial import Way
 from deploy.identity.addresses import PROXY_VARIABLE, split_address, split_proxy
 from deploy.identity.keys import (
@@ -104,6 +104,15 @@ def environment(flwr_home: Path, extra: Mapping[str, str] | None = None) -> dict
     }
 
 
+def compiler_caches(folder: Path) -> dict[str, str]:
+    """Where torch keeps compiled kernels: in the owner's folder.
+
+    What lies there is loaded as code, and by default it lies in the temporary folder, where another user may have made
+    it before.
+    """
+    return {name: str(folder.resolve() / name.lower()) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+
+
 def guarded(entry: str, *arguments: str) -> list[str]:
     """Command line of a guarded entry; `-I` keeps working folder and environment out of `sys.path`."""
     return [sys.executable, "-I", "-m", f"deploy.guards.{entry}", *arguments]
@@ -184,7 +193,7 @@ def site_services(plan: SitePlan) -> list[Service]:
         *("--superexec-auth-secret-file", str(secret)),
     ]
     logs, homes = plan.home / "logs", plan.home / "flwr"
-    app = {"MASKFED_CLIENT_HOME": str(plan.home.resolve())}
+    app = {"MASKFED_CLIENT_HOME": str(plan.home.resolve()), **compiler_caches(homes / "compiled")}
     remove_own_clientapp(plan.home / "bin")
     (plan.home / HEALTH_FILE).write_text(f"127.0.0.1:{plan.health_port}\n", encoding="ascii")
     return [
@@ -194,7 +203,10 @@ def site_services(plan: SitePlan) -> list[Service]:
             environment(homes / "supernode", {PROXY_VARIABLE: plan.proxy} if plan.proxy else None),
             logs / "supernode.log",
             ready=lambda: is_listening(runtime, tls / "ca.crt"),
-            diagnose=lambda: diagnose(Way(plan.superlink, plan.proxy), plan.home / "ca.crt", key),
+            diagnose=lambda: (
+                lease_still_lives(logs / "supernode.log")
+                or diagnose(Way(plan.superlink, plan.proxy), plan.home / "ca.crt", key)
+            ),
         ),
         Service(
             "superexec",

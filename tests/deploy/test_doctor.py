@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.checks.connection import Finding, check_door, diagnose, door_checks
+from deploy.checks.connection import Finding, check_door, diagnose, door_checks, lease_still_lives
 from deploy.checks.dial import Way
 from deploy.coordinator import Coordinator, create_coordinator, read_settings, renew_certificate
 from deploy.doctor import coordinator_checks, site_checks
@@ -223,6 +223,18 @@ def test_a_door_that_is_not_there_yet_is_a_warning(home: Path, caplog: pytest.Lo
 def test_a_supernode_that_ends_although_the_door_is_well_points_at_its_key(home: Path, door: int):
     assert "key registered" in diagnose(Way(f"127.0.0.1:{door}"), home / "pki" / "ca.crt")
     assert "host:port" in diagnose(Way("fleet.example"), home / "pki" / "ca.crt")
+
+
+def test_a_lease_that_still_lives_is_told_from_a_key_that_is_not_registered(tmp_path: Path):
+    log = tmp_path / "supernode.log"
+    assert lease_still_lives(log) == ""
+    start = "INFO : Starting Flower SuperNode\n"
+    refused = "httpx.HTTPStatusError: Client error '412 Precondition Failed' for url\n"
+    log.write_text(start + refused)
+    assert "last connection" in lease_still_lives(log)
+    # What an earlier start met says nothing about this one.
+    log.write_text(start + refused + start + "httpx.HTTPStatusError: Client error '401 Unauthorized' for\n")
+    assert lease_still_lives(log) == ""
 
 
 def test_a_superlink_that_hangs_is_told_from_one_that_does_not_run(home: Path):
