@@ -63,7 +63,7 @@ LAYERS = {
         {"shared.audits", "shared.messages.agreement"},
     ),
     "client": (
-        {"client.limits"},
+        {"client.limits", "client.private_files"},
         {"client.settings"},
         {"client.memory", "client.records"},
         {"client.data"},
