@@ -14,7 +14,7 @@ import typer
 
 from deploy.identity.keys import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
-from server.cli import evaluation, models, release, rounds, sites, studies
+from server.cli import distances, evaluation, models, release, rounds, sites, studies
 from shared.commandline import run_app
 from shared.errors import InputError
 
@@ -22,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 app.add_typer(sites.sites, name="sites")
 models.register(app)
 evaluation.register(app)
+distances.register(app)
 release.register(app)
 rounds.register(app)
 studies.register(app)

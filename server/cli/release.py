@@ -56,6 +56,9 @@ def release(
     verdict: Annotated[list[Path] | None, typer.Option(help="Audit verdict that a site has sent; is kept.")] = None,
     override: Annotated[str, typer.Option(help="Reason to release in spite of the gate; stands in the card.")] = "",
     license_text: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "",
+    name_sites: Annotated[
+        bool, typer.Option("--name-sites", help="Name the sites in the card; default: they are numbered.")
+    ] = False,
 ) -> None:
     """Release a model with its evidence; refused while a required result is missing or bad."""
     from server.release.gate import LICENSE
@@ -65,4 +68,5 @@ def release(
 
     if verdict:
         add_verdicts(resolve_checkpoint(checkpoint).resolve().parent.parent, verdict)
-    typer.echo(str(run(checkpoint, out, override=override, license_text=license_text or LICENSE)))
+    written = run(checkpoint, out, override=override, license_text=license_text or LICENSE, name_sites=name_sites)
+    typer.echo(str(written))

@@ -13,7 +13,7 @@ from server.evaluation.drawing import WAIT_SECONDS, Drawing
 from shared.errors import InputError
 from shared.evaluation.generate import save_grid
 from shared.storage.checkpoint import resolve_checkpoint
-from shared.storage.chunks import ChunkedJob, rank_from_environment
+from shared.storage.chunks import ChunkedJob, open_job, rank_from_environment
 from shared.storage.files import TEMPORARY_PREFIX, with_name
 from shared.storage.synthetic_mark import SyntheticMark, marked_png, read_mark, seed_range, write_array_mark
 
@@ -59,12 +59,12 @@ def sample(path: Path, options: SampleOptions) -> Path:
     source = options.drawing.open(resolve_checkpoint(path), rank)
     seed = source.loaded.experiment.evaluation.seed if options.seed is None else options.seed
     parts = options.out.with_name(f".{options.out.name}.parts")
-    job = ChunkedJob(parts, source.facts(seed), options.num_images, rank)
-    source.draw(job, seed, lambda _items, images: {"images": images.numpy()})
-    if rank.is_first:
-        job.wait(WAIT_SECONDS)
-        _write(job, options, seed, source.loaded.meta.digest)
-        job.remove()
+    with open_job(parts, source.facts(seed), options.num_images, rank) as job:
+        source.draw(job, seed, lambda _items, images: {"images": images.numpy()})
+        if rank.is_first:
+            job.wait(WAIT_SECONDS)
+            _write(job, options, seed, source.loaded.meta.digest)
+            job.remove()
     return options.out
 
 

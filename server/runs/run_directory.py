@@ -1,5 +1,6 @@
 """The run directory: where everything that a run writes has its place. No torch here."""
 
+import json
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,6 +52,15 @@ class RunDir:
     def settings(self) -> Path:
         """`finetune.json`: what a federated run started from, and how its rounds are evaluated."""
         return self.path / "finetune.json"
+
+    @property
+    def stored_settings(self) -> dict[str, Any]:
+        """What `finetune.json` holds; nothing where it is missing or damaged."""
+        try:
+            value = json.loads(self.settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
 
     @property
     def progress(self) -> Path:

@@ -40,17 +40,30 @@ def locked(path: Path, problem: str = "") -> Iterator[None]:
     Raises:
         InputError: another process holds it, and `problem` is not empty.
     """
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if problem else 0))
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = " ".join(file.read(200).split()) or "another process"
-            raise InputError(f"{problem} {holder}: wait for it or stop it") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
+    while True:
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if problem else 0))
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = " ".join(file.read(200).split()) or "another process"
+                raise InputError(f"{problem} {holder}: wait for it or stop it") from error
+            # A holder may have deleted the file at its end, and a third process made it anew.
+            if not _is_file_at(path, file.fileno()):
+                continue
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+            return
+
+
+def _is_file_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one that `path` names now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def file_digest(path: Path) -> str:
