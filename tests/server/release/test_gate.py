@@ -289,13 +289,10 @@ def test_a_site_that_answered_only_in_a_round_without_change_is_not_in_the_weigh
 
 def test_constants_of_dp_and_the_source_of_the_start_stand_in_the_card(tmp_path):
     settings = ["privacy.noise_multiplier=1.3", "privacy.max_grad_norm=0.7", "privacy.sample_rate=0.02"]
-    settings += [
-        "federation.central_noise_multiplier=0.9",
-        "federation.max_update_norm=3.5",
-        "federation.update_norm_action=clip",
-    ]
+    settings += ["federation.central_noise_multiplier=0.9", "federation.max_update_norm=3.5"]
+    settings += ["federation.update_norm_action=clip", "federation.sites_per_round=2"]
     run, _ = finish(tmp_path / "run", privacy="dp-sgd", settings=settings)
-    start = parse_experiment("", ["train.objective=msm", "train.batch=32", "mask.kind=block"])
+    start = parse_experiment("", ["train.objective=msm", "train.batch=32", "mask.kind=block", "mask.ratio=0.9"])
     facts = {"data": "/home/somebody/celeba", "num_images": 600}
     saved = save_checkpoint(
         tmp_path / "start", {"ema": WEIGHTS}, {"experiment": start, "step": 4000, "provenance": facts}
