@@ -14,6 +14,9 @@ _CURABLE = frozenset(
     | {errno.ENAMETOOLONG, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.ENXIO}
 )
 
+# What pathlib of Python 3.11 and 3.12 raises beside `OSError`, and the cure.
+_PATHLIB = {"Symlink loop": "", "Could not determine home": " set HOME, or MASKFED_CACHE and XDG_STATE_HOME"}
+
 
 def run_app(app: typer.Typer) -> int:
     """Run the command that `sys.argv` names.
@@ -36,21 +39,33 @@ def run_app(app: typer.Typer) -> int:
     except click.UsageError as error:
         told = " ".join(error.format_message().split()).rstrip(".")
         where = f": see `{error.ctx.command_path} --help`" if error.ctx else ""
-        sys.stderr.write(f"error: {told}{where}\n")
+        tell_error(f"{told}{where}")
         return error.exit_code
     except click.Abort:
         sys.stderr.write("aborted: nothing was done\n")
         return 1
     except OSError as error:
-        sys.stderr.write(f"error: {os_error_text(error)}\n")
+        tell_error(os_error_text(error))
         return 2 if error.errno in _CURABLE else 1
+    except RecursionError:
+        tell_error("a file that was given nests too deeply to be read: give another")
+        return 2
+    except MemoryError:
+        tell_error("not enough memory for what was asked: ask for less, or give the machine more")
+        return 1
     except RuntimeError as error:
-        # What pathlib of Python 3.11 and 3.12 says of a link that leads to itself.
-        if not str(error).startswith("Symlink loop"):
+        cure = next((cure for start, cure in _PATHLIB.items() if str(error).startswith(start)), None)
+        if cure is None:
             raise
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        tell_error(" ".join(f"{error}{cure}".split()))
         return 2
     return status if isinstance(status, int) else 0
+
+
+def tell_error(error: BaseException | str) -> None:
+    """One line on standard error; what would break it or move the cursor is shown as its code."""
+    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(error))
+    sys.stderr.write(f"error: {shown}\n")
 
 
 def os_error_text(error: OSError) -> str:
