@@ -36,30 +36,31 @@ def run_app(app: typer.Typer) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(error.format_message())
         return error.exit_code
-    except click.UsageError as error:
-        told = " ".join(error.format_message().split()).rstrip(".")
-        where = f": see `{error.ctx.command_path} --help`" if error.ctx else ""
-        tell_error(f"{told}{where}")
-        return error.exit_code
     except click.Abort:
         sys.stderr.write("aborted: nothing was done\n")
         return 1
-    except OSError as error:
-        tell_error(os_error_text(error))
-        return 2 if error.errno in _CURABLE else 1
-    except RecursionError:
-        tell_error("a file that was given nests too deeply to be read: give another")
-        return 2
-    except MemoryError:
-        tell_error("not enough memory for what was asked: ask for less, or give the machine more")
-        return 1
-    except RuntimeError as error:
-        cure = next((cure for start, cure in _PATHLIB.items() if str(error).startswith(start)), None)
-        if cure is None:
+    except (click.UsageError, OSError, RuntimeError, MemoryError) as error:
+        text, status = _told(error)
+        if not text:
             raise
-        tell_error(" ".join(f"{error}{cure}".split()))
-        return 2
+        tell_error(text)
     return status if isinstance(status, int) else 0
+
+
+def _told(error: click.UsageError | OSError | RuntimeError | MemoryError) -> tuple[str, int]:
+    """What to say of a failure, and the exit status; an empty text for a programmer's error."""
+    match error:
+        case click.UsageError():
+            where = f": see `{error.ctx.command_path} --help`" if error.ctx else ""
+            return " ".join(error.format_message().split()).rstrip(".") + where, error.exit_code
+        case OSError():
+            return os_error_text(error), 2 if error.errno in _CURABLE else 1
+        case MemoryError():
+            return "not enough memory for what was asked: ask for less, or give the machine more", 1
+        case RecursionError():
+            return "a file that was given nests too deeply to be read: give another", 2
+    cures = [cure for start, cure in _PATHLIB.items() if str(error).startswith(start)]
+    return " ".join(f"{error}{cures[0]}".split()) if cures else "", 2
 
 
 def tell_error(error: BaseException | str) -> None:
