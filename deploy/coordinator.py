@@ -66,6 +66,7 @@ def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> s
     check_settings(settings)
     if home.is_dir() and any(home.iterdir()):
         raise ProvisionError(f"{home} is not empty: give a new folder, nothing is overwritten")
+    is_new = not home.exists()
     try:
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)
@@ -85,10 +86,12 @@ def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> s
         )
         create_secret(home / "superexec.secret")
         create_file(home / SETTINGS, tomli_w.dumps(asdict(settings)).encode())
-    except ProvisionError:
-        for folder in ("ca", "pki"):
-            shutil.rmtree(home / folder, ignore_errors=True)
-        (home / "superexec.secret").unlink(missing_ok=True)
+    except BaseException:
+        # The folder was empty: all that is in it now was half-made here.
+        for made in home.iterdir():
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
+        if is_new:
+            home.rmdir()
         raise
     return digest
 

@@ -33,7 +33,7 @@ from shared.evaluation.feature_statistics import (
     save_statistics,
 )
 from shared.evaluation.private_statistics import Projection
-from shared.storage.files import TEMPORARY_PREFIX, file_digest
+from shared.storage.files import TEMPORARY_PREFIX, file_digest, machine_errors
 
 STATISTICS_SUFFIX = ".safetensors"
 MIN_IMAGES = 2
@@ -192,8 +192,12 @@ def _compute(
     facts = {"size": str(images.size), "sha256": sha256}
     # Another evaluation may compute the same beside this one.
     unfinished = cache / f"{TEMPORARY_PREFIX}{os.getpid()}-{features_file.name}"
-    np.save(unfinished, np.concatenate(kept))
-    unfinished.replace(features_file)
+    try:
+        with machine_errors(features_file):
+            np.save(unfinished, np.concatenate(kept))
+        unfinished.replace(features_file)
+    finally:
+        unfinished.unlink(missing_ok=True)
     save_statistics(
         Statistics(statistics.space, statistics.n, statistics.total_D, statistics.outer_DD, source=name, images=facts),
         statistics_file,

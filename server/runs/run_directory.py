@@ -112,8 +112,9 @@ class RunDir:
                 if not self.experiment_file.exists():
                     # No run came of it: nothing half-made stays.
                     (self.path / _WRITER_FILE).unlink(missing_ok=True)
-                    with suppress(OSError):
-                        self.path.rmdir()
+                    for folder in (self.checkpoints, self.samples, self.path):
+                        with suppress(OSError):
+                            folder.rmdir()
 
     def evaluation(self, name: str) -> Path:
         """Folder of the evaluation called `name`."""

@@ -326,3 +326,20 @@ def test_synthetic_spec_is_generated_in_memory():
 def test_bad_synthetic_spec_is_refused(spec):
     with pytest.raises(InputError, match="synthetic"):
         open_images(spec, 16)
+
+
+def test_a_disk_that_takes_only_parts_of_a_write_loses_no_pixel(faces, tmp_path, monkeypatch):
+    (faces / "p0" / "0.png").write_bytes(b"no image")  # so that rows are moved, too
+    pwrite = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda descriptor, data, place: pwrite(descriptor, data[:7], place))
+    cache = build_cache(faces, tmp_path / "cache", 8, options=LOSSY)
+    (faces / "p0" / "0.png").unlink()
+    assert np.array_equal(cache.images, expected(faces))
+
+
+def test_a_folder_with_files_of_that_name_is_no_cache_and_stays_as_it_is(faces, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "index.json").write_text("my list")
+    with pytest.raises(InputError, match="holds other files"):
+        build_cache(faces, tmp_path / "mine", 8)
+    assert (tmp_path / "mine" / "index.json").read_text() == "my list"
