@@ -208,6 +208,6 @@ def test_a_full_disk_is_one_line_with_the_place(checkpoint, tmp_path, monkeypatc
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("server.evaluation.sample.ChunkedJob", fail)
+    monkeypatch.setattr("server.evaluation.sample.open_job", fail)
     code, line = call(monkeypatch, capsys, "sample", checkpoint, "--num", "1", "--out", tmp_path / "out")
     assert (code, line) == (2, f"error: /a/b: {error.strerror}\n")
