@@ -77,8 +77,7 @@ def asked_in(content: RecordDict, purpose: Purpose) -> Statement | None:
     if SEAL not in content:
         return None
     seal, digests = read_seal(content, "request"), digests_of(content)
-    place = (seal.run, seal.server_round, seal.alias, digests.request, digests.header, digests.arrays)
-    return Statement(purpose, "request", *place)
+    return seal.statement(purpose, seal.alias, digests)
 
 
 def alias_of(node_id: int) -> str:

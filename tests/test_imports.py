@@ -63,9 +63,9 @@ LAYERS = {
         {"shared.audits", "shared.messages.agreement"},
     ),
     "client": (
-        {"client.limits"},
+        {"client.limits", "client.private_files"},
         {"client.settings"},
-        {"client.records"},
+        {"client.memory", "client.records"},
         {"client.data"},
         {"client.policy", "client.privacy"},
         {"client.training"},

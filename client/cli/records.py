@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from client.settings import Home, find_home
+from shared.commandline import owned
 from shared.errors import InputError
 
 if TYPE_CHECKING:
     from shared.experiment.config import Experiment
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
+    ),
+]
 journal = typer.Typer(no_args_is_help=True, help="See what was asked, decided and released.")
 approvals = typer.Typer(no_args_is_help=True, help="Decide which code and experiments may run here.")
 APPROVED_FILES = "approved-files.json"
@@ -193,8 +199,8 @@ def check_installed(wanted: str) -> None:
 def approve_installed(place: Home) -> None:
     """Approve the client code installed here, and keep what its files are for the next comparison."""
     from client.policy.approval import approve
+    from client.private_files import write_private
     from client.records.journal import Journal
-    from client.settings import write_private
     from shared.storage.code_digest import installed_digest
 
     digest = installed_digest()

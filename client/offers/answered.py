@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pydantic import Field, ValidationError
 
 from client.policy.rules import HIDDEN
-from client.settings import Home, SitePolicy, write_private
+from client.private_files import write_private
+from client.settings import Home, SitePolicy
 from shared.experiment.config import Section
 from shared.messages.agreement.offer import OfferAnswer, Reason
 from shared.messages.envelope import canonical_json

@@ -22,6 +22,7 @@ RefusalCode = Literal[
     "schema",
     "malformed",
     "not_signed",
+    "replayed",
     "experiment_not_approved",
     "code_not_approved",
     "task_not_allowed",
