@@ -174,6 +174,7 @@ class Rounds:
         with self._stages.stage("wait_available"):
             try:
                 here = self._presence.wait(server_round, lambda missing: self._tell_missing(server_round, missing))
+                self.observer.progress(server_round, "offering the plan", dict.fromkeys(here, "asked"))
                 with self._stages.stage("offers"):
                     here = self._presence.agreeing(
                         header_of(model, self.experiment, self.run), here, self.observer.attend
