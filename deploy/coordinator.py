@@ -190,7 +190,7 @@ def start_plan(home: Path, settings: Coordinator, on_superlink_ready: Callable[[
     database = home / "superlink.db" if settings.database else None
     if database:
         check_database(database)
-    services = server_services(ServerPlan(home, settings.port, settings.health_port, database), on_superlink_ready)
+    services = server_services(ServerPlan(home, settings.port, database), on_superlink_ready)
     if settings.edge:
         port = split_address(settings.address)[1]
         for every in ("0.0.0.0", "::") if has_ipv6() else ("0.0.0.0",):

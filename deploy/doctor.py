@@ -27,8 +27,8 @@ from deploy.processes.nginx import check_nginx
 from deploy.processes.services import HEALTH_FILE
 
 LEAST_FREE_GIB = 5.0
-HUNG = frozenset({"DEADLINE_EXCEEDED"})
-"""Answer of a health check whose port is open while nobody speaks; a port that is closed is UNAVAILABLE."""
+HUNG = frozenset({"DEADLINE_EXCEEDED", "NOT_SERVING"})
+"""Answers of a health check while something does not answer; a port that is closed is UNAVAILABLE."""
 
 
 def coordinator_checks(home: Path) -> list[Finding]:

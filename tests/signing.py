@@ -54,12 +54,13 @@ def federation() -> Path:
 
 
 def statement_of(
-    content: RecordDict, alias: str, purpose: Purpose = "train", run: str = "run", server_round: int = 1
-) -> Statement:
-    """What an honest coordinator states about a request."""
+    content: RecordDict, alias: str, purpose: Purpose = "train", run: str = "run", server_round: int = 1,
+    times: tuple[int, int] = (1_700_000_000_000, 4_000_000_000_000),
+) -> Statement:  # fmt: skip
+    """What an honest coordinator states about a request; it stands until the year 2096."""
     digests = digests_of(content)
     place = (run, server_round, alias, digests.request, digests.header, digests.arrays)
-    return Statement(purpose, "request", *place)
+    return Statement(purpose, "request", *place, *times)
 
 
 def signed_request(content: RecordDict, statement: Statement, home: Path | None = None) -> RecordDict:
@@ -73,5 +74,5 @@ def signed_reply(
 ) -> RecordDict:
     """The answer to a signed request as the holder of `key` signs it."""
     seal = read_seal(request, "request")
-    asked = statement_of(request, seal.alias, purpose, seal.run, seal.server_round)
+    asked = seal.statement(purpose, seal.alias, digests_of(request))
     return seal_reply(answer, replace(asked, **changed), key)

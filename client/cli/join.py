@@ -12,6 +12,7 @@ from client.policy.description import describe
 from client.settings import Home, SiteConfig, find_home, load_settings, save_settings
 from shared.commandline import owned
 from shared.errors import InputError
+from shared.messages.agreement.defaults import DELTA, EPSILON_CAP, MAX_ROUNDS, MAX_STEPS, MIN_NOISE
 
 HomeOption = Annotated[
     Path | None,
@@ -61,14 +62,14 @@ def join(  # every rule of the policy is one option
     num_persons: PersonsOption = None,
     epsilon_cap: Annotated[
         float, typer.Option(min=0, help="Largest epsilon that all training together may cost your images.")
-    ] = 8.0,
-    delta: Annotated[float, typer.Option(help="Delta that goes with every epsilon.")] = 1e-5,
+    ] = EPSILON_CAP,
+    delta: Annotated[float, typer.Option(help="Delta that goes with every epsilon.")] = DELTA,
     unit: Annotated[
         str | None, typer.Option(help="What epsilon protects: image or person; default: person where there are any.")
     ] = None,
-    min_noise: Annotated[float, typer.Option(help="Refuse plans with a smaller noise multiplier.")] = 0.5,
-    max_steps: Annotated[int, typer.Option(help="Refuse rounds of more optimizer steps.")] = 2000,
-    max_rounds: Annotated[int, typer.Option(help="Refuse more rounds than this in 24 hours.")] = 100,
+    min_noise: Annotated[float, typer.Option(help="Refuse plans with a smaller noise multiplier.")] = MIN_NOISE,
+    max_steps: Annotated[int, typer.Option(help="Refuse rounds of more optimizer steps.")] = MAX_STEPS,
+    max_rounds: Annotated[int, typer.Option(help="Refuse more rounds than this in 24 hours.")] = MAX_ROUNDS,
     max_audits: Annotated[int, typer.Option(min=0, help="Refuse more audits than this of one run's models.")] = 0,
     audit_noise: Annotated[
         float, typer.Option(help="Noise multiplier of an audit's counts: less finds more, and costs more.")

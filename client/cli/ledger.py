@@ -109,7 +109,7 @@ def ledger_plan(
     """Say how many rounds of an experiment fit under the cap, and which noise would fit all of them."""
     from client.data.dataset import open_dataset
     from client.policy.approval import read_approved
-    from client.policy.rules import Facts, review_experiment
+    from client.policy.rules import Facts, experiment_refusals
     from client.privacy.accounting import epsilon
     from client.privacy.planning import noise_that_fits, num_that_fit
     from client.records.ledger import read_ledger
@@ -142,5 +142,5 @@ def ledger_plan(
         approved_experiments=read_approved(place).experiments,
         spent_unit=history.unit_of(data.dataset_id),
     )
-    if refusal := review_experiment(planned, policy, facts):
+    for refusal in experiment_refusals(planned, policy, facts):
         typer.echo(f"as it stands the policy refuses it: {refusal.code}, {refusal.reason}")

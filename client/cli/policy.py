@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from client.settings import check_private, find_home, load_settings, read_toml, write_private
+from client.private_files import check_private, write_private
+from client.settings import find_home, load_settings, read_toml
 from shared.commandline import owned
 
 HomeOption = Annotated[

@@ -114,10 +114,11 @@ def start(
     for each, name in zip(ports, ("SuperNode", "health check"), strict=True):
         check_port_free("127.0.0.1", each, name)
     with hold_site(place), contextlib.ExitStack() as stack:
-        services = site_services(SitePlan(place.path, settings.address, *ports, settings.proxy))
+        largest = settings.policy.ranges.parameters[1]
+        services = site_services(SitePlan(place.path, settings.address, *ports, largest, settings.proxy))
         verify_program("client.entry")
         check_door(Way(settings.address, settings.proxy), place.path / "ca.crt", place.path / "node.key")
-        supervisor = Supervisor(services)
+        supervisor = Supervisor(services, health_address=f"127.0.0.1:{ports[1]}")
         handle_signals(supervisor.request_stop)
         tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
         lines = SiteView(place, tell)

@@ -24,6 +24,7 @@ from deploy.identity.keys import (
     warn_of_expiry,
 )
 from deploy.identity.site_certificates import CURE_MISSING, SITE_CERTIFICATE
+from deploy.processes.memory import DEFAULT_PARAMETERS, PARAMETERS_VARIABLE
 from deploy.processes.supervision import Service
 
 KEPT_VARIABLES = (
@@ -33,6 +34,7 @@ KEPT_VARIABLES = (
     "TMPDIR",
     "TZ",
     "CUDA_VISIBLE_DEVICES",
+    "MASKFED_PARAMETERS",
     "MASKFED_REGISTRY",
     "XDG_STATE_HOME",
     "LD_LIBRARY_PATH",
@@ -57,7 +59,6 @@ class ServerPlan:
 
     home: Path
     port: int
-    health_port: int
     database: Path | None = None
 
     @property
@@ -82,6 +83,8 @@ class SitePlan:
     superlink: str
     port: int
     health_port: int
+    parameters: float = DEFAULT_PARAMETERS
+    """Of the largest model that the site's policy allows."""
     proxy: str = ""
 
 
@@ -134,7 +137,6 @@ def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) 
         "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
-        *("--health-server-address", f"127.0.0.1:{plan.health_port}"),
         *(("--database", str(plan.database)) if plan.database else ()),
     ]
     superexec = [
@@ -185,7 +187,6 @@ def site_services(plan: SitePlan) -> list[Service]:
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
         *("--ssl-ca-certfile", str(tls / "ca.crt"), "--ssl-certfile", str(tls / "srv.pem")),
         *("--ssl-keyfile", str(tls / "srv.key")),
-        *("--health-server-address", f"127.0.0.1:{plan.health_port}"),
     ]
     superexec = [
         *guarded("superexec", "client.entry"),
@@ -193,14 +194,15 @@ def site_services(plan: SitePlan) -> list[Service]:
         *("--superexec-auth-secret-file", str(secret)),
     ]
     logs, homes = plan.home / "logs", plan.home / "flwr"
-    app = {"MASKFED_CLIENT_HOME": str(plan.home.resolve()), **compiler_caches(homes / "compiled")}
+    size = {PARAMETERS_VARIABLE: f"{plan.parameters:.0f}"}
+    app = {"MASKFED_CLIENT_HOME": str(plan.home.resolve()), **size, **compiler_caches(homes / "compiled")}
     remove_own_clientapp(plan.home / "bin")
     (plan.home / HEALTH_FILE).write_text(f"127.0.0.1:{plan.health_port}\n", encoding="ascii")
     return [
         Service(
             "supernode",
             supernode,
-            environment(homes / "supernode", {PROXY_VARIABLE: plan.proxy} if plan.proxy else None),
+            environment(homes / "supernode", {**size, **({PROXY_VARIABLE: plan.proxy} if plan.proxy else {})}),
             logs / "supernode.log",
             ready=lambda: is_listening(runtime, tls / "ca.crt"),
             diagnose=lambda: (

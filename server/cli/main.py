@@ -14,7 +14,7 @@ import typer
 
 from deploy.identity.keys import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
-from server.cli import evaluation, models, release, rounds, sites, studies
+from server.cli import evaluation, models, plan, release, rounds, sites, studies
 from server.cli.door import certificate_checks, register_sites
 from shared.commandline import owned, run_app
 from shared.errors import InputError
@@ -26,6 +26,7 @@ evaluation.register(app)
 release.register(app)
 rounds.register(app)
 studies.register(app)
+plan.register(app)
 
 Home = Annotated[
     Path,
@@ -119,7 +120,8 @@ def start(
     os.umask(0o077)
     settings = read_coordinator(home)
     with only_one(home / "start.lock"):
-        supervisor = Supervisor(start_plan(home, settings, lambda: register_sites(home)))
+        services = start_plan(home, settings, lambda: register_sites(home))
+        supervisor = Supervisor(services, health_address=f"127.0.0.1:{settings.health_port}")
         handle_signals(supervisor.request_stop)
         with supervisor, _metrics(metrics_port, lambda: coordinator_gauges(home)):
             tell(f"ready: sites connect to {settings.address}")

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
 from server.federation.fleet.superlink import connect
 from server.federation.fleet.superlink_types import ControlError
+from server.federation.offer_table import newest_offers, offer_table
 from server.federation.resubmission import Wanted, WantedRun
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
@@ -42,7 +43,7 @@ def follow(home: Path, run: str, *, as_json: bool = False, console: Console | No
         with Live(console=console, refresh_per_second=2) as live:
             seen = time.monotonic()
             while (entry := _entry(wanted, run)).status == "running":
-                live.update(table(summarise(home, entry, log)))
+                live.update(_shown(summarise(home, entry, log)))
                 time.sleep(POLL_SECONDS)
                 seen = time.monotonic() if _tick(home, wanted) else seen
                 if time.monotonic() - seen > AWAY_SECONDS:
@@ -50,7 +51,7 @@ def follow(home: Path, run: str, *, as_json: bool = False, console: Console | No
                         f"the SuperLink is away for {AWAY_SECONDS:g} s: run {run} continues with `maskfed-server start`"
                     )
             summary = summarise(home, entry, log)
-            live.update(table(summary))
+            live.update(_shown(summary))
     except KeyboardInterrupt:
         console.print(
             f"run {run} continues in the background: `maskfed-server status {run}`, or `stop {run}`", markup=False
@@ -61,6 +62,12 @@ def follow(home: Path, run: str, *, as_json: bool = False, console: Console | No
     elif summary["reason"]:
         console.print(f"run {run} {entry.status}: {summary['reason']}", markup=False)
     return EXIT_CODES[entry.status]
+
+
+def _shown(summary: dict[str, Any]) -> Group:
+    """What a follower sees: the offers until a round has begun, then the rounds."""
+    offers = summary["offers"] if not summary["history"] else []
+    return Group(*([offer_table(offers, summary["rounds"])] if offers else []), table(summary))
 
 
 def summarise(home: Path, entry: WantedRun, log: RunLogReader | None = None) -> dict[str, Any]:
@@ -83,6 +90,7 @@ def summarise(home: Path, entry: WantedRun, log: RunLogReader | None = None) -> 
         "folder": str(run.path),
         "progress": {} if is_over else _progress(run),
         "start_metrics": evaluations[0]["metrics"] if 0 in evaluations else {},
+        "offers": newest_offers(events),
         "history": [_history(rounds[index], evaluations.get(index)) for index in sorted(rounds)],
     }
 
@@ -103,10 +111,7 @@ def all_runs(home: Path, run: str = "") -> list[dict[str, Any]]:
 def table(summary: dict[str, Any], width: int | None = None) -> Table:
     """One line per round: sites by outcome, loss, bytes, seconds, epsilon, distance; the current round last.
 
-    Args:
-        summary: of `summarise`.
-        width: of the terminal; default: as it is. Where not all columns fit, the ones that tell least are left out, so
-            that those that stay can be read.
+    In a terminal of `width` characters that is too narrow for all columns, those that tell least are left out.
     """
     width = shutil.get_terminal_size().columns if width is None else width
     columns = COLUMNS if width >= WIDE else NARROW if width >= HALF else NARROWEST
