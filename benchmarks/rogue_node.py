@@ -60,7 +60,9 @@ class RogueNode:
         self._public = key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-        self._http = httpx.Client(verify=client_context(self.ca_certificate), trust_env=False, timeout=120.0)
+        self._http = httpx.Client(
+            verify=client_context(self.ca_certificate, self.key_file), trust_env=False, timeout=120.0
+        )
 
     def call(self, path: str, body: bytes) -> httpx.Response:
         """One signed call of a fleet path."""
