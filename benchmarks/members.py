@@ -137,10 +137,10 @@ def one_round(local: LocalFederation, node: RogueNode, attack: Attack, run: str)
     """One run of one round with the attack in it."""
     arguments = ("--init", str(local.root / "init"), "--home", str(local.home), "--run", run, "--json")
     finetune = command("maskfed-server", "finetune", str(local.root / "experiment.toml"), *arguments)
-    before = num_restarts(local)
+    before, is_taken = num_restarts(local), False
     with Memory(local) as memory, subprocess.Popen(finetune, stdout=subprocess.DEVNULL) as running:
         try:
-            attack(node, node.question(ROUND_SECONDS))
+            is_taken = attack(node, node.question(ROUND_SECONDS))
             with suppress(subprocess.TimeoutExpired):
                 running.wait(ROUND_SECONDS)
         finally:
@@ -150,7 +150,7 @@ def one_round(local: LocalFederation, node: RogueNode, attack: Attack, run: str)
     forged = [entry["site"] for entry in answered if entry["scalars"].get("loss") == FORGED_LOSS]
     honest = any(entry["site"] == "site-0" for entry in answered) and "site-0" not in forged
     outcome = Outcome(len(forged), honest, num_restarts(local) - before, memory.needed_mb())
-    print(f"  {run}: {outcome}", flush=True)
+    print(f"  {run}: upload taken {is_taken}, {outcome}", flush=True)
     return outcome
 
 

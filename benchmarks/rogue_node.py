@@ -125,10 +125,13 @@ class RogueNode:
         """A message in answer to `asked`; `changed` are fields of its metadata."""
         arbitrary = {"arrays": ArrayRecord(dict(arrays)), "header": ConfigRecord({"json": "{}"})}
         content = content or RecordDict(arbitrary)  # type: ignore[arg-type]
+        now = time.time()
+        # An answer that would stand longer than its question is refused by Flower itself.
+        left = asked.created_at + asked.ttl - now - 1.0
         fields: dict[str, object] = {
             "run_id": asked.run_id, "message_id": "", "src_node_id": self.node_id, "dst_node_id": 1,
-            "reply_to_message_id": asked.message_id, "group_id": asked.group_id, "created_at": time.time(),
-            "ttl": 600.0, "message_type": asked.message_type, **changed,
+            "reply_to_message_id": asked.message_id, "group_id": asked.group_id, "created_at": now,
+            "ttl": left, "message_type": asked.message_type, **changed,
         }  # fmt: skip
         message = make_message(metadata=Metadata(**fields), content=content)  # type: ignore[arg-type]
         message.metadata.__dict__["_message_id"] = message.object_id
