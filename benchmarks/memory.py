@@ -23,13 +23,14 @@ from benchmarks.nodes import alias_of, key_of
 from deploy.identity.certificates import create_authority
 from deploy.identity.request_key import REQUEST_KEY, issue_request_key
 from deploy.processes.process import free_ports
-from server.federation.finetune import initial_model, resolve
 from server.federation.fleet.bundle import build_bundle
-from server.federation.fleet.registry import DataRegistry, write_json
+from server.federation.fleet.registry import Registry, write_json
 from server.federation.fleet.superlink import Control, wait_ready
 from server.federation.rounds.global_model import save_global
+from server.federation.starting_point import initial_model
 from server.runs.run_directory import create
 from shared.experiment.config import Experiment, parse_experiment
+from shared.messages.agreement.plan import resolve
 from shared.messages.signature import public_text
 from shared.storage.checkpoint import save_checkpoint
 from shared.storage.runlog import read_metrics
@@ -107,11 +108,11 @@ def make_experiment(num_nodes: int, optimizer: str) -> Experiment:
 
 
 def prepare(home: Path, experiment: Experiment, size: int, control: Control) -> None:
-    """DataRegistry of the nodes that are online, and a run directory whose model is one flat tensor."""
+    """Registry of the nodes that are online, and a run directory whose model is one flat tensor."""
     authority = {"ca_key": home / "ca" / "ca.key", "ca_certificate": home / "pki" / "ca.crt"}
     create_authority(**authority)
     issue_request_key(**authority, path=home / REQUEST_KEY)
-    registry = DataRegistry(home / "sites.json")
+    registry = Registry(home / "sites.json")
     for index, node in enumerate(sorted(control.nodes(), key=lambda each: each.node_id)):
         alias = alias_of(node.node_id)
         registry.add(alias, f"ecdsa-sha2-nistp384 {index}", public_text(key_of(alias)))

@@ -32,7 +32,7 @@ from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 
-from deploy.identity.keys import client_context
+from deploy.identity.tls import client_context
 from shared.messages.packing import encode
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 

@@ -13,6 +13,7 @@ from flwr.app import RecordDict
 
 from deploy.identity.certificates import create_authority
 from deploy.identity.request_key import REQUEST_KEY, issue_request_key
+from deploy.identity.site_certificates import create_door_authority
 from server.federation.messaging.signed_grid import read_request_key
 from shared.messages.sealing import digests_of, read_seal, seal_reply, seal_request
 from shared.messages.signature import Purpose, Statement, public_text
@@ -34,8 +35,9 @@ def pem_of(key: Ed25519PrivateKey) -> bytes:
 
 
 def make_federation(home: Path) -> None:
-    """CA (`ca/ca.key`, `pki/ca.crt`) and request key (`pki/request.pem`) in a coordinator's folder."""
+    """CA (`ca/ca.key`, `pki/ca.crt`), request key (`pki/request.pem`) and the door's CA in a coordinator's folder."""
     create_authority(home / "ca" / "ca.key", home / "pki" / "ca.crt")
+    create_door_authority(home / "pki")
     renew_request_key(home)
 
 

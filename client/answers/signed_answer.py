@@ -9,10 +9,12 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from client.policy.freshness import check_fresh
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
+from client.private_files import write_private
 from client.records.journal import Journal
-from client.settings import CURE_SIGNING_KEY, Home, load_settings, write_private
+from client.settings import CURE_SIGNING_KEY, Home, load_settings
 from shared.errors import InputError
 from shared.experiment.config import Section
+from shared.messages.agreement.offer import OfferAnswer, Reason
 from shared.messages.audit import AuditAnswer
 from shared.messages.envelope import header_record, read_header
 from shared.messages.packing import MessageError
@@ -105,6 +107,7 @@ def _claimed(content: RecordDict, purpose: Purpose, alias: str) -> Statement:
 def _refusal(purpose: Purpose, code: RefusalCode, reason: str) -> RecordDict:
     headers: dict[Purpose, Section] = {
         "train": ReplyHeader(request_digest=UNKNOWN_REQUEST, status="refused", refusal=code, reason=reason),
+        "offer": OfferAnswer(status="refused", reasons=(Reason(code=code, text=reason),)),
         "audit": AuditAnswer(status="refused", refusal=code, reason=reason),
         "statistics": StatisticsAnswer(status="refused", reason=reason),
     }

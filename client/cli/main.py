@@ -30,9 +30,6 @@ def main() -> None:
     except (InputError, ProvisionError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     sys.exit(status)
 
 

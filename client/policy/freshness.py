@@ -10,7 +10,7 @@ import json
 import time
 from pathlib import Path
 
-from client.settings import write_private
+from client.private_files import write_private
 from shared.messages.signature import SignatureError, Statement
 
 Times = dict[str, tuple[int, int]]

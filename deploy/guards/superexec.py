@@ -32,6 +32,7 @@ from deploy.guards import replace
 from deploy.guards.apps import VERIFY
 from deploy.guards.calls import caller_value, send_with_every_call
 from deploy.identity.keys import ProvisionError
+from deploy.observe.scrubber import scrub_journal
 from deploy.processes.memory import limit_own_memory
 from deploy.processes.process import family
 from deploy.processes.services import BEAT_FILE
@@ -53,6 +54,7 @@ log = logging.getLogger("maskfed.superexec")
 
 def main() -> None:
     """Verify the program, put the guards in place, take tasks until the end."""
+    scrub_journal()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.umask(0o077)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,7 @@ STABLE_SECONDS = 60.0
 HUNG_SECONDS = 2.0
 """What a service that does not answer gets to end by itself."""
 LOG_SECONDS = 10.0
+COMPLAINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Supervisor:
     restarts: dict[str, int] = field(default_factory=dict)
     _running: dict[str, _Running] = field(default_factory=dict)
     _seen: dict[int, psutil.Process] = field(default_factory=dict)
+    _next_complaint: float = 0.0
     _stopping: threading.Event = field(default_factory=threading.Event)
     _liveness: Liveness = field(init=False)
     _health: HealthProcess = field(init=False)
@@ -104,15 +107,24 @@ class Supervisor:
         next_tick = next_cap = time.monotonic()
         self._liveness.start()
         while not self._stopping.wait(POLL_SECONDS):
-            self._restart_exited()
-            self._health.tell(self.health())
+            self._waiting_for_disks(self._restart_exited)
+            self._waiting_for_disks(lambda: self._health.tell(self.health()))
             if time.monotonic() >= next_cap:
                 for folder in {service.log.parent for service in self.services}:
-                    cap_logs(folder)
+                    self._waiting_for_disks(partial(cap_logs, folder))
                 next_cap = time.monotonic() + LOG_SECONDS
             if tick is not None and time.monotonic() >= next_tick:
-                tick()
+                self._waiting_for_disks(tick)
                 next_tick = time.monotonic() + tick_seconds
+
+    def _waiting_for_disks(self, action: Callable[[], object]) -> None:
+        """What a full or failing disk does not let through is tried again: it must not end what runs."""
+        try:
+            action()
+        except OSError as error:
+            if time.monotonic() >= self._next_complaint:
+                self._next_complaint = time.monotonic() + COMPLAINT_SECONDS
+                logger.warning("%s: waiting, and trying again; everything else goes on", error)
 
     def request_stop(self) -> None:
         """Let `watch` and waits return; safe in a signal handler."""

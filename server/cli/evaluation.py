@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from shared.commandline import owned
+
 if TYPE_CHECKING:
     from server.evaluation.drawing import Drawing
 
@@ -121,6 +123,7 @@ def evaluate(
         typer.Option(
             "--home",
             envvar="MASKFED_SERVER_HOME",
+            callback=owned(),
             help="The coordinator's folder; needed for the reference `federated`.",
         ),
     ] = Path("coordinator"),

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from shared.commandline import owned
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the coordinator's."""
@@ -30,7 +32,7 @@ def audit(
     ] = False,
     deadline: Annotated[float, typer.Option(min=1, help="Seconds until sites must have answered.")] = 4 * 3600.0,
     home: Annotated[
-        Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.")
+        Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", callback=owned(), help="The coordinator's folder.")
     ] = Path("coordinator"),
 ) -> None:
     """Ask the sites to attack a model with their own images: how, and at what cost, is each site's policy."""

@@ -24,9 +24,14 @@ DOMAIN = b"maskfed message 2"
 SIGNATURE_BYTES = 64
 KEY_PATTERN = r"^[0-9a-f]{64}$"
 """A public key as text: its 32 bytes, hexadecimal."""
-Purpose = Literal["train", "audit", "statistics"]
+Purpose = Literal["train", "offer", "audit", "statistics"]
 Direction = Literal["request", "reply"]
-PURPOSES: dict[str, Purpose] = {"train": "train", "query": "statistics", "query.audit": "audit"}
+PURPOSES: dict[str, Purpose] = {
+    "train": "train",
+    "query": "statistics",
+    "query.audit": "audit",
+    "query.offer": "offer",
+}
 """Purpose by the message type that routes a message to its handler; a type that is not listed is never sent."""
 
 

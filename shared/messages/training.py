@@ -32,6 +32,7 @@ RefusalCode = Literal[
     "noise_too_small",
     "too_many_steps",
     "too_many_rounds",
+    "too_many_offers",
     "budget_exceeded",
     "plan_changed",
     "out_of_range",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.checks.dial import Way
 from deploy.doctor import site_checks
 from deploy.identity.certificates import create_authority
 from deploy.identity.site_identity import create_identity
@@ -111,7 +112,10 @@ def test_splitting_a_site_moves_the_key_and_keeps_the_modes(tmp_path: Path):
     site, node, me = tmp_path / "site", tmp_path / "node", getpass.getuser()
     create_identity(site, "site-0")
     create_authority(tmp_path / "ca.key", site / "ca.crt")
-    (site / "site.toml").write_text('alias = "site-0"\naddress = "fleet.example:443"\n')
+    (site / "node.crt").write_text("certificate")
+    (site / "site.toml").write_text(
+        'alias = "site-0"\naddress = "[2001:db8::7]:443"\nproxy = "http://proxy.example:3128"\n'
+    )
     key = (site / "node.key").read_bytes()
     command = [str(UNITS / "split-site"), str(site), str(node), me, me]
     subprocess.run(command, check=True, capture_output=True)
@@ -119,10 +123,13 @@ def test_splitting_a_site_moves_the_key_and_keeps_the_modes(tmp_path: Path):
     assert not (site / "node.key").exists()
     assert (site / "site-sign.key").stat().st_mode & 0o777 == 0o600
     assert not list(node.glob("site-sign*"))
-    assert (node / "address.env").read_text() == "MASKFED_ADDRESS=fleet.example:443\n"
+    assert (node / "address.env").read_text() == (
+        "MASKFED_ADDRESS=[2001:db8::7]:443\nMASKFED_PROXY=http://proxy.example:3128\n"
+    )
+    assert (node / "node.crt").read_text() == "certificate"
     for private in (node / "node.key", node / "site.secret", node / "tls" / "srv.key", site / "site.secret"):
         assert private.stat().st_mode & 0o077 == 0, private
-    found = {finding.name: finding for finding in site_checks(site, "fleet.example")}
+    found = {finding.name: finding for finding in site_checks(site, Way("fleet.example"))}
     assert "another user" in found["users"].text
     assert "node.key" not in found
     again = subprocess.run(command, check=False, capture_output=True, text=True)

@@ -4,6 +4,8 @@ import pytest
 
 from benchmarks.privacy_attacks.overflow import ATTACKS
 
+pytestmark = pytest.mark.full_size
+
 TRIALS = 4
 
 

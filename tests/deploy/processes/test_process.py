@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import socket
@@ -166,6 +167,27 @@ def test_a_supervisor_keeps_its_logs_small(tmp_path: Path, monkeypatch: pytest.M
     with supervisor:
         supervisor.watch(supervisor.request_stop)
     assert capped == [tmp_path]
+
+
+def test_a_full_disk_makes_a_supervisor_wait_and_say_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Whatever it does by the way may meet the disk; what runs goes on."""
+    service = Service("sleeper", ["/bin/sleep", "60"], dict(os.environ), tmp_path / "sleeper.log")
+    ticks: list[int] = []
+
+    def tick() -> None:
+        ticks.append(supervisor.pid("sleeper"))
+        if len(ticks) == 4:
+            supervisor.request_stop()
+        else:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/wanted.json")
+
+    supervisor = Supervisor([service])
+    with supervisor:
+        supervisor.watch(tick, 0.0)
+    assert len(set(ticks)) == 1
+    (told,) = [message for message in caplog.messages if "wanted.json" in message]
+    assert "No space left" in told
+    assert "waiting" in told
 
 
 def test_a_service_that_hangs_is_started_again_and_one_that_answers_is_not(tmp_path: Path):
