@@ -107,7 +107,8 @@ def attack_all(
         start(local, is_guarded=is_guarded)
         init = random_checkpoint(root / "init", make_experiment(EXPERIMENT))
         (root / "experiment.toml").write_text(EXPERIMENT, encoding="utf-8")
-        node = RogueNode(local.address, local.home / "pki" / "ca.crt", local.site(1) / "node.key")
+        node = RogueNode(local.address, local.home / "pki" / "ca.crt", local.site(1) / "node.key",
+                         local.site(1) / "site-sign.key")  # fmt: skip
         node.go_online()
         reply_mb = sum(file.stat().st_size for file in init.glob("model.safetensors")) / 1e6
         undisturbed = one_round(local, node, lambda *_: False, "undisturbed")

@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
 from flwr.common.serde import message_to_proto
@@ -33,7 +33,11 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 
 from deploy.identity.tls import client_context
+from shared.messages.agreement.offer import OfferAnswer
+from shared.messages.envelope import header_record
 from shared.messages.packing import encode
+from shared.messages.sealing import digests_of, read_seal, seal_reply
+from shared.messages.signature import read_key
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 
 FORGED_LOSS = 0.015625
@@ -47,6 +51,7 @@ class RogueNode:
     address: str
     ca_certificate: Path
     key_file: Path
+    signing_key_file: Path
     node_id: int = 0
     tree: ObjectTree = field(default_factory=ObjectTree)
     """Of the newest question."""
@@ -60,7 +65,9 @@ class RogueNode:
         self._public = key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-        self._http = httpx.Client(verify=client_context(self.ca_certificate), trust_env=False, timeout=120.0)
+        self._http = httpx.Client(
+            verify=client_context(self.ca_certificate, self.key_file), trust_env=False, timeout=120.0
+        )
 
     def call(self, path: str, body: bytes) -> httpx.Response:
         """One signed call of a fleet path."""
@@ -92,6 +99,9 @@ class RogueNode:
             pulled = PullMessagesResponse.FromString(reply.content) if reply.is_success else PullMessagesResponse()
             for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
                 asked, self.tree = message.metadata, tree
+                if asked.message_type != MessageType.TRAIN:
+                    self.accept(asked)
+                    continue
                 if asked.run_id in self._runs:
                     continue
                 self._runs.add(asked.run_id)
@@ -102,6 +112,16 @@ class RogueNode:
                 )  # fmt: skip
             time.sleep(0.5)
         raise TimeoutError("the rogue node was not asked")
+
+    def accept(self, asked: Metadata) -> None:
+        """Agree to the plan that is offered, signed as the member that it is."""
+        content, key = self.content(asked), read_key(self.signing_key_file, "")
+        seal = read_seal(content, "request")
+        answer = RecordDict({"arrays": ArrayRecord(), "header": header_record(OfferAnswer(status="accepted"))})
+        sealed = seal_reply(answer, seal.statement("offer", seal.alias, digests_of(content)), key)
+        message = self.answer(asked, {}, sealed)
+        _status, session = self.push(message)
+        self.upload(asked, session, {name: each.deflate() for name, each in get_all_nested_objects(message).items()})
 
     def content(self, asked: Metadata) -> RecordDict:
         """What the newest question says."""
