@@ -1,6 +1,5 @@
 """The coordinator's folder: what `init` writes into it, and its one settings file `coordinator.toml`."""
 
-import contextlib
 import ipaddress
 import shutil
 import tomllib
@@ -102,9 +101,8 @@ def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> s
         create_file(home / SETTINGS, tomli_w.dumps(asdict(settings)).encode())
     except BaseException:
         _remove_unfinished(home)
-        if is_new:
-            with contextlib.suppress(OSError):
-                home.rmdir()
+        if is_new and not any(home.iterdir()):
+            home.rmdir()
         raise
     (home / UNFINISHED).unlink()
     return digest
