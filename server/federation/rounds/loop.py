@@ -97,7 +97,8 @@ class Rounds:
             self.exchange.close()
         if model.optimizer.steps == 0:
             raise RunFailedError(
-                f"no round had {self.config.min_replies} usable replies: the weights never changed", is_final=True
+                f"no round had federation.min_replies ({self.config.min_replies}) usable replies: no weight changed",
+                is_final=True,
             )
         return model
 
