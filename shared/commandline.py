@@ -54,7 +54,8 @@ def _told(error: click.UsageError | OSError | RuntimeError | MemoryError) -> tup
             where = f": see `{error.ctx.command_path} --help`" if error.ctx else ""
             return " ".join(error.format_message().split()).rstrip(".") + where, error.exit_code
         case OSError():
-            return os_error_text(error), 2 if error.errno in _CURABLE else 1
+            # Without a number it is of a library that could not read what it was given.
+            return os_error_text(error), 2 if error.errno is None or error.errno in _CURABLE else 1
         case MemoryError():
             return "not enough memory for what was asked: ask for less, or give the machine more", 1
         case RecursionError():
