@@ -27,11 +27,17 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesResponse,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 
-from deploy.identity.keys import client_context
+from deploy.identity.tls import client_context
+from shared.messages.packing import encode
+from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
+
+FORGED_LOSS = 0.015625
+"""What every forged reply says its loss is: exact in binary, so that it is found again in a run's record."""
 
 
 @dataclass
@@ -42,6 +48,9 @@ class RogueNode:
     ca_certificate: Path
     key_file: Path
     node_id: int = 0
+    tree: ObjectTree = field(default_factory=ObjectTree)
+    """Of the newest question."""
+    _runs: set[int] = field(default_factory=set)
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -67,10 +76,7 @@ class RogueNode:
 
     def go_online(self) -> None:
         """Activate, and send heartbeats until `leave`."""
-        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=30.0)
-        reply = self.call("activate-node", request.SerializeToString())
-        reply.raise_for_status()
-        self.node_id = ActivateNodeResponse.FromString(reply.content).node_id
+        self._activate()
         threading.Thread(target=self._beat, daemon=True).start()
 
     def leave(self) -> None:
@@ -78,14 +84,17 @@ class RogueNode:
         self._stopped.set()
 
     def question(self, seconds: float) -> Metadata:
-        """What the coordinator asks this node, as soon as it does."""
+        """What the coordinator asks this node in a run that it was not asked in before, as soon as it does."""
         deadline = time.monotonic() + seconds
-        body = PullMessagesRequest(node=Node(node_id=self.node_id)).SerializeToString()
         while time.monotonic() < deadline:
+            body = PullMessagesRequest(node=Node(node_id=self.node_id)).SerializeToString()
             reply = self.call("pull-messages", body)
-            found = PullMessagesResponse.FromString(reply.content).messages_list if reply.is_success else []
-            if found:
-                asked = found[0].metadata
+            pulled = PullMessagesResponse.FromString(reply.content) if reply.is_success else PullMessagesResponse()
+            for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
+                asked, self.tree = message.metadata, tree
+                if asked.run_id in self._runs:
+                    continue
+                self._runs.add(asked.run_id)
                 return Metadata(
                     run_id=asked.run_id, message_id=asked.message_id, src_node_id=asked.src_node_id,
                     dst_node_id=asked.dst_node_id, reply_to_message_id="", group_id=asked.group_id,
@@ -94,9 +103,28 @@ class RogueNode:
             time.sleep(0.5)
         raise TimeoutError("the rogue node was not asked")
 
-    def answer(self, asked: Metadata, arrays: Mapping[str, Array], **changed: object) -> Message:
+    def content(self, asked: Metadata) -> RecordDict:
+        """What the newest question says."""
+
+        def pull(name: str) -> bytes:
+            request = PullObjectRequest(node=Node(node_id=self.node_id), run_id=asked.run_id, object_id=name)
+            for _ in range(600):  # the question is announced before all of it is there
+                reply = self.call("pull-object", request.SerializeToString())
+                pulled = PullObjectResponse.FromString(reply.content) if reply.is_success else PullObjectResponse()
+                if pulled.object_available:
+                    return pulled.object_content
+                time.sleep(0.1)
+            raise TimeoutError("the question does not get complete")
+
+        message = pull_and_inflate_object_from_tree(self.tree, pull, lambda _name: None, return_type=Message)
+        return message.content
+
+    def answer(
+        self, asked: Metadata, arrays: Mapping[str, Array], content: RecordDict | None = None, **changed: object
+    ) -> Message:
         """A message in answer to `asked`; `changed` are fields of its metadata."""
-        content = RecordDict({"arrays": ArrayRecord(dict(arrays)), "header": ConfigRecord({"json": "{}"})})
+        arbitrary = {"arrays": ArrayRecord(dict(arrays)), "header": ConfigRecord({"json": "{}"})}
+        content = content or RecordDict(arbitrary)  # type: ignore[arg-type]
         fields: dict[str, object] = {
             "run_id": asked.run_id, "message_id": "", "src_node_id": self.node_id, "dst_node_id": 1,
             "reply_to_message_id": asked.message_id, "group_id": asked.group_id, "created_at": time.time(),
@@ -132,11 +160,19 @@ class RogueNode:
             taken += len(content) if reply.is_success else 0
         return taken
 
+    def _activate(self) -> None:
+        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=30.0)
+        reply = self.call("activate-node", request.SerializeToString())
+        reply.raise_for_status()
+        self.node_id = ActivateNodeResponse.FromString(reply.content).node_id
+
     def _beat(self) -> None:
-        body = SendNodeHeartbeatRequest(node=Node(node_id=self.node_id), heartbeat_interval=30.0).SerializeToString()
         while not self._stopped.wait(5.0):
+            beat = SendNodeHeartbeatRequest(node=Node(node_id=self.node_id), heartbeat_interval=30.0)
+            body = beat.SerializeToString()
             try:
-                self.call("send-node-heartbeat", body)
+                if not self.call("send-node-heartbeat", body).is_success:
+                    self._activate()
             except httpx.HTTPError:
                 continue
 
@@ -145,13 +181,22 @@ Attack = Callable[[RogueNode, Metadata], bool]
 """Does its worst in answer to a question; whether anything of it was taken."""
 
 
-def forged_source(node: RogueNode, asked: Metadata) -> bool:
-    """An instruction to the coordinator in place of an answer: it would be booked as whosever answer is waited for."""
-    message = node.answer(asked, {}, src_node_id=1, reply_to_message_id="")
-    return node.push(message)[0] == httpx.codes.OK
+def forged_source(node: RogueNode, asked: Metadata, sites: int = 2) -> bool:
+    """Instructions to the coordinator in place of answers: each is booked as whosever answer is waited for."""
+    request = TrainRequest.from_record(node.content(asked))
+    update = encode(np.full(request.weights.shape, 1e-3, np.float32), request.header.experiment.federation.wire_dtype)
+    header = ReplyHeader(request_digest=request.digest, status="trained", scalars={"loss": FORGED_LOSS})
+    taken = 0
+    for _ in range(sites):
+        content = TrainReply(header, update).to_record()
+        message = node.answer(asked, {}, content, src_node_id=1, reply_to_message_id="")
+        status, session = node.push(message)
+        objects = {name: each.deflate() for name, each in get_all_nested_objects(message).items()}
+        taken += status == httpx.codes.OK and node.upload(asked, session, objects) > 0
+    return taken > 0
 
 
-def expanding_tree(node: RogueNode, asked: Metadata, levels: int = 17) -> bool:
+def expanding_tree(node: RogueNode, asked: Metadata, levels: int = 19) -> bool:
     """Objects that name the one below twice: a few kilobytes that grow by two with each level when they are fetched."""
     tree = ObjectTree(object_id=hashlib.sha256(b"0").hexdigest())
     for level in range(1, levels):

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from client.data.dataset import scan
-from client.settings import Home, SiteConfig, SitePolicy, load_settings, save_settings, write_private
+from client.private_files import write_private
+from client.settings import Home, SiteConfig, SitePolicy, load_settings, save_settings
 
 Pixels = NDArray[np.uint8]
 

@@ -7,8 +7,14 @@ import typer
 from typer.core import TyperGroup
 
 from client.settings import find_home, load_settings
+from shared.commandline import owned
 
-HomeOption = Annotated[Path | None, typer.Option("--home", envvar="MASKFED_CLIENT_HOME", help="The site's folder.")]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
+    ),
+]
 DEFAULT = "model"
 
 

@@ -30,9 +30,6 @@ def main() -> None:
     except (InputError, ProvisionError) as error:
         tell_error(error)
         sys.exit(2)
-    except OSError as error:
-        tell_error(error)
-        sys.exit(1)
     sys.exit(status)
 
 

@@ -5,9 +5,16 @@ from typing import Annotated
 
 import typer
 
-from client.settings import check_private, find_home, load_settings, read_toml, write_private
+from client.private_files import check_private, write_private
+from client.settings import find_home, load_settings, read_toml
+from shared.commandline import owned
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
+    ),
+]
 policy = typer.Typer(no_args_is_help=True, help="What this site agrees to.")
 
 

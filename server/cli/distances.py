@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from server.cli.evaluation import Batch, Device, Overrides, Precision, Raw, drawing_of, progress
+from shared.commandline import owned
 
 
 def register(app: typer.Typer) -> None:
@@ -54,6 +55,7 @@ def evaluate(
         typer.Option(
             "--home",
             envvar="MASKFED_SERVER_HOME",
+            callback=owned(),
             help="The coordinator's folder; needed for the reference `federated`.",
         ),
     ] = Path("coordinator"),

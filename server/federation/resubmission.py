@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,16 +110,19 @@ class Wanted:
             if entry.status != "running":
                 return False
             runs[run] = entry.model_copy(update={"status": "stopped", "reason": "stopped by the operator"})
-            is_stopped = control.stop(entry.run_id)
+            # Before the SuperLink is asked, which may hang: the process of the run ends all the same.
             self._end_processes(entry.run_id)
-            return is_stopped
+            return control.stop(entry.run_id)
 
-    def _end_processes(self, run_id: int) -> None:
-        """Let the superexec end what is left of a run after a few seconds: one that only starts hears of no stop."""
+    def _end_processes(self, run_id: int, *, at_once: bool = False) -> None:
+        """Let the superexec end what is left of a run, after some seconds: one that only starts hears of no stop."""
         folder = self.home / "flwr" / "superexec"
         if folder.is_dir():
             (folder / "stopped").mkdir(exist_ok=True, mode=0o700)
-            (folder / "stopped" / str(run_id)).touch()
+            file = folder / "stopped" / str(run_id)
+            file.touch()
+            if at_once:
+                os.utime(file, (0, 0))
 
     def has_running(self) -> bool:
         """Whether any run is still to be finished."""
@@ -166,6 +170,8 @@ class Wanted:
         if now < entry.not_before:
             return entry
         log.warning("run %s: %s (%s); submitting it again", entry.run, state.status, reason)
+        # One that hangs would keep the run's folder for itself, and no other process of the run could begin.
+        self._end_processes(entry.run_id, at_once=True)
         self._log(entry.run).write("resubmitted", reason=reason, submissions=submissions + 1)
         return self._submitted(control, entry.model_copy(update={"submissions": submissions + 1, "reason": reason}))
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
 from server.federation.fleet.superlink import connect
 from server.federation.fleet.superlink_types import ControlError
+from server.federation.offer_table import newest_offers, offer_table
 from server.federation.resubmission import Wanted, WantedRun
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
@@ -36,7 +37,7 @@ def follow(home: Path, run: str, *, as_json: bool = False, console: Console | No
         with Live(console=console, refresh_per_second=2) as live:
             seen = time.monotonic()
             while (entry := _entry(wanted, run)).status == "running":
-                live.update(table(summarise(home, entry, log)))
+                live.update(_shown(summarise(home, entry, log)))
                 time.sleep(POLL_SECONDS)
                 seen = time.monotonic() if _tick(home, wanted) else seen
                 if time.monotonic() - seen > AWAY_SECONDS:
@@ -44,7 +45,7 @@ def follow(home: Path, run: str, *, as_json: bool = False, console: Console | No
                         f"the SuperLink is away for {AWAY_SECONDS:g} s: run {run} continues with `maskfed-server start`"
                     )
             summary = summarise(home, entry, log)
-            live.update(table(summary))
+            live.update(_shown(summary))
     except KeyboardInterrupt:
         console.print(
             f"run {run} continues in the background: `maskfed-server status {run}`, or `stop {run}`", markup=False
@@ -55,6 +56,12 @@ def follow(home: Path, run: str, *, as_json: bool = False, console: Console | No
     elif summary["reason"]:
         console.print(f"run {run} {entry.status}: {summary['reason']}", markup=False)
     return EXIT_CODES[entry.status]
+
+
+def _shown(summary: dict[str, Any]) -> Group:
+    """What a follower sees: the offers until a round has begun, then the rounds."""
+    offers = summary["offers"] if not summary["history"] else []
+    return Group(*([offer_table(offers, summary["rounds"])] if offers else []), table(summary))
 
 
 def summarise(home: Path, entry: WantedRun, log: RunLogReader | None = None) -> dict[str, Any]:
@@ -77,6 +84,7 @@ def summarise(home: Path, entry: WantedRun, log: RunLogReader | None = None) -> 
         "folder": str(run.path),
         "progress": {} if is_over else _progress(run),
         "start_metrics": evaluations[0]["metrics"] if 0 in evaluations else {},
+        "offers": newest_offers(events),
         "history": [_history(rounds[index], evaluations.get(index)) for index in sorted(rounds)],
     }
 

@@ -103,9 +103,10 @@ class SignedGrid:
             )
         arrays = content.get("arrays")
         digests = known.setdefault(id(content if arrays is None else arrays), digests_of(content))
+        times = (round(1000 * about.created_at), round(1000 * (about.created_at + about.ttl)))
         statement = Statement(
             PURPOSES[about.message_type], "request", self._run, int(about.group_id), alias,
-            digests.request, digests.header, digests.arrays,
+            digests.request, digests.header, digests.arrays, *times,
         )  # fmt: skip
         message.content = seal_request(content, statement, self._key, self._certificate)
         return statement

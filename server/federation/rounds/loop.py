@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from server.federation.fleet.registry import Registry
+from server.federation.messaging.agreement import Agreement
 from server.federation.messaging.exchange import Arrival, Exchange
 from server.federation.messaging.sender import Forgeries
 from server.federation.messaging.transport import Grid, Timing
 from server.federation.rounds.global_model import GlobalModel, load_global, round_folder, save_global
 from server.federation.rounds.presence import Presence, TooFewSitesError
-from server.federation.rounds.request import Closings, Question
+from server.federation.rounds.request import Closings, Question, header_of
 from server.federation.rounds.selection import Attendance, choose
 from server.federation.rounds.step import ServerStep
 from server.federation.rounds.tally import TRANSIENT_STATES, SiteRecord, Tally
@@ -72,7 +73,8 @@ class Rounds:
         self._forgeries = Forgeries()
         self.exchange = Exchange(grid, self._arrived, self.timing)
         self.tally: Tally | None = None
-        self._presence = Presence(self.exchange, registry, self.config)
+        self._agreement = Agreement(grid, run_folder, self.metrics, self.timing)
+        self._presence = Presence(self.exchange, registry, self.config, self._agreement)
         self._step = ServerStep(experiment, run, registry.path.parent)
         self._stages = Stages()
         self._closings = Closings(run_folder)
@@ -95,8 +97,7 @@ class Rounds:
             self.exchange.close()
         if model.optimizer.steps == 0:
             raise RunFailedError(
-                f"no round had federation.min_replies ({self.config.min_replies}) usable replies: the weights never "
-                "changed",
+                f"no round had federation.min_replies ({self.config.min_replies}) usable replies: no weight changed",
                 is_final=True,
             )
         return model
@@ -130,7 +131,9 @@ class Rounds:
 
     def _round(self, model: GlobalModel) -> None:
         self._stages = Stages()
-        tally, bytes_sent = self._ask(model, self._choose(model.server_round + 1))
+        tally, bytes_sent = self._ask(model, self._choose(model))
+        for site in tally.in_state("refused"):
+            self._agreement.withdraw(site.site, site.code, site.reason, model.server_round + 1)
         with self._stages.stage("aggregate"):
             changes = self._step.apply(model, tally.sum, tally.inputs_digest())
         model.server_round += 1
@@ -166,12 +169,18 @@ class Rounds:
         keep_last = max(self.experiment.train.keep_last, 0 if needed is None else server_round - needed + 1)
         prune_checkpoints(self.checkpoints, keep_last, self.experiment.train.keep_every)
 
-    def _choose(self, server_round: int) -> list[SiteRecord]:
+    def _choose(self, model: GlobalModel) -> list[SiteRecord]:
+        server_round = model.server_round + 1
         with self._stages.stage("wait_available"):
             try:
                 here = self._presence.wait(server_round, lambda missing: self._tell_missing(server_round, missing))
+                with self._stages.stage("offers"):
+                    here = self._presence.agreeing(
+                        header_of(model, self.experiment, self.run), here, self.observer.attend
+                    )
+                    self.exchange.expect(model.weights.nbytes)
             except TooFewSitesError as error:
-                raise RunFailedError(str(error), is_final=False) from error
+                raise RunFailedError(str(error), is_final=error.is_final) from error
         if not self.config.central_noise_multiplier:
             here = self._attendance.willing(here, server_round, max(self.config.min_available, self.config.min_replies))
         registered = [site.alias for site in self.registry.active()]

@@ -202,12 +202,16 @@ def test_a_photograph_is_never_replaced_by_samples(checkpoint, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device", "/a/b"), FileNotFoundError(2, "gone", "/a/b")]
+    ("error", "cure"),
+    [
+        (OSError(28, "No space left on device", "/a/b"), "free some space there"),
+        (FileNotFoundError(2, "gone", "/a/b"), "give a path that exists"),
+    ],
 )
-def test_a_full_disk_is_one_line_with_the_place(checkpoint, tmp_path, monkeypatch, capsys, error):
+def test_a_full_disk_is_one_line_with_the_place(checkpoint, tmp_path, monkeypatch, capsys, error, cure):
     def fail(*_):
         raise error
 
     monkeypatch.setattr("server.evaluation.sample.open_job", fail)
     code, line = call(monkeypatch, capsys, "sample", checkpoint, "--num", "1", "--out", tmp_path / "out")
-    assert (code, line) == (2, f"error: /a/b: {error.strerror}\n")
+    assert code == 2 and line.startswith(f"error: /a/b: {error.strerror}; {cure}") and line.count("\n") == 1

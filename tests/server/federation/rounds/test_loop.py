@@ -77,6 +77,12 @@ def escape_refusal(content, _asked):
     return TrainReply(header).to_record()
 
 
+def unread(_content, _asked):
+    """A site that did not read the request, since it is not signed for it, does not know its digest."""
+    header = ReplyHeader(request_digest="0" * 64, status="refused", refusal="not_signed", reason="not for this site")
+    return TrainReply(header).to_record()
+
+
 def stale_reply(content, _asked):
     return trained("site-1", content, request_digest="0" * 64)
 
@@ -107,6 +113,7 @@ def two_site_weights(tmp_path):
         (lying_array, "rejected", "malformed"),
         (escape_refusal, "failed", "failed"),
         (refusal, "refused", "budget_exceeded"),
+        (unread, "refused", "not_signed"),
         (lambda _content, _asked: Error(2, "<class 'RuntimeError'>:<'no'>"), "failed", "failed"),
         (lambda _content, _asked: None, "late", "late"),
     ],
