@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from flwr.app import MessageType
 
@@ -32,6 +32,14 @@ MOST_QUESTIONS = 3
 LONGEST_PAUSE = 64
 """Rounds until a site that goes on refusing is asked again."""
 Status = Literal["accepted", "refused", "late", "failed", "rejected", "offline", "withdrawn"]
+
+
+class Refused(Protocol):
+    """What is read of a site that has refused a round."""
+
+    site: str
+    code: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -83,11 +91,12 @@ class Agreement:
         """Those of `sites` that have accepted."""
         return [site for site in sites if site in self.outcomes and self.outcomes[site].status == "accepted"]
 
-    def withdraw(self, site: str, code: str, reason: str, server_round: int) -> None:
-        """A site that had accepted has refused the round: it is asked anew before it is sent weights again."""
-        if self.accepted([site]):
-            text = f"accepted the offer and refused round {server_round}: {code}: {reason}"
-            self.note(site, Outcome("withdrawn", text), server_round)
+    def withdraw(self, refused: Iterable[Refused], server_round: int) -> None:
+        """Sites that had accepted have refused the round: they are asked anew before they are sent weights again."""
+        for each in refused:
+            if self.accepted([each.site]):
+                text = f"accepted the offer and refused round {server_round}: {each.code}: {each.reason}"
+                self.note(each.site, Outcome("withdrawn", text), server_round)
 
     def note(self, site: str, outcome: Outcome, server_round: int) -> None:
         """Keep and record an outcome."""

@@ -81,7 +81,7 @@ class Timing:
     """How long a lost site may take to come back and be asked again."""
     absent_grace_seconds: float = 20.0
     """How long a round waits for registered sites beyond `min_available`, unless they were absent in the last one."""
-    offer_seconds: float = 120.0
+    offer_seconds: float = 300.0
     """How long an offer waits for answers ..."""
     offer_seconds_per_site: float = 3.0
     """... and so much longer for each site that is asked."""

@@ -130,8 +130,7 @@ class Rounds:
     def _round(self, model: GlobalModel) -> None:
         self._stages = Stages()
         tally, bytes_sent = self._ask(model, self._choose(model))
-        for site in tally.in_state("refused"):
-            self._agreement.withdraw(site.site, site.code, site.reason, model.server_round + 1)
+        self._agreement.withdraw(tally.in_state("refused"), model.server_round + 1)
         with self._stages.stage("aggregate"):
             changes = self._step.apply(model, tally.sum, tally.inputs_digest())
         model.server_round += 1
@@ -151,8 +150,8 @@ class Rounds:
 
     def _fail(self, record: dict[str, Any], tally: Tally) -> NoReturn:
         self.metrics.write_durably("round_failed", **record, seconds=self._stages.seconds)
-        is_transient = any(tally.in_state(state) for state in TRANSIENT_STATES)
-        raise RunFailedError(f"round {record['round']}: no usable reply: {tally.explain()}", is_final=not is_transient)
+        is_final = not any(tally.in_state(state) for state in TRANSIENT_STATES)
+        raise RunFailedError(f"round {record['round']}: no usable reply: {tally.explain()}", is_final=is_final)
 
     def _keep(self, model: GlobalModel, record: dict[str, Any]) -> None:
         """Checkpoint first, then the log: a crash between both loses nothing."""
