@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
 from flwr.common.serde import message_to_proto
@@ -33,7 +33,11 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 
 from deploy.identity.tls import client_context
+from shared.messages.agreement.offer import OfferAnswer
+from shared.messages.envelope import header_record
 from shared.messages.packing import encode
+from shared.messages.sealing import digests_of, read_seal, seal_reply
+from shared.messages.signature import read_key
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 
 FORGED_LOSS = 0.015625
@@ -47,6 +51,7 @@ class RogueNode:
     address: str
     ca_certificate: Path
     key_file: Path
+    signing_key_file: Path
     node_id: int = 0
     tree: ObjectTree = field(default_factory=ObjectTree)
     """Of the newest question."""
@@ -94,6 +99,9 @@ class RogueNode:
             pulled = PullMessagesResponse.FromString(reply.content) if reply.is_success else PullMessagesResponse()
             for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
                 asked, self.tree = message.metadata, tree
+                if asked.message_type != MessageType.TRAIN:
+                    self.accept(asked)
+                    continue
                 if asked.run_id in self._runs:
                     continue
                 self._runs.add(asked.run_id)
@@ -104,6 +112,16 @@ class RogueNode:
                 )  # fmt: skip
             time.sleep(0.5)
         raise TimeoutError("the rogue node was not asked")
+
+    def accept(self, asked: Metadata) -> None:
+        """Agree to the plan that is offered, signed as the member that it is."""
+        content, key = self.content(asked), read_key(self.signing_key_file, "")
+        seal = read_seal(content, "request")
+        answer = RecordDict({"arrays": ArrayRecord(), "header": header_record(OfferAnswer(status="accepted"))})
+        sealed = seal_reply(answer, seal.statement("offer", seal.alias, digests_of(content)), key)
+        message = self.answer(asked, {}, sealed)
+        _status, session = self.push(message)
+        self.upload(asked, session, {name: each.deflate() for name, each in get_all_nested_objects(message).items()})
 
     def content(self, asked: Metadata) -> RecordDict:
         """What the newest question says."""
@@ -127,10 +145,13 @@ class RogueNode:
         """A message in answer to `asked`; `changed` are fields of its metadata."""
         arbitrary = {"arrays": ArrayRecord(dict(arrays)), "header": ConfigRecord({"json": "{}"})}
         content = content or RecordDict(arbitrary)  # type: ignore[arg-type]
+        now = time.time()
+        # An answer that would stand longer than its question is refused by Flower itself.
+        left = asked.created_at + asked.ttl - now - 1.0
         fields: dict[str, object] = {
             "run_id": asked.run_id, "message_id": "", "src_node_id": self.node_id, "dst_node_id": 1,
-            "reply_to_message_id": asked.message_id, "group_id": asked.group_id, "created_at": time.time(),
-            "ttl": 600.0, "message_type": asked.message_type, **changed,
+            "reply_to_message_id": asked.message_id, "group_id": asked.group_id, "created_at": now,
+            "ttl": left, "message_type": asked.message_type, **changed,
         }  # fmt: skip
         message = make_message(metadata=Metadata(**fields), content=content)  # type: ignore[arg-type]
         message.metadata.__dict__["_message_id"] = message.object_id

@@ -76,6 +76,7 @@ def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> s
         check_nginx()
     if home.is_dir() and not _is_unfinished(home) and any(home.iterdir()):
         raise ProvisionError(f"{home} is not empty: give a new folder, nothing is overwritten")
+    is_new = not home.exists()
     try:
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)
@@ -100,6 +101,8 @@ def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> s
         create_file(home / SETTINGS, tomli_w.dumps(asdict(settings)).encode())
     except BaseException:
         _remove_unfinished(home)
+        if is_new and not any(home.iterdir()):
+            home.rmdir()
         raise
     (home / UNFINISHED).unlink()
     return digest

@@ -41,17 +41,18 @@ def format_interval(interval: list[float] | None) -> str:
     return "–" if interval is None else f"{format_number(interval[0])} to {format_number(interval[1])}"
 
 
-def reference_label(reference: Mapping[str, Any]) -> str:
+def reference_label(reference: Mapping[str, Any], names_sites: bool = True) -> str:
     """What a distance was measured against, without the folders of the machine that measured it.
 
     Args:
         reference: as in `result.json`.
+        names_sites: whether sites are named, not only counted.
     """
     if reference.get("release", "own") == "own":
         name = str(reference["name"])
         return name if name.startswith("synthetic:") else ", ".join(Path(part).name for part in name.split(","))
     sites = str(reference.get("sites", "")).split("+")
-    who = ", ".join(sites) if len(sites) <= 3 else f"{len(sites)} sites"
+    who = ", ".join(sites) if len(sites) <= 3 and names_sites else f"{len(sites)} site{'s' if len(sites) != 1 else ''}"
     return f"{'exact' if reference['release'] == 'exact' else 'private (DP)'} statistics of {who}"
 
 

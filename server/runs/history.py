@@ -29,14 +29,20 @@ class Evaluation:
 
     @property
     def interval(self) -> list[float] | None:
-        """95 percent bootstrap interval of the distance, where one was asked for."""
+        """95 percent interval of the distance; None in results of older versions."""
         found: list[float] | None = self.result.get("intervals", {}).get(self.distance_name)
         return found
 
     @property
-    def group(self) -> tuple[str, str]:
-        """What must agree for two distances to compare: metric and reference."""
-        return self.distance_name, str(self.result["reference"]["name"])
+    def group(self) -> tuple[str, ...]:
+        """What must agree for two distances to compare: metric, reference, network, and how the images were made.
+
+        A Frechet distance falls with the number of images, and with the sampler's evaluations.
+        """
+        result = self.result
+        network, making = result.get("extractor", {}), ("weights", "num_images", "sampler", "nfe", "eta")
+        parts = (result["reference"]["name"], network.get("sha256"), *(result.get(name) for name in making))
+        return self.distance_name, *map(str, parts)
 
 
 def spent_text(reply: Mapping[str, Any]) -> str:
@@ -96,11 +102,15 @@ class RunData:
 
     def participants(self, last_round: int) -> list[str]:
         """Sites whose updates are in the weights of `last_round`, by alias."""
-        rounds = [event for event in self.rounds if event["round"] <= last_round]
-        return sorted({entry["site"] for event in rounds for entry in event.get("answered", [])})
+        changed = self.changed_rounds(last_round)
+        return sorted({entry["site"] for event in changed for entry in event.get("answered", [])})
+
+    def changed_rounds(self, last_round: int) -> list[dict[str, Any]]:
+        """Rounds up to `last_round` that changed the weights."""
+        return [each for each in self.rounds if each["round"] <= last_round and each.get("weights_changed", True)]
 
     @property
-    def main_group(self) -> tuple[str, str] | None:
+    def main_group(self) -> tuple[str, ...] | None:
         """Metric and reference with the most evaluations, FID before others: the run's headline."""
         groups = [evaluation.group for evaluation in self.evaluations]
         return max(groups, key=lambda group: (groups.count(group), group[0] == "fid")) if groups else None
