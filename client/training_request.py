@@ -16,11 +16,11 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from client.data.dataset import Dataset, open_dataset
-from client.offers.facts import facts_of
 from client.policy import rules
 from client.policy.approval import keep_pending
 from client.policy.budget import reserve, told_fields, told_total
 from client.policy.charges import charge_for, released_count, released_scalars
+from client.policy.facts import gather_facts
 from client.policy.refusals import UNKNOWN_REQUEST, RefusedError, note_refusal, refusal_of
 from client.privacy.epsilon import epsilon_of
 from client.records.chain import Entry
@@ -139,7 +139,7 @@ def review(asked: Asked, ledger: Ledger) -> Accepted:
     """
     data = open_dataset(asked.home, asked.settings.image_size)
     refusal = rules.review(
-        asked.request.header, asked.settings.policy, facts_of(asked.home, asked.settings, data, ledger, asked.run)
+        asked.request.header, asked.settings.policy, gather_facts(asked.home, asked.settings, asked.run, data, ledger)
     )
     if refusal is None:
         return Accepted(asked, data)

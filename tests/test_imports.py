@@ -81,6 +81,7 @@ LAYERS = {
         {"server.evaluation", "server.federation", "server.release"},
         {"server.app", "server.simulation", "server.studies"},
         {"server.studies.page", "server.studies.run"},
+        {"server.cli.membership"},
         {"server.cli", "server.entry"},
     ),
     "deploy": (

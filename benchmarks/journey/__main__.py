@@ -24,6 +24,8 @@ from shared.data.synthetic import write_folder
 from shared.storage.runlog import read_metrics
 
 NAME, SIZE = "fleet.example", 64
+ROUNDS, SEED = 1, 0
+"""Walks of which the figure is, and the seed of the faces."""
 PUBLIC_IMAGES, SITE_IMAGES, HELD_OUT_IMAGES = 64, 48, 32
 MODEL = ("model.size=T", "model.patch_size=16")
 PRETRAINING = (*MODEL, "mask.block_size=1", "train.steps=4", "train.batch=8")
@@ -33,7 +35,7 @@ EVALUATION = (
     "evaluation.steps=4",
     "evaluation.extractor=random-inception",
 )
-ROUNDS = (
+FINE_TUNING = (
     *MODEL,
     *EVALUATION,
     "federation.rounds=2",
@@ -44,10 +46,10 @@ ROUNDS = (
 )
 SCALED = {
     "train": PRETRAINING,
-    "plan": ROUNDS,
-    "finetune": ROUNDS,
-    "finetune --dry-run": ROUNDS,
-    "approve experiment": ROUNDS,
+    "plan": FINE_TUNING,
+    "finetune": FINE_TUNING,
+    "finetune --dry-run": FINE_TUNING,
+    "approve experiment": FINE_TUNING,
 }
 """What is changed of each command, as `--set`; commands that are not listed are typed as they stand."""
 WAIT_SECONDS = 600.0
@@ -137,10 +139,10 @@ def type_line(host: Host, line: list[str]) -> str:
 
 def images(server: Host, *sites: Host) -> None:
     """What operators have before they begin: public faces, faces held out for the distance, and their own."""
-    write_folder(server.folder / "public-faces", PUBLIC_IMAGES, SIZE, 0)
-    write_folder(server.folder / "heldout-faces", HELD_OUT_IMAGES, SIZE, 0, site="heldout")
+    write_folder(server.folder / "public-faces", PUBLIC_IMAGES, SIZE, SEED)
+    write_folder(server.folder / "heldout-faces", HELD_OUT_IMAGES, SIZE, SEED, site="heldout")
     for number, site in enumerate(sites):
-        write_folder(site.folder / "images", SITE_IMAGES, SIZE, 0, site=f"site{number}")
+        write_folder(site.folder / "images", SITE_IMAGES, SIZE, SEED, site=f"site{number}")
 
 
 def check_same(readme: list[list[str]], runbook: list[list[str]]) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from client.cli import records, site
 from client.cli.persons import PersonsOption, confirm_persons, keep_persons
-from client.policy.description import describe
+from client.cli.policy import describe
 from client.settings import Home, SiteConfig, find_home, load_settings, save_settings
 from shared.commandline import owned
 from shared.errors import InputError

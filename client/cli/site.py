@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from client.cli.persons import PersonsOption, confirm_persons, keep_persons
-from client.policy.description import describe
+from client.cli.policy import describe
 from client.settings import find_home, load_settings
 from deploy.observe.logs import tell
 from shared.commandline import owned

@@ -16,10 +16,10 @@ from flwr.app import ArrayRecord, RecordDict
 
 from client.data.dataset import Dataset, open_dataset
 from client.offers.answered import AnsweredOffers, hidden_reason, open_answered, too_many
-from client.offers.facts import facts_of
 from client.policy.approval import keep_pending
 from client.policy.budget import budget_refusal
 from client.policy.charges import charge_for
+from client.policy.facts import gather_facts
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
 from client.policy.rules import Refusal, all_refusals
 from client.privacy.epsilon import epsilon_of
@@ -123,7 +123,7 @@ def refusals_of(offered: Offered, accountant: EpsilonOf) -> list[Refusal]:
     history = read_ledger(offered.home.ledger)
     if problem := head_problem(history, Path(settings.head_file)):
         raise ChainError(problem)
-    facts = facts_of(offered.home, settings, data, history, header.run)
+    facts = gather_facts(offered.home, settings, header.run, data, history)
     found += dict.fromkeys(all_refusals(header, settings.policy, facts))
     if data is None or NOT_COMPUTED & {refusal.code for refusal in found}:
         return found

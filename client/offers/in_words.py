@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from client.data.dataset import open_dataset
 from client.offers.answer import NOT_COMPUTED, plan_costs
-from client.offers.facts import facts_of
+from client.policy.facts import gather_facts
 from client.policy.rules import Refusal, experiment_refusals
 from client.privacy.epsilon import epsilon_of
 from client.records.ledger import read_ledger
@@ -39,7 +39,7 @@ def _other_refusals(home: Home, settings: SiteConfig, experiment: Experiment) ->
         data = open_dataset(home, settings.image_size)
     except InputError:
         data = None
-    facts = facts_of(home, settings, data, read_ledger(home.ledger))
+    facts = gather_facts(home, settings, "", data, read_ledger(home.ledger))
     found = experiment_refusals(experiment, settings.policy, facts)
     return [each for each in found if each.code != "experiment_not_approved"]
 

@@ -55,6 +55,8 @@ def create_identity(home: Path, alias: str, renew: str | None = None, node_key: 
     node, signing = node_key or home / NODE_KEY, home / SIGNING_KEY
     if node_key is None and (home / SPLIT_MARK).exists():
         raise ProvisionError(f"{node} is with another user: {CURE_SPLIT}")
+    if node_key is not None and not home.is_dir():
+        raise ProvisionError(f"{home} is no folder of a site: run enroll there without --node-key first")
     if renew and not (node.exists() and signing.exists()):
         raise ProvisionError(f"{home} has no two keys, so none can be renewed: run enroll without --renew")
     if node_key is None:

@@ -14,15 +14,17 @@ import typer
 
 from deploy.identity.keys import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
-from server.cli import evaluation, models, plan, release, rounds, sites, studies
-from server.cli.door import certificate_checks, register_sites
-from shared.commandline import owned, run_app
+from server.cli import distances, evaluation, models, plan, release, rounds, studies
+from server.cli.membership import sites
+from server.cli.membership.door import certificate_checks, register_sites
+from shared.commandline import owned, run_app, tell_error
 from shared.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 app.add_typer(sites.sites, name="sites")
 models.register(app)
 evaluation.register(app)
+distances.register(app)
 release.register(app)
 rounds.register(app)
 studies.register(app)
@@ -43,10 +45,10 @@ def main() -> None:
     try:
         status = run_app(app)
     except (InputError, ProvisionError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         sys.exit(2)
     except _operation_errors() as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         sys.exit(1)
     sys.exit(status)
 

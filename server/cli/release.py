@@ -59,6 +59,9 @@ def release(
     verdict: Annotated[list[Path] | None, typer.Option(help="Audit verdict file of a site; a copy is kept.")] = None,
     override: Annotated[str, typer.Option(help="Reason to release against the gate; printed in the model card.")] = "",
     license_text: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "",
+    name_sites: Annotated[
+        bool, typer.Option("--name-sites", help="Name the sites in the card; default: they are numbered.")
+    ] = False,
 ) -> None:
     """Release a model with its evidence; refused while a required result is missing or bad."""
     from server.release.gate import LICENSE
@@ -68,4 +71,5 @@ def release(
 
     if verdict:
         add_verdicts(resolve_checkpoint(checkpoint).resolve().parent.parent, verdict)
-    typer.echo(str(run(checkpoint, out, override=override, license_text=license_text or LICENSE)))
+    written = run(checkpoint, out, override=override, license_text=license_text or LICENSE, name_sites=name_sites)
+    typer.echo(str(written))

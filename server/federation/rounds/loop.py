@@ -96,9 +96,8 @@ class Rounds:
         finally:
             self.exchange.close()
         if model.optimizer.steps == 0:
-            raise RunFailedError(
-                f"no round had {self.config.min_replies} usable replies: the weights never changed", is_final=True
-            )
+            wanted = f"federation.min_replies ({self.config.min_replies}) usable replies"
+            raise RunFailedError(f"no round had {wanted}: the weights never changed", is_final=True)
         return model
 
     def _stop_when_in_vain(self, model: GlobalModel) -> None:
@@ -173,6 +172,7 @@ class Rounds:
         with self._stages.stage("wait_available"):
             try:
                 here = self._presence.wait(server_round, lambda missing: self._tell_missing(server_round, missing))
+                self.observer.progress(server_round, "offering the plan", dict.fromkeys(here, "asked"))
                 with self._stages.stage("offers"):
                     here = self._presence.agreeing(
                         header_of(model, self.experiment, self.run), here, self.observer.attend

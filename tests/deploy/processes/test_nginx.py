@@ -92,11 +92,18 @@ class Door:
 
     def refused(self) -> list[dict[str, object]]:
         """Lines of who was not let in."""
-        log = self.home / "logs" / "door.log"
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return settled_lines(self.home / "logs" / "door.log")
 
     def log(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in (self.home / "logs" / "edge.log").read_text().splitlines()]
+        return settled_lines(self.home / "logs" / "edge.log")
+
+
+def settled_lines(log: Path) -> list[dict[str, object]]:
+    """A log once it has stopped growing: nginx writes a line when it has closed the connection, not before."""
+    text = None
+    while text != (text := log.read_text() if log.exists() else ""):
+        time.sleep(0.3)
+    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +181,7 @@ def test_connections_of_one_address_are_limited_before_the_handshake(door: Door)
 
 
 def test_a_removed_site_is_not_let_in_any_more_and_the_others_are(door: Door, tmp_path: Path):
-    from server.cli.sites import sites_remove
+    from server.cli.membership.sites import sites_remove
 
     certify(door.home, tmp_path / "site", "short")
     assert door.lets_in(tmp_path / "site" / "node.key")
@@ -241,7 +248,7 @@ def test_every_refusal_leaves_one_line(door: Door):
 
 
 def test_a_removed_site_is_unknown_to_the_superlink_at_once(door: Door, tmp_path: Path):
-    from server.cli.sites import sites_remove
+    from server.cli.membership.sites import sites_remove
 
     request = read_request(create_identity(tmp_path / "site", "gone"))
     registry = Registry(door.home / "sites.json")

@@ -10,10 +10,13 @@ from client.records.history import History
 from client.settings import Home, SiteConfig
 
 
-def facts_of(home: Home, settings: SiteConfig, data: Dataset | None, history: History, run: str = "") -> Facts:
-    """The facts for a request of `run`; of no run: for a plan that nobody has asked for yet.
+def gather_facts(home: Home, settings: SiteConfig, run: str, data: Dataset | None, history: History) -> Facts:
+    """The facts of this moment for a request that belongs to `run`; no run: for a plan that nobody has asked for yet.
 
     Without a scanned data set nothing of it is known, and nothing stands against a plan for its sake.
+
+    Raises:
+        InputError: the file of approvals is damaged, or others can change it.
     """
     now = dt.datetime.now(dt.UTC)
     return Facts(

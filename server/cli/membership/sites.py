@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.identity.keys import ProvisionError
-from server.cli.door import (
+from server.cli.membership.door import (
     certificates_left,
     register_sites,
     write_bundles,
