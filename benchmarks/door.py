@@ -25,6 +25,7 @@ ADDRESSES = (1, 8)
 MOST_GROWTH_MB = 50.0
 RUN = "honest"
 ROUNDS = 1000
+PATIENCE_SECONDS = 600.0
 PORT = 443
 
 
@@ -74,23 +75,26 @@ def bring_up(server: Host, sites: Sequence[Host], *, is_open: bool) -> float:
 
 
 def attacked(server: Host, strangers: Sequence[Host], kind: str, seconds: float, usual: float) -> tuple[bool, str]:
-    """One attack; whether the door held, and what was seen."""
+    """One attack, for `seconds` and until a round has ended; whether the door held, and what was seen."""
     before, begun, peak = len(rounds(server, RUN)), time.monotonic(), 0.0
     address = f"{server.address}:{PORT}"
-    called = ("python", "-m", "benchmarks.stranger", kind, address, str(seconds), str(CONNECTIONS[kind]))
+    called = ("python", "-m", "benchmarks.stranger", kind, address, str(CONNECTIONS[kind]))
     processes = [each.start(*called) for each in strangers]
-    while time.monotonic() < begun + seconds:
+    end = begun + seconds
+    while time.monotonic() < end or (len(rounds(server, RUN)) == before and time.monotonic() < end + PATIENCE_SECONDS):
         peak = max(peak, memory(server))
         time.sleep(0.5)
     ended = rounds(server, RUN)[before:]
+    took = (time.monotonic() - begun) / 60
     for process in processes:
-        process.wait(60)
+        process.kill()
+        process.wait()
     for each in strangers:
         each.processes.clear()
     whole = sum(len(record["answered"]) == 2 for record in ended)
     growth = peak - usual
     text = (
-        f"{kind} from {len(strangers)} address{'es' if len(strangers) > 1 else ''}, {seconds / 60:g} min: {whole} of "
+        f"{kind} from {len(strangers)} address{'es' if len(strangers) > 1 else ''}, {took:.1f} min: {whole} of "
         f"{len(ended)} rounds whole, {growth:+.0f} MB"
     )
     said = (strangers[0].folder / f"{strangers[0].name}.log").read_text(errors="replace").splitlines()

@@ -6,6 +6,7 @@ tries every file of their folders. Needed: no call is accepted, no task token or
 `--off` the coordinator runs Flower's own programs, and calls and tokens must be got.
 """
 
+import http.client
 import json
 import os
 import re
@@ -38,9 +39,10 @@ PATHS = [path for _, path in PROTOBUF_REQUEST_TYPES]
 
 @dataclass
 class Loot:
-    """What nobody got: accepted calls (path), distinct tokens and secrets seen, readable files; how many were tried."""
+    """What nobody got: accepted calls (path), tokens and secrets seen, readable files; and how hard it tried."""
 
     accepted: list[str] = field(default_factory=list)
+    refused: int = 0
     tokens: int = 0
     files: list[str] = field(default_factory=list)
     ports: int = 0
@@ -57,12 +59,13 @@ def main(arguments: Sequence[str] = ()) -> int:
     print("\n".join(f"  accepted: {each}" for each in loot.accepted))
     print("\n".join(f"  readable: {each}" for each in loot.files[:20]))
     text = (
-        f"{len(loot.accepted)} of {len(PATHS)} kinds of calls accepted on {loot.ports} ports, "
+        f"{len(loot.accepted)} of {len(PATHS)} kinds of calls accepted on {loot.ports} ports, {loot.refused} refused, "
         f"{loot.tokens} tokens seen in {loot.processes} processes, {len(loot.files)} files readable"
     )
     if not is_guarded:
         return verdict("local user, guards off", text, reached=bool(loot.accepted) and loot.tokens > 0)
-    return verdict("local user", text, reached=not (loot.accepted or loot.tokens or loot.files))
+    has_tried = loot.refused >= len(PATHS) and loot.processes > 0
+    return verdict("local user", text, reached=has_tried and not (loot.accepted or loot.tokens or loot.files))
 
 
 def watch_a_round(root: Path, *, is_guarded: bool) -> Loot:
@@ -101,6 +104,7 @@ def ports_of(local: LocalFederation) -> list[int]:
 
 def as_nobody(ports: Sequence[int], secrets: Sequence[bytes], homes: Sequence[Path], run_pid: int) -> Loot:
     """What a child without any right gets until the process `run_pid` is over; it has dropped all before it begins."""
+    calls(ports[:1])  # whatever Python loads for a call is loaded by now: nobody may not be able to read it
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -112,7 +116,7 @@ def as_nobody(ports: Sequence[int], secrets: Sequence[bytes], homes: Sequence[Pa
         watcher = threading.Thread(target=watch_processes, args=(loot, secrets, run_pid))
         watcher.start()
         loot.files = readable(homes)
-        loot.accepted = calls(ports)
+        loot.accepted, loot.refused = calls(ports)
         watcher.join()
         with os.fdopen(writer, "w") as file:
             json.dump(vars(loot), file)
@@ -124,11 +128,11 @@ def as_nobody(ports: Sequence[int], secrets: Sequence[bytes], homes: Sequence[Pa
     return Loot(**found)
 
 
-def calls(ports: Sequence[int]) -> list[str]:
-    """Paths that answered an empty request with success, on any port."""
+def calls(ports: Sequence[int]) -> tuple[list[str], int]:
+    """Paths that answered an empty request with success, on any port; how many answers were refusals."""
     context = ssl._create_unverified_context()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
-    found = set()
+    found, refused = set(), 0
     for port in ports:
         for path in PATHS:
             request = urllib.request.Request(
@@ -137,9 +141,11 @@ def calls(ports: Sequence[int]) -> list[str]:
             try:
                 with opener.open(request, timeout=5) as reply:
                     found.add(path if reply.status < 300 else "")
-            except (urllib.error.URLError, OSError, ValueError):
+            except urllib.error.HTTPError:
+                refused += 1
+            except (OSError, ValueError, http.client.HTTPException):  # no TLS or no HTTP is spoken there
                 continue
-    return sorted(found - {""})
+    return sorted(found - {""}), refused
 
 
 def watch_processes(loot: Loot, secrets: Sequence[bytes], run_pid: int) -> None:
@@ -163,9 +169,7 @@ def watch_processes(loot: Loot, secrets: Sequence[bytes], run_pid: int) -> None:
 def is_over(pid: int) -> bool:
     """Whether a process has ended, reaped or not."""
     try:
-        return (
-            Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0] == "Z"
-        )
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
     except OSError:
         return True
 

@@ -20,17 +20,17 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint, tiny_experiment
-from benchmarks.measure import verdict
-from benchmarks.rogue_node import (
+from benchmarks.hostile_answers import (
     FORGED_LOSS,
     Attack,
-    RogueNode,
     expanding_tree,
     forged_source,
     repeated_chunk,
     stored_for_nothing,
 )
+from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint, tiny_experiment
+from benchmarks.measure import verdict
+from benchmarks.rogue_node import RogueNode
 from deploy.processes.process import spawn
 from server.federation.fleet.superlink import superlink_address, wait_ready
 from shared.storage.runlog import read_metrics
@@ -107,7 +107,8 @@ def attack_all(
         start(local, is_guarded=is_guarded)
         init = random_checkpoint(root / "init", make_experiment(EXPERIMENT))
         (root / "experiment.toml").write_text(EXPERIMENT, encoding="utf-8")
-        node = RogueNode(local.address, local.home / "pki" / "ca.crt", local.site(1) / "node.key")
+        node = RogueNode(local.address, local.home / "pki" / "ca.crt", local.site(1) / "node.key",
+                         local.site(1) / "site-sign.key")  # fmt: skip
         node.go_online()
         reply_mb = sum(file.stat().st_size for file in init.glob("model.safetensors")) / 1e6
         undisturbed = one_round(local, node, lambda *_: False, "undisturbed")
@@ -137,10 +138,10 @@ def one_round(local: LocalFederation, node: RogueNode, attack: Attack, run: str)
     """One run of one round with the attack in it."""
     arguments = ("--init", str(local.root / "init"), "--home", str(local.home), "--run", run, "--json")
     finetune = command("maskfed-server", "finetune", str(local.root / "experiment.toml"), *arguments)
-    before = num_restarts(local)
+    before, is_taken = num_restarts(local), False
     with Memory(local) as memory, subprocess.Popen(finetune, stdout=subprocess.DEVNULL) as running:
         try:
-            attack(node, node.question(ROUND_SECONDS))
+            is_taken = attack(node, node.question(ROUND_SECONDS))
             with suppress(subprocess.TimeoutExpired):
                 running.wait(ROUND_SECONDS)
         finally:
@@ -150,7 +151,7 @@ def one_round(local: LocalFederation, node: RogueNode, attack: Attack, run: str)
     forged = [entry["site"] for entry in answered if entry["scalars"].get("loss") == FORGED_LOSS]
     honest = any(entry["site"] == "site-0" for entry in answered) and "site-0" not in forged
     outcome = Outcome(len(forged), honest, num_restarts(local) - before, memory.needed_mb())
-    print(f"  {run}: {outcome}", flush=True)
+    print(f"  {run}: upload taken {is_taken}, {outcome}", flush=True)
     return outcome
 
 

@@ -1,14 +1,12 @@
-"""`python -m benchmarks.stranger KIND HOST:PORT SECONDS CONNECTIONS`: somebody without a key in front of a door.
+"""`python -m benchmarks.stranger KIND HOST:PORT CONNECTIONS`: somebody without a key in front of a door.
 
 `connections`: half of them send the first byte of a handshake, half a handshake and a request without its end; each is
 opened again as soon as the door closes it. `bodies`: each sends eight megabytes that cost a parser hundreds.
 """
 
 import asyncio
-import contextlib
 import ssl
 import sys
-import time
 from collections import Counter
 
 from deploy.identity.addresses import split_address
@@ -24,33 +22,33 @@ FULL = (
 
 
 def main() -> None:
-    """Attack until the time is over, then say how often what happened."""
-    kind, address, seconds, connections = sys.argv[1:]
-    counts = asyncio.run(attack(kind, *split_address(address), float(seconds), int(connections)))
-    print(", ".join(f"{number} {what}" for what, number in sorted(counts.items())))
+    """Attack until somebody ends this, and say now and then how often what happened."""
+    kind, address, connections = sys.argv[1:]
+    asyncio.run(attack(kind, *split_address(address), int(connections)))
 
 
-async def attack(kind: str, host: str, port: int, seconds: float, connections: int) -> Counter[str]:
-    """All connections at once; how many were opened, and how they ended."""
+async def attack(kind: str, host: str, port: int, connections: int) -> None:
+    """All connections at once, without end."""
     counts: Counter[str] = Counter()
-    end = time.monotonic() + seconds
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     ways = {"connections": (None, FIRST_BYTE), "requests": (context, PARTIAL), "bodies": (context, FULL + BODY)}
     kinds = ("connections", "requests") if kind == "connections" else (kind,)
-    each = [again(host, port, *ways[kinds[number % len(kinds)]], end, counts) for number in range(connections)]
-    await asyncio.gather(*each)
-    return counts
+    each = [again(host, port, *ways[kinds[number % len(kinds)]], counts) for number in range(connections)]
+    await asyncio.gather(report(counts), *each)
 
 
-async def again(
-    host: str, port: int, context: ssl.SSLContext | None, said: bytes, end: float, counts: Counter[str]
-) -> None:
-    """One connection after the other until the time is over."""
-    while (left := end - time.monotonic()) > 0:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(left):
-                counts[await once(host, port, context, said)] += 1
+async def report(counts: Counter[str]) -> None:
+    """One line every five seconds."""
+    while True:
+        await asyncio.sleep(5)
+        print(", ".join(f"{number} {what}" for what, number in sorted(counts.items())), flush=True)
+
+
+async def again(host: str, port: int, context: ssl.SSLContext | None, said: bytes, counts: Counter[str]) -> None:
+    """One connection after the other."""
+    while True:
+        counts[await once(host, port, context, said)] += 1
         await asyncio.sleep(0.05)
 
 

@@ -1,6 +1,5 @@
 """The coordinator's folder: what `init` writes into it, and its one settings file `coordinator.toml`."""
 
-import contextlib
 import ipaddress
 import shutil
 import tomllib
@@ -11,6 +10,7 @@ from pathlib import Path
 import tomli_w
 
 from deploy.checks.clock import check_own_clock, warn_of_free_clock
+from deploy.checks.database import check_database
 from deploy.identity.addresses import split_address
 from deploy.identity.certificates import create_authority, issue_server_certificate, renew_server_certificate
 from deploy.identity.keys import (
@@ -101,9 +101,8 @@ def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> s
         create_file(home / SETTINGS, tomli_w.dumps(asdict(settings)).encode())
     except BaseException:
         _remove_unfinished(home)
-        if is_new:
-            with contextlib.suppress(OSError):
-                home.rmdir()
+        if is_new and not any(home.iterdir()):
+            home.rmdir()
         raise
     (home / UNFINISHED).unlink()
     return digest
@@ -192,6 +191,8 @@ def start_plan(home: Path, settings: Coordinator, on_superlink_ready: Callable[[
     check_port_free("127.0.0.1", settings.port, "SuperLink", home)
     check_port_free("127.0.0.1", settings.health_port, "health check", home)
     database = home / "superlink.db" if settings.database else None
+    if database:
+        check_database(database)
     services = server_services(ServerPlan(home, settings.port, database), on_superlink_ready)
     if settings.edge:
         port = split_address(settings.address)[1]

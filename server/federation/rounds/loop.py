@@ -96,10 +96,8 @@ class Rounds:
         finally:
             self.exchange.close()
         if model.optimizer.steps == 0:
-            raise RunFailedError(
-                f"no round had federation.min_replies ({self.config.min_replies}) usable replies: no weight changed",
-                is_final=True,
-            )
+            wanted = f"federation.min_replies ({self.config.min_replies}) usable replies"
+            raise RunFailedError(f"no round had {wanted}: the weights never changed", is_final=True)
         return model
 
     def _stop_when_in_vain(self, model: GlobalModel) -> None:
