@@ -136,7 +136,8 @@ def ledger_plan(
     one, after = (epsilon([*spent, Spending(sigma, rate, count * steps)], policy.delta) for count in (1, rounds))
     fit = num_that_fit(spent, Spending(sigma, rate, steps), policy.delta, policy.epsilon_cap, rounds)
     typer.echo(f"spent: {history.total(data.dataset_id, policy.delta, epsilon)}, cap {policy.epsilon_cap:g}")
-    typer.echo(
+    typer.echo(f"{rounds} rounds of {steps} steps at sigma {sigma:g}, q {rate:g}: epsilon {after:.3f}")
+    typer.echo(f"epsilon after one round: {one:.3f}")
         f"{rounds} rounds of {steps} steps at sigma {sigma:g}, q {rate:g}: epsilon {after:.3f}, {one:.3f} after one"
     )
     typer.echo(f"rounds that fit under the cap: {fit} of {rounds}")
