@@ -138,8 +138,6 @@ def ledger_plan(
     typer.echo(f"spent: {history.total(data.dataset_id, policy.delta, epsilon)}, cap {policy.epsilon_cap:g}")
     typer.echo(f"{rounds} rounds of {steps} steps at sigma {sigma:g}, q {rate:g}: epsilon {after:.3f}")
     typer.echo(f"epsilon after one round: {one:.3f}")
-        f"{rounds} rounds of {steps} steps at sigma {sigma:g}, q {rate:g}: epsilon {after:.3f}, {one:.3f} after one"
-    )
     typer.echo(f"rounds that fit under the cap: {fit} of {rounds}")
     noise = noise_that_fits(spent, rate, rounds * steps, policy.delta, policy.epsilon_cap)
     fitting = f"{noise:.4g}" if math.isfinite(noise) else "none; fewer rounds or steps, or a lower q"
