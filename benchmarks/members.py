@@ -20,17 +20,17 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint, tiny_experiment
-from benchmarks.measure import verdict
-from benchmarks.rogue_node import (
+from benchmarks.hostile_answers import (
     FORGED_LOSS,
     Attack,
-    RogueNode,
     expanding_tree,
     forged_source,
     repeated_chunk,
     stored_for_nothing,
 )
+from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint, tiny_experiment
+from benchmarks.measure import verdict
+from benchmarks.rogue_node import RogueNode
 from deploy.processes.process import spawn
 from server.federation.fleet.superlink import superlink_address, wait_ready
 from shared.storage.runlog import read_metrics

@@ -55,28 +55,6 @@ def run_app(app: typer.Typer) -> int:
     return status if isinstance(status, int) else 0
 
 
-def _told(error: click.UsageError | OSError | RuntimeError | MemoryError) -> tuple[str, int]:
-    """What to say of a failure, and the exit status; an empty text for a programmer's error."""
-    match error:
-        case click.UsageError():
-            where = f": see `{error.ctx.command_path} --help`" if error.ctx else ""
-            return " ".join(error.format_message().split()).rstrip(".") + where, error.exit_code
-        case OSError():
-            return os_error_text(error), 2 if error.errno in _CURABLE else 1
-        case MemoryError():
-            return "not enough memory for what was asked: ask for less, or give the machine more", 1
-        case RecursionError():
-            return "a file that was given nests too deeply to be read: give another", 2
-    cures = [cure for start, cure in _PATHLIB.items() if str(error).startswith(start)]
-    return " ".join(f"{error}{cures[0]}".split()) if cures else "", 2
-
-
-def tell_error(error: BaseException | str) -> None:
-    """One line on standard error; what would break it or move the cursor is shown as its code."""
-    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(error))
-    sys.stderr.write(f"error: {shown}\n")
-
-
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CURES = {
     errno.ENOENT: "give a path that exists",
@@ -92,6 +70,29 @@ _CURES = {
     errno.EIO: "the disk fails: see the kernel's log",
 }
 _ROOM_BYTES = 2**20
+
+
+def _told(error: click.UsageError | OSError | RuntimeError | MemoryError) -> tuple[str, int]:
+    """What to say of a failure, and the exit status; an empty text for a programmer's error."""
+    match error:
+        case click.UsageError():
+            where = f": see `{error.ctx.command_path} --help`" if error.ctx else ""
+            return " ".join(error.format_message().split()).rstrip(".") + where, error.exit_code
+        case OSError():
+            # Without a number it is of a library that could not read what it was given.
+            return os_error_text(error), 2 if error.errno is None or error.errno in _CURABLE else 1
+        case MemoryError():
+            return "not enough memory for what was asked: ask for less, or give the machine more", 1
+        case RecursionError():
+            return "a file that was given nests too deeply to be read: give another", 2
+    cures = [cure for start, cure in _PATHLIB.items() if str(error).startswith(start)]
+    return " ".join(f"{error}{cures[0]}".split()) if cures else "", 2
+
+
+def tell_error(error: BaseException | str) -> None:
+    """One line on standard error; what would break it or move the cursor is shown as its code."""
+    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(error))
+    sys.stderr.write(f"error: {shown}\n")
 
 
 def os_error_text(error: OSError) -> str:

@@ -128,10 +128,13 @@ def projection(
     from server.evaluation.drawing import pick_device
     from server.evaluation.reference import features_of_images
     from shared.data.image_cache import open_images
+    from shared.errors import InputError
     from shared.evaluation.networks import load_extractor
     from shared.evaluation.private_statistics import make_projection, save_projection
     from shared.storage.chunks import rank_from_environment
 
+    if out.exists():
+        raise InputError(f"--out {out} exists already: name a new file")
     network = load_extractor(extractor, weights=weights, device=pick_device(device, rank_from_environment()))
     made = make_projection(features_of_images(open_images(data, size), network), network.space, dimensions)
     save_projection(made, out)
@@ -157,20 +160,24 @@ def _show(file: Path) -> None:
         typer.echo(f"  private statistics: {shown_noise}{'' if noise['is_resolved'] else '; THIS ONE IS'}")
     typer.echo(
         f"  {result['num_images']:,} images of {_whose(result)} against {result['reference']['n']:,.0f} of "
-        f"{result['reference']['name']}{note}, {result['wall_seconds']:.0f} s"
+        f"{_with_left_out(result['reference'])}{note}, {result['wall_seconds']:.0f} s"
     )
 
 
 def _whose(result: dict[str, Any]) -> str:
-    """Where the measured images come from, and what of them was left out."""
-    from shared.data.images import ignored_text
-
+    """Where the measured images come from."""
     if "samples" not in result:
         return f"{result['checkpoint']['name']} ({result['weights']} weights)"
-    samples = result["samples"]
-    unreadable = f"{samples['unreadable']} unreadable" if samples["unreadable"] else ""
-    left_out = ", ".join(text for text in (unreadable, ignored_text(samples["ignored"])) if text)
-    return f"{samples['name']}{f' ({left_out})' if left_out else ''}"
+    return _with_left_out(result["samples"])
+
+
+def _with_left_out(images: dict[str, Any]) -> str:
+    """The name of a set of images, and what of it was left out."""
+    from shared.data.images import ignored_text
+
+    unreadable = f"{images['unreadable']} unreadable" if images["unreadable"] else ""
+    left_out = ", ".join(text for text in (unreadable, ignored_text(images["ignored"])) if text)
+    return f"{images['name']}{f' ({left_out})' if left_out else ''}"
 
 
 def _check_source(checkpoint: Path | None, samples: str, size: int, given: list[str]) -> None:

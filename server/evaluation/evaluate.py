@@ -29,6 +29,7 @@ from shared.evaluation.generate import LoadedModel, save_grid
 from shared.evaluation.networks import INCEPTION
 from shared.storage.checkpoint import list_checkpoints, load_meta, resolve_checkpoint
 from shared.storage.chunks import Arrays, ChunkedJob, open_job, rank_from_environment
+from shared.storage.files import with_name
 from shared.storage.runlog import RunLog
 from shared.storage.synthetic_mark import SyntheticMark, seed_range
 
@@ -143,7 +144,7 @@ def evaluate_samples(path: str, options: Options, size: int = 0) -> Path:
     yardstick = open_yardstick(options, INCEPTION, device)
     digest = hashlib.sha256(b"".join(image_digests(images))).hexdigest()
     space, samples = yardstick.extractor.space, {"name": path, "sha256": digest, "size": images.size}
-    name = options.name or folder_name(Path(path.rstrip("/")).name[:80], space, options.reference, samples)
+    name = options.name or folder_name(with_name(Path(path)).name, space, options.reference, samples)
     folder = options.out or Path("evaluation") / name
     facts = {"samples": digest, "extractor": space.sha256, "layer": space.layer}
 

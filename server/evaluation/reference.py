@@ -5,8 +5,8 @@ import functools
 import hashlib
 import operator
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,10 @@ class Reference:
     """Features of at most `KEPT_FEATURES` images; None for a statistics file."""
     image_digests: frozenset[bytes] = frozenset()
     """SHA-256 of the pixels of each image."""
+    num_unreadable: int = 0
+    """Files that did not decode and were left out."""
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Files that are no images by their suffix, by suffix."""
 
 
 def open_reference(
@@ -100,7 +104,7 @@ def open_reference(
     if kept is None:
         _compute(images, path, sha256, extractor, batch, statistics_file, features_file)
         kept = load_statistics(statistics_file), np.load(features_file, allow_pickle=False)
-    return Reference(path, kept[0], sha256, kept[1], frozenset(digests))
+    return Reference(path, *(kept[0], sha256, kept[1]), frozenset(digests), images.num_unreadable, images.ignored)
 
 
 def image_digests(images: ImageCache) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from shared.storage.files import with_name, write_atomically
 from shared.storage.versions import git_commit, installed_versions
 
 RESULT_FILE, PARTS_FOLDER = "result.json", "parts"
+_LONGEST_PART = 80
 _SAME = {
     "model": ("checkpoint", "digest"),
     "weights": ("weights",),
@@ -55,7 +57,8 @@ def folder_name(what: str, space: FeatureSpace, reference: str, facts: Mapping[s
     """
     told = json.dumps([reference, vars(space), facts], sort_keys=True, default=str)
     key = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return f"{what}-{space.distance_name}-{key}".replace("/", "-").replace(":", "-")
+    parts = (re.sub(r"[^A-Za-z0-9._+-]+", "-", part)[:_LONGEST_PART] for part in (what, space.distance_name))
+    return "-".join((*parts, key))
 
 
 @contextmanager
@@ -127,6 +130,8 @@ def facts_of(space: FeatureSpace, reference: Reference, num_images: int) -> dict
             "epsilon": statistics.epsilon,
             "delta": statistics.delta,
             "sites": statistics.site,
+            "unreadable": reference.num_unreadable,
+            "ignored": dict(reference.ignored),
         },
         "num_images": num_images,
     }

@@ -86,9 +86,10 @@ def audit_problems(experiment: Experiment, audits: list[dict[str, Any]], sites: 
                 problems.append(f"{kind} audit of {site} failed{': ' + done['reason'] if done.get('reason') else ''}")
             else:
                 problems += [
-                    f"{kind} audit of {site}: {name} {value:.4g} is above the limit {bounds[name]:g}"
+                    f"{kind} audit of {site}: {name} {format_number(value)} is above the limit {bounds[name]:g}"
                     for name, value in done.get("figures", {}).items()
-                    if name in bounds and value > bounds[name]
+                    # What is no number passes no limit.
+                    if name in bounds and not (isinstance(value, int | float) and value <= bounds[name])
                 ]
     return problems
 

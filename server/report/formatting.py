@@ -15,6 +15,8 @@ def format_number(value: float | str | None) -> str:
         return "–"
     if isinstance(value, str):
         return value
+    if not math.isfinite(value):
+        return str(value)
     return f"{value:,.0f}" if abs(value) >= 10_000 or value == int(value) else f"{value:.4g}"
 
 

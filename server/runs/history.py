@@ -1,6 +1,7 @@
 """What a run directory tells, for the report: metrics, evaluations, sample grids, audits, provenance. No torch."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -142,13 +143,48 @@ def _evaluations(folder: Path) -> list[Evaluation]:
     found = []
     for file in sorted(folder.glob("*/result.json")):
         result = _json(file)
-        metrics = result.get("metrics", {})
+        metrics, place = (_object(result.get(key)) for key in ("metrics", "checkpoint"))
         name = next((key for key in metrics if key == "fid" or key.startswith("fd_")), None)
-        place = result.get("checkpoint", {})
         number = place.get("round") if place.get("round") is not None else place.get("step")
         if name is not None and number is not None:
+            _check_result(file, result)
             found.append(Evaluation(int(number), name, float(metrics[name]), result))
     return sorted(found, key=lambda each: each.place)
+
+
+def _check_result(file: Path, result: dict[str, Any]) -> None:
+    """Refuse a result that no `evaluate` has written: pages and gates stand on it.
+
+    Raises:
+        InputError: naming what is missing.
+    """
+    place, reference, intervals = result["checkpoint"], result.get("reference"), result.get("intervals", {})
+    numbers = [result.get("num_images"), place.get("round", 0) or 0, place.get("step", 0) or 0]
+    wrong = [
+        name
+        for name, is_right in (
+            ("metrics", all(map(_is_number, result["metrics"].values()))),
+            ("num_images, round or step", all(isinstance(each, int) for each in numbers)),
+            ("reference", isinstance(reference, dict) and "name" in reference and _is_number(reference.get("n"))),
+            ("intervals", isinstance(intervals, dict) and all(map(_is_pair, intervals.values()))),
+            ("weights, sampler or nfe", {"weights", "sampler", "nfe"} <= result.keys()),
+        )
+        if not is_right
+    ]
+    if wrong:
+        raise InputError(f"{file}: no result of `evaluate` ({wrong[0]}): delete it, or evaluate again")
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _grids(folder: Path) -> list[tuple[int, Path]]:

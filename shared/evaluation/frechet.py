@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.errors import InputError
 from shared.evaluation.feature_statistics import Float64, Statistics, check_same_space, statistics_of
 
 
@@ -47,13 +48,22 @@ def frechet(
 
     Returns:
         The distance, at least 0 up to rounding.
+
+    Raises:
+        InputError: it is not finite.
     """
-    factor_DD = _factor(covariance_1_DD, is_full_rank)
-    values_D = np.linalg.eigvalsh(factor_DD.T @ covariance_2_DD @ factor_DD)
-    cross = np.sqrt(values_D.clip(min=0)).sum()
-    return float(
-        np.square(mean_1_D - mean_2_D).sum() + np.trace(covariance_1_DD) + np.trace(covariance_2_DD) - 2 * cross
-    )
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            factor_DD = _factor(covariance_1_DD, is_full_rank)
+            values_D = np.linalg.eigvalsh(factor_DD.T @ covariance_2_DD @ factor_DD)
+            cross = np.sqrt(values_D.clip(min=0)).sum()
+            apart, spread = np.square(mean_1_D - mean_2_D).sum(), np.trace(covariance_1_DD) + np.trace(covariance_2_DD)
+            distance = float(apart + spread - 2 * cross)
+    except np.linalg.LinAlgError:
+        distance = float("nan")
+    if not np.isfinite(distance):
+        raise InputError("the distance is not finite: statistics with values so large are no features of images")
+    return distance
 
 
 def frechet_distance(one: Statistics, other: Statistics) -> float:

@@ -139,7 +139,7 @@ def load_group(folder: Path, group: str) -> dict[str, np.ndarray]:
         )
     try:
         return load_safetensors(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, TypeError, AttributeError) as error:  # the latter for types NumPy lacks
         raise InputError(f"checkpoint {folder}: {name} is not a safetensors file ({error})") from error
 
 

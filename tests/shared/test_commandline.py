@@ -81,6 +81,57 @@ def test_a_question_that_is_not_answered_with_yes_ends_in_one_line(monkeypatch, 
     assert capsys.readouterr().err.splitlines()[-1] == "aborted: nothing was done"
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (RecursionError("maximum"), 2, "error: a file that was given nests too deeply to be read: give another"),
+        (MemoryError(), 1, "error: not enough memory for what was asked: ask for less, or give the machine more"),
+        (RuntimeError("Symlink loop from 'a'"), 2, "error: Symlink loop from 'a'"),
+        (
+            RuntimeError("Could not determine home directory."),
+            2,
+            "error: Could not determine home directory. set HOME, or MASKFED_CACHE and XDG_STATE_HOME",
+        ),
+        (
+            OSError(28, "No space left on device", "/a/b"),
+            2,
+            "error: /a/b: No space left on device; free some space there, then run the command again",
+        ),
+        (OSError(27, "File too large", "a\nb\x1b[2J"), 2, "error: a b\\x1b[2J: File too large"),
+        (
+            OSError(5, "Input/output error", "/a"),
+            1,
+            "error: /a: Input/output error; the disk fails: see the kernel's log",
+        ),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(monkeypatch, capsys, error, status, line):
+    def fail():
+        raise error
+
+    failing = typer.Typer()
+    failing.command()(fail)
+    monkeypatch.setattr(sys, "argv", ["prog"])
+    assert run_app(failing) == status
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_programmers_error_is_no_line(monkeypatch):
+    def fail():
+        raise RuntimeError("dictionary changed size during iteration")
+
+    failing = typer.Typer()
+    failing.command()(fail)
+    monkeypatch.setattr(sys, "argv", ["prog"])
+    with pytest.raises(RuntimeError, match="dictionary"):
+        run_app(failing)
+
+
+def test_a_line_shows_what_would_break_it(capsys):
+    tell_error(ValueError("bundle a\nb\x1b[31m\udcff: é"))
+    assert capsys.readouterr().err == "error: bundle a\\nb\\x1b[31m\\udcff: é\n"
+
+
 def test_a_full_disk_is_named_although_the_machine_does_not_tell_which(monkeypatch, capsys, tmp_path):
     (tmp_path / "site").mkdir()
     room = namedtuple("room", "f_bavail f_frsize f_files f_favail")
@@ -131,49 +182,3 @@ def test_every_command_with_a_home_looks_at_its_owner(program):
                     assert option.callback is not None, command.name
                     found += 1
     assert found > 10
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "line"),
-    [
-        (RecursionError("maximum"), 2, "error: a file that was given nests too deeply to be read: give another"),
-        (MemoryError(), 1, "error: not enough memory for what was asked: ask for less, or give the machine more"),
-        (RuntimeError("Symlink loop from 'a'"), 2, "error: Symlink loop from 'a'"),
-        (
-            RuntimeError("Could not determine home directory."),
-            2,
-            "error: Could not determine home directory. set HOME, or MASKFED_CACHE and XDG_STATE_HOME",
-        ),
-        (OSError(27, "File too large", "a\nb\x1b[2J"), 2, "error: a b\\x1b[2J: File too large"),
-        (
-            OSError(5, "Input/output error", "/a"),
-            1,
-            "error: /a: Input/output error; the disk fails: see the kernel's log",
-        ),
-    ],
-)
-def test_what_the_machine_refuses_is_one_line(monkeypatch, capsys, error, status, line):
-    def fail():
-        raise error
-
-    failing = typer.Typer()
-    failing.command()(fail)
-    monkeypatch.setattr(sys, "argv", ["prog"])
-    assert run_app(failing) == status
-    assert capsys.readouterr().err == f"{line}\n"
-
-
-def test_a_programmers_error_is_no_line(monkeypatch):
-    def fail():
-        raise RuntimeError("dictionary changed size during iteration")
-
-    failing = typer.Typer()
-    failing.command()(fail)
-    monkeypatch.setattr(sys, "argv", ["prog"])
-    with pytest.raises(RuntimeError, match="dictionary"):
-        run_app(failing)
-
-
-def test_a_line_shows_what_would_break_it(capsys):
-    tell_error(ValueError("bundle a\nb\x1b[31m\udcff: é"))
-    assert capsys.readouterr().err == "error: bundle a\\nb\\x1b[31m\\udcff: é\n"

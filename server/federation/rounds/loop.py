@@ -97,7 +97,7 @@ class Rounds:
             self.exchange.close()
         if model.optimizer.steps == 0:
             wanted = f"federation.min_replies ({self.config.min_replies}) usable replies"
-            raise RunFailedError(f"no round had {wanted}: no weight changed", is_final=True)
+            raise RunFailedError(f"no round had {wanted}: the weights never changed", is_final=True)
         return model
 
     def _stop_when_in_vain(self, model: GlobalModel) -> None:

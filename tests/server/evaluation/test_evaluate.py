@@ -74,6 +74,7 @@ def test_result_holds_the_distance_of_the_samples_and_where_it_comes_from(run):
     assert distance(result) == pytest.approx(expected, rel=1e-4)
     assert result["reference"] | {"sha256": ""} == {
         "name": REFERENCE, "n": 40.0, "sha256": "", "release": "own", "epsilon": None, "delta": None, "sites": "",
+        "unreadable": 0, "ignored": {},
     }  # fmt: skip
     assert result["checkpoint"]["digest"] == loaded.meta.digest and result["weights"] == "ema"
     for key in (
@@ -455,3 +456,16 @@ def test_a_damaged_kept_reference_is_computed_again(run):
     for file in (run.path / "evaluation" / "references").iterdir():
         file.write_bytes(file.read_bytes()[:40])
     assert distance(read(evaluate(run.path, Options(reference=REFERENCE, name="second")))) == distance(first)
+
+
+def test_what_was_left_out_of_samples_and_reference_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKFED_CACHE", str(tmp_path / "cache"))
+    samples = stored(generate(4, 16, 3)[0], tmp_path / "samples")
+    reference = stored(generate(5, 16, 4)[0], tmp_path / "reference")
+    (samples / "notes.txt").write_text("x")
+    (reference / "photo.xyz").write_text("x")
+    given = ["evaluate", "--samples", str(samples), "--reference", str(reference), "--out", str(tmp_path / "out")]
+    shown = CliRunner().invoke(cli.app, [*given, "--extractor", "random-inception"])
+    assert f"4 images of {samples} (1 .txt ignored) against 5 of {reference} (1 .xyz ignored)" in shown.output
+    result = read(tmp_path / "out" / "result.json")
+    assert result["samples"]["ignored"] == {".txt": 1} and result["reference"]["ignored"] == {".xyz": 1}

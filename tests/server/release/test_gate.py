@@ -308,3 +308,17 @@ def test_constants_of_dp_and_the_source_of_the_start_stand_in_the_card(tmp_path)
     (tmp_path / "start" / "meta.json").unlink()
     card = (release(run.path, tmp_path / "later", override="x") / "MODEL_CARD.md").read_text()
     assert f"- Started from: checkpoint `{saved.digest}`." in card
+
+
+@pytest.mark.parametrize("value", ["0.9", float("nan"), None])
+def test_a_figure_that_is_no_number_passes_no_limit(tmp_path, value):
+    run, digest = finish(tmp_path / "run")
+    measure(run, digest)
+    audited(run, digest, figures={"auc": value})
+    with pytest.raises(InputError, match=r"auc .* is above the limit"):
+        release(run.path, tmp_path / "out")
+
+
+def test_a_release_may_lie_in_folders_that_are_not_there_yet(tmp_path):
+    run, _ = finish(tmp_path / "run")
+    assert release(run.path, tmp_path / "new" / "deep" / "out", override="x").is_dir()

@@ -375,3 +375,32 @@ def test_every_distance_of_the_page_has_its_interval_and_number_of_images(federa
     assert "<td>100<small>90 to 110, 64 images</small>" in report([federated.path]).read_text()
     page = report([federated.path, federated.path], federated.path / "twice.html").read_text()
     assert page.count("<td>20<small>18 to 22, 64 images</small></td>") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"reference": None}, "reference"),
+        ({"reference": {"name": "x", "n": "many"}}, "reference"),
+        ({"num_images": "64"}, "num_images"),
+        ({"metrics": {"fid": float("nan")}}, "metrics"),
+        ({"metrics": {"fid": 1.0, "kid": "low"}}, "metrics"),
+        ({"intervals": {"fid": [1.0]}}, "intervals"),
+        ({"intervals": {"fid": [1.0, float("inf")]}}, "intervals"),
+        ({"checkpoint": {"round": "last"}}, "num_images, round or step"),
+    ],
+)
+def test_a_result_that_evaluate_did_not_write_is_one_line(central, change, line):
+    write_result(central, "odd", result(3, 1.0) | change)
+    with pytest.raises(InputError, match=rf"odd/result.json: no result of `evaluate` \({line}") as caught:
+        read_run(central.path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_page_of_somebody_else_is_not_replaced(central, tmp_path):
+    (tmp_path / "thesis.html").write_text("<title>years</title>")
+    with pytest.raises(InputError, match="no page that `report` made"):
+        report([central.path], tmp_path / "thesis.html")
+    assert (tmp_path / "thesis.html").read_text() == "<title>years</title>"
+    for _ in range(2):
+        report([central.path], tmp_path / "own.html")

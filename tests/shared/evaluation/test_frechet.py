@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -131,3 +133,10 @@ def test_two_images_have_no_interval_and_three_have():
     assert jackknife(features(2, 3, 1), other) is None
     low, high = jackknife(features(3, 3, 1), other)
     assert low < frechet_distance(statistics_of(features(3, 3, 1), SPACE), other) < high
+
+
+@pytest.mark.parametrize("value", [1e200, 1e300])
+def test_statistics_too_large_for_a_distance_are_one_line(value):
+    huge = replace(statistics_of(features(9, 3, 1), SPACE), outer_DD=np.full((3, 3), value), total_D=np.full(3, value))
+    with pytest.raises(InputError, match="distance is not finite"):
+        frechet_distance(huge, statistics_of(features(9, 3, 2), SPACE))
