@@ -47,6 +47,8 @@ SLOW = (
     "tests/shared/training/test_engine.py",
 )
 """Files that train, sample or start programs; `make test-fast` leaves them out."""
+FULL_SIZE = ("tests/end_to_end/", "tests/server/simulation/")
+"""Files whose models are trained by programs that they start, which know the real sizes only."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -78,7 +80,7 @@ def small_network(request: pytest.FixtureRequest) -> Generator[None, Any, None]:
     from tests.small_network import install
 
     with pytest.MonkeyPatch.context() as patch:
-        if request.node.get_closest_marker("full_size") is None:
+        if request.node.get_closest_marker("full_size") is None and not request.node.nodeid.startswith(FULL_SIZE):
             install(patch)
         yield
 
