@@ -7,10 +7,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from client.data.dataset import scan
+from client.data.dataset import open_dataset, scan
+from client.policy.budget import told_total
+from client.privacy.epsilon import epsilon_of
+from client.records.ledger import open_ledger, read_ledger
+from client.records.spending import Charge
 from client.settings import Home, SiteConfig, SitePolicy, load_settings, save_settings, write_private
 
 Pixels = NDArray[np.uint8]
+RUN = "run"
+"""The training run whose models are audited."""
 
 
 def make_site(folder: Path, images: Pixels, policy: SitePolicy, held_out_ratio: float = 0.0) -> Home:
@@ -39,10 +45,19 @@ def fresh_copy(home: Home, folder: Path) -> Home:
     return copied
 
 
+def commit_round(home: Home) -> None:
+    """A completed DP round of `RUN` at almost no cost: only runs that the site took part in are audited."""
+    settings = load_settings(home)
+    data = open_dataset(home, settings.image_size)
+    charge = Charge(
+        dataset_id=data.dataset_id, fingerprint=data.fingerprint, task="train", run=RUN, server_round=1,
+        request_digest="r", plan_digest="p", mechanism="dp-sgd", noise_multiplier=1000.0, sample_rate=0.01, steps=1,
+        unit="image",
+    )  # fmt: skip
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        ledger.commit(ledger.reserve(charge, cap=1.0, delta=1e-5, epsilon_of=lambda *_: 0.0)[0])
+
+
 def spent(home: Home) -> float:
     """Epsilon of everything that the site's ledger has been charged for."""
-    from client.policy.budget import told_total
-    from client.privacy.epsilon import epsilon_of
-    from client.records.ledger import read_ledger
-
     return told_total(read_ledger(home.ledger), load_settings(home).policy, epsilon_of).epsilon
