@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.privacy_attacks.detector import detector, make_arena, make_experiment, make_request, without_noise
 from benchmarks.privacy_attacks.outcome import Outcome
-from benchmarks.privacy_attacks.question_site import fresh_copy
+from benchmarks.privacy_attacks.question_site import computed_once, fresh_copy
 from benchmarks.privacy_attacks.tiny_sites import new_machine
 from client.privacy import dp_sgd
 from client.privacy.accounting import epsilon
@@ -44,7 +44,7 @@ def attack(trials: int, is_guarded: bool, seed: int) -> Outcome:
     """Ask one of two sites that differ by the face, in each trial as if for the first time, and guess which it was."""
     random = np.random.default_rng(seed)
     coins, correct = random.random(trials) < 0.5, 0
-    with new_machine() as root, guard(is_guarded), without_noise():
+    with new_machine() as root, guard(is_guarded), without_noise(), computed_once():
         plan = make_experiment(privacy=PRIVACY)
         arena = make_arena(root, plan, seed)
         weights, _ = detector(arena, plan)

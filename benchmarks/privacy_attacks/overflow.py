@@ -25,7 +25,7 @@ from benchmarks.privacy_attacks.detector import (
     without_noise,
 )
 from benchmarks.privacy_attacks.outcome import Outcome
-from benchmarks.privacy_attacks.question_site import fresh_copy
+from benchmarks.privacy_attacks.question_site import computed_once, fresh_copy
 from benchmarks.privacy_attacks.tiny_sites import new_machine
 from client.data.units import Images, Shown, read_images
 from client.privacy import clipping
@@ -86,7 +86,7 @@ def attack(
 ) -> Outcome:
     """Ask one of two sites that differ by the face, in each trial as if for the first time, and guess which it was."""
     coins, correct = np.random.default_rng(seed).random(trials) < 0.5, 0
-    with new_machine() as root, guard(is_guarded), without_noise():
+    with new_machine() as root, guard(is_guarded), without_noise(), computed_once():
         plan = make_experiment(
             privacy={**DP, "clipping": how},
             data={"wavelet": wavelet, "horizontal_flip": False},

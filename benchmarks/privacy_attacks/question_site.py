@@ -1,7 +1,11 @@
 """Small sites that answer questions, with and without one chosen image, for attacks on questions."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,9 +13,10 @@ from PIL import Image
 
 from client.data.dataset import open_dataset, scan
 from client.policy.budget import told_total
+from client.privacy.accounting import epsilon
 from client.privacy.epsilon import epsilon_of
 from client.records.ledger import open_ledger, read_ledger
-from client.records.spending import Charge
+from client.records.spending import Charge, Spending
 from client.settings import Home, SiteConfig, SitePolicy, load_settings, save_settings, write_private
 
 Pixels = NDArray[np.uint8]
@@ -43,6 +48,24 @@ def fresh_copy(home: Home, folder: Path) -> Home:
     settings = load_settings(copied)
     save_settings(copied, settings.model_copy(update={"head_file": str(folder / "head" / "ledger.json")}))
     return copied
+
+
+@contextmanager
+def computed_once() -> Iterator[None]:
+    """Hundreds of trials at little cost: an epsilon is computed once per history, and no network gets a random start.
+
+    Neither changes what a site does: every tensor of a network is that of the request.
+    """
+
+    @cache
+    def of(history: tuple[Spending, ...], delta: float) -> float:
+        return epsilon(history, delta)
+
+    with (
+        mock.patch("client.privacy.accounting.epsilon", lambda history, delta: of(tuple(history), delta)),
+        mock.patch("torch.nn.init.trunc_normal_", lambda tensor, **_: tensor),
+    ):
+        yield
 
 
 def commit_round(home: Home) -> None:
