@@ -102,7 +102,7 @@ def repeat(name: str, trial: Trial, trials: int, is_guarded: bool, seed: int) ->
 @contextmanager
 def new_machine() -> Iterator[Path]:
     """A temporary folder on a machine that has seen no data yet: its registry is in there, too."""
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
+    with tempfile.TemporaryDirectory(prefix="privacy-attacks-") as folder:
         root = Path(folder).resolve()
         with mock.patch.dict(os.environ, {REGISTRY_VARIABLE: str(root / "registry")}):
             yield root
