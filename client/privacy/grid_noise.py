@@ -94,7 +94,7 @@ def noised(values: NDArray[np.float64], deviation: float) -> NDArray[np.float64]
     """
     steps = 2.0 ** grid_exponent(deviation / MARGIN)
     # Cutting off what float64 could not hold exactly moves two sums no further apart.
-    total = torch.from_numpy(np.rint(values * steps).clip(-LARGEST_SUM, LARGEST_SUM))
+    total = torch.from_numpy(np.rint(values.clip(-LARGEST_SUM / steps, LARGEST_SUM / steps) * steps))
     add_noise(total, deviation / MARGIN * steps, Keystream(secrets.token_bytes(32)))
     found: NDArray[np.float64] = total.numpy() / steps
     return found

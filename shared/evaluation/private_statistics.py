@@ -30,11 +30,9 @@ SIMULATIONS = 20
 MOST_DIMENSIONS = 1024
 ORTHONORMAL_TOLERANCE = 1e-6
 LARGEST_MEAN = 1e6
-RADIUS = (1e-6, 1e6)
-"""Range of R that a projection may have at all; a site's policy has a narrower one."""
+RADIUS = (1e-6, 1e6)  # range of R that a projection may have at all; a site's policy has a narrower one
 _SENSITIVITY = math.sqrt(3)
-Noise = Callable[[Float64, float], Float64]
-"""Values (d,) with Gaussian noise of a deviation on each."""
+Noise = Callable[[Float64, float], Float64]  # values (d,) with Gaussian noise of a deviation on each
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,8 @@ class Projection:
     space: FeatureSpace
     """Of the features that go in."""
     mean_D: Float64
-    basis_DP: Float64
-    """Orthonormal columns, the public principal directions."""
-    radius: float
-    """R: public median norm of projected features."""
+    basis_DP: Float64  # orthonormal columns, the public principal directions
+    radius: float  # R: public median norm of projected features
 
     @property
     def projected_space(self) -> FeatureSpace:
@@ -129,13 +125,10 @@ def private_statistics(
     """Noisy statistics of a site's images; the caller charges (noise_multiplier, q = 1, one step) before.
 
     Args:
-        projection: public.
+        projection: public; the result is in its space. Covariances of it may have negative eigenvalues.
         features_ND: features of the site's images, (N, D); a row that is not finite counts as the public mean.
-        noise_multiplier: sigma: noise deviation over sensitivity.
+        noise_multiplier: sigma: noise deviation over sensitivity. N is noised, too.
         noise: secret, never of a shared seed.
-
-    Returns:
-        Statistics in the projected space; n is noisy, too. Covariances of them may have negative eigenvalues.
 
     Raises:
         InputError: noise multiplier not above 0, or a projection that is none.
@@ -156,13 +149,14 @@ def add_noise(plain: Statistics, radius: float, noise_multiplier: float, noise: 
     noised = noise(np.concatenate(values).astype(np.float64), noise_multiplier * _SENSITIVITY)
     outer_DD = np.empty((width, width))
     outer_DD[rows, columns] = outer_DD[columns, rows] = noised[1 + width :] * (radius**2 / weights)
+    images = {**plain.images, **noise_facts(radius, noise_multiplier), "parts": "1"}
     return replace(
         plain,
         n=float(noised[0]),
         total_D=radius * noised[1 : 1 + width],
         outer_DD=outer_DD,
         release="dp",
-        images={**plain.images, **noise_facts(radius, noise_multiplier), "parts": "1"},
+        images=images,
     )
 
 
@@ -198,10 +192,8 @@ class PrivateDistance:
     """A distance to private statistics, and what their noise does to it."""
 
     distance: float
-    bias: float
-    """Mean change of the distance when noise of the same size is added once more."""
-    resolution: float
-    """Mean distance between the statistics and themselves with that noise: smaller distances tell nothing."""
+    bias: float  # mean change of the distance when noise of the same size is added once more
+    resolution: float  # mean distance between the statistics and themselves with it: smaller distances tell nothing
 
     @property
     def is_resolved(self) -> bool:
