@@ -20,17 +20,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 
-from benchmarks.door import Coordinator
+from benchmarks.coordinator import Coordinator
 from client.entry import CodeRefusedError, check_bundle
 from client.policy.approval import approve
 from client.records.chain import read_chain
 from client.settings import HOME_VARIABLE, Home
 from deploy.identity.certificates import create_authority
-from deploy.identity.enrolment import BUNDLE_SCHEMA, PREFIX, public_key_digest
-from deploy.identity.keys import client_context
+from deploy.identity.enrolment import BUNDLE_SCHEMA, PREFIX
+from deploy.identity.keys import public_key_digest
 from deploy.identity.request_key import read_request_certificate
-from deploy.processes.process import end_together, free_ports, spawn
-from deploy.processes.services import environment, guarded
+from deploy.identity.site_certificates import create_door_authority, issue_site_certificate
+from deploy.identity.site_identity import accept_certificate, create_identity
+from deploy.identity.tls import client_context
 from server.federation.fleet.bundle import build_bundle
 from shared.storage.code_digest import installed_digest
 
@@ -47,19 +48,46 @@ def wrong_ca(coordinator: Coordinator) -> int:
     return 0
 
 
+def no_certificate(coordinator: Coordinator) -> int:
+    """A stranger who trusts the right CA and asks for the page that everybody was once given."""
+    return int(_is_shut_out(coordinator, None))
+
+
+def foreign_certificate(coordinator: Coordinator) -> int:
+    """A site of another federation, with a certificate of that one's door."""
+    pki = coordinator.root / "elsewhere"
+    pki.mkdir()
+    create_door_authority(pki)
+    home = coordinator.root / "foreigner"
+    create_identity(home, "foreigner")
+    accept_certificate(home, issue_site_certificate(pki, "foreigner", (home / "node.key.pub").read_text()))
+    return int(_is_shut_out(coordinator, home / "node.key"))
+
+
+def revoked_certificate(coordinator: Coordinator) -> int:
+    """A site that was added and removed again."""
+    key = coordinator.enrol("revoked")
+    is_in = not _is_shut_out(coordinator, key)
+    removed, _ = coordinator.call("maskfed-server", "sites", "remove", "revoked")
+    time.sleep(2)
+    return int(is_in and removed == 0 and _is_shut_out(coordinator, key))
+
+
 def unregistered_key(coordinator: Coordinator) -> int:
-    """A SuperNode whose key nobody has added."""
+    """A certified site that signs its calls with a key that nobody has added."""
     home = coordinator.root / "stranger"
     coordinator.call("maskfed-client", "enroll", "stranger", home=home)
-    return int(_supernode_is_refused(coordinator, home))
+    status = _activate(coordinator, home / "node.key", 0.0)
+    return int(status == httpx.codes.UNAUTHORIZED)
 
 
-def revoked_key(coordinator: Coordinator) -> int:
-    """A SuperNode whose key was added and removed again."""
-    home = coordinator.root / "revoked"
-    _enrol(coordinator, "revoked")
-    removed, _ = coordinator.call("maskfed-server", "sites", "remove", "revoked")
-    return int(removed == 0 and _supernode_is_refused(coordinator, home))
+def _is_shut_out(coordinator: Coordinator, identity: Path | None) -> bool:
+    context = client_context(coordinator.ca, identity)
+    try:
+        httpx.get(f"https://localhost:{coordinator.port}/health", verify=context, trust_env=False)
+    except httpx.TransportError:
+        return True
+    return False
 
 
 def stale_calls(coordinator: Coordinator) -> int:
@@ -67,8 +95,7 @@ def stale_calls(coordinator: Coordinator) -> int:
 
     The same call with the right time is let in, so it is the time that is refused.
     """
-    _enrol(coordinator, "recorded")
-    key = coordinator.root / "recorded" / "node.key"
+    key = coordinator.enrol("recorded")
     if _activate(coordinator, key, 0.0) != httpx.codes.OK:
         return 0
     late = [_activate(coordinator, key, seconds) for seconds in (-400.0, -86400.0, 60.0)]
@@ -112,6 +139,7 @@ def path_in_a_join_bundle(coordinator: Coordinator) -> int:
             "alias": alias,
             "address": f"localhost:{coordinator.port}",
             "ca_certificate": coordinator.ca.read_text(),
+            "site_certificate": (coordinator.insider.with_suffix(".crt")).read_text(),
             "request_certificate": request.public_bytes(Encoding.PEM).decode(),
             "code_digest": "0" * 64,
             "public_key_digest": public_key_digest((home / "node.key.pub").read_text()),
@@ -169,8 +197,8 @@ def _edge(coordinator: Coordinator) -> int:
     return len(coordinator.lines("edge.log"))
 
 
-def _handshakes(coordinator: Coordinator) -> int:
-    return sum("SSL_do_handshake() failed" in line for line in coordinator.lines("edge-error.log"))
+def _door(coordinator: Coordinator) -> int:
+    return len(coordinator.lines("door.log"))
 
 
 def _admissions(coordinator: Coordinator) -> int:
@@ -187,9 +215,11 @@ def _journal(coordinator: Coordinator) -> int:
 
 
 ATTACKS = {
-    "wrong CA": Attack(wrong_ca, _handshakes),
+    "wrong CA": Attack(wrong_ca, _door),
+    "no certificate": Attack(no_certificate, _door),
+    "certificate of another door": Attack(foreign_certificate, _door),
+    "revoked certificate": Attack(revoked_certificate, _door),
     "unregistered key": Attack(unregistered_key, _edge),
-    "revoked key": Attack(revoked_key, _edge),
     "stale signed calls": Attack(stale_calls, _edge),
     "replayed enrolment": Attack(replayed_enrolment, _admissions),
     "stolen enrolment": Attack(stolen_enrolment, _admissions),
@@ -224,33 +254,8 @@ def _activate(coordinator: Coordinator, key_file: Path, seconds: float) -> int:
     }
     body = ActivateNodeRequest(public_key=public, heartbeat_interval=30.0).SerializeToString()
     url = f"https://localhost:{coordinator.port}/v1/fleet/activate-node"
-    verify = client_context(coordinator.ca)
+    verify = client_context(coordinator.ca, coordinator.insider)
     return httpx.post(url, content=body, headers=headers, verify=verify, trust_env=False).status_code
-
-
-def _supernode_is_refused(coordinator: Coordinator, home: Path) -> bool:
-    """Whether a real SuperNode with this home's key ends by itself and the edge logged the refusal."""
-    before = len(coordinator.refusals())
-    runtime, health = free_ports(2)
-    tls = home / "tls"
-    process = spawn(
-        [
-            *guarded("supernode"),
-            *("--superlink", f"localhost:{coordinator.port}", "--root-certificates", str(coordinator.ca)),
-            *("--auth-supernode-private-key", str(home / "node.key"), "--port", str(runtime)),
-            *("--health-server-address", f"127.0.0.1:{health}", "--isolation", "process"),
-            *("--superexec-auth-secret-file", str(home / "site.secret"), "--ssl-ca-certfile", str(tls / "ca.crt")),
-            *("--ssl-certfile", str(tls / "srv.pem"), "--ssl-keyfile", str(tls / "srv.key")),
-        ],
-        environment(home / "flwr"),
-        home / "supernode.log",
-    )
-    deadline = time.monotonic() + 40
-    while process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.3)
-    ended = process.poll() is not None
-    end_together([process], 5)
-    return ended and all(line["status"] in (401, 412) for line in coordinator.refusals()[before:])
 
 
 def _refused_joins(coordinator: Coordinator, home: Path, bundles: Sequence[Path]) -> int:

@@ -1,12 +1,14 @@
-"""Kills at random moments (ServerApp, SuperLink, superexec, node, client process, all of a side) in real federations.
+"""Kills at random moments (ServerApp, SuperLink, superexec, node, client process, nginx, all of a side), behind a door.
 
-Every run must finish by itself, with the weights of the undisturbed run, bit for bit, whenever the same replies
-arrived; no process may be left over. `--runs N` runs, one kill each; `--seed` chooses the moments.
+By SIGKILL, by SIGSTOP, which leaves a process that is there and does nothing, and by SIGHUP to a whole side, as when a
+terminal goes. Every run must finish by itself, with the weights of the undisturbed run, bit for bit, whenever the same
+replies arrived; no process may be left over. `--runs N` runs, one kill each; `--seed` chooses the moments.
 """
 
 import argparse
 import random
 import shutil
+import signal
 import sys
 import time
 from collections import Counter
@@ -29,10 +31,17 @@ REPLY = "client in reply"
 """The client process while its SuperNode has the head of a reply and waits for the rest."""
 MACHINE, SITE = "the coordinator", "a site"
 """Everything of one side at once, as when its machine dies; started again as an init system would."""
-TARGETS = (
-    *("flwr-serverapp", "flower-superlink", "server superexec", "flower-supernode", "flwr-clientapp"),
-    *(REPLY, MACHINE, SITE),
+PROCESSES = (
+    *("flwr-serverapp", "flower-superlink", "server superexec", "flower-supernode", "flwr-clientapp", "nginx"),
+    REPLY,
 )
+MEANS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "hang up": signal.SIGHUP}
+TARGETS = (
+    *(f"kill {name}" for name in (*PROCESSES, MACHINE, SITE)),
+    *(f"stop {name}" for name in PROCESSES),
+    *(f"hang up {name}" for name in (MACHINE, SITE)),
+)
+"""What is done to what."""
 DEADLINE_SECONDS = 600.0
 EXPERIMENT = """
 [federation]
@@ -68,7 +77,7 @@ def series(seed: int, kills: Sequence[int], targets: Sequence[str]) -> Counter[s
     """Outcomes of the runs numbered `kills`, one after the other in a federation of their own."""
     draw = random.Random(seed)
     counts: Counter[str] = Counter()
-    with federation(2) as local:
+    with federation(2, is_behind_door=True) as local:
         init = random_checkpoint(local.root / "init", make_experiment(EXPERIMENT))
         remembered = {path: path.read_bytes() for path in memories(local)}
         start = time.monotonic()
@@ -81,7 +90,7 @@ def series(seed: int, kills: Sequence[int], targets: Sequence[str]) -> Counter[s
             target, moment = targets[number % len(targets)], draw.uniform(0.0, duration)
             outcome, facts = disturbed(local, init, expected, target, moment)
             counts.update([outcome])
-            print(f"{number + 1:3d}: kill {target:18s} after {moment:5.1f} s: {outcome} ({facts})", flush=True)
+            print(f"{number + 1:3d}: {target:25s} after {moment:5.1f} s: {outcome} ({facts})", flush=True)
         local.stop()
         counts["processes left"] = len(leftovers(local.root))
     return counts
@@ -124,20 +133,22 @@ def run_once(local: LocalFederation, init: Path, disturb: Callable[[], None]) ->
 
 
 def kill(local: LocalFederation, target: str, moment: float) -> bool:
-    """SIGKILL one process of a kind, `moment` seconds from now, or as soon as there is one; false: none came."""
+    """Do it to one process of a kind, `moment` seconds from now, or as soon as there is one; false: none came."""
     time.sleep(moment)
-    if target in (MACHINE, SITE):
-        name = "coordinator" if target == MACHINE else "site-0"
-        local.daemons[name].kill()
+    means = next(each for each in MEANS if target.startswith(each))
+    victim = target.removeprefix(f"{means} ")
+    if victim in (MACHINE, SITE):
+        name = "coordinator" if victim == MACHINE else "site-0"
+        local.daemons[name].send_signal(MEANS[means])
         local.daemons[name].wait()
         local.start()
         return True
     deadline = time.monotonic() + 60
-    while not (found := victims(local, target)):
+    while not (found := victims(local, victim)):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
-    found[0].kill()
+    found[0].send_signal(MEANS[means])
     return True
 
 
@@ -146,10 +157,20 @@ def victims(local: LocalFederation, target: str) -> list[psutil.Process]:
     processes = local.processes()
     if target == REPLY:
         return [process for process in processes.get("flwr-clientapp", []) if is_replying(process)]
+    if target == "nginx":
+        return [process for group in processes.values() for process in group if name_of(process) == "nginx"]
     if target != "server superexec":
         return processes.get(target, [])
     below = psutil.Process(local.daemons["coordinator"].pid).children(recursive=True)
     return [process for process in processes.get("flower-superexec", []) if process in below]
+
+
+def name_of(process: psutil.Process) -> str:
+    """The kernel's name of a process; nginx writes titles over its command line."""
+    try:
+        return str(process.name())
+    except psutil.Error:
+        return ""
 
 
 def is_replying(process: psutil.Process) -> bool:

@@ -15,12 +15,12 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.attacks import ATTACKS, Attack
-from benchmarks.door import Coordinator
+from benchmarks.coordinator import Coordinator
+from deploy.checks.answering import is_healthy
 from deploy.coordinator import read_coordinator
 from deploy.identity.keys import ProvisionError
 from deploy.processes.nginx import find_nginx
 from deploy.processes.process import end_together
-from deploy.processes.services import is_healthy
 
 FUZZED = 1000
 SEED = 0

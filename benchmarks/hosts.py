@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from benchmarks.local import ONLINE_SECONDS, OPEN_POLICY, command, make_experiment, random_checkpoint
-from client.records.registry import REGISTRY_VARIABLE
+from client.records.data_registry import REGISTRY_VARIABLE
 from deploy.processes.process import adopt_orphans, end_descendants
 from shared.data.synthetic import write_folder
 from shared.storage.runlog import read_metrics
@@ -142,20 +142,29 @@ def federation_on_hosts(experiment: str, *init_options: str) -> Iterator[tuple[H
 @contextmanager
 def prepared_hosts(experiment: str) -> Iterator[list[Host]]:
     """Server and two sites with what their operators have before they begin: images, a checkpoint, an experiment."""
-    resolved = make_experiment(experiment)
     with tempfile.TemporaryDirectory(prefix="maskfed-") as folder, hosts(Path(folder), ("s", "a", "b")) as machines:
-        server, *sites = machines
-        (server.folder / "round.toml").write_text(experiment)
-        random_checkpoint(server.folder / "init", resolved)
-        for number, site in enumerate(sites):
-            write_folder(site.folder / "images", 48, resolved.model.image_size, 0, site=f"site{number}")
+        prepare(machines[0], machines[1:], experiment)
         yield machines
 
 
-def set_up(server: Host, *sites: Host, init_options: tuple[str, ...] = ()) -> int:
-    """From nothing to all processes running; the number of commands typed."""
+def prepare(server: Host, sites: Sequence[Host], experiment: str) -> None:
+    """What operators have before they begin: images at the sites, `round.toml` and `init` at the server."""
+    resolved = make_experiment(experiment)
+    (server.folder / "round.toml").write_text(experiment)
+    random_checkpoint(server.folder / "init", resolved)
+    for number, site in enumerate(sites):
+        write_folder(site.folder / "images", 48, resolved.model.image_size, 0, site=f"site{number}")
+
+
+def set_up(
+    server: Host,
+    *sites: Host,
+    init_options: tuple[str, ...] = (),
+    starter: tuple[str, ...] = ("maskfed-server",),
+) -> int:
+    """From nothing to all processes running, the server by `starter`; the number of commands typed."""
     server.run("maskfed-server", "init", "--address", f"{server.address}:{PORT}", *init_options)
-    server.start("maskfed-server", "start")
+    server.start(*starter, "start")
     requests = [site.run("maskfed-client", "enroll", f"site-{n}").strip() for n, site in enumerate(sites)]
     server.run("maskfed-server", "sites", "add", *requests)
     size = str(make_experiment((server.folder / "round.toml").read_text()).model.image_size)

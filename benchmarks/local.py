@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from client.records.registry import REGISTRY_VARIABLE
+from client.records.data_registry import REGISTRY_VARIABLE
 from deploy.processes.process import free_ports, spawn
 from shared.data.synthetic import write_folder
 from shared.experiment.config import Experiment, parse_experiment
@@ -51,8 +51,12 @@ class LocalFederation:
     num_sites: int
     image_size: int = 32
     num_images: int = 64
+    is_behind_door: bool = False
+    """Whether the sites reach the coordinator through nginx, as over a network."""
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ports: list[int] = field(default_factory=list)
+    address: str = ""
+    """Where sites reach the coordinator."""
 
     @property
     def home(self) -> Path:
@@ -67,9 +71,11 @@ class LocalFederation:
         """Everything up to `start`: keys, bundles, images, caches."""
         # Its sites are strangers to those of other federations, which may be made of the same faces.
         os.environ[REGISTRY_VARIABLE] = str(self.root / "registry")
-        self.ports = free_ports(2 + 2 * self.num_sites)
+        *self.ports, door = free_ports(3 + 2 * self.num_sites)
+        self.address = f"localhost:{door if self.is_behind_door else self.ports[0]}"
         port, health = map(str, self.ports[:2])
-        self.call("maskfed-server", "init", "--home", str(self.home), "--port", port, "--health-port", health)
+        ports, address = ("--port", port, "--health-port", health), ("--edge", "--address", self.address)
+        self.call("maskfed-server", "init", "--home", str(self.home), *ports, *(address if self.is_behind_door else ()))
         for index in range(self.num_sites):
             images, bundle = self.root / "images" / f"site-{index}", self.root / f"site-{index}.json"
             write_folder(images, self.num_images, self.image_size, 0, site=f"site{index}")
@@ -177,10 +183,12 @@ def program_of(process: psutil.Process) -> str:
 
 
 @contextmanager
-def federation(num_sites: int, image_size: int = 32, num_images: int = 64) -> Iterator[LocalFederation]:
+def federation(
+    num_sites: int, image_size: int = 32, num_images: int = 64, *, is_behind_door: bool = False
+) -> Iterator[LocalFederation]:
     """A started federation in a temporary folder; everything ends with the block."""
     with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
-        local = LocalFederation(Path(folder), num_sites, image_size, num_images)
+        local = LocalFederation(Path(folder), num_sites, image_size, num_images, is_behind_door)
         try:
             local.set_up()
             local.start()

@@ -1,10 +1,12 @@
-"""What an unprivileged user of the machines gets from loopback ports and from /proc, while a round runs.
+"""What an unprivileged user of the machines gets from loopback ports, from /proc and from files, while a round runs.
 
 Needs root, to become somebody else: a child with the user id of nobody, no groups and no capabilities calls every path
-that Flower has on every port that the federation listens on, and reads every command line. Needed: no call is accepted,
-no task token is seen. With `--off` the coordinator runs Flower's own programs, and calls and tokens must be got.
+that Flower has on every port that the coordinator and a site listen on, reads every command line and environment, and
+tries every file of their folders. Needed: no call is accepted, no task token or secret is seen, no file is read. With
+`--off` the coordinator runs Flower's own programs, and calls and tokens must be got.
 """
 
+import http.client
 import json
 import os
 import re
@@ -12,10 +14,12 @@ import ssl
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -24,12 +28,25 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from benchmarks.local import LocalFederation, command, make_experiment, random_checkpoint, tiny_experiment
 from benchmarks.measure import verdict
 from benchmarks.members import start
+from deploy.guards.calls import caller_value
 
 NOBODY = 65534
-WATCH_SECONDS = 60.0
+WATCH_SECONDS = 240.0
 EXPERIMENT = tiny_experiment(image_size=8, rounds=1, local_steps=1, min_available=1, min_replies=1)
 TOKEN = re.compile(rb"[0-9a-f]{200,}")
-PATHS = [path for _, path in PROTOBUF_REQUEST_TYPES if not path.startswith("/v1/fleet/")]
+PATHS = [path for _, path in PROTOBUF_REQUEST_TYPES]
+
+
+@dataclass
+class Loot:
+    """What nobody got: accepted calls (path), tokens and secrets seen, readable files; and how hard it tried."""
+
+    accepted: list[str] = field(default_factory=list)
+    refused: int = 0
+    tokens: int = 0
+    files: list[str] = field(default_factory=list)
+    ports: int = 0
+    processes: int = 0
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -38,17 +55,23 @@ def main(arguments: Sequence[str] = ()) -> int:
         return verdict("local user", "needs root to become another user", reached=False)
     is_guarded = "--off" not in arguments
     with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
-        accepted, tokens = watch_a_round(Path(folder), is_guarded=is_guarded)
-    text = f"{len(accepted)} of {len(PATHS)} kinds of calls accepted, {tokens} tokens seen"
-    print("\n".join(f"  accepted: {each}" for each in accepted))
+        loot = watch_a_round(Path(folder), is_guarded=is_guarded)
+    print("\n".join(f"  accepted: {each}" for each in loot.accepted))
+    print("\n".join(f"  readable: {each}" for each in loot.files[:20]))
+    text = (
+        f"{len(loot.accepted)} of {len(PATHS)} kinds of calls accepted on {loot.ports} ports, {loot.refused} refused, "
+        f"{loot.tokens} tokens seen in {loot.processes} processes, {len(loot.files)} files readable"
+    )
     if not is_guarded:
-        return verdict("local user, guards off", text, reached=bool(accepted) and tokens > 0)
-    return verdict("local user", text, reached=not accepted and not tokens)
+        return verdict("local user, guards off", text, reached=bool(loot.accepted) and loot.tokens > 0)
+    has_tried = loot.refused >= len(PATHS) and loot.processes > 0
+    return verdict("local user", text, reached=has_tried and not (loot.accepted or loot.tokens or loot.files))
 
 
-def watch_a_round(root: Path, *, is_guarded: bool) -> tuple[list[str], int]:
-    """A federation of one site with a round; the calls that nobody got accepted, and the tokens that nobody saw."""
-    local = LocalFederation(root, num_sites=1, image_size=8, num_images=24)
+def watch_a_round(root: Path, *, is_guarded: bool) -> Loot:
+    """A federation of one site with a round, and what somebody without any right gets meanwhile."""
+    root.chmod(0o755)  # the folders of coordinator and site protect themselves
+    local = LocalFederation(root, num_sites=1, image_size=8, num_images=24, is_behind_door=True)
     try:
         local.set_up()
         start(local, is_guarded=is_guarded)
@@ -56,13 +79,20 @@ def watch_a_round(root: Path, *, is_guarded: bool) -> tuple[list[str], int]:
         (root / "experiment.toml").write_text(EXPERIMENT, encoding="utf-8")
         arguments = ("--init", str(init), "--home", str(local.home), "--run", "watched", "--json")
         finetune = command("maskfed-server", "finetune", str(root / "experiment.toml"), *arguments)
+        secrets = secrets_of(local)
         with subprocess.Popen(finetune, stdout=subprocess.DEVNULL) as running:
             try:
-                return as_nobody(ports_of(local))
+                return as_nobody(ports_of(local), secrets, [local.home, local.site(0)], running.pid)
             finally:
                 running.kill()
     finally:
         local.stop()
+
+
+def secrets_of(local: LocalFederation) -> list[bytes]:
+    """What calls of control and runtime paths carry, and where it comes from."""
+    files = (local.home / "superexec.secret", local.site(0) / "site.secret")
+    return [each for file in files for each in (caller_value(file).encode(), file.read_bytes())]
 
 
 def ports_of(local: LocalFederation) -> list[int]:
@@ -72,8 +102,9 @@ def ports_of(local: LocalFederation) -> list[int]:
     return sorted({each.laddr.port for each in connections if each.pid in pids and each.status == psutil.CONN_LISTEN})
 
 
-def as_nobody(ports: Sequence[int]) -> tuple[list[str], int]:
-    """What a child without any right gets; it has dropped all of them before it begins."""
+def as_nobody(ports: Sequence[int], secrets: Sequence[bytes], homes: Sequence[Path], run_pid: int) -> Loot:
+    """What a child without any right gets until the process `run_pid` is over; it has dropped all before it begins."""
+    calls(ports[:1])  # whatever Python loads for a call is loaded by now: nobody may not be able to read it
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -81,21 +112,27 @@ def as_nobody(ports: Sequence[int]) -> tuple[list[str], int]:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
+        loot = Loot(ports=len(ports))
+        watcher = threading.Thread(target=watch_processes, args=(loot, secrets, run_pid))
+        watcher.start()
+        loot.files = readable(homes)
+        loot.accepted, loot.refused = calls(ports)
+        watcher.join()
         with os.fdopen(writer, "w") as file:
-            json.dump([calls(ports), tokens_in_command_lines(WATCH_SECONDS)], file)
+            json.dump(vars(loot), file)
         os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as file:
-        accepted, tokens = json.load(file)
+        found = json.load(file)
     os.waitpid(pid, 0)
-    return accepted, tokens
+    return Loot(**found)
 
 
-def calls(ports: Sequence[int]) -> list[str]:
-    """Paths that answered an empty request with success, on any port."""
+def calls(ports: Sequence[int]) -> tuple[list[str], int]:
+    """Paths that answered an empty request with success, on any port; how many answers were refusals."""
     context = ssl._create_unverified_context()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context))
-    found = set()
+    found, refused = set(), 0
     for port in ports:
         for path in PATHS:
             request = urllib.request.Request(
@@ -104,24 +141,42 @@ def calls(ports: Sequence[int]) -> list[str]:
             try:
                 with opener.open(request, timeout=5) as reply:
                     found.add(path if reply.status < 300 else "")
-            except (urllib.error.URLError, OSError, ValueError):
+            except urllib.error.HTTPError:
+                refused += 1
+            except (OSError, ValueError, http.client.HTTPException):  # no TLS or no HTTP is spoken there
                 continue
-    return sorted(found - {""})
+    return sorted(found - {""}), refused
 
 
-def tokens_in_command_lines(seconds: float) -> int:
-    """Distinct task tokens on command lines and in readable environments within `seconds`."""
+def watch_processes(loot: Loot, secrets: Sequence[bytes], run_pid: int) -> None:
+    """Count distinct task tokens and secrets on command lines and in environments, and the processes that were read."""
     found: set[bytes] = set()
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    seen: set[str] = set()
+    deadline = time.monotonic() + WATCH_SECONDS
+    while time.monotonic() < deadline and not is_over(run_pid):
         for folder in Path("/proc").glob("[0-9]*"):
             for name in ("cmdline", "environ"):
                 try:
-                    found.update(TOKEN.findall((folder / name).read_bytes()))
+                    content = (folder / name).read_bytes()
                 except OSError:
                     continue
+                seen.add(folder.name)
+                found.update(TOKEN.findall(content), (secret for secret in secrets if secret in content))
         time.sleep(0.05)
-    return len(found)
+    loot.tokens, loot.processes = len(found), len(seen)
+
+
+def is_over(pid: int) -> bool:
+    """Whether a process has ended, reaped or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
+    except OSError:
+        return True
+
+
+def readable(homes: Sequence[Path]) -> list[str]:
+    """Files below the folders that can be opened."""
+    return [str(file) for home in homes for file in home.rglob("*") if file.is_file() and os.access(file, os.R_OK)]
 
 
 if __name__ == "__main__":

@@ -23,13 +23,14 @@ from benchmarks.nodes import alias_of, key_of
 from deploy.identity.certificates import create_authority
 from deploy.identity.request_key import REQUEST_KEY, issue_request_key
 from deploy.processes.process import free_ports
-from server.federation.finetune import initial_model, resolve
 from server.federation.fleet.bundle import build_bundle
 from server.federation.fleet.registry import Registry, write_json
 from server.federation.fleet.superlink import Control, wait_ready
 from server.federation.rounds.global_model import save_global
+from server.federation.starting_point import initial_model
 from server.runs.run_directory import create
 from shared.experiment.config import Experiment, parse_experiment
+from shared.messages.agreement.plan import resolve
 from shared.messages.signature import public_text
 from shared.storage.checkpoint import save_checkpoint
 from shared.storage.runlog import read_metrics

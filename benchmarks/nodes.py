@@ -13,14 +13,16 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, push_objects
 from flwr.supernode.fleet_http_connection import http_request_response
 
+from shared.messages.agreement.offer import OfferAnswer
+from shared.messages.envelope import header_record
 from shared.messages.packing import encode
 from shared.messages.sealing import SEAL, digests_of, read_seal, seal_reply
-from shared.messages.signature import Statement
+from shared.messages.signature import PURPOSES, Purpose, Statement
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 
 ANSWER_SECONDS = 300.0
@@ -41,6 +43,8 @@ class Crowd:
 
     def answer(self, group: str, message: Any, tree: Any, pull: Any, confirm: Any) -> Answer:  # noqa: ANN401
         """Everybody's reply in one round and what it answers; the first to ask downloads the request."""
+        purpose = PURPOSES[message.metadata.message_type]
+        group = f"{purpose} {group}"
         with self.lock:
             if group not in self.answers:
                 run_id = message.metadata.run_id
@@ -48,13 +52,15 @@ class Crowd:
                     tree, lambda key: pull(run_id, key), lambda _key: None, return_type=Message
                 )
                 self.answers.clear()
-                self.answers[group] = make_answer(request.content), asked_in(request.content)
+                self.answers[group] = make_answer(request.content, purpose), asked_in(request.content, purpose)
         confirm(message.metadata.run_id, message.metadata.message_id)
         return self.answers[group]
 
 
-def make_answer(content: RecordDict) -> RecordDict:
+def make_answer(content: RecordDict, purpose: Purpose) -> RecordDict:
     """A reply in the request's protocol: ours, or that of Flower's own strategies."""
+    if purpose == "offer":
+        return RecordDict({"arrays": ArrayRecord(), "header": header_record(OfferAnswer(status="accepted"))})
     if "header" not in content.config_records:
         (weights,) = content.array_records["arrays"].values()
         update = np.full(weights.shape, 1e-3, np.float32)
@@ -66,13 +72,12 @@ def make_answer(content: RecordDict) -> RecordDict:
     return TrainReply(header, encode(update, request.header.experiment.federation.wire_dtype)).to_record()
 
 
-def asked_in(content: RecordDict) -> Statement | None:
+def asked_in(content: RecordDict, purpose: Purpose) -> Statement | None:
     """What a signed request of ours states; Flower's own strategies sign nothing."""
     if SEAL not in content:
         return None
     seal, digests = read_seal(content, "request"), digests_of(content)
-    place = (seal.run, seal.server_round, seal.alias, digests.request, digests.header, digests.arrays)
-    return Statement("train", "request", *place)
+    return seal.statement(purpose, seal.alias, digests)
 
 
 def alias_of(node_id: int) -> str:
@@ -86,13 +91,15 @@ def key_of(alias: str) -> Ed25519PrivateKey:
 
 
 def serve(address: str, crowd: Crowd, num_rounds: int) -> None:
-    """One node: as many messages as there are rounds."""
+    """One node: as many messages as there are rounds, and offers before them."""
     with http_request_response(address, insecure=True) as connection:
         _node_id, receive, send, _run, _fab, pull, push, confirm = connection
-        for _ in range(num_rounds):
+        left = num_rounds
+        while left:
             while (received := receive()) is None:
                 time.sleep(0.1)
             message, tree = received
+            left -= message.metadata.message_type == MessageType.TRAIN
             content, asked = crowd.answer(message.metadata.group_id, message, tree, pull, confirm)
             if asked is not None:
                 alias = alias_of(message.metadata.dst_node_id)

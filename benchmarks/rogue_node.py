@@ -2,19 +2,16 @@
 
 import base64
 import datetime as dt
-import hashlib
-import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
-import numpy as np
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
 from flwr.common.serde import message_to_proto
@@ -27,11 +24,16 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesResponse,
 )
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
+from flwr.proto.message_pb2 import ObjectTree, PullObjectRequest, PullObjectResponse, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 
-from deploy.identity.keys import client_context
+from deploy.identity.tls import client_context
+from shared.messages.agreement.offer import OfferAnswer
+from shared.messages.envelope import header_record
+from shared.messages.sealing import digests_of, read_seal, seal_reply
+from shared.messages.signature import read_key
 
 
 @dataclass
@@ -41,7 +43,11 @@ class RogueNode:
     address: str
     ca_certificate: Path
     key_file: Path
+    signing_key_file: Path
     node_id: int = 0
+    tree: ObjectTree = field(default_factory=ObjectTree)
+    """Of the newest question."""
+    _runs: set[int] = field(default_factory=set)
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -51,7 +57,9 @@ class RogueNode:
         self._public = key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-        self._http = httpx.Client(verify=client_context(self.ca_certificate), trust_env=False, timeout=120.0)
+        self._http = httpx.Client(
+            verify=client_context(self.ca_certificate, self.key_file), trust_env=False, timeout=120.0
+        )
 
     def call(self, path: str, body: bytes) -> httpx.Response:
         """One signed call of a fleet path."""
@@ -67,10 +75,7 @@ class RogueNode:
 
     def go_online(self) -> None:
         """Activate, and send heartbeats until `leave`."""
-        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=30.0)
-        reply = self.call("activate-node", request.SerializeToString())
-        reply.raise_for_status()
-        self.node_id = ActivateNodeResponse.FromString(reply.content).node_id
+        self._activate()
         threading.Thread(target=self._beat, daemon=True).start()
 
     def leave(self) -> None:
@@ -78,14 +83,20 @@ class RogueNode:
         self._stopped.set()
 
     def question(self, seconds: float) -> Metadata:
-        """What the coordinator asks this node, as soon as it does."""
+        """What the coordinator asks this node in a run that it was not asked in before, as soon as it does."""
         deadline = time.monotonic() + seconds
-        body = PullMessagesRequest(node=Node(node_id=self.node_id)).SerializeToString()
         while time.monotonic() < deadline:
+            body = PullMessagesRequest(node=Node(node_id=self.node_id)).SerializeToString()
             reply = self.call("pull-messages", body)
-            found = PullMessagesResponse.FromString(reply.content).messages_list if reply.is_success else []
-            if found:
-                asked = found[0].metadata
+            pulled = PullMessagesResponse.FromString(reply.content) if reply.is_success else PullMessagesResponse()
+            for message, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
+                asked, self.tree = message.metadata, tree
+                if asked.message_type != MessageType.TRAIN:
+                    self.accept(asked)
+                    continue
+                if asked.run_id in self._runs:
+                    continue
+                self._runs.add(asked.run_id)
                 return Metadata(
                     run_id=asked.run_id, message_id=asked.message_id, src_node_id=asked.src_node_id,
                     dst_node_id=asked.dst_node_id, reply_to_message_id="", group_id=asked.group_id,
@@ -94,13 +105,45 @@ class RogueNode:
             time.sleep(0.5)
         raise TimeoutError("the rogue node was not asked")
 
-    def answer(self, asked: Metadata, arrays: Mapping[str, Array], **changed: object) -> Message:
+    def accept(self, asked: Metadata) -> None:
+        """Agree to the plan that is offered, signed as the member that it is."""
+        content, key = self.content(asked), read_key(self.signing_key_file, "")
+        seal = read_seal(content, "request")
+        answer = RecordDict({"arrays": ArrayRecord(), "header": header_record(OfferAnswer(status="accepted"))})
+        sealed = seal_reply(answer, seal.statement("offer", seal.alias, digests_of(content)), key)
+        message = self.answer(asked, {}, sealed)
+        _status, session = self.push(message)
+        self.upload(asked, session, {name: each.deflate() for name, each in get_all_nested_objects(message).items()})
+
+    def content(self, asked: Metadata) -> RecordDict:
+        """What the newest question says."""
+
+        def pull(name: str) -> bytes:
+            request = PullObjectRequest(node=Node(node_id=self.node_id), run_id=asked.run_id, object_id=name)
+            for _ in range(600):  # the question is announced before all of it is there
+                reply = self.call("pull-object", request.SerializeToString())
+                pulled = PullObjectResponse.FromString(reply.content) if reply.is_success else PullObjectResponse()
+                if pulled.object_available:
+                    return pulled.object_content
+                time.sleep(0.1)
+            raise TimeoutError("the question does not get complete")
+
+        message = pull_and_inflate_object_from_tree(self.tree, pull, lambda _name: None, return_type=Message)
+        return message.content
+
+    def answer(
+        self, asked: Metadata, arrays: Mapping[str, Array], content: RecordDict | None = None, **changed: object
+    ) -> Message:
         """A message in answer to `asked`; `changed` are fields of its metadata."""
-        content = RecordDict({"arrays": ArrayRecord(dict(arrays)), "header": ConfigRecord({"json": "{}"})})
+        arbitrary = {"arrays": ArrayRecord(dict(arrays)), "header": ConfigRecord({"json": "{}"})}
+        content = content or RecordDict(arbitrary)  # type: ignore[arg-type]
+        now = time.time()
+        # An answer that would stand longer than its question is refused by Flower itself.
+        left = asked.created_at + asked.ttl - now - 1.0
         fields: dict[str, object] = {
             "run_id": asked.run_id, "message_id": "", "src_node_id": self.node_id, "dst_node_id": 1,
-            "reply_to_message_id": asked.message_id, "group_id": asked.group_id, "created_at": time.time(),
-            "ttl": 600.0, "message_type": asked.message_type, **changed,
+            "reply_to_message_id": asked.message_id, "group_id": asked.group_id, "created_at": now,
+            "ttl": left, "message_type": asked.message_type, **changed,
         }  # fmt: skip
         message = make_message(metadata=Metadata(**fields), content=content)  # type: ignore[arg-type]
         message.metadata.__dict__["_message_id"] = message.object_id
@@ -132,71 +175,18 @@ class RogueNode:
             taken += len(content) if reply.is_success else 0
         return taken
 
+    def _activate(self) -> None:
+        request = ActivateNodeRequest(public_key=self._public, heartbeat_interval=30.0)
+        reply = self.call("activate-node", request.SerializeToString())
+        reply.raise_for_status()
+        self.node_id = ActivateNodeResponse.FromString(reply.content).node_id
+
     def _beat(self) -> None:
-        body = SendNodeHeartbeatRequest(node=Node(node_id=self.node_id), heartbeat_interval=30.0).SerializeToString()
         while not self._stopped.wait(5.0):
+            beat = SendNodeHeartbeatRequest(node=Node(node_id=self.node_id), heartbeat_interval=30.0)
+            body = beat.SerializeToString()
             try:
-                self.call("send-node-heartbeat", body)
+                if not self.call("send-node-heartbeat", body).is_success:
+                    self._activate()
             except httpx.HTTPError:
                 continue
-
-
-Attack = Callable[[RogueNode, Metadata], bool]
-"""Does its worst in answer to a question; whether anything of it was taken."""
-
-
-def forged_source(node: RogueNode, asked: Metadata) -> bool:
-    """An instruction to the coordinator in place of an answer: it would be booked as whosever answer is waited for."""
-    message = node.answer(asked, {}, src_node_id=1, reply_to_message_id="")
-    return node.push(message)[0] == httpx.codes.OK
-
-
-def expanding_tree(node: RogueNode, asked: Metadata, levels: int = 17) -> bool:
-    """Objects that name the one below twice: a few kilobytes that grow by two with each level when they are fetched."""
-    tree = ObjectTree(object_id=hashlib.sha256(b"0").hexdigest())
-    for level in range(1, levels):
-        twice = [tree, ObjectTree(object_id=tree.object_id)]
-        tree = ObjectTree(object_id=hashlib.sha256(str(level).encode()).hexdigest(), children=twice)
-    message = node.answer(asked, {})
-    top = ObjectTree(object_id=message.metadata.message_id, children=[tree])
-    return node.push(message, top)[0] == httpx.codes.OK
-
-
-def repeated_chunk(node: RogueNode, asked: Metadata, repetitions: int = 300) -> bool:
-    """One chunk of 5 MB that its array lists many times: joined it has gigabytes."""
-    message = node.answer(asked, {"update": Array(np.random.default_rng(0).random(650_000))})
-    objects = {name: each.deflate() for name, each in get_all_nested_objects(message).items()}
-    renamed: dict[str, str] = {}
-    tree = _with_repeated_chunk(get_object_tree(message), objects, renamed, repetitions)
-    status, session = node.push(message, tree, tree.object_id)
-    return status == httpx.codes.OK and node.upload(asked, session, objects) > 0
-
-
-def stored_for_nothing(node: RogueNode, asked: Metadata, chunks: int = 60) -> bool:
-    """Hundreds of megabytes in an answer that never gets complete."""
-    random = np.random.default_rng(1)
-    arrays = {f"array{number}": Array(random.random(650_000)) for number in range(chunks)}
-    message = node.answer(asked, arrays)
-    status, session = node.push(message)
-    objects = {name: each.deflate() for name, each in get_all_nested_objects(message).items()}
-    del objects[message.metadata.message_id]
-    return status == httpx.codes.OK and node.upload(asked, session, objects) > 100_000_000
-
-
-def _with_repeated_chunk(
-    tree: ObjectTree, objects: dict[str, bytes], renamed: dict[str, str], repetitions: int
-) -> ObjectTree:
-    """The same tree with an array that lists its chunk often; ids are those of the changed contents."""
-    children = [_with_repeated_chunk(child, objects, renamed, repetitions) for child in tree.children]
-    content = objects.pop(tree.object_id)
-    head, _, body = content.partition(b"\0")
-    kind, names, _ = head.decode().split(" ")
-    if kind == "Array":
-        described = json.loads(body)
-        body = json.dumps({**described, "arraychunk_ids": [0] * repetitions}).encode()
-    for old, new in renamed.items():
-        body, names = body.replace(old.encode(), new.encode()), names.replace(old, new)
-    content = f"{kind} {names} {len(body)}".encode() + b"\0" + body
-    renamed[tree.object_id] = hashlib.sha256(content).hexdigest()
-    objects[renamed[tree.object_id]] = content
-    return ObjectTree(object_id=renamed[tree.object_id], children=children)

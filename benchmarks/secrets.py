@@ -21,7 +21,7 @@ from server.federation.fleet.bundle import build_bundle
 ROOT = Path(__file__).parent.parent
 MARKER = "marker7f3a9c"
 PRIVATE_SITE = ("node.key", "site-sign.key", "site.secret", "data.key", "tls/srv.key")
-PRIVATE_SERVER = ("pki/server.key", "pki/request.pem", "superexec.secret", "ca/ca.key")
+PRIVATE_SERVER = ("pki/server.key", "pki/request.pem", "pki/door-ca.pem", "superexec.secret", "ca/ca.key")
 
 
 def main() -> int:

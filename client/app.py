@@ -7,9 +7,11 @@ from client.answers.audit_request import answer_audit
 from client.answers.signed_answer import answer_signed
 from client.answers.statistics_request import answer_query
 from client.data.virtual_site import home_of
+from client.offers.answer import answer_offer
 from client.records.site_log import site_log
 from client.settings import Home
 from client.training_request import handle
+from shared.messages.agreement.offer import OFFER_ACTION
 from shared.messages.audit import AUDIT_ACTION
 
 app = ClientApp()
@@ -29,6 +31,14 @@ def query(message: Message, context: Context) -> Message:
     home = home_of(context.node_config)
     with site_log(home):
         return answer_signed(message, home, "statistics", answer_query)
+
+
+@app.query(OFFER_ACTION)
+def query_offer(message: Message, context: Context) -> Message:
+    """Offers of a plan: what would be trained, before it is asked for."""
+    home = home_of(context.node_config)
+    with site_log(home):
+        return answer_signed(message, home, "offer", answer_offer)
 
 
 @app.query(AUDIT_ACTION)

@@ -26,9 +26,11 @@ from flwr.app.error import Error
 from flwr.supernode.cli import flwr_clientapp
 
 import client.app
+from client.memory import LARGEST_VARIABLE, largest_message_bytes, largest_task_bytes, watch_memory
 from client.policy.approval import Approved, read_approved
 from client.records.journal import Journal
-from client.settings import find_home
+from client.settings import SitePolicy, find_home, load_settings
+from shared.errors import InputError
 from shared.storage.code_digest import SITE_PACKAGES, files_digest, installed_digest
 
 FLWR_VERSION = "1.42.0"
@@ -46,8 +48,19 @@ def main() -> None:
     """Run Flower's client process with this site's guards in place."""
     os.umask(0o077)
     install_guards()
+    limit_memory()
     sys.argv[0] = "flwr-clientapp"
     flwr_clientapp()
+
+
+def limit_memory() -> None:
+    """Let messages and tasks be as large as the policy's largest model needs, and no larger."""
+    try:
+        policy = load_settings(find_home()).policy
+    except InputError:  # whoever answers tells what is wrong with the settings; until then the defaults hold
+        policy = SitePolicy()
+    os.environ[LARGEST_VARIABLE] = str(largest_message_bytes(policy))
+    watch_memory(largest_task_bytes(policy))
 
 
 def install_guards() -> None:

@@ -4,6 +4,7 @@ They are the site's own. What a request chooses outside of them is refused befor
 """
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Self
 
@@ -37,6 +38,8 @@ class Ranges(Section):
     """T: with two time steps a network of chosen weights sees its images without noise."""
     images_per_round: Range = (1, 2_000_000)
     """Images that one round computes: steps x batch x draws."""
+    rounds: Range = (1, 10_000)
+    """Of a whole plan, so that its epsilon can be computed."""
     parameters: Range = (1, 300e6)
     """Values in the model's tensors, trained and frozen."""
     tokens: Range = (1, 4096)
@@ -59,10 +62,14 @@ class Ranges(Section):
         low, high = getattr(self, name)
         return "" if low <= value <= high else f"{name} {value:g} is outside this site's {low:g} to {high:g}"
 
+    def all_outside(self, experiment: Experiment) -> Iterator[str]:
+        """Each constant of an experiment that is outside of its range, in words."""
+        return (text for name, value in _constants(experiment) if (text := self.outside(name, value)))
+
     def first_outside(self, experiment: Experiment, num_parameters: int | None = None) -> str:
-        """The first constant of an experiment outside of its range, in words; empty when there is none."""
-        values = [*_constants(experiment), *(() if num_parameters is None else (("parameters", num_parameters),))]
-        return next((text for name, value in values if (text := self.outside(name, value))), "")
+        """The first of them, or the number of parameters; empty when there is none."""
+        size = "" if num_parameters is None else self.outside("parameters", num_parameters)
+        return next(self.all_outside(experiment), size)
 
 
 class AuditPolicy(Section):
@@ -111,6 +118,7 @@ def _constants(experiment: Experiment) -> list[tuple[str, float]]:
         ("accumulation", train.accumulation),
         ("timesteps", experiment.diffusion.timesteps),
         ("images_per_round", federation.local_steps * batch * draws),
+        ("rounds", federation.rounds),
         ("tokens", experiment.grid_size**2),
     ]
     if is_private:

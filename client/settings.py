@@ -1,10 +1,7 @@
 """The site's own files: where they are, and what `site.toml` says. Everything not allowed there is refused."""
 
 import os
-import stat
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +10,9 @@ import tomli_w
 from pydantic import Field, ValidationError
 
 from client.limits import AuditPolicy, Ranges
+from client.private_files import check_private, write_private
 from shared.errors import InputError
 from shared.experiment.config import Section, explain
-from shared.storage.files import write_atomically
 
 Task = Literal["train", "statistics", "audit"]
 Unit = Literal["image", "person"]
@@ -45,6 +42,8 @@ class SitePolicy(Section):
     max_steps_per_round: int = Field(0, ge=0)
     max_rounds_per_day: int = Field(0, ge=0)
     """Rounds that may start within 24 hours, over all runs."""
+    max_offers_per_day: int = Field(20, ge=0, le=1000)
+    """Offers of new plans that are looked at within 24 hours; the same offer again gets the same answer."""
     min_images_train: int = Field(1, ge=1)
     """Fewer training images than this, and training is refused."""
     min_images_statistics: int = Field(1000, ge=1)
@@ -71,6 +70,8 @@ class SiteConfig(Section):
     """Name in the coordinator's registry."""
     address: str
     """The coordinator's door, host:port."""
+    proxy: str = ""
+    """HTTP proxy on the way to the coordinator, http://host:port; empty: none."""
     data: str
     """Folder or zip of images, absolute; class folders are persons."""
     identities: str = ""
@@ -109,6 +110,11 @@ class Home:
     def journal(self) -> Path:
         """Hash-chained requests, decisions and releases."""
         return self.path / "journal.jsonl"
+
+    @property
+    def asked(self) -> Path:
+        """Times of the newest question of each run that still stands, so that no older one is answered again."""
+        return self.path / "asked.json"
 
     @property
     def approved(self) -> Path:
@@ -156,6 +162,11 @@ class Home:
         return self.path / "last_reply"
 
     @property
+    def offers(self) -> Path:
+        """Answers to the offers of the last 24 hours."""
+        return self.path / "offers.json"
+
+    @property
     def logs(self) -> Path:
         """Logs for the operator only."""
         return self.path / "logs"
@@ -164,20 +175,6 @@ class Home:
 def find_home(path: Path | None = None) -> Home:
     """The home given, else the one of MASKFED_CLIENT_HOME, else ./site; absolute."""
     return Home((path or Path(os.environ.get(HOME_VARIABLE, "site"))).resolve())
-
-
-def check_private(path: Path) -> None:
-    """Refuse a private file that others can read or change.
-
-    Raises:
-        InputError: it is missing, or its mode has any bit for group or others.
-    """
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; run `maskfed-client join` first") from error
-    if mode & 0o077:
-        raise InputError(f"{path} has mode {mode:04o}, at most 0600 is safe: chmod 600 {path}")
 
 
 def load_settings(home: Home) -> SiteConfig:
@@ -219,20 +216,3 @@ def parse_settings(tree: dict[str, Any], name: str) -> SiteConfig:
 def save_settings(home: Home, settings: SiteConfig) -> None:
     """Write every field of `site.toml`, 0600, replacing it in one step."""
     write_private(home.settings, tomli_w.dumps(settings.model_dump(mode="json")).encode())
-
-
-@contextmanager
-def private_files() -> Iterator[None]:
-    """Let every file and folder that is made in the block be readable by this user alone, also by child processes."""
-    before = os.umask(0o077)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write `path` (0600) so that a reader, or a crash, sees the old content or all of the new."""
-    with private_files():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data, 0o600)

@@ -10,8 +10,9 @@ from pathlib import Path
 import tomli_w
 
 from deploy.checks.clock import check_own_clock, warn_of_free_clock
+from deploy.checks.database import check_database
+from deploy.identity.addresses import split_address
 from deploy.identity.certificates import create_authority, issue_server_certificate, renew_server_certificate
-from deploy.identity.enrolment import split_address
 from deploy.identity.keys import (
     ProvisionError,
     certificate_hosts,
@@ -23,13 +24,18 @@ from deploy.identity.keys import (
     load_certificate,
 )
 from deploy.identity.request_key import REQUEST_KEY, issue_request_key, read_request_certificate
-from deploy.processes.nginx import edge_service
+from deploy.identity.site_certificates import check_door_authority, create_door_authority
+from deploy.processes.nginx import CONNECTIONS_PER_ADDRESS, check_nginx, edge_service, has_ipv6
 from deploy.processes.process import check_port_free
 from deploy.processes.services import ServerPlan, server_services
 from deploy.processes.supervision import Service
 
 SETTINGS = "coordinator.toml"
+UNFINISHED = "init.unfinished"
+"""There while `init` runs; after a kill it tells the next one that it may begin again."""
+_MADE = {SETTINGS, UNFINISHED, "ca", "pki", "superexec.secret"}
 DEFAULT_PORT = 8443
+LEAST_CONNECTIONS = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Coordinator:
 
     With `edge`, nginx listens on the port of `address` on all interfaces and is the only door. `database` keeps
     Flower's state on disk, so that a run goes on by itself after a short loss of the server.
+    `connections_per_address` bounds what one address may open at the door, before anything else is looked at.
     """
 
     schema: int
@@ -47,6 +54,7 @@ class Coordinator:
     health_port: int
     edge: bool
     database: bool
+    connections_per_address: int = CONNECTIONS_PER_ADDRESS
 
 
 def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> str:
@@ -64,14 +72,19 @@ def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> s
         ProvisionError: the folder is in use or the settings contradict each other; nothing has been written then.
     """
     check_settings(settings)
-    if home.is_dir() and any(home.iterdir()):
+    if settings.edge:
+        check_nginx()
+    if home.is_dir() and not _is_unfinished(home) and any(home.iterdir()):
         raise ProvisionError(f"{home} is not empty: give a new folder, nothing is overwritten")
+    is_new = not home.exists()
     try:
         home.mkdir(parents=True, exist_ok=True)
         home.chmod(0o700)
+        _remove_unfinished(home)
     except OSError as error:
         raise ProvisionError(f"{home}: {error.strerror}; give a folder that this user can write") from error
     try:
+        create_file(home / UNFINISHED, b"")
         digest = create_authority(home / "ca" / "ca.key", home / "pki" / "ca.crt")
         issue_server_certificate(
             ca_key=home / "ca" / "ca.key",
@@ -83,14 +96,30 @@ def create_coordinator(home: Path, settings: Coordinator, hosts: list[str]) -> s
         issue_request_key(
             ca_key=home / "ca" / "ca.key", ca_certificate=home / "pki" / "ca.crt", path=home / REQUEST_KEY
         )
+        create_door_authority(home / "pki")
         create_secret(home / "superexec.secret")
         create_file(home / SETTINGS, tomli_w.dumps(asdict(settings)).encode())
-    except ProvisionError:
-        for folder in ("ca", "pki"):
-            shutil.rmtree(home / folder, ignore_errors=True)
-        (home / "superexec.secret").unlink(missing_ok=True)
+    except BaseException:
+        _remove_unfinished(home)
+        if is_new and not any(home.iterdir()):
+            home.rmdir()
         raise
+    (home / UNFINISHED).unlink()
     return digest
+
+
+def _is_unfinished(home: Path) -> bool:
+    """Whether an `init` was killed in this folder: it holds nothing else then."""
+    return (home / UNFINISHED).exists() and {path.name for path in home.iterdir()} <= _MADE
+
+
+def _remove_unfinished(home: Path) -> None:
+    if not _is_unfinished(home):
+        return
+    for folder in ("ca", "pki"):
+        shutil.rmtree(home / folder, ignore_errors=True)
+    for name in ("superexec.secret", SETTINGS, UNFINISHED):  # the mark last
+        (home / name).unlink(missing_ok=True)
 
 
 def read_coordinator(home: Path) -> Coordinator:
@@ -106,6 +135,7 @@ def read_coordinator(home: Path) -> Coordinator:
         check_private(private)
     check_certificate(home / "pki" / "server.pem", ["127.0.0.1", split_address(settings.address)[0]])
     read_request_certificate(home / REQUEST_KEY)
+    check_door_authority(home / "pki")
     return settings
 
 
@@ -119,6 +149,8 @@ def read_settings(home: Path) -> Coordinator:
     except ValueError as error:
         raise ProvisionError(f"{path}: not valid TOML ({error}): correct it") from error
     types = {name: each.type for name, each in Coordinator.__dataclass_fields__.items()}
+    # Folders of earlier versions lack it.
+    tree = {"connections_per_address": CONNECTIONS_PER_ADDRESS, **tree}
     for name in sorted(set(tree) ^ set(types)):
         raise ProvisionError(f"{path}: key {name!r} is {'unknown' if name in tree else 'missing'}: correct it")
     for name, kind in types.items():
@@ -159,11 +191,14 @@ def start_plan(home: Path, settings: Coordinator, on_superlink_ready: Callable[[
     check_port_free("127.0.0.1", settings.port, "SuperLink", home)
     check_port_free("127.0.0.1", settings.health_port, "health check", home)
     database = home / "superlink.db" if settings.database else None
-    services = server_services(ServerPlan(home, settings.port, settings.health_port, database), on_superlink_ready)
+    if database:
+        check_database(database)
+    services = server_services(ServerPlan(home, settings.port, database), on_superlink_ready)
     if settings.edge:
         port = split_address(settings.address)[1]
-        check_port_free("0.0.0.0", port, "edge", home)
-        services.append(edge_service(home, port, settings.port))
+        for every in ("0.0.0.0", "::") if has_ipv6() else ("0.0.0.0",):
+            check_port_free(every, port, "edge", home)
+        services.append(edge_service(home, port, settings.port, connections=settings.connections_per_address))
     warn_of_free_clock()
     return services
 
@@ -183,6 +218,16 @@ def check_settings(settings: Coordinator) -> None:
     for name, value in (("port", settings.port), ("health_port", settings.health_port)):
         if not 0 < value < 65536:
             raise ProvisionError(f"{name} {value}: give 1 to 65535")
+    if settings.connections_per_address < LEAST_CONNECTIONS:
+        raise ProvisionError(
+            f"connections_per_address {settings.connections_per_address}: give at least {LEAST_CONNECTIONS}, one site "
+            "needs that many"
+        )
+    if not settings.edge and ":" in host:
+        raise ProvisionError(
+            f"address {settings.address!r} has no edge in front, and the SuperLink listens on 127.0.0.1: give that "
+            "one, or init with --edge"
+        )
     if not settings.edge and not is_loopback(host):
         raise ProvisionError(
             f"address {settings.address!r} is public, but there is no edge in front: init with --edge (needs nginx)"

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import psutil
 
+from deploy.checks.answering import is_healthy
 from deploy.checks.clock import is_synchronised, refused_clocks
 from deploy.checks.connection import Finding, door_checks
+from deploy.checks.dial import Way
 from deploy.checks.probe import probe
 from deploy.coordinator import Coordinator, is_loopback, read_coordinator
 from deploy.guards.superexec import program, verify_program
-from deploy.identity.enrolment import split_address
+from deploy.identity.addresses import split_address
 from deploy.identity.keys import (
     EXPIRY_WARNING_DAYS,
     ProvisionError,
@@ -19,13 +21,14 @@ from deploy.identity.keys import (
     days_left,
 )
 from deploy.identity.request_key import REQUEST_KEY
+from deploy.identity.site_certificates import CURE_MISSING, SITE_CERTIFICATE
 from deploy.identity.site_identity import CA_CERTIFICATE, NODE_KEY, SECRET, SIGNING_KEY, SPLIT_MARK
-from deploy.processes.nginx import find_nginx
-from deploy.processes.services import HEALTH_FILE, is_healthy
+from deploy.processes.nginx import check_nginx
+from deploy.processes.services import HEALTH_FILE
 
 LEAST_FREE_GIB = 5.0
-HUNG = frozenset({"DEADLINE_EXCEEDED"})
-"""Answer of a health check whose port is open while nobody speaks; a port that is closed is UNAVAILABLE."""
+HUNG = frozenset({"DEADLINE_EXCEEDED", "NOT_SERVING"})
+"""Answers of a health check while something does not answer; a port that is closed is UNAVAILABLE."""
 
 
 def coordinator_checks(home: Path) -> list[Finding]:
@@ -48,7 +51,7 @@ def coordinator_checks(home: Path) -> list[Finding]:
     return [*found, *_processes(home, settings)]
 
 
-def site_checks(home: Path, address: str) -> list[Finding]:
+def site_checks(home: Path, way: Way) -> list[Finding]:
     """Everything about a site's identity files, its processes and its way to the coordinator."""
     own = [SIGNING_KEY, SECRET] if _is_split(home) else [SIGNING_KEY, NODE_KEY, SECRET, "tls/srv.key"]
     found = [*(_privacy(home / name) for name in own), _users(home), _own_program()]
@@ -59,7 +62,10 @@ def site_checks(home: Path, address: str) -> list[Finding]:
         _expiry("loopback certificate", home / "tls" / "srv.pem", "`maskfed-client enroll` in a new folder"),
         _supernode(home),
     ]
-    return [*found, *door_checks(address, home / CA_CERTIFICATE)]
+    if _is_split(home):  # who holds the key shows the certificate; here only the handshake can be tried
+        return [*found, *door_checks(way, home / CA_CERTIFICATE)]
+    found.append(_expiry("certificate", home / SITE_CERTIFICATE, CURE_MISSING))
+    return [*found, *door_checks(way, home / CA_CERTIFICATE, home / NODE_KEY)]
 
 
 def _is_split(home: Path) -> bool:
@@ -109,7 +115,7 @@ def _processes(home: Path, settings: Coordinator) -> Iterator[Finding]:
     yield Finding("SuperLink", True, "gRPC health check says SERVING")
     yield _exposure(settings)
     host = "127.0.0.1" if settings.edge else split_address(settings.address)[0]
-    yield from door_checks(f"{host}:{split_address(settings.address)[1]}", home / "pki" / "ca.crt")
+    yield from door_checks(Way(f"{host}:{split_address(settings.address)[1]}"), home / "pki" / "ca.crt")
 
 
 def _exposure(settings: Coordinator) -> Finding:
@@ -170,6 +176,6 @@ def _privacy(path: Path) -> Finding:
 
 def _nginx() -> Finding:
     try:
-        return Finding("nginx", True, find_nginx())
+        return Finding("nginx", True, check_nginx())
     except ProvisionError as error:
         return Finding("nginx", False, str(error))

@@ -25,6 +25,7 @@ from server.federation.evaluation_queue import Evaluations
 from server.federation.fleet.registry import Registry
 from server.federation.messaging.signed_grid import SignedGrid
 from server.federation.messaging.transport import ExchangeError, FlowerGrid, Timing
+from server.federation.offers import OFFER_FILE, gather_offers
 from server.federation.rounds.loop import Rounds, RunFailedError
 from server.release.audit_sites import AUDIT_FILE, gather_verdicts
 from shared.errors import InputError
@@ -110,6 +111,9 @@ def conduct(grid: FlowerGrid, home: Path, run: str, experiment: Experiment, timi
                 return
             if (folder / AUDIT_FILE).exists():
                 gather_verdicts(signed, home, folder, timing)
+                return
+            if (folder / OFFER_FILE).exists():
+                gather_offers(signed, home, folder, timing)
                 return
             evaluations = Evaluations(folder, experiment.evaluation.every_rounds, metrics)
             with contextlib.closing(evaluations):

@@ -5,6 +5,7 @@ the coordinator: its files, keys and models are in reach of this process. So the
 """
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Iterable
@@ -21,6 +22,9 @@ from flwr.superlink.grid import HttpGrid
 
 import server.app
 from server.federation.fleet.allowances import Allowances
+from server.federation.messaging.transport import ExchangeError
+from server.federation.rounds.loop import RunFailedError
+from shared.errors import InputError
 
 FLWR_VERSION = "1.42.0"
 runtime = importlib.import_module("flwr.superlink.runtime.run_serverapp")  # a function of that name hides the module
@@ -83,8 +87,19 @@ def run_config(override: dict[str, Any]) -> dict[str, Any]:
 
 def run_installed(grid: Grid, context: Context, **_bundle: object) -> Context:
     """Run the ServerApp that is installed here, whatever the bundle names."""
-    server.app.app(grid=grid, context=context)
+    try:
+        server.app.app(grid=grid, context=context)
+    except (InputError, RunFailedError, ExchangeError) as error:
+        flower = logging.getLogger("flwr")
+        flower.error("the run ends: %s", error)
+        flower.addFilter(says_something_new)
+        raise
     return context
+
+
+def says_something_new(record: logging.LogRecord) -> bool:
+    """False for what Flower adds to an error that was told: a traceback, and exit code 201 with a page about bugs."""
+    return record.exc_info is None and not record.getMessage().startswith("Exit Code")
 
 
 if __name__ == "__main__":

@@ -3,16 +3,27 @@
 import contextlib
 import errno
 import io
+import os
+import pwd
+import shlex
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import click
 import typer
+
+from shared.errors import InputError
 
 # What the user cures: a path that is wrong, closed or too long, a full disk, a file that is too large.
 _CURABLE = frozenset(
     {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP}
     | {errno.ENAMETOOLONG, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.ENXIO}
 )
+
+# What pathlib of Python 3.11 and 3.12 raises beside `OSError`, and the cure.
+_PATHLIB = {"Symlink loop": "", "Could not determine home": " set HOME, or MASKFED_CACHE and XDG_STATE_HOME"}
 
 
 def run_app(app: typer.Typer) -> int:
@@ -33,28 +44,124 @@ def run_app(app: typer.Typer) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(error.format_message())
         return error.exit_code
-    except click.UsageError as error:
-        told = " ".join(error.format_message().split()).rstrip(".")
-        where = f": see `{error.ctx.command_path} --help`" if error.ctx else ""
-        sys.stderr.write(f"error: {told}{where}\n")
-        return error.exit_code
     except click.Abort:
         sys.stderr.write("aborted: nothing was done\n")
         return 1
-    except OSError as error:
-        sys.stderr.write(f"error: {os_error_text(error)}\n")
-        return 2 if error.errno in _CURABLE else 1
-    except RuntimeError as error:
-        # What pathlib of Python 3.11 and 3.12 says of a link that leads to itself.
-        if not str(error).startswith("Symlink loop"):
+    except (click.UsageError, OSError, RuntimeError, MemoryError) as error:
+        text, status = _told(error)
+        if not text:
             raise
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return 2
+        tell_error(text)
     return status if isinstance(status, int) else 0
 
 
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_CURES = {
+    errno.ENOENT: "give a path that exists",
+    errno.ENOTDIR: "give a path whose parts are folders",
+    errno.EISDIR: "give a file",
+    errno.EACCES: "give one that this user may use, or run this as its owner",
+    errno.EPERM: "give one that this user may use, or run this as its owner",
+    errno.EROFS: "this file system is mounted read-only: give a path on another one",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.EMFILE: "`ulimit -n` is too small for this: raise it",
+    errno.ENFILE: "this machine has too many files open: end other programs",
+    errno.ENOMEM: "this machine has too little memory free: end other programs",
+    errno.EIO: "the disk fails: see the kernel's log",
+}
+_ROOM_BYTES = 2**20
+
+
+def _told(error: click.UsageError | OSError | RuntimeError | MemoryError) -> tuple[str, int]:
+    """What to say of a failure, and the exit status; an empty text for a programmer's error."""
+    match error:
+        case click.UsageError():
+            where = f": see `{error.ctx.command_path} --help`" if error.ctx else ""
+            return " ".join(error.format_message().split()).rstrip(".") + where, error.exit_code
+        case OSError():
+            # Without a number it is of a library that could not read what it was given.
+            return os_error_text(error), 2 if error.errno is None or error.errno in _CURABLE else 1
+        case MemoryError():
+            return "not enough memory for what was asked: ask for less, or give the machine more", 1
+        case RecursionError():
+            return "a file that was given nests too deeply to be read: give another", 2
+    cures = [cure for start, cure in _PATHLIB.items() if str(error).startswith(start)]
+    return " ".join(f"{error}{cures[0]}".split()) if cures else "", 2
+
+
+def tell_error(error: BaseException | str) -> None:
+    """One line on standard error; what would break it or move the cursor is shown as its code."""
+    shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(error))
+    sys.stderr.write(f"error: {shown}\n")
+
+
 def os_error_text(error: OSError) -> str:
-    """One line of what the machine refused, and where."""
+    """One line of what the machine refused, where, and what to do about it."""
     places = " and ".join(str(place) for place in (error.filename, error.filename2) if place is not None)
+    if error.errno in _FULL:
+        # Writing to an open file does not tell its name: then whatever the command line points at is looked at.
+        full = " ".join(places.split()) or ", ".join(full_places()) or "a disk"
+        return f"{full}: {error.strerror}; free some space there, then run the command again"
     text = f"{places}: {error.strerror}" if places and error.strerror else error.strerror or str(error)
-    return " ".join(text.split())
+    cure = _CURES.get(error.errno or 0)
+    return " ".join(text.split()) + (f"; {cure}" if cure else "")
+
+
+def full_places() -> list[str]:
+    """Folders that this command may write to and that have no megabyte left, with what they have."""
+    found = {}
+    for folder in _folders():
+        room = os.statvfs(folder)
+        if room.f_bavail * room.f_frsize < _ROOM_BYTES or (room.f_files and not room.f_favail):
+            found[folder.stat().st_dev] = f"{folder} ({room.f_bavail * room.f_frsize} bytes free)"
+    return list(found.values())
+
+
+def _folders() -> Iterator[Path]:
+    """Folders that the command line, the environment and the machine name."""
+    named = [argument.rpartition("=")[2] for argument in sys.argv[1:]]
+    named += [value for name, value in os.environ.items() if name.startswith("MASKFED_")]
+    for each in [*named, tempfile.gettempdir(), "."]:
+        with contextlib.suppress(OSError, ValueError):  # most arguments are no paths
+            path = Path(each).resolve()
+            yield from [place for place in (path, path.parent) if place.is_dir()][:1]
+
+
+def owned(default: str | None = None) -> Callable[[typer.Context, Path | None], Path | None]:
+    """Callback of the option `--home`: a command that another user than the folder's owner runs is refused.
+
+    What he wrote there would belong to him, and the owner's own processes could not go on with it.
+
+    Args:
+        default: folder that the command takes when none is given.
+
+    Raises:
+        InputError: by the callback, with the line that runs the command as the owner. Commands that give a key with
+            `--node-key` are for root, who hands over what he writes.
+    """
+
+    def check(context: typer.Context, home: Path | None) -> Path | None:
+        place = home or (Path(default) if default else None)
+        if place is not None and place.exists() and not context.params.get("node_key"):
+            check_owner(place)
+        return home
+
+    return check
+
+
+def check_owner(folder: Path) -> None:
+    """Refuse a folder of another user.
+
+    Raises:
+        InputError: with the line that runs this command as its owner.
+    """
+    owner = folder.stat().st_uid
+    if owner == os.geteuid():
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+        way = f"runuser -u {name} --"
+    except KeyError:
+        name, way = f"user {owner}", f"setpriv --reuid={owner} --clear-groups --"
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    raise InputError(f"{folder} belongs to {name}, who could not go on with files of another user: {way} {command}")

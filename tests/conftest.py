@@ -59,11 +59,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: the one that starts programs mostly waits for them."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_report_header() -> list[str]:
     """What this machine leaves out is said before the tests, in one line."""
     from tests.needs import missing_programs
 
     return [line for line in [missing_programs()] if line]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_network(request: pytest.FixtureRequest) -> Generator[None, Any, None]:
+    """Size T is a small network, but in modules with `pytestmark = pytest.mark.full_size`."""
+    from tests.small_network import install
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.node.get_closest_marker("full_size") is None:
+            install(patch)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def full_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single tests ask for the real size by the same mark."""
+    if request.node.get_closest_marker("full_size") is not None:
+        from shared.diffusion import uvit
+
+        monkeypatch.setitem(uvit.SIZES, "T", uvit.uvit_T)
 
 
 @pytest.fixture(autouse=True)

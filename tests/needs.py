@@ -34,8 +34,10 @@ def missing_programs() -> str:
 
 
 def _find(name: str) -> str | None:
-    """Path of a program; Debian keeps some where only root's PATH looks."""
-    return shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    """Path of a program, or of a file that is named with its path; Debian keeps some where only root's PATH looks."""
+    return shutil.which(
+        name, os.F_OK if name.startswith("/") else os.X_OK, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+    )
 
 
 def need_binary(name: str) -> str:

@@ -13,6 +13,7 @@ from flwr.app import RecordDict
 
 from deploy.identity.certificates import create_authority
 from deploy.identity.request_key import REQUEST_KEY, issue_request_key
+from deploy.identity.site_certificates import create_door_authority
 from server.federation.messaging.signed_grid import read_request_key
 from shared.messages.sealing import digests_of, read_seal, seal_reply, seal_request
 from shared.messages.signature import Purpose, Statement, public_text
@@ -34,8 +35,9 @@ def pem_of(key: Ed25519PrivateKey) -> bytes:
 
 
 def make_federation(home: Path) -> None:
-    """CA (`ca/ca.key`, `pki/ca.crt`) and request key (`pki/request.pem`) in a coordinator's folder."""
+    """CA (`ca/ca.key`, `pki/ca.crt`), request key (`pki/request.pem`) and the door's CA in a coordinator's folder."""
     create_authority(home / "ca" / "ca.key", home / "pki" / "ca.crt")
+    create_door_authority(home / "pki")
     renew_request_key(home)
 
 
@@ -52,12 +54,13 @@ def federation() -> Path:
 
 
 def statement_of(
-    content: RecordDict, alias: str, purpose: Purpose = "train", run: str = "run", server_round: int = 1
-) -> Statement:
-    """What an honest coordinator states about a request."""
+    content: RecordDict, alias: str, purpose: Purpose = "train", run: str = "run", server_round: int = 1,
+    times: tuple[int, int] = (1_700_000_000_000, 4_000_000_000_000),
+) -> Statement:  # fmt: skip
+    """What an honest coordinator states about a request; it stands until the year 2096."""
     digests = digests_of(content)
     place = (run, server_round, alias, digests.request, digests.header, digests.arrays)
-    return Statement(purpose, "request", *place)
+    return Statement(purpose, "request", *place, *times)
 
 
 def signed_request(content: RecordDict, statement: Statement, home: Path | None = None) -> RecordDict:
@@ -71,5 +74,5 @@ def signed_reply(
 ) -> RecordDict:
     """The answer to a signed request as the holder of `key` signs it."""
     seal = read_seal(request, "request")
-    asked = statement_of(request, seal.alias, purpose, seal.run, seal.server_round)
+    asked = seal.statement(purpose, seal.alias, digests_of(request))
     return seal_reply(answer, replace(asked, **changed), key)

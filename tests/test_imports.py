@@ -24,7 +24,7 @@ MAY_USE_FLOWERS_INTERNALS = (
     "server/federation/fleet/superlink.py",
     "server/federation/fleet/bundle.py",
 )
-WITH_FLWR = ("training", "envelope", "sealing")
+WITH_FLWR = ("training", "envelope", "sealing", "agreement/offer")
 INSIDE_FUNCTIONS_ONLY = {"torch_fidelity", "onnxruntime", "diffusers"}
 WITHOUT_TORCH = (
     "client.answers.audit_request",
@@ -32,6 +32,7 @@ WITHOUT_TORCH = (
     "client.app",
     "client.cli",
     "client.entry",
+    "client.offers",
     "client.operator",
     "client.policy",
     "client.records",
@@ -39,6 +40,7 @@ WITHOUT_TORCH = (
     "server.app",
     "server.cli",
     "server.federation",
+    "server.planning",
     "server.release",
     "server.report",
     "server.runs",
@@ -56,29 +58,30 @@ LAYERS = {
         {"shared.errors"},
         {"shared.commandline", "shared.experiment", "shared.random_numbers", "shared.seeding"},
         {"shared.data.portraits", "shared.diffusion", "shared.storage"},
-        {"shared.data", "shared.evaluation"},
+        {"shared.data", "shared.evaluation", "shared.planning"},
         {"shared.messages", "shared.training"},
-        {"shared.audits"},
+        {"shared.audits", "shared.messages.agreement"},
     ),
     "client": (
-        {"client.limits"},
+        {"client.limits", "client.private_files"},
         {"client.settings"},
-        {"client.records"},
+        {"client.memory", "client.records"},
         {"client.data"},
         {"client.policy", "client.privacy"},
         {"client.training"},
-        {"client.answers", "client.operator"},
+        {"client.answers", "client.offers", "client.operator"},
         {"client.training_request"},
         {"client.app"},
         {"client.cli", "client.entry"},
     ),
     "server": (
-        {"server.federation.fleet", "server.runs"},
+        {"server.federation.fleet", "server.planning", "server.runs"},
         {"server.federation.client_level", "server.federation.messaging", "server.report", "server.training"},
         {"server.federation.rounds"},
         {"server.evaluation", "server.federation", "server.release"},
         {"server.app", "server.simulation", "server.studies"},
         {"server.studies.page", "server.studies.run"},
+        {"server.cli.membership"},
         {"server.cli", "server.entry"},
     ),
     "deploy": (

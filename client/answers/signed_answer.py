@@ -7,11 +7,14 @@ from collections.abc import Callable
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
+from client.policy.freshness import check_fresh
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
+from client.private_files import write_private
 from client.records.journal import Journal
-from client.settings import CURE_SIGNING_KEY, Home, load_settings, write_private
+from client.settings import CURE_SIGNING_KEY, Home, load_settings
 from shared.errors import InputError
 from shared.experiment.config import Section
+from shared.messages.agreement.offer import OfferAnswer, Reason
 from shared.messages.audit import AuditAnswer
 from shared.messages.envelope import header_record, read_header
 from shared.messages.packing import MessageError
@@ -43,7 +46,7 @@ def answer_signed(
     content = message.content
     try:
         asked = open_request(content, home, purpose, alias)
-    except SignatureError as error:
+    except (SignatureError, OSError) as error:
         code, reason = refusal_of(error)
         note_refusal(Journal(home.journal), code, reason, UNKNOWN_REQUEST)
         answer, asked = _refusal(purpose, code, reason), _claimed(content, purpose, alias)
@@ -56,7 +59,7 @@ def open_request(content: RecordDict, home: Home, purpose: Purpose, alias: str) 
     """What the coordinator has signed: the content is its own, for this site, run and round.
 
     Raises:
-        SignatureError: it is not, or its header speaks of another run or round than the signature.
+        SignatureError: it is not, its header speaks of another run or round than the signature, or it is an old one.
     """
     seal, digests = read_seal(content, "request"), digests_of(content)
     if seal.alias != alias:
@@ -64,13 +67,12 @@ def open_request(content: RecordDict, home: Home, purpose: Purpose, alias: str) 
     newest = home.request_certificate
     stored = newest.read_bytes() if newest.exists() else None
     key = check_certificate(seal.certificate, _authority(home), stored)
-    statement = Statement(
-        purpose, "request", seal.run, seal.server_round, alias, digests.request, digests.header, digests.arrays
-    )
+    statement = seal.statement(purpose, alias, digests)
     check_signature(key, statement, seal.signature)
     if stored is None or serial_of(seal.certificate) > serial_of(stored):
         write_private(newest, seal.certificate)
     _check_place(content, seal)
+    check_fresh(home.asked, statement)
     return statement
 
 
@@ -98,14 +100,14 @@ def _claimed(content: RecordDict, purpose: Purpose, alias: str) -> Statement:
     try:
         seal, digests = read_seal(content, "request"), digests_of(content)
     except SignatureError:
-        return Statement(purpose, "request", "", 0, alias, UNKNOWN_REQUEST, UNKNOWN_REQUEST, UNKNOWN_REQUEST)
-    place = (seal.run, seal.server_round, alias, digests.request, digests.header, digests.arrays)
-    return Statement(purpose, "request", *place)
+        return Statement(purpose, "request", "", 0, alias, UNKNOWN_REQUEST, UNKNOWN_REQUEST, UNKNOWN_REQUEST, 0, 0)
+    return seal.statement(purpose, alias, digests)
 
 
 def _refusal(purpose: Purpose, code: RefusalCode, reason: str) -> RecordDict:
     headers: dict[Purpose, Section] = {
         "train": ReplyHeader(request_digest=UNKNOWN_REQUEST, status="refused", refusal=code, reason=reason),
+        "offer": OfferAnswer(status="refused", reasons=(Reason(code=code, text=reason),)),
         "audit": AuditAnswer(status="refused", refusal=code, reason=reason),
         "statistics": StatisticsAnswer(status="refused", reason=reason),
     }

@@ -8,16 +8,23 @@ import typer
 
 from client.cli import records, site
 from client.cli.persons import PersonsOption, confirm_persons, keep_persons
-from client.policy.description import describe
+from client.cli.policy import describe
 from client.settings import Home, SiteConfig, find_home, load_settings, save_settings
+from shared.commandline import owned
 from shared.errors import InputError
+from shared.messages.agreement.defaults import DELTA, EPSILON_CAP, MAX_ROUNDS, MAX_STEPS, MIN_NOISE
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for command in (enroll, join, leave):
+    for command in (enroll, join, certificate, leave):
         app.command()(command)
 
 
@@ -28,7 +35,8 @@ def enroll(
         str | None, typer.Option(help="Replace one key, `node` or `signing`, when in doubt or after a loss.")
     ] = None,
     node_key: Annotated[
-        Path | None, typer.Option(help="Where the node key is, when another user holds it; run as root then.")
+        Path | None,
+        typer.Option(is_eager=True, help="Where the node key is, when another user holds it; run as root then."),
     ] = None,
 ) -> None:
     """Make the keys that your site lacks, and print the line to send to the coordinator."""
@@ -54,14 +62,14 @@ def join(  # every rule of the policy is one option
     num_persons: PersonsOption = None,
     epsilon_cap: Annotated[
         float, typer.Option(min=0, help="Largest epsilon that all training together may cost your images.")
-    ] = 8.0,
-    delta: Annotated[float, typer.Option(help="Delta that goes with every epsilon.")] = 1e-5,
+    ] = EPSILON_CAP,
+    delta: Annotated[float, typer.Option(help="Delta that goes with every epsilon.")] = DELTA,
     unit: Annotated[
         str | None, typer.Option(help="What epsilon protects: image or person; default: person where there are any.")
     ] = None,
-    min_noise: Annotated[float, typer.Option(help="Refuse plans with a smaller noise multiplier.")] = 0.5,
-    max_steps: Annotated[int, typer.Option(help="Refuse rounds of more optimizer steps.")] = 2000,
-    max_rounds: Annotated[int, typer.Option(help="Refuse more rounds than this in 24 hours.")] = 100,
+    min_noise: Annotated[float, typer.Option(help="Refuse plans with a smaller noise multiplier.")] = MIN_NOISE,
+    max_steps: Annotated[int, typer.Option(help="Refuse rounds of more optimizer steps.")] = MAX_STEPS,
+    max_rounds: Annotated[int, typer.Option(help="Refuse more rounds than this in 24 hours.")] = MAX_ROUNDS,
     max_audits: Annotated[int, typer.Option(min=0, help="Refuse more audits than this of one run's models.")] = 0,
     audit_noise: Annotated[
         float, typer.Option(help="Noise multiplier of an audit's counts: less finds more, and costs more.")
@@ -88,22 +96,29 @@ def join(  # every rule of the policy is one option
     ] = None,
     device: Annotated[str, typer.Option(help="Where to train: auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads to train with; 0: torch decides.")] = 0,
+    proxy: Annotated[
+        str, typer.Option(help="HTTP proxy that leads out, http://host:port; variables like HTTPS_PROXY are not read.")
+    ] = "",
     start_now: Annotated[bool, typer.Option("--start", help="Then run `data scan` and `start` as well.")] = False,
 ) -> None:
     """Join a federation: trust its CA, approve its client code, and write your policy to `site.toml`."""
     from client.records.history import check_head_file
     from client.settings import parse_settings
+    from deploy.identity.addresses import split_proxy
     from deploy.identity.enrolment import read_bundle
     from deploy.identity.site_identity import accept_bundle
 
     place = find_home(home)
     joined = read_bundle(bundle)
+    if proxy:
+        split_proxy(proxy)
     if place.settings.exists():
         raise InputError(f"{place.settings} exists already: edit it, or remove it first to join again")
     settings = parse_settings(
         {
             "alias": joined.alias,
             "address": joined.address,
+            "proxy": proxy,
             "data": str(data.resolve()),
             "identities": str(identities.resolve()) if identities else "",
             "person_depth": person_depth,
@@ -144,6 +159,25 @@ def join(  # every rule of the policy is one option
     if start_now:
         site.data_scan(place.path)
         site.start(place.path)
+
+
+def certificate(
+    file: Annotated[Path, typer.Argument(help="The certificate that the coordinator sent.")],
+    home: HomeOption = None,
+    node_key: Annotated[
+        Path | None,
+        typer.Option(is_eager=True, help="Where the node key is, when another user holds it; run as root then."),
+    ] = None,
+) -> None:
+    """Take a new certificate for the coordinator's door, which `maskfed-server sites certify` has written."""
+    from deploy.identity.site_identity import accept_certificate
+
+    place = find_home(home)
+    try:
+        pem = file.read_text(encoding="ascii")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: not a PEM certificate: give the file that `sites certify` wrote") from error
+    typer.echo(f"{accept_certificate(place.path, pem, node_key)} written; restart `maskfed-client start`")
 
 
 def default_head_file(home: Home, alias: str) -> Path:

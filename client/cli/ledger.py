@@ -8,9 +8,15 @@ from typing import Annotated
 import typer
 
 from client.settings import find_home, load_settings
+from shared.commandline import owned
 from shared.errors import InputError
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 ledger = typer.Typer(no_args_is_help=True, help="See what training has cost your images.")
 
@@ -103,7 +109,7 @@ def ledger_plan(
     """Say how many rounds of an experiment fit under the cap, and which noise would fit all of them."""
     from client.data.dataset import open_dataset
     from client.policy.approval import read_approved
-    from client.policy.rules import Facts, review_experiment
+    from client.policy.rules import Facts, experiment_refusals
     from client.privacy.accounting import epsilon
     from client.privacy.planning import noise_that_fits, num_that_fit
     from client.records.ledger import read_ledger
@@ -136,5 +142,5 @@ def ledger_plan(
         approved_experiments=read_approved(place).experiments,
         spent_unit=history.unit_of(data.dataset_id),
     )
-    if refusal := review_experiment(planned, policy, facts):
+    for refusal in experiment_refusals(planned, policy, facts):
         typer.echo(f"as it stands the policy refuses it: {refusal.code}, {refusal.reason}")

@@ -8,7 +8,7 @@ import typer
 from client.cli import audit, join, ledger, policy, records, site, statistics
 from deploy.identity.keys import ProvisionError
 from deploy.observe.logs import set_up_logging
-from shared.commandline import run_app
+from shared.commandline import run_app, tell_error
 from shared.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
@@ -28,11 +28,8 @@ def main() -> None:
     try:
         status = run_app(app)
     except (InputError, ProvisionError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         sys.exit(2)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     sys.exit(status)
 
 

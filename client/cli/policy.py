@@ -1,13 +1,20 @@
-"""The commands of the policy: what it says, and bringing a `site.toml` of an older version up to date."""
+"""The policy in words, and its commands: what it says, and bringing a `site.toml` of an older version up to date."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from client.settings import check_private, find_home, load_settings, read_toml, write_private
+from client.private_files import check_private, write_private
+from client.settings import SitePolicy, find_home, load_settings, read_toml
+from shared.commandline import owned
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
+    ),
+]
 policy = typer.Typer(no_args_is_help=True, help="What this site agrees to.")
 
 
@@ -19,8 +26,6 @@ def register(app: typer.Typer) -> None:
 @policy.command("show")
 def policy_show(home: HomeOption = None) -> None:
     """Say the policy in words."""
-    from client.policy.description import describe
-
     typer.echo(describe(load_settings(find_home(home)).policy))
 
 
@@ -47,3 +52,26 @@ def policy_migrate(
     write_private(kept, old.encode())
     write_private(place.settings, new.encode())
     typer.echo(f"written; the old file is {kept}")
+
+
+def describe(policy: SitePolicy) -> str:
+    """The policy in one sentence per rule."""
+    private = (
+        f"training with DP only, at most epsilon {policy.epsilon_cap:g} at delta {policy.delta:g} per {policy.unit}"
+        if policy.require_dp
+        else "TRAINING WITHOUT DP IS ALLOWED: images can be reconstructed from such updates, and the ledger then says "
+        f"`unbounded`; DP rounds up to epsilon {policy.epsilon_cap:g} at delta {policy.delta:g} per {policy.unit}"
+    )
+    asks = "each experiment needs your approval" if policy.experiments == "approved" else "any experiment within this"
+    audit = policy.audit
+    audits = (
+        f"; at most {audit.max_per_run} audits of a run's models, each charged like one step of noise "
+        f"{audit.noise_multiplier:g} on all data"
+        if "audit" in policy.tasks
+        else ""
+    )
+    return (
+        f"tasks {', '.join(policy.tasks) or 'none'}; {private}; noise multiplier from {policy.min_noise_multiplier:g}; "
+        f"at most {policy.max_steps_per_round} steps per round and {policy.max_rounds_per_day} rounds per day; {asks}"
+        f"{audits}"
+    )

@@ -2,14 +2,23 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from client.settings import Home, find_home
+from shared.commandline import owned
 from shared.errors import InputError
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+if TYPE_CHECKING:
+    from shared.experiment.config import Experiment
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
+    ),
+]
 journal = typer.Typer(no_args_is_help=True, help="See what was asked, decided and released.")
 approvals = typer.Typer(no_args_is_help=True, help="Decide which code and experiments may run here.")
 APPROVED_FILES = "approved-files.json"
@@ -85,19 +94,50 @@ def approve_code(
 
 @approvals.command("experiment")
 def approve_experiment(
-    digest: Annotated[str, typer.Argument(help="Digest, or the beginning of one that waits.")],
+    experiment: Annotated[
+        str, typer.Argument(help="Experiment file or recipe, or a digest, or the beginning of one that waits.")
+    ],
     home: HomeOption = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="For a file: a setting that the coordinator changes, section.key=value."),
+    ] = None,
 ) -> None:
-    """Approve an experiment by its digest; read it first."""
-    from client.policy.approval import approve, pending
+    """Approve an experiment, before or after it was asked for; what it does and costs is printed."""
+    from client.offers.in_words import in_words
+    from client.policy.approval import approve
     from client.records.journal import Journal
+    from client.settings import load_settings
+    from shared.messages.training import experiment_digest
 
     place = find_home(home)
-    waiting = [path.stem for path in pending(place) if path.stem.startswith(digest)]
-    chosen = waiting[0] if len(waiting) == 1 else digest
-    approve(place, "experiment", chosen)
-    Journal(place.journal).write("approval", what="experiment", digest=chosen)
-    typer.echo(f"approved experiment {chosen}")
+    found = _named_experiment(place, experiment, override)
+    digest = experiment if found is None else experiment_digest(found)
+    approve(place, "experiment", digest)
+    if found is not None:
+        for line in in_words(place, load_settings(place), found):
+            typer.echo(line)
+    Journal(place.journal).write("approval", what="experiment", digest=digest)
+    typer.echo(f"approved experiment {digest}")
+
+
+def _named_experiment(place: Home, name: str, override: list[str] | None) -> "Experiment | None":
+    """The experiment of a file, a recipe or a digest that waits; None for a digest that nobody has asked for.
+
+    Raises:
+        InputError: neither, or settings for a digest.
+    """
+    from client.policy.approval import pending
+    from shared.experiment.config import load_experiment
+    from shared.experiment.recipes import find_experiment, recipe_names
+    from shared.messages.agreement.plan import resolve
+
+    if Path(name).is_file() or name in recipe_names():
+        return resolve(load_experiment(find_experiment(name), override))
+    if override:
+        raise InputError(f"--set goes with an experiment file or a recipe, {name[:70]!r} is none")
+    waiting = [path for path in pending(place) if path.stem.startswith(name)]
+    return load_experiment(waiting[0]) if len(waiting) == 1 else None
 
 
 @approvals.command("projection")
@@ -159,8 +199,8 @@ def check_installed(wanted: str) -> None:
 def approve_installed(place: Home) -> None:
     """Approve the client code installed here, and keep what its files are for the next comparison."""
     from client.policy.approval import approve
+    from client.private_files import write_private
     from client.records.journal import Journal
-    from client.settings import write_private
     from shared.storage.code_digest import installed_digest
 
     digest = installed_digest()

@@ -8,12 +8,18 @@ from typing import Annotated
 import typer
 
 from client.cli.persons import PersonsOption, confirm_persons, keep_persons
-from client.policy.description import describe
+from client.cli.policy import describe
 from client.settings import find_home, load_settings
 from deploy.observe.logs import tell
+from shared.commandline import owned
 from shared.errors import InputError
 
-HomeOption = Annotated[Path | None, typer.Option("--home", help="The site's folder; default: MASKFED_CLIENT_HOME.")]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -87,6 +93,7 @@ def start(
     from client.operator.metrics import site_gauges
     from client.operator.status import SiteView, hold_site
     from deploy.checks.connection import check_door
+    from deploy.checks.dial import Way
     from deploy.guards.superexec import verify_program
     from deploy.observe.prometheus import serve
     from deploy.processes.process import check_port_free, free_ports, handle_signals
@@ -107,10 +114,11 @@ def start(
     for each, name in zip(ports, ("SuperNode", "health check"), strict=True):
         check_port_free("127.0.0.1", each, name)
     with hold_site(place), contextlib.ExitStack() as stack:
-        services = site_services(SitePlan(place.path, settings.address, *ports))
+        largest = settings.policy.ranges.parameters[1]
+        services = site_services(SitePlan(place.path, settings.address, *ports, largest, settings.proxy))
         verify_program("client.entry")
-        check_door(settings.address, place.path / "ca.crt")
-        supervisor = Supervisor(services)
+        check_door(Way(settings.address, settings.proxy), place.path / "ca.crt", place.path / "node.key")
+        supervisor = Supervisor(services, health_address=f"127.0.0.1:{ports[1]}")
         handle_signals(supervisor.request_stop)
         tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
         lines = SiteView(place, tell)
@@ -158,12 +166,14 @@ def status(home: HomeOption = None) -> None:
 def doctor(home: HomeOption = None) -> None:
     """Check everything that a round needs, and say what to do. Exit code 1 if something is missing."""
     from client.operator.doctor import check_site
+    from deploy.checks.dial import Way
     from deploy.doctor import site_checks
 
     place = find_home(home)
     checks = [(check.name, check.is_ok, check.text) for check in check_site(place)]
     with contextlib.suppress(InputError):  # what is wrong with the settings is the first finding
-        checks += site_checks(place.path, load_settings(place).address)
+        settings = load_settings(place)
+        checks += site_checks(place.path, Way(settings.address, settings.proxy))
     for name, is_ok, text in checks:
         print(f"{'ok  ' if is_ok else 'FAIL'} {name}: {text}")
     if not all(is_ok for _, is_ok, _ in checks):

@@ -6,9 +6,15 @@ from typing import Annotated
 import typer
 
 from client.settings import find_home, load_settings
+from shared.commandline import owned
 from shared.errors import InputError
 
-HomeOption = Annotated[Path | None, typer.Option("--home", envvar="MASKFED_CLIENT_HOME", help="The site's folder.")]
+HomeOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:

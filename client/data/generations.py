@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from client.data.held_out import Split
-from client.records.registry import key_id
-from client.settings import Home, SiteConfig, private_files, write_private
+from client.private_files import private_files, write_private
+from client.records.data_registry import key_id
+from client.settings import Home, SiteConfig
 from shared.data.decoding import OnProgress
 from shared.data.image_cache import BuildOptions, build_cache
 from shared.data.image_set import CACHE_FILE, IMAGES_FILE, INDEX_FILE, ImageCache, open_cache

@@ -3,7 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from client.settings import Home, SiteConfig, write_private
+from client.private_files import write_private
+from client.settings import Home, SiteConfig
 from shared.data.identity_file import read_identities
 from shared.data.images import ImageSource
 from shared.data.persons import folder_levels, persons_by_folder

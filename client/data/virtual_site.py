@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from client.data.dataset import scan
-from client.records.registry import REGISTRY_VARIABLE
-from client.settings import Home, find_home, parse_settings, save_settings, write_private
+from client.private_files import write_private
+from client.records.data_registry import REGISTRY_VARIABLE
+from client.settings import Home, find_home, parse_settings, save_settings
 
 SIMULATION_VARIABLE = "MASKFED_SIMULATION"
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from client.data.dataset import current_id, open_dataset
+from client.private_files import private_files
 from client.records.chain import Entry, read_chain
 from client.records.history import head_problem
 from client.records.ledger import read_ledger
-from client.settings import Home, SiteConfig, private_files
+from client.settings import Home, SiteConfig
 from client.training.progress import Progress, read_progress
 from shared.errors import InputError
 

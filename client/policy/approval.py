@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from client.policy.refusals import RefusedError
-from client.settings import Home, SiteConfig, check_private, write_private
+from client.private_files import check_private, write_private
+from client.settings import Home, SiteConfig
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.training import experiment_digest

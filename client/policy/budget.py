@@ -8,7 +8,7 @@ import logging
 import math
 
 from client.policy.refusals import RefusedError
-from client.policy.rules import HIDDEN
+from client.policy.rules import HIDDEN, Refusal, hidden
 from client.records.chain import Entry
 from client.records.history import History
 from client.records.ledger import BudgetError, Ledger, UnitError
@@ -30,6 +30,19 @@ def reserve(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: Epsi
         raise _refusal(ledger, charge, policy, epsilon_of, str(error)) from error
     log.info("%s %s is charged: %s after it", charge.task, charge.run, total)
     return entry
+
+
+def budget_refusal(history: History, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf) -> Refusal | None:
+    """Why the cap leaves no room for a charge, before it is made; told where this data set's own charges explain it."""
+    if charge.mechanism == "none":
+        return None
+    if refusal := _own_refusal(history, charge, policy, epsilon_of):
+        return refusal
+    charges = [other for _, other in history.charges_of(charge.dataset_id)]
+    total = _total([*charges, charge], policy, epsilon_of)
+    if total.epsilon <= policy.epsilon_cap:
+        return None
+    return hidden(f"with data that shares records: {total} after a round, the cap is {policy.epsilon_cap:g}")
 
 
 def told_total(history: History, policy: SitePolicy, epsilon_of: EpsilonOf) -> Total:
@@ -56,15 +69,17 @@ def own_unit(history: History, dataset_id: str) -> Unit | None:
 
 
 def _refusal(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf, note: str) -> RefusedError:
-    own = [other for _, other in ledger.charges if other.dataset_id == charge.dataset_id]
+    told = _own_refusal(ledger, charge, policy, epsilon_of) if charge.mechanism != "none" else None
+    return RefusedError(told.code, told.reason, note) if told else RefusedError("policy", HIDDEN, note)
+
+
+def _own_refusal(history: History, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf) -> Refusal | None:
+    own = [other for _, other in history.charges if other.dataset_id == charge.dataset_id]
     total = _total([*own, charge], policy, epsilon_of)
-    if charge.mechanism == "none" or total.epsilon <= policy.epsilon_cap:
-        return RefusedError("policy", HIDDEN, note)
-    return RefusedError(
-        "budget_exceeded",
-        f"epsilon per {charge.unit} would be {total.epsilon:.3f}, the cap is {policy.epsilon_cap:g}",
-        note,
-    )
+    if total.epsilon <= policy.epsilon_cap:
+        return None
+    text = f"epsilon per {charge.unit} would be {total.epsilon:.3f}, the cap is {policy.epsilon_cap:g}"
+    return Refusal("budget_exceeded", text)
 
 
 def _total(charges: list[Charge], policy: SitePolicy, epsilon_of: EpsilonOf) -> Total:

@@ -1,9 +1,9 @@
 """What a round is charged, and the numbers beside its update: pure functions of public constants."""
 
-from client.policy.rules import plan_digest
 from client.records.spending import Charge
 from client.settings import SitePolicy
 from shared.experiment.config import Experiment
+from shared.messages.agreement.plan import plan_digest
 from shared.messages.training import RequestHeader
 
 

@@ -4,6 +4,7 @@ import errno
 import logging
 
 from client.data.dataset import NotScannedError
+from client.policy.freshness import ReplayError
 from client.records.chain import BusyError, ChainError
 from client.records.journal import Journal
 from client.records.ledger import OutdatedDataError
@@ -40,10 +41,11 @@ FIXED: dict[type[Exception], tuple[RefusalCode, str]] = {
     NotScannedError: ("data_not_ready", "the site's images are not scanned"),
     OutdatedDataError: ("data_not_ready", "the site's images were scanned again meanwhile"),
     BusyError: ("ledger_busy", "another round or a scan is running at the site"),
+    ReplayError: ("replayed", "the request is an old one: its time is over, or a newer one of its run was taken"),
     SignatureError: ("not_signed", "the request is not signed by this federation's coordinator for this site"),
     ChainError: ("ledger_damaged", "the site's ledger is damaged or not its newest copy; its operator must act"),
 }
-"""Errors that say something else to the coordinator than to the site's log."""
+"""Errors that say something else to the coordinator than to the site's log; the first kind that fits counts."""
 
 
 def refusal_of(error: Exception) -> tuple[RefusalCode, str]:

@@ -2,16 +2,17 @@
 
 What the coordinator is told follows from policy and from its own requests. Rules that look at private facts come last
 and all say the same to it: `policy`; their reason is for the operator's log. Nothing here touches files or torch.
+Each rule yields what it has against a request, so that one walk gives the first reason to a round and all to an offer.
 """
 
-import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from client.settings import SitePolicy, Unit
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.experiment.trainable import select_trainable
-from shared.messages.envelope import canonical_json
+from shared.messages.agreement.plan import plan_digest
 from shared.messages.training import RefusalCode, RequestHeader, experiment_digest
 
 HIDDEN = "the site's policy refuses this; its operator finds the reason in the site's log"
@@ -53,52 +54,51 @@ class Facts:
     is_clock_behind: bool = False
 
 
-def plan_digest(header: RequestHeader) -> str:
-    """SHA-256 of all that must stay as it was in a run's first request: experiment, precision, tensors."""
-    fixed = header.model_dump(mode="json", include={"experiment", "precision", "manifest", "base_digest"})
-    return hashlib.sha256(canonical_json(fixed)).hexdigest()
-
-
 def review(header: RequestHeader, policy: SitePolicy, facts: Facts) -> Refusal | None:
     """Decide on a training request; the epsilon cap is checked by `Ledger.reserve`, in the step that charges it."""
-    return (
-        _review_ranges(header.experiment, policy)
-        or review_task(header.experiment, policy, facts)
-        or _review_meaning(header)
-        or _review_size(header, policy)
-        or _review_plan(header, facts)
-        or review_experiment(header.experiment, policy, facts)
-    )
+    return next(all_refusals(header, policy, facts), None)
 
 
-def review_experiment(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
-    """Whether the policy would refuse a new run of an experiment, before anybody has asked for it."""
-    return (
-        review_task(experiment, policy, facts)
-        or _review_ranges(experiment, policy)
-        or _review_privacy(experiment, policy, facts)
-        or _review_limits(experiment, policy, facts)
-        or _review_data(experiment, facts)
-        or _review_private_facts(experiment, policy, facts)
-    )
+def all_refusals(header: RequestHeader, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
+    """Everything that stands against a request, each reason once; sizes before anything that they bound."""
+    experiment = header.experiment
+    yield from _ranges(experiment, policy)
+    yield from _task(experiment, policy, facts)
+    yield from _meaning(header)
+    yield from _size(header, policy)
+    yield from _plan(header, facts)
+    yield from _constants(experiment, policy, facts)
 
 
-def review_task(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
+def experiment_refusals(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
+    """What the policy would refuse of a new run of an experiment, before anybody has asked for it."""
+    yield from _task(experiment, policy, facts)
+    yield from _ranges(experiment, policy)
+    yield from _constants(experiment, policy, facts)
+
+
+def _constants(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
+    yield from _privacy(experiment, policy, facts)
+    yield from _limits(experiment, policy, facts)
+    yield from _data(experiment, facts)
+    yield from _private_facts(experiment, policy, facts)
+
+
+def _task(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
     """Whether the site trains at all, this experiment, now."""
     if "train" not in policy.tasks:
-        return Refusal("task_not_allowed", "this site does not train: policy.tasks has no 'train'")
+        yield Refusal("task_not_allowed", "this site does not train: policy.tasks has no 'train'")
     if policy.experiments == "approved" and experiment_digest(experiment) not in facts.approved_experiments:
-        return Refusal("experiment_not_approved", "the site's operator has not approved this experiment yet")
+        yield Refusal("experiment_not_approved", "the site's operator has not approved this experiment yet")
     if facts.is_clock_behind:
-        return Refusal("clock", "the site's clock stands before its newest ledger entry")
-    return None
+        yield Refusal("clock", "the site's clock stands before its newest ledger entry")
 
 
-def _review_meaning(header: RequestHeader) -> Refusal | None:
+def _meaning(header: RequestHeader) -> Iterator[Refusal]:
     """What is approved is the experiment: it fixes the trained tensors and the precision, the request may not."""
     experiment = header.experiment
     if (header.precision == "bfloat16") != (experiment.train.precision == "bfloat16"):
-        return Refusal(
+        yield Refusal(
             "malformed", f"precision {header.precision} is not that of the experiment, {experiment.train.precision}"
         )
     trained = [tensor.name for tensor in header.manifest.tensors]
@@ -108,89 +108,76 @@ def _review_meaning(header: RequestHeader) -> Refusal | None:
     except InputError:
         expected = []
     if sorted(trained) != expected or len(set(names)) < len(names):
-        return Refusal("malformed", "the request's trained tensors are not those of federation.trainable")
-    return None
+        yield Refusal("malformed", "the request's trained tensors are not those of federation.trainable")
 
 
-def _review_size(header: RequestHeader, policy: SitePolicy) -> Refusal | None:
+def _size(header: RequestHeader, policy: SitePolicy) -> Iterator[Refusal]:
     num_parameters = header.manifest.num_elements + header.base_manifest.num_elements
-    return _out_of_range(policy.ranges.outside("parameters", num_parameters))
+    if text := policy.ranges.outside("parameters", num_parameters):
+        yield Refusal("out_of_range", text)
 
 
-def _review_ranges(experiment: Experiment, policy: SitePolicy) -> Refusal | None:
-    return _out_of_range(policy.ranges.first_outside(experiment))
+def _ranges(experiment: Experiment, policy: SitePolicy) -> Iterator[Refusal]:
+    for text in policy.ranges.all_outside(experiment):
+        yield Refusal("out_of_range", text)
 
 
-def _out_of_range(text: str) -> Refusal | None:
-    return Refusal("out_of_range", text) if text else None
-
-
-def _review_plan(header: RequestHeader, facts: Facts) -> Refusal | None:
+def _plan(header: RequestHeader, facts: Facts) -> Iterator[Refusal]:
     if facts.run_plan not in (None, plan_digest(header)):
-        return Refusal("plan_changed", "the request differs from the plan that this run began with")
+        yield Refusal("plan_changed", "the request differs from the plan that this run began with")
     rounds = header.experiment.federation.rounds
     if header.server_round > rounds or facts.committed_rounds >= rounds:
-        return Refusal("plan_changed", f"the plan of this run has {rounds} rounds, and they are over")
-    return None
+        yield Refusal("plan_changed", f"the plan of this run has {rounds} rounds, and they are over")
 
 
-def _review_privacy(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
+def _privacy(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
     privacy = experiment.privacy
     if privacy.mechanism == "none":
-        return _review_non_private(policy, facts.own_unit)
+        yield from _non_private(policy, facts.own_unit)
+        return
     if privacy.unit != policy.unit:
-        return Refusal("unit_mismatch", f"this site protects the unit {policy.unit!r}, asked is {privacy.unit!r}")
+        yield Refusal("unit_mismatch", f"this site protects the unit {policy.unit!r}, asked is {privacy.unit!r}")
     if facts.own_unit not in (None, privacy.unit):
-        return Refusal("unit_mismatch", f"spending of this data set is counted per {facts.own_unit}")
+        yield Refusal("unit_mismatch", f"spending of this data set is counted per {facts.own_unit}")
     if experiment.model.backbone != "uvit":
-        return Refusal("task_not_allowed", f"DP training knows the backbone 'uvit', not {experiment.model.backbone!r}")
-    return _review_constants(experiment, policy)
-
-
-def _review_constants(experiment: Experiment, policy: SitePolicy) -> Refusal | None:
-    privacy = experiment.privacy
+        yield Refusal("task_not_allowed", f"DP training knows the backbone 'uvit', not {experiment.model.backbone!r}")
     if privacy.noise_multiplier < policy.min_noise_multiplier:
-        return Refusal(
+        yield Refusal(
             "noise_too_small",
             f"noise multiplier {privacy.noise_multiplier:g} is below the site's {policy.min_noise_multiplier:g}",
         )
     if privacy.delta > policy.delta:
         # The ledger counts at the site's delta anyway; a plan that promises less must not look agreed to.
-        return Refusal("budget_exceeded", f"the plan's delta {privacy.delta:g} is above the site's {policy.delta:g}")
-    return None
+        yield Refusal("budget_exceeded", f"the plan's delta {privacy.delta:g} is above the site's {policy.delta:g}")
 
 
-def _review_non_private(policy: SitePolicy, spent_unit: Unit | None) -> Refusal | None:
+def _non_private(policy: SitePolicy, spent_unit: Unit | None) -> Iterator[Refusal]:
     if policy.require_dp:
-        return Refusal("dp_required", "this site releases with differential privacy only")
+        yield Refusal("dp_required", "this site releases with differential privacy only")
     if spent_unit is not None and not policy.non_private_after_dp:
-        return Refusal("non_private_forbidden", "this data set has DP rounds, none without DP may follow")
-    return None
+        yield Refusal("non_private_forbidden", "this data set has DP rounds, none without DP may follow")
 
 
-def _review_limits(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
+def _limits(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
     steps = experiment.federation.local_steps
     if steps > policy.max_steps_per_round:
-        return Refusal("too_many_steps", f"{steps} steps per round, the site allows {policy.max_steps_per_round}")
+        yield Refusal("too_many_steps", f"{steps} steps per round, the site allows {policy.max_steps_per_round}")
     if facts.rounds_last_day >= policy.max_rounds_per_day:
-        return Refusal("too_many_rounds", f"the site starts at most {policy.max_rounds_per_day} rounds in 24 hours")
-    return None
+        yield Refusal("too_many_rounds", f"the site starts at most {policy.max_rounds_per_day} rounds in 24 hours")
 
 
-def _review_data(experiment: Experiment, facts: Facts) -> Refusal | None:
+def _data(experiment: Experiment, facts: Facts) -> Iterator[Refusal]:
     if experiment.model.image_size != facts.image_size:
-        return Refusal("data_not_ready", f"the site's images are {facts.image_size} pixels wide")
+        yield Refusal("data_not_ready", f"the site's images are {facts.image_size} pixels wide")
     if experiment.privacy.mechanism != "none" and experiment.privacy.unit == "person" and not facts.has_persons:
-        return Refusal("data_not_ready", "the site's images are not sorted by person")
-    return None
+        yield Refusal("data_not_ready", "the site's images are not sorted by person")
 
 
-def _review_private_facts(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
+def _private_facts(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
     privacy, spent = experiment.privacy, facts.spent_unit
     if facts.num_images < policy.min_images_train:
-        return hidden(f"{facts.num_images} training images, policy.min_images_train is {policy.min_images_train}")
+        yield hidden(f"{facts.num_images} training images, policy.min_images_train is {policy.min_images_train}")
     if privacy.mechanism != "none" and spent not in (None, privacy.unit):
-        return hidden(f"spending of data that shares records with this set is counted per {spent}")
+        yield hidden(f"spending of data that shares records with this set is counted per {spent}")
     if privacy.mechanism == "none" and spent is not None and not policy.non_private_after_dp:
-        return hidden("data that shares records with this set has DP rounds: policy.non_private_after_dp is false")
-    return None
+        yield hidden("data that shares records with this set has DP rounds: policy.non_private_after_dp is false")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from client.settings import check_private, private_files, write_private
+from client.private_files import check_private, private_files, write_private
 from shared.errors import InputError
 from shared.messages.envelope import canonical_json
 from shared.storage.files import sync_file

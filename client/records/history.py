@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from client.private_files import write_private
 from client.records.chain import Entry, Head
 from client.records.spending import Charge, EpsilonOf, Spending, Total, merged, spending_of, total_of
-from client.settings import Task, Unit, write_private
+from client.settings import Task, Unit
 from shared.errors import InputError
 
 CLOCK_TOLERANCE = dt.timedelta(minutes=5)

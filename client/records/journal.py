@@ -5,7 +5,7 @@ from pathlib import Path
 from client.records.chain import Entry, open_chain, read_chain
 
 Kind = str
-KINDS = ("request", "refusal", "release", "resent", "approval", "scan", "failure", "left")
+KINDS = ("request", "accepted", "refusal", "release", "resent", "approval", "scan", "failure", "left")
 
 
 class Journal:

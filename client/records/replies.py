@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.settings import write_private
+from client.private_files import write_private
 from shared.errors import InputError
 from shared.messages.training import ReplyHeader, TrainReply
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 
-from client.settings import Home, private_files
+from client.private_files import private_files
+from client.settings import Home
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.policy.refusals import RefusedError
-from client.settings import Home, write_private
+from client.private_files import write_private
+from client.settings import Home
 from shared.messages.training import TrainRequest
 
 MOST_BASES = 2

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from client.settings import Home, private_files
+from client.private_files import private_files
+from client.settings import Home
 
 FILE = "progress"
 RECORD_BYTES = 512

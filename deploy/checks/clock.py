@@ -16,7 +16,9 @@ from typing import Any
 
 import httpx
 
-from deploy.identity.keys import ProvisionError, client_context
+from deploy.checks.dial import Way
+from deploy.identity.keys import ProvisionError
+from deploy.identity.tls import client_context
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +31,13 @@ TAIL_BYTES = 256 * 1024
 _TIME_ERROR = 5
 
 
-def check_clock(address: str, ca_certificate: Path) -> float | None:
+def check_clock(way: Way, ca_certificate: Path, identity: Path) -> float | None:
     """Compare this clock with the coordinator's, as its door tells it; for each start of a site.
 
     Args:
-        address: the door, host:port.
+        way: to the door, which tells its time to certified sites only.
         ca_certificate: the federation's CA.
+        identity: the site's node key, its certificate beside it.
 
     Returns:
         Seconds by which this clock is ahead; None when the door does not answer, which is no reason not to start.
@@ -43,28 +46,30 @@ def check_clock(address: str, ca_certificate: Path) -> float | None:
         ProvisionError: they differ by more than signed calls may.
     """
     try:
-        ahead = seconds_ahead(address, ca_certificate)
+        ahead = seconds_ahead(way, ca_certificate, identity)
     except (httpx.HTTPError, OSError, KeyError, ValueError):
         return None
     if not -LARGEST_BEHIND_SECONDS <= ahead <= LARGEST_AHEAD_SECONDS:
-        way = "ahead of" if ahead > 0 else "behind"
+        side = "ahead of" if ahead > 0 else "behind"
         raise ProvisionError(
-            f"this clock is {abs(ahead):.0f} s {way} the coordinator's at {address}, at most "
+            f"this clock is {abs(ahead):.0f} s {side} the coordinator's at {way.address}, at most "
             f"{LARGEST_AHEAD_SECONDS:.0f} s ahead or {LARGEST_BEHIND_SECONDS:.0f} s behind work: {CURE}"
         )
     return ahead
 
 
-def seconds_ahead(address: str, ca_certificate: Path) -> float:
-    """Seconds by which this clock is ahead of the door at `address`, within half a second and half of the way there.
+def seconds_ahead(way: Way, ca_certificate: Path, identity: Path) -> float:
+    """Seconds by which this clock is ahead of the door's, within half a second and half of the way there.
 
     Raises:
         httpx.HTTPError: no answer.
         KeyError, ValueError: an answer without a time.
     """
-    context = client_context(ca_certificate)
+    context = client_context(ca_certificate, identity)
     sent = dt.datetime.now(dt.UTC)
-    reply = httpx.get(f"https://{address}/health", verify=context, timeout=5, trust_env=False)
+    reply = httpx.get(
+        f"https://{way.address}/health", verify=context, proxy=way.proxy or None, timeout=5, trust_env=False
+    )
     middle = sent + (dt.datetime.now(dt.UTC) - sent) / 2
     told = email.utils.parsedate_to_datetime(reply.headers["date"]) + dt.timedelta(seconds=0.5)
     return (middle - told).total_seconds()

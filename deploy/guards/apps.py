@@ -15,6 +15,8 @@ os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 VERIFY = "--verify"
+LIMITED = {"server.entry": "serverapp"}
+"""Tasks without torch, whose address space is limited; the others watch their memory themselves."""
 _TOKEN = re.compile(r"[\w.+/=-]{16,512}")
 
 
@@ -25,6 +27,13 @@ def main() -> None:
         found = importlib.util.find_spec(module)
         sys.exit(0 if found and found.origin and print(found.origin) is None else 1)  # noqa: T201 - the answer
     token, value = read_pipe()
+
+    from deploy.processes.memory import lift_own_limit, limit_own_memory
+
+    # What was inherited is the superexec's own limit.
+    lift_own_limit()
+    if module in LIMITED:
+        limit_own_memory(LIMITED[module])
 
     from deploy.guards.calls import send_with_every_call
     from deploy.guards.sizes import check_before_inflating

@@ -32,6 +32,8 @@ from deploy.guards import replace
 from deploy.guards.apps import VERIFY
 from deploy.guards.calls import caller_value, send_with_every_call
 from deploy.identity.keys import ProvisionError
+from deploy.observe.scrubber import scrub_journal
+from deploy.processes.memory import limit_own_memory
 from deploy.processes.process import family
 from deploy.processes.services import BEAT_FILE
 
@@ -52,11 +54,13 @@ log = logging.getLogger("maskfed.superexec")
 
 def main() -> None:
     """Verify the program, put the guards in place, take tasks until the end."""
+    scrub_journal()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     os.umask(0o077)
     module = sys.argv[1]
     try:
+        limit_own_memory("superexec")
         if module not in TASKS:
             raise ProvisionError(f"{module} is no program of this project: {', '.join(TASKS)}")
         secret = Path(sys.argv[sys.argv.index("--superexec-auth-secret-file") + 1])
@@ -148,9 +152,14 @@ class OneProgram(SubprocessExecutor):
                     _end(left[0])
                 file.unlink(missing_ok=True)
 
-    def _take(self, run_id: int) -> tuple[subprocess.Popen[bytes], float] | None:
+    def reap(self) -> None:
+        """Let go of processes that have ended: nobody else waits for them, and each would stay in the process table."""
         with self._lock:
             self._children = {run: kept for run, kept in self._children.items() if kept[0].poll() is None}
+
+    def _take(self, run_id: int) -> tuple[subprocess.Popen[bytes], float] | None:
+        self.reap()
+        with self._lock:
             return self._children.pop(run_id, None)
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
@@ -179,11 +188,12 @@ class OneProgram(SubprocessExecutor):
 
 
 def _beat(executor: OneProgram) -> None:
-    """Show every second that this process is not frozen, and look for stopped runs."""
+    """Show every second that this process is not frozen, look for stopped runs, reap what has ended."""
     while True:
         with suppress(OSError):
             (_place() / BEAT_FILE).touch()
             executor.end_stopped()
+        executor.reap()
         time.sleep(1.0)
 
 

@@ -19,6 +19,7 @@ from deploy.guards.asgi import Guard
 from deploy.guards.calls import caller_value
 from deploy.guards.pushes import NodePushes
 from deploy.identity.keys import ProvisionError
+from deploy.processes.memory import limit_own_memory
 
 ALLOWANCES_VARIABLE = "MASKFED_ALLOWANCES"
 KEPT_SECONDS = 7 * 86400.0
@@ -28,9 +29,10 @@ def main() -> None:
     """Put the guard in place and run the SuperLink."""
     os.umask(0o077)
     try:
+        limit_own_memory("superlink")
         value = caller_value(Path(sys.argv[sys.argv.index("--superexec-auth-secret-file") + 1]))
     except (ProvisionError, ValueError) as error:
-        sys.exit(f"error: the SuperLink does not start without its secret: {error}")
+        sys.exit(f"error: the SuperLink does not start: {error}")
     allowances = Path(os.environ[ALLOWANCES_VARIABLE])
     forget_old(allowances)
     install(value, allowances)

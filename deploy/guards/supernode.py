@@ -1,37 +1,89 @@
 """The SuperNode behind its guard: `python -I -m deploy.guards.supernode ...` with `flower-supernode`'s arguments.
 
 Its own port has runtime paths only, for the site's superexec and its processes; they show the site's secret value.
+Where no supervisor of ours stands above it, `--health-server-address` is answered here and not by Flower.
+Its calls to the coordinator show the certificate that lies beside the node key, go through the proxy that MASKFED_PROXY
+names and through no other.
 """
 
+import contextlib
 import os
+import ssl
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import flwr.supernode.main as application
+import httpx
+from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supernode.cli import flower_supernode
 
+from deploy.checks.answering import is_listening
 from deploy.guards import replace
 from deploy.guards.asgi import Guard
 from deploy.guards.calls import caller_value
+from deploy.identity.addresses import PROXY_VARIABLE
 from deploy.identity.keys import ProvisionError
+from deploy.identity.tls import client_context
+from deploy.observe.health import serve_health
+from deploy.observe.scrubber import scrub_journal
+from deploy.processes.memory import limit_own_memory
+
+HEALTH_OPTION = "--health-server-address"
 
 
 def main() -> None:
     """Put the guard in place and run the SuperNode."""
+    scrub_journal()
     os.umask(0o077)
     try:
-        value = caller_value(Path(sys.argv[sys.argv.index("--superexec-auth-secret-file") + 1]))
+        limit_own_memory("supernode")
+        value = caller_value(_file("--superexec-auth-secret-file"))
+        context = client_context(_file("--root-certificates"), _file("--auth-supernode-private-key"))
     except (ProvisionError, ValueError) as error:
-        sys.exit(f"error: the SuperNode does not start without its secret: {error}")
+        sys.exit(f"error: the SuperNode does not start: {error}")
     install(value)
+    show_certificate(context, os.environ.get(PROXY_VARIABLE, ""))
     sys.argv[0] = "flower-supernode"
-    flower_supernode()
+    with own_health(sys.argv):
+        flower_supernode()
+
+
+def own_health(argv: list[str]) -> contextlib.AbstractContextManager[None]:
+    """Take the option of the health check out of `argv` and answer it; the SuperNode is well when its port answers."""
+    if HEALTH_OPTION not in argv:
+        return contextlib.nullcontext()
+    address = argv.pop(argv.index(HEALTH_OPTION) + 1)
+    argv.remove(HEALTH_OPTION)
+    given = dict(pairwise(argv))
+    runtime, authority = f"{given['--host']}:{given['--port']}", Path(given["--ssl-ca-certfile"])
+    return serve_health(address, lambda: {"supernode": is_listening(runtime, authority)})
 
 
 def install(value: str) -> None:
     """Let Flower's factory of web applications give guarded ones."""
     create = application.create_app
     replace(application, {"create_app": lambda *args, **kwargs: Guard(create(*args, **kwargs), value)})
+
+
+def show_certificate(context: ssl.SSLContext, proxy: str) -> None:
+    """Let every HTTP client that Flower makes in this process use `context` and `proxy`, and follow no redirect."""
+    start = ProtobufClient.__init__
+
+    def certified(self: ProtobufClient, base_url: str, **options: object) -> None:
+        start(self, base_url, **options)  # type: ignore[arg-type]
+        kept = self._client
+        self._client = httpx.Client(
+            verify=context, timeout=kept.timeout, proxy=proxy or None, trust_env=False, follow_redirects=False
+        )
+        kept.close()
+
+    ProtobufClient.__init__ = certified  # type: ignore[method-assign]
+
+
+def _file(option: str) -> Path:
+    """What the command line gives for an option; the SuperNode itself checks the rest."""
+    return Path(sys.argv[sys.argv.index(option) + 1])
 
 
 if __name__ == "__main__":

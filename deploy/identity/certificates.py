@@ -19,6 +19,7 @@ from deploy.identity.keys import ProvisionError, check_private, create_file, fin
 CA_NAME = "maskfed ca"
 CA_DAYS = 3650
 SERVER_DAYS = 365
+LOCAL_TLS = ("ca.crt", "srv.pem", "srv.key")
 CLOCK_SKEW = dt.timedelta(minutes=5)
 
 
@@ -27,8 +28,8 @@ def create_authority(ca_key: Path, ca_certificate: Path) -> str:
     for path in (ca_key, ca_certificate):
         if path.exists():
             raise ProvisionError(f"{path} exists already: move it away first, nothing is overwritten")
-    key, certificate = _authority()
-    create_file(ca_key, _private_pem(key), 0o600)
+    key, certificate = make_authority(CA_NAME)
+    create_file(ca_key, private_pem(key), 0o600)
     create_file(ca_certificate, certificate.public_bytes(serialization.Encoding.PEM))
     return fingerprint(ca_certificate)
 
@@ -50,7 +51,7 @@ def issue_server_certificate(
     server_key = ec.generate_private_key(ec.SECP384R1())
     signed = _server_certificate(authority_key, authority, server_key, hosts, days)
     create_file(certificate, signed.public_bytes(serialization.Encoding.PEM))
-    create_file(key, _private_pem(server_key), 0o600)
+    create_file(key, private_pem(server_key), 0o600)
 
 
 def load_authority(ca_key: Path, ca_certificate: Path) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
@@ -93,19 +94,20 @@ def renew_server_certificate(
 
 
 def create_local_tls(folder: Path) -> None:
-    """Make `ca.crt`, `srv.pem` and `srv.key` for a loopback port; the CA key is thrown away at once.
+    """Make the files of `LOCAL_TLS` for a loopback port; the CA key is thrown away at once.
 
     A SuperNode hands tasks with tokens to its own ClientApps over this port.
     """
-    authority_key, authority = _authority()
+    authority_key, authority = make_authority(CA_NAME)
     server_key = ec.generate_private_key(ec.SECP384R1())
     signed = _server_certificate(authority_key, authority, server_key, [], CA_DAYS)
     create_file(folder / "ca.crt", authority.public_bytes(serialization.Encoding.PEM))
     create_file(folder / "srv.pem", signed.public_bytes(serialization.Encoding.PEM))
-    create_file(folder / "srv.key", _private_pem(server_key), 0o600)
+    create_file(folder / "srv.key", private_pem(server_key), 0o600)
 
 
-def _authority() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+def make_authority(name: str) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    """A new CA of that name, good for ten years: private key and certificate."""
     key = ec.generate_private_key(ec.SECP384R1())
     usage = x509.KeyUsage(
         digital_signature=True,
@@ -119,7 +121,7 @@ def _authority() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
         decipher_only=False,
     )
     certificate = (
-        _builder(CA_NAME, key.public_key(), CA_DAYS)
+        certificate_builder(name, name, key.public_key(), CA_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(usage, critical=True)
@@ -136,13 +138,12 @@ def _server_certificate(
     days: int,
 ) -> x509.Certificate:
     wanted = list(dict.fromkeys(["localhost", "127.0.0.1", *hosts]))
-    identifier = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     return (
-        _builder("superlink", server_key.public_key(), days)
+        certificate_builder("superlink", CA_NAME, server_key.public_key(), days)
         .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in wanted]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
+        .add_extension(issuer_identifier(authority), critical=False)
         .sign(authority_key, hashes.SHA384())
     )
 
@@ -160,13 +161,22 @@ def _general_name(host: str) -> x509.GeneralName:
         ) from error
 
 
-def _builder(subject: str, public_key: ec.EllipticCurvePublicKey, days: int) -> x509.CertificateBuilder:
+def issuer_identifier(authority: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """Extension that names a CA in what it signs."""
+    identifier = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+
+
+def certificate_builder(
+    subject: str, issuer: str, public_key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    """A certificate over a key, without extensions; subject and issuer are common names."""
     now = dt.datetime.now(dt.UTC)
-    name, issuer = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (subject, CA_NAME))
+    name, signer = (x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in (subject, issuer))
     return (
         x509.CertificateBuilder()
         .subject_name(name)
-        .issuer_name(issuer)
+        .issuer_name(signer)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)
@@ -174,7 +184,8 @@ def _builder(subject: str, public_key: ec.EllipticCurvePublicKey, days: int) -> 
     )
 
 
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A private key in PEM form, PKCS 8, not encrypted."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

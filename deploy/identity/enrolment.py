@@ -8,7 +8,6 @@ are refused by the registry.
 import base64
 import binascii
 import datetime as dt
-import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from deploy.identity.addresses import split_address
 from deploy.identity.keys import (
     ProvisionError,
     check_private,
@@ -27,15 +27,21 @@ from deploy.identity.keys import (
     fingerprint,
     load_certificate,
     load_signing_key,
+    public_key_digest,
     signing_key_text,
 )
 from deploy.identity.request_key import REQUEST_KEY, read_request_certificate
+from deploy.identity.site_certificates import issue_site_certificate
 
 PREFIX = "maskfed-enrol-2:"
 OLD_PREFIX = "maskfed-enrol-1:"
 """Of lines without a signing key, from versions before signed messages."""
-BUNDLE_SCHEMA = 2
+BUNDLE_SCHEMA = 3
 CURE_OLD = "install this version at the site, run `maskfed-client enroll ALIAS` there again and send the new line"
+CURE_OLD_BUNDLE = (
+    "run `maskfed-client enroll ALIAS --renew signing` there, send the line, and join with the bundle of "
+    "`maskfed-server sites renew LINE --bundle FILE`"
+)
 REQUEST_DAYS = 14
 ALIAS_PATTERN = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?")
 LARGEST_BUNDLE_BYTES = 64 * 1024
@@ -56,6 +62,7 @@ class JoinBundle:
     """What a site needs to find and trust the coordinator; `code_digest` names the client code it runs with.
 
     `request_certificate` (PEM) names the key that signs requests now: older ones are not accepted any more.
+    `site_certificate` (PEM) is over the site's own node key and opens the door.
     """
 
     schema: int
@@ -63,6 +70,7 @@ class JoinBundle:
     address: str
     ca_certificate: str
     request_certificate: str
+    site_certificate: str
     code_digest: str
     public_key_digest: str
     signing_key: str
@@ -82,18 +90,6 @@ def check_alias(alias: str) -> str:
     if not ALIAS_PATTERN.fullmatch(alias):
         raise ProvisionError(f"alias {alias[:40]!r}: give 1 to 32 lower-case letters, digits and inner hyphens")
     return alias
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Split `host:port`.
-
-    Raises:
-        ProvisionError: no port, or one outside 1 to 65535.
-    """
-    host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isdigit() and 0 < int(port) < 65536) or not re.fullmatch(r"[A-Za-z0-9.\-]+", host):
-        raise ProvisionError(f"address {address[:80]!r}: give it as host:port, for example fleet.example:443")
-    return host, int(port)
 
 
 def write_request(alias: str, node_key: Path, signing_key: Path) -> str:
@@ -151,13 +147,12 @@ def _check_signatures(fields: dict[str, str]) -> None:
     signing.verify(second, _signed_bytes(fields))
 
 
-def public_key_digest(public_key: str) -> str:
-    """SHA-256 (hex) of the key part of an OpenSSH line; a comment does not change it."""
-    return hashlib.sha256(" ".join(public_key.split()[:2]).encode()).hexdigest()
-
-
 def write_bundle(path: Path, request: EnrolmentRequest, address: str, pki: Path, code_digest: str) -> JoinBundle:
-    """Write the join bundle for an accepted request to a new file; `pki` is the coordinator's folder of that name."""
+    """Write the join bundle for an accepted request to a new file; `pki` is the coordinator's folder of that name.
+
+    Raises:
+        ProvisionError: the file exists, or a key or CA is missing in `pki`.
+    """
     split_address(address)
     certificate = read_request_certificate(pki / REQUEST_KEY.name)
     bundle = JoinBundle(
@@ -166,6 +161,7 @@ def write_bundle(path: Path, request: EnrolmentRequest, address: str, pki: Path,
         address=address,
         ca_certificate=(pki / "ca.crt").read_text(encoding="ascii"),
         request_certificate=certificate.public_bytes(serialization.Encoding.PEM).decode("ascii"),
+        site_certificate=issue_site_certificate(pki, request.alias, request.public_key),
         code_digest=code_digest,
         public_key_digest=public_key_digest(request.public_key),
         signing_key=request.signing_key,
@@ -189,8 +185,8 @@ def read_bundle(path: Path) -> JoinBundle:
     except ValueError as error:
         raise ProvisionError(f"bundle {path}: not JSON; give the file that `sites add` wrote") from error
     names = set(JoinBundle.__dataclass_fields__)
-    if isinstance(fields, dict) and fields.get("schema") == 1:
-        raise ProvisionError(f"bundle {path}: made by an older maskfed: {CURE_OLD}, then join with the new bundle")
+    if isinstance(fields, dict) and fields.get("schema") in range(1, BUNDLE_SCHEMA):
+        raise ProvisionError(f"bundle {path}: made by an older maskfed: {CURE_OLD_BUNDLE}")
     if not isinstance(fields, dict) or set(fields) != names or fields["schema"] != BUNDLE_SCHEMA:
         raise ProvisionError(
             f"bundle {path}: not a join bundle of schema {BUNDLE_SCHEMA}: use the same maskfed version"
@@ -200,7 +196,7 @@ def read_bundle(path: Path) -> JoinBundle:
     bundle = JoinBundle(**fields)
     check_alias(bundle.alias)
     split_address(bundle.address)
-    for certificate in (bundle.ca_certificate, bundle.request_certificate):
+    for certificate in (bundle.ca_certificate, bundle.request_certificate, bundle.site_certificate):
         load_certificate(certificate.encode())
     for digest in (bundle.code_digest, bundle.public_key_digest, bundle.signing_key):
         if not re.fullmatch(r"[0-9a-f]{64}", digest):

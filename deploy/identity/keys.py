@@ -4,14 +4,16 @@ Node keys are elliptic curve P-384 in OpenSSH form, which is what Flower authent
 with Ed25519 keys in PEM form.
 """
 
+import contextlib
 import datetime as dt
+import errno
 import hashlib
 import logging
 import os
 import secrets
-import ssl
+import shutil
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cryptography import x509
@@ -23,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 logger = logging.getLogger(__name__)
 
 SECRET_BYTES = 32
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 EXPIRY_WARNING_DAYS = 30
 
 
@@ -31,23 +34,51 @@ class ProvisionError(ValueError):
 
 
 def create_file(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a new file with `mode`, fsynced; an existing one is never overwritten.
+    """Write a new file with `mode`, whole or not at all; an existing one is never overwritten.
 
     Raises:
-        ProvisionError: the file exists already or the folder cannot be written.
+        ProvisionError: the file exists already, the folder cannot be written, or the disk is full.
     """
     if path.exists():
         raise ProvisionError(f"{path} exists already: move it away first, nothing is overwritten")
+    replace_file(path, data, mode)
+
+
+def replace_file(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new one; fsynced.
+
+    Raises:
+        ProvisionError: the folder cannot be written, or the disk is full; the old file is untouched then.
+    """
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            os.fchmod(file.fileno(), mode)  # the umask must not decide who reads a key
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
     except OSError as error:
-        raise ProvisionError(f"{path}: {error.strerror}; give a folder that this user can write") from error
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)  # the umask must not decide who reads a key
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        cure = "free some space there" if error.errno in _FULL else "give a folder that this user can write"
+        raise ProvisionError(f"{path}: {error.strerror}; {cure}, then run the command again") from error
+
+
+@contextlib.contextmanager
+def removed_if_unfinished(folder: Path) -> Iterator[Path]:
+    """A new folder to make files in, gone after the block with whatever was not moved out; also what a kill left."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(mode=0o700)
+        yield folder
+    except OSError as error:
+        cure = "free some space there" if error.errno in _FULL else "give a folder that this user can write"
+        raise ProvisionError(f"{folder}: {error.strerror}; {cure}, then run the command again") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_private(path: Path) -> None:
@@ -88,8 +119,8 @@ def create_node_key(path: Path) -> str:
         serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
     )
     public = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    create_file(path, private, 0o600)
     create_file(path.with_name(path.name + ".pub"), public + b"\n")
+    create_file(path, private, 0o600)
     return public.decode("ascii")
 
 
@@ -99,8 +130,8 @@ def create_signing_key(path: Path) -> str:
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    create_file(path, private, 0o600)
     create_file(path.with_name(path.name + ".pub"), signing_key_text(key).encode() + b"\n")
+    create_file(path, private, 0o600)
     return signing_key_text(key)
 
 
@@ -122,6 +153,11 @@ def load_signing_key(path: Path) -> Ed25519PrivateKey:
 def signing_key_text(key: Ed25519PrivateKey) -> str:
     """The public half as text: 64 hexadecimal digits."""
     return key.public_key().public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw).hex()
+
+
+def public_key_digest(public_key: str) -> str:
+    """SHA-256 (hex) of the key part of an OpenSSH line; a comment does not change it."""
+    return hashlib.sha256(" ".join(public_key.split()[:2]).encode()).hexdigest()
 
 
 def fingerprint(certificate: Path | bytes) -> str:
@@ -189,10 +225,3 @@ def certificate_hosts(certificate: x509.Certificate) -> list[str]:
     except x509.ExtensionNotFound:
         return []
     return [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
-
-
-def client_context(ca_certificate: Path) -> ssl.SSLContext:
-    """TLS 1.3 context that trusts this federation's CA and nothing else."""
-    context = ssl.create_default_context(cafile=str(ca_certificate))
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    return context

@@ -64,11 +64,18 @@ def tell(text: str) -> None:
 
 
 def cap_logs(folder: Path, largest_bytes: int = LARGEST_LOG_BYTES) -> None:
-    """Empty every `*.log` of a folder that has grown too large, its lines kept as `<name>.1`: no disk fills up.
+    """Empty every `*.log` of a folder that has grown too large, so that no disk fills up; needs no free space.
 
+    Where there is room its lines are kept as `<name>.1`; a full disk gets the room of both.
     Their writers append, so they go on at the start of the file; lines of that very moment can be lost.
     """
     for log in folder.glob("*.log"):
-        if log.stat().st_size > largest_bytes:
-            shutil.copyfile(log, log.with_name(f"{log.name}.1"))
-            os.truncate(log, 0)
+        if log.stat().st_size <= largest_bytes:
+            continue
+        kept = log.with_name(f"{log.name}.1")
+        kept.unlink(missing_ok=True)
+        try:
+            shutil.copyfile(log, kept)
+        except OSError:
+            kept.unlink(missing_ok=True)
+        os.truncate(log, 0)

@@ -28,8 +28,12 @@ class Liveness:
 
     def hangs(self, name: str) -> bool:
         """Whether a service did not answer `MOST_MISSES` times in a row."""
+        return self.misses(name) >= MOST_MISSES
+
+    def misses(self, name: str) -> int:
+        """How often in a row a service did not answer."""
         with self._lock:
-            return self._misses.get(name, 0) >= MOST_MISSES
+            return self._misses.get(name, 0)
 
     def forget(self, name: str) -> None:
         """Count from zero again: the service was just started."""

@@ -13,16 +13,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
-from deploy.checks.connection import diagnose
-from deploy.identity.enrolment import split_address
+from deploy.checks.answering import is_healthy, is_listening
+from deploy.checks.connection import diagnose, lease_still_lives
+from deploy.checks.dial import Way
+from deploy.identity.addresses import PROXY_VARIABLE, split_address, split_proxy
 from deploy.identity.keys import (
+    ProvisionError,
     check_certificate,
     check_private,
-    client_context,
     warn_of_expiry,
 )
+from deploy.identity.site_certificates import CURE_MISSING, SITE_CERTIFICATE
+from deploy.processes.memory import DEFAULT_PARAMETERS, PARAMETERS_VARIABLE
 from deploy.processes.supervision import Service
 
 KEPT_VARIABLES = (
@@ -32,6 +34,7 @@ KEPT_VARIABLES = (
     "TMPDIR",
     "TZ",
     "CUDA_VISIBLE_DEVICES",
+    "MASKFED_PARAMETERS",
     "MASKFED_REGISTRY",
     "XDG_STATE_HOME",
     "LD_LIBRARY_PATH",
@@ -56,7 +59,6 @@ class ServerPlan:
 
     home: Path
     port: int
-    health_port: int
     database: Path | None = None
 
     @property
@@ -72,12 +74,18 @@ class ServerPlan:
 
 @dataclass(frozen=True)
 class SitePlan:
-    """Where a site's processes listen and keep their files. `home` is the site folder."""
+    """Where a site's processes listen and keep their files. `home` is the site folder.
+
+    `proxy` is that of the way to the coordinator, http://host:port, or empty.
+    """
 
     home: Path
     superlink: str
     port: int
     health_port: int
+    parameters: float = DEFAULT_PARAMETERS
+    """Of the largest model that the site's policy allows."""
+    proxy: str = ""
 
 
 def environment(flwr_home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -97,6 +105,15 @@ def environment(flwr_home: Path, extra: Mapping[str, str] | None = None) -> dict
         "PYTHONSAFEPATH": "1",
         **(extra or {}),
     }
+
+
+def compiler_caches(folder: Path) -> dict[str, str]:
+    """Where torch keeps compiled kernels: in the owner's folder.
+
+    What lies there is loaded as code, and by default it lies in the temporary folder, where another user may have made
+    it before.
+    """
+    return {name: str(folder.resolve() / name.lower()) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
 
 
 def guarded(entry: str, *arguments: str) -> list[str]:
@@ -120,7 +137,6 @@ def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) 
         "--enable-supernode-auth",
         "--disable-runtime-dependency-installation",
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
-        *("--health-server-address", f"127.0.0.1:{plan.health_port}"),
         *(("--database", str(plan.database)) if plan.database else ()),
     ]
     superexec = [
@@ -152,11 +168,17 @@ def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) 
 
 def site_services(plan: SitePlan) -> list[Service]:
     """SuperNode and the site's superexec; the SuperNode is restarted with its superexec, or it would wait for ever."""
+    certificate = plan.home / SITE_CERTIFICATE
+    if not certificate.exists():
+        raise ProvisionError(f"{certificate} is not there, and the door lets in certified sites only: {CURE_MISSING}")
     key, secret, tls = plan.home / "node.key", plan.home / "site.secret", plan.home / "tls"
     for private in (key, secret, tls / "srv.key"):
         check_private(private)
     split_address(plan.superlink)
-    warn_of_expiry(plan.home / "ca.crt")
+    for each in (plan.home / "ca.crt", certificate):
+        warn_of_expiry(each)
+    if plan.proxy:
+        split_proxy(plan.proxy)
     runtime = f"127.0.0.1:{plan.port}"
     supernode = [
         *guarded("supernode"),
@@ -165,7 +187,6 @@ def site_services(plan: SitePlan) -> list[Service]:
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
         *("--ssl-ca-certfile", str(tls / "ca.crt"), "--ssl-certfile", str(tls / "srv.pem")),
         *("--ssl-keyfile", str(tls / "srv.key")),
-        *("--health-server-address", f"127.0.0.1:{plan.health_port}"),
     ]
     superexec = [
         *guarded("superexec", "client.entry"),
@@ -173,17 +194,21 @@ def site_services(plan: SitePlan) -> list[Service]:
         *("--superexec-auth-secret-file", str(secret)),
     ]
     logs, homes = plan.home / "logs", plan.home / "flwr"
-    app = {"MASKFED_CLIENT_HOME": str(plan.home.resolve())}
+    size = {PARAMETERS_VARIABLE: f"{plan.parameters:.0f}"}
+    app = {"MASKFED_CLIENT_HOME": str(plan.home.resolve()), **size, **compiler_caches(homes / "compiled")}
     remove_own_clientapp(plan.home / "bin")
     (plan.home / HEALTH_FILE).write_text(f"127.0.0.1:{plan.health_port}\n", encoding="ascii")
     return [
         Service(
             "supernode",
             supernode,
-            environment(homes / "supernode"),
+            environment(homes / "supernode", {**size, **({PROXY_VARIABLE: plan.proxy} if plan.proxy else {})}),
             logs / "supernode.log",
             ready=lambda: is_listening(runtime, tls / "ca.crt"),
-            diagnose=lambda: diagnose(plan.superlink, plan.home / "ca.crt"),
+            diagnose=lambda: (
+                lease_still_lives(logs / "supernode.log")
+                or diagnose(Way(plan.superlink, plan.proxy), plan.home / "ca.crt", key)
+            ),
         ),
         Service(
             "superexec",
@@ -204,31 +229,9 @@ def remove_own_clientapp(folder: Path) -> None:
         folder.rmdir()
 
 
-def is_healthy(address: str, ca_certificate: Path) -> bool:
-    """Whether the SuperLink at `address` answers GET /health over TLS that our CA signed."""
-    return _get(f"https://{address}/health", ca_certificate) == 200
-
-
-def is_listening(address: str, ca_certificate: Path) -> bool:
-    """Whether something speaks HTTP over TLS that our CA signed at `address`."""
-    return _get(f"https://{address}/health", ca_certificate) is not None
-
-
-def is_answering(address: str, ca_certificate: Path) -> bool:
-    """Whether whatever listens at `address` answers by itself, without asking anybody behind it."""
-    return _get(f"https://{address}/", ca_certificate) is not None
-
-
 def is_beating(flwr_home: Path) -> bool:
     """Whether a superexec has touched its file within the last seconds; true while it has not begun to."""
     try:
         return time.time() - (flwr_home / BEAT_FILE).stat().st_mtime < MOST_BEAT_SECONDS
     except OSError:
         return True
-
-
-def _get(url: str, ca_certificate: Path) -> int | None:
-    try:
-        return httpx.get(url, verify=client_context(ca_certificate), timeout=2.0, trust_env=False).status_code
-    except httpx.HTTPError:
-        return None

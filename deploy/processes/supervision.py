@@ -9,11 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
 
 from deploy.identity.keys import ProvisionError
+from deploy.observe.health import HealthProcess
 from deploy.observe.logs import cap_logs
 from deploy.processes.liveness import CHECK_SECONDS, Liveness
 from deploy.processes.process import end_group, end_processes, family, last_line, spawn
@@ -28,6 +30,7 @@ STABLE_SECONDS = 60.0
 HUNG_SECONDS = 2.0
 """What a service that does not answer gets to end by itself."""
 LOG_SECONDS = 10.0
+COMPLAINT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -57,26 +60,32 @@ class _Running:
     process: subprocess.Popen[bytes]
     started: float
     failures: int
+    is_ready: bool = False
 
 
 @dataclass
 class Supervisor:
     """Starts services in order, restarts what exits, stops in the reverse order.
 
+    How they are can be asked at `health_address` (host:port), by gRPC health checks.
     Use it as a context manager or call `stop` in a `finally`: nothing that it started outlives it.
     """
 
     services: list[Service]
+    health_address: str = ""
     stop_seconds: float = STOP_SECONDS
     check_seconds: float = CHECK_SECONDS
     restarts: dict[str, int] = field(default_factory=dict)
     _running: dict[str, _Running] = field(default_factory=dict)
     _seen: dict[int, psutil.Process] = field(default_factory=dict)
+    _next_complaint: float = 0.0
     _stopping: threading.Event = field(default_factory=threading.Event)
     _liveness: Liveness = field(init=False)
+    _health: HealthProcess = field(init=False)
 
     def __post_init__(self) -> None:
         probes = {service.name: service.alive or service.ready for service in self.services}
+        self._health = HealthProcess(self.health_address)
         self._liveness = Liveness({name: probe for name, probe in probes.items() if probe}, self.check_seconds)
 
     def start(self) -> None:
@@ -86,6 +95,7 @@ class Supervisor:
             ProvisionError: one ended or did not become healthy in time; everything is down again then.
         """
         try:
+            self._health.tell(self.health())
             for service in self.services:
                 self._start(service, failures=0)
         except BaseException:
@@ -97,18 +107,32 @@ class Supervisor:
         next_tick = next_cap = time.monotonic()
         self._liveness.start()
         while not self._stopping.wait(POLL_SECONDS):
-            self._restart_exited()
+            self._waiting_for_disks(self._restart_exited)
+            self._waiting_for_disks(lambda: self._health.tell(self.health()))
             if time.monotonic() >= next_cap:
                 for folder in {service.log.parent for service in self.services}:
-                    cap_logs(folder)
+                    self._waiting_for_disks(partial(cap_logs, folder))
                 next_cap = time.monotonic() + LOG_SECONDS
             if tick is not None and time.monotonic() >= next_tick:
-                tick()
+                self._waiting_for_disks(tick)
                 next_tick = time.monotonic() + tick_seconds
+
+    def _waiting_for_disks(self, action: Callable[[], object]) -> None:
+        """What a full or failing disk does not let through is tried again: it must not end what runs."""
+        try:
+            action()
+        except OSError as error:
+            if time.monotonic() >= self._next_complaint:
+                self._next_complaint = time.monotonic() + COMPLAINT_SECONDS
+                logger.warning("%s: waiting, and trying again; everything else goes on", error)
 
     def request_stop(self) -> None:
         """Let `watch` and waits return; safe in a signal handler."""
         self._stopping.set()
+
+    def health(self) -> dict[str, bool]:
+        """By service, whether it runs, was ready once and answered when it was asked last."""
+        return {each.name: self._is_well(each.name) for each in self.services}
 
     def pid(self, name: str) -> int:
         """Process id of a running service."""
@@ -123,6 +147,7 @@ class Supervisor:
         """End everything, last started first: SIGTERM, wait, SIGKILL to the group; then whatever children are left."""
         self._stopping.set()
         self._liveness.close()
+        self._health.close()
         self._note_children()
         for service in reversed(self.services):
             self._end(service.name)
@@ -147,6 +172,11 @@ class Supervisor:
             self._wait_until_ready(service, process)
         if service.after_ready is not None:
             service.after_ready()
+        self._running[service.name].is_ready = True
+
+    def _is_well(self, name: str) -> bool:
+        running = self._running.get(name)
+        return running is not None and running.is_ready and self.is_running(name) and not self._liveness.misses(name)
 
     def _wait_until_ready(self, service: Service, process: subprocess.Popen[bytes]) -> None:
         assert service.ready is not None

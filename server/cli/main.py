@@ -14,20 +14,27 @@ import typer
 
 from deploy.identity.keys import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
-from server.cli import evaluation, models, release, rounds, sites, studies
-from shared.commandline import run_app
+from server.cli import distances, evaluation, models, plan, release, rounds, studies
+from server.cli.membership import sites
+from server.cli.membership.door import certificate_checks, register_sites
+from shared.commandline import owned, run_app, tell_error
 from shared.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 app.add_typer(sites.sites, name="sites")
 models.register(app)
 evaluation.register(app)
+distances.register(app)
 release.register(app)
 rounds.register(app)
 studies.register(app)
+plan.register(app)
 
 Home = Annotated[
-    Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.", show_default=True)
+    Path,
+    typer.Option(
+        "--home", envvar="MASKFED_SERVER_HOME", callback=owned(), help="The coordinator's folder.", show_default=True
+    ),
 ]
 DEFAULT_HOME = Path("coordinator")
 
@@ -38,10 +45,10 @@ def main() -> None:
     try:
         status = run_app(app)
     except (InputError, ProvisionError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         sys.exit(2)
     except _operation_errors() as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(error)
         sys.exit(1)
     sys.exit(status)
 
@@ -71,7 +78,7 @@ def init(
 ) -> None:
     """Make a coordinator's folder: CA, server certificate, secret, settings."""
     from deploy.coordinator import Coordinator, create_coordinator, is_loopback
-    from deploy.identity.enrolment import split_address
+    from deploy.identity.addresses import split_address
 
     address = address or f"127.0.0.1:{port}"
     public = not is_loopback(split_address(address)[0])
@@ -115,7 +122,8 @@ def start(
     os.umask(0o077)
     settings = read_coordinator(home)
     with only_one(home / "start.lock"):
-        supervisor = Supervisor(start_plan(home, settings, lambda: sites.register_sites(home)))
+        services = start_plan(home, settings, lambda: register_sites(home))
+        supervisor = Supervisor(services, health_address=f"127.0.0.1:{settings.health_port}")
         handle_signals(supervisor.request_stop)
         with supervisor, _metrics(metrics_port, lambda: coordinator_gauges(home)):
             tell(f"ready: sites connect to {settings.address}")
@@ -127,7 +135,7 @@ def doctor(home: Home = DEFAULT_HOME) -> None:
     """Check folder, keys, certificates, ports and processes, and say what to do. Exit code 1 if something is wrong."""
     from deploy.doctor import coordinator_checks
 
-    findings = coordinator_checks(home)
+    findings = [*coordinator_checks(home), *certificate_checks(home)]
     for finding in findings:
         print(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.name}: {finding.text}")
     if not all(finding.is_ok for finding in findings):
@@ -184,12 +192,12 @@ def _look_after_runs(home: Path) -> None:
 
 
 def _operation_errors() -> tuple[type[Exception], ...]:
-    """Failures of running systems and of this machine, told in one line, as far as their modules were loaded."""
+    """Failures of running systems, told in one line, as far as their modules were loaded."""
     named = (
         ("server.federation.fleet.superlink_types", "ControlError"),
         ("deploy.processes.demo_commands", "CommandError"),
     )
-    return (OSError, *(getattr(sys.modules[module], name) for module, name in named if module in sys.modules))
+    return tuple(getattr(sys.modules[module], name) for module, name in named if module in sys.modules)
 
 
 if __name__ == "__main__":

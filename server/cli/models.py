@@ -1,13 +1,18 @@
 """`maskfed-server`: the commands around models and images."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from shared.experiment.config import Experiment
 
 data = typer.Typer(no_args_is_help=True, help="Prepare image sets.")
 experiments = typer.Typer(no_args_is_help=True, help="Show the experiment recipes that come with maskfed.")
 
+PROBE_SECONDS = 1.0
+LONG_SECONDS = 7 * 86_400.0
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
@@ -42,13 +47,42 @@ def train(
     overrides: Overrides = None,
 ) -> None:
     """Train a model on public images, masked or not, as the experiment says; on several GPUs by torchrun."""
-    from server.runs.recipes import find_experiment
     from server.training.train import train as run_stage
     from shared.experiment.config import load_experiment
+    from shared.experiment.recipes import find_experiment
 
     loaded = load_experiment(find_experiment(experiment), overrides)
+    for line in training_plan(loaded):
+        typer.echo(line, err=True)
     run = run_stage(loaded, data, out, init, accept_other_data=accept_other_data)
     typer.echo(f"run {run.path}: {run.latest}")
+
+
+def training_plan(experiment: "Experiment") -> list[str]:
+    """How long a training takes on this machine, from a probe of a second; nothing under torchrun.
+
+    A training of more than a week is told what else there is.
+    """
+    import os
+
+    from shared.planning.probe import images_per_second
+    from shared.planning.workload import duration
+
+    if "WORLD_SIZE" in os.environ:
+        return []
+    options, rate = experiment.train, images_per_second(experiment, PROBE_SECONDS)
+    images = options.steps * options.batch
+    seconds = images / rate
+    told = [
+        f"{options.steps:,} steps of {options.batch} images: {images:,} images at {rate:.1f} per second, "
+        f"{duration(seconds)} here"
+    ]
+    if seconds > LONG_SECONDS:
+        stage = "reproduce32-T-msm" if options.objective == "msm" else "reproduce32-T-dsm"
+        told.append(
+            f"that is long: take a machine with a GPU, `--set train.steps=N`, or a smaller recipe such as {stage}"
+        )
+    return told
 
 
 def import_checkpoint(
@@ -127,7 +161,7 @@ def _default_cache(source: Path, size: int, crop: int = 0) -> Path:
 @experiments.command("list")
 def list_experiments() -> None:
     """List the recipes and what each is for."""
-    from server.runs.recipes import describe, recipe_names
+    from shared.experiment.recipes import describe, recipe_names
 
     width = max(map(len, recipe_names()))
     for name in recipe_names():
@@ -140,14 +174,30 @@ def show_experiment(
     overrides: Overrides = None,
     *,
     resolved: Annotated[bool, typer.Option("--resolved", help="Show every setting, defaults included.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="The same, each setting with its meaning, range and default above it.")
+    ] = False,
 ) -> None:
     """Print a recipe, for example to start an experiment file of your own."""
-    from server.runs.recipes import find_experiment
     from shared.experiment.config import load_experiment
+    from shared.experiment.recipes import find_experiment
 
     path = find_experiment(name)
     experiment = load_experiment(path, overrides)
+    if everything:
+        from shared.experiment.reference import to_annotated_toml
+
+        typer.echo(to_annotated_toml(experiment).rstrip())
+        return
     typer.echo((experiment.to_toml() if resolved or overrides else path.read_text(encoding="utf-8")).rstrip())
+
+
+@experiments.command("schema")
+def experiment_schema() -> None:
+    """Print a JSON schema of experiment files, for editors that check and complete TOML."""
+    from shared.experiment.reference import json_schema
+
+    typer.echo(json_schema().rstrip())
 
 
 def toy(

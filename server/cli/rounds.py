@@ -3,16 +3,24 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from server.federation.fleet.registry import check_home
+from shared.commandline import owned
 from shared.errors import InputError
+
+if TYPE_CHECKING:
+    from server.federation.finetune import Start
+    from shared.experiment.config import Experiment
 
 DEFAULT_HOME = Path("coordinator")
 Home = Annotated[
-    Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.", show_default=True)
+    Path,
+    typer.Option(
+        "--home", envvar="MASKFED_SERVER_HOME", callback=owned(), help="The coordinator's folder.", show_default=True
+    ),
 ]
 
 
@@ -47,17 +55,25 @@ def finetune(
     evaluate_arg: Annotated[
         list[str] | None, typer.Option(help="Pass this argument on to `evaluate`; may be repeated.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only ask the sites what they would do with it and what it would cost.")
+    ] = False,
     detach: Annotated[bool, typer.Option(help="Do not wait for the end; see `status`.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
-    """Fine-tune a model with the sites, and show it until it ends. Exit code 0: completed, 1: failed or stopped."""
+    """Fine-tune a model with the sites, and show it until it ends. Exit code 0: completed, 1: failed or stopped.
+
+    Before round 1 the plan is offered to every site, free of charge; it starts with federation.min_replies acceptances.
+    """
     from server.federation.finetune import Start, resume_run, start_run
     from server.federation.status import follow
-    from server.runs.recipes import find_experiment
     from server.runs.run_directory import RunDir
     from shared.experiment.config import load_experiment, parse_experiment
+    from shared.experiment.recipes import find_experiment
 
     check_home(home)
+    if dry_run and (resume or not experiment):
+        raise InputError("--dry-run asks about a new run: give an experiment, and no --resume")
     if resume:
         changed = None
         if experiment:
@@ -70,11 +86,44 @@ def finetune(
         raise InputError("finetune needs an experiment file, or --resume and the name of a run")
     else:
         start = Start(experiment, tuple(overrides or ()), init, run, reference, tuple(evaluate_arg or ()))
+        if dry_run:
+            sys.exit(_offer(home, start, as_json=as_json))
+        _warn_non_private(load_experiment(find_experiment(experiment), overrides))
         resume = start_run(home, start)
     if detach:
         typer.echo(resume)
     else:
         sys.exit(follow(home, resume, as_json=as_json))
+
+
+def _offer(home: Path, start: "Start", *, as_json: bool) -> int:
+    """Ask only; exit code 0 when enough sites would take part."""
+    from rich.console import Console
+
+    from server.federation.finetune import prepare
+    from server.federation.offer_table import newest_offers, offer_table
+    from server.federation.offers import dry_run
+    from server.federation.starting_point import initial_model
+
+    ready = prepare(home, start)
+    _warn_non_private(ready.experiment)
+    model = initial_model(ready.source, ready.experiment)
+    offers = newest_offers(dry_run(home, ready.experiment, model, lambda _: None))
+    federation = ready.experiment.federation
+    num_accepted = sum(offer["status"] == "accepted" for offer in offers)
+    if as_json:
+        Console().print_json(data={"offers": offers, "accepted": num_accepted, "needed": federation.min_replies})
+    else:
+        Console().print(offer_table(offers, federation.rounds))
+        typer.echo(
+            f"{num_accepted} of {len(offers)} sites accept; federation.min_replies asks for {federation.min_replies}"
+        )
+    return 0 if num_accepted >= federation.min_replies else 1
+
+
+def _warn_non_private(experiment: "Experiment") -> None:
+    if experiment.privacy.mechanism == "none":
+        typer.echo("warning: this experiment has no DP: sites with the default policy refuse it", err=True)
 
 
 def status(

@@ -2,70 +2,46 @@
 
 import hashlib
 import json
-import shlex
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from server.evaluation.drawing import WAIT_SECONDS, Drawing, Source
+from server.evaluation.drawing import WAIT_SECONDS, pick_device
 from server.evaluation.federated_reference import ask_sites, question_for
-from server.evaluation.reference import Reference, open_reference, refuse_generated
-from server.evaluation.scores import Scores, private_scores, scores
+from server.evaluation.other_tools import open_samples
+from server.evaluation.reference import image_digests
+from server.evaluation.results import (
+    PARTS_FOLDER,
+    RESULT_FILE,
+    facts_of,
+    folder_name,
+    owned_folder,
+    refuse_other_result,
+    run_of,
+    write_result,
+)
+from server.evaluation.yardstick import FEDERATED, Options, keep, open_yardstick
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
 from shared.evaluation.extractor import Extractor
-from shared.evaluation.feature_statistics import accumulate, check_same_space
 from shared.evaluation.generate import LoadedModel, save_grid
-from shared.evaluation.networks import load_extractor
-from shared.evaluation.private_statistics import Projection, load_projection
-from shared.storage.checkpoint import list_checkpoints, resolve_checkpoint
-from shared.storage.chunks import Arrays, ChunkedJob, rank_from_environment
-from shared.storage.files import write_atomically
+from shared.evaluation.networks import INCEPTION
+from shared.storage.checkpoint import list_checkpoints, load_meta, resolve_checkpoint
+from shared.storage.chunks import Arrays, ChunkedJob, open_job, rank_from_environment
+from shared.storage.files import with_name
 from shared.storage.runlog import RunLog
 from shared.storage.synthetic_mark import SyntheticMark, seed_range
-from shared.storage.versions import git_commit, installed_versions
 
-RESULT_FILE = "result.json"
-FEDERATED = "federated"
-GRID_IMAGES, GRID_COLUMNS = 32, 8
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user asks for; empty or 0 means what the checkpoint's experiment says."""
-
-    reference: str
-    extractor: str = ""
-    weights_file: Path | None = None
-    weights_sha256: str = ""
-    num_images: int = 0
-    drawing: Drawing = field(default_factory=Drawing)
-    bootstrap: int = 0
-    home: Path | None = None
-    """The coordinator's folder, for the reference `federated`."""
-    release: Literal["exact", "dp"] = "exact"
-    """What sites are asked for, for the reference `federated`; `dp` needs the projection."""
-    noise_multiplier: float = 1.1
-    projection: Path | None = None
-    """Public projection that the sites' private statistics were made in."""
-    name: str = ""
-    """Of the evaluation's folder; empty: the checkpoint's and the distance's name."""
-    out: Path | None = None
-    """The evaluation's folder; default: below the run's `evaluation`."""
-    say: Callable[[str], None] = field(default=lambda _line: None, compare=False)
-    """Told which sites released statistics."""
+GRID_COLUMNS = 8
+SAMPLES_BATCH = 64
+"""Images per network call where no experiment says another number."""
 
 
 def evaluate_run(path: Path, options: Options) -> list[Path]:
     """Evaluate every checkpoint of a run directory, oldest first: the points of a distance-against-steps curve.
+
+    Weights that an earlier checkpoint has are not measured again.
 
     Raises:
         InputError: no checkpoint there, or any problem of `evaluate`.
@@ -73,8 +49,13 @@ def evaluate_run(path: Path, options: Options) -> list[Path]:
     checkpoints = list_checkpoints(RunDir(path).checkpoints)
     if not checkpoints:
         raise InputError(f"run {path}: no checkpoint to evaluate")
-    files = []
+    files: list[Path] = []
+    group, measured = f"{options.drawing.weights}.safetensors", set[str]()
     for checkpoint in checkpoints:
+        digest = load_meta(checkpoint).sha256.get(group, str(checkpoint))
+        if digest in measured:
+            continue
+        measured.add(digest)
         files.append(evaluate(checkpoint, options))
         # Sites are asked once, whatever the number of checkpoints: each answer costs them.
         if options.reference == FEDERATED and files[0].exists():
@@ -96,60 +77,95 @@ def evaluate(path: Path, options: Options) -> Path:
         The result file; written by the first rank.
 
     Raises:
-        InputError: bad checkpoint, reference, extractor or number.
+        InputError: bad checkpoint, reference, extractor or number, or a folder that holds another evaluation.
     """
     started, rank = time.monotonic(), rank_from_environment()
     checkpoint = resolve_checkpoint(path)
     source = options.drawing.open(checkpoint, rank)
-    loaded, batch = source.loaded, source.batch
-    config = loaded.experiment.evaluation
+    loaded, config = source.loaded, source.loaded.experiment.evaluation
     num_images = options.num_images or config.num_images
     if options.release == "dp" and options.reference != FEDERATED:
         raise InputError(f"--private asks sites, and the reference is {options.reference}: give --reference federated")
     if num_images < 2:
         raise InputError(f"--num {num_images}: a distance needs at least 2 images")
-    spec = options.extractor or config.extractor
-    extractor = load_extractor(
-        spec, weights=options.weights_file, weights_sha256=options.weights_sha256, device=source.device
-    )
-    folder = options.out or _folder(checkpoint, options.name or f"{checkpoint.name}-{extractor.space.distance_name}")
-    size = loaded.experiment.model.image_size
-    kept = folder.parent / "references"
-    projection = load_projection(options.projection) if options.projection else None
-    if projection is not None:
-        check_same_space(extractor.space, projection.space)
-    reference = None
-    if rank.is_first:
-        name = _ask(options, loaded, extractor) if options.reference == FEDERATED else options.reference
-        reference = open_reference(name, size, extractor, kept, batch, projection)
-    space = {"extractor": extractor.space.sha256, "layer": extractor.space.layer}
-    job = ChunkedJob(folder / "parts", {**source.facts(config.seed), **space}, num_images, rank)
-    done = _generate(job, source, extractor)
-    result_file = folder / RESULT_FILE
-    if reference is None:
-        return result_file
-    job.wait(WAIT_SECONDS)
-    found = _compare(job, extractor, reference, projection, options.bootstrap)
-    run = _run_of(checkpoint)
-    if run is not None:
-        _save_grid(job, run.samples / f"{checkpoint.name}.png", loaded)
-    seconds = time.monotonic() - started
-    result = {
-        "metrics": found.metrics,
-        "intervals": found.intervals,
-        "noise": found.noise,
-        **_describe(loaded, checkpoint, extractor, reference, options),
-        "num_images": num_images,
-        "batch": batch,
-        "wall_seconds": round(seconds, 2),
-        "sampled_now": done,
-    }
-    write_atomically(result_file, json.dumps(result, indent=2) + "\n")
-    job.remove()
+    yardstick = open_yardstick(options, config.extractor, source.device)
+    space, facts = yardstick.extractor.space, source.facts(config.seed)
+    name = options.name or folder_name(checkpoint.name, space, options.reference, {**facts, "num": num_images})
+    run = run_of(checkpoint)
+    folder = options.out or (run.evaluation(name) if run else Path("evaluation") / name)
+    network = {"extractor": space.sha256, "layer": space.layer}
+    with owned_folder(folder):
+        if rank.is_first:
+            reference = _ask(options, loaded, yardstick.extractor) if options.reference == FEDERATED else ""
+            yardstick = yardstick.against(
+                reference or options.reference, loaded.experiment.model.image_size, folder, source.batch
+            )
+            told = {**facts_of(space, yardstick.known, num_images), **_describe(loaded, checkpoint, options)}
+            refuse_other_result(folder, told)
+        with open_job(folder / PARTS_FOLDER, {**facts, **network}, num_images, rank) as job:
+            done = source.draw(job, config.seed, lambda items, images: keep(items, images, yardstick, source.batch))
+            if not rank.is_first:
+                return folder / RESULT_FILE
+            job.wait(WAIT_SECONDS)
+            found = yardstick.scores(job, options.bootstrap, "this checkpoint generates")
+            if run is not None:
+                _save_grid(job, run.samples / f"{checkpoint.name}.png", loaded)
+            told |= {"batch": source.batch, "wall_seconds": round(time.monotonic() - started, 2), "sampled_now": done}
+            result_file = write_result(folder, found, told)
+            job.remove()
     if run is not None:
         place = {"step": loaded.meta.step, "round": loaded.meta.round}
-        fields = {"reference": reference.name, "num_images": num_images, "weights": loaded.weights}
+        fields = {"reference": yardstick.known.name, "num_images": num_images, "weights": loaded.weights}
         RunLog(run.metrics).write("evaluation", **place, name=folder.name, metrics=found.metrics, **fields)
+    return result_file
+
+
+def evaluate_samples(path: str, options: Options, size: int = 0) -> Path:
+    """Measure images that any model has made, without a checkpoint, and write `result.json`.
+
+    Args:
+        path: folder, zip, image cache or array of images (`.npy`, `.npz`).
+        options: see `Options`; nothing in them that draws images counts, nor the number of images: all are measured.
+        size: side in pixels that samples and reference are brought to; 0: the samples' own.
+
+    Returns:
+        The result file; written by the first rank.
+
+    Raises:
+        InputError: bad samples, reference or extractor, or a folder that holds another evaluation.
+    """
+    started, rank = time.monotonic(), rank_from_environment()
+    if options.reference == FEDERATED:
+        raise InputError("--samples with --reference federated: ask for a checkpoint once, then name the pooled file")
+    device = pick_device(options.drawing.device, rank)
+    images, batch = open_samples(path, size), options.drawing.batch or SAMPLES_BATCH
+    if len(images) < 2:
+        raise InputError(f"samples {path}: {len(images)} image, a distance needs at least 2")
+    yardstick = open_yardstick(options, INCEPTION, device)
+    digest = hashlib.sha256(b"".join(image_digests(images))).hexdigest()
+    space, samples = yardstick.extractor.space, {"name": path, "sha256": digest, "size": images.size}
+    name = options.name or folder_name(with_name(Path(path)).name, space, options.reference, samples)
+    folder = options.out or Path("evaluation") / name
+    facts = {"samples": digest, "extractor": space.sha256, "layer": space.layer}
+
+    def make(items: range) -> Arrays:
+        return keep(items, images.batch(items), yardstick, batch)
+
+    with owned_folder(folder):
+        if rank.is_first:
+            yardstick = yardstick.against(options.reference, images.size, folder, batch)
+            left_out = {"unreadable": images.num_unreadable, "ignored": images.ignored}
+            told = {**facts_of(space, yardstick.known, len(images)), "samples": {**samples, **left_out}}
+            refuse_other_result(folder, told)
+        with open_job(folder / PARTS_FOLDER, facts, len(images), rank) as job:
+            job.run(make)
+            if not rank.is_first:
+                return folder / RESULT_FILE
+            job.wait(WAIT_SECONDS)
+            found = yardstick.scores(job, options.bootstrap, "are among the samples")
+            told |= {"batch": batch, "wall_seconds": round(time.monotonic() - started, 2)}
+            result_file = write_result(folder, found, told)
+            job.remove()
     return result_file
 
 
@@ -163,36 +179,6 @@ def _ask(options: Options, loaded: LoadedModel, extractor: Extractor) -> str:
     return str(pooled)
 
 
-def _generate(job: ChunkedJob, source: Source, extractor: Extractor) -> int:
-    """Features and digests of this rank's parts; the number of images sampled now (the rest was there already)."""
-
-    def keep(items: range, images: Tensor) -> Arrays:
-        digests = [np.frombuffer(hashlib.sha256(image.numpy().tobytes()).digest(), np.uint8) for image in images]
-        arrays: Arrays = {
-            "features": np.concatenate(list(extractor.batches(torch.split(images, source.batch)))),
-            "digests": np.stack(digests),
-        }
-        if items.start == 0:
-            arrays["images"] = images[:GRID_IMAGES].numpy()
-        return arrays
-
-    return source.draw(job, source.loaded.experiment.evaluation.seed, keep)
-
-
-def _compare(
-    job: ChunkedJob, extractor: Extractor, reference: Reference, projection: Projection | None, bootstrap: int
-) -> Scores:
-    refuse_generated(reference, np.concatenate([part["digests"] for part in job.parts()]))
-    if projection is not None:
-        features = np.concatenate([part["features"] for part in job.parts()])
-        return private_scores(projection.statistics(features, "generated"), reference.statistics)
-    statistics = accumulate((part["features"] for part in job.parts()), extractor.space, source="generated")
-    if reference.features_ND is None and not bootstrap:
-        return scores(None, statistics, reference.statistics, None)
-    features = np.concatenate([part["features"] for part in job.parts()])
-    return scores(features, statistics, reference.statistics, reference.features_ND, bootstrap=bootstrap)
-
-
 def _save_grid(job: ChunkedJob, path: Path, loaded: LoadedModel) -> None:
     if not path.exists():
         images = next(job.parts())["images"]
@@ -200,21 +186,9 @@ def _save_grid(job: ChunkedJob, path: Path, loaded: LoadedModel) -> None:
         save_grid(images, path, GRID_COLUMNS, SyntheticMark(loaded.meta.digest, seeds))
 
 
-def _describe(
-    loaded: LoadedModel, checkpoint: Path, extractor: Extractor, reference: Reference, options: Options
-) -> dict[str, Any]:
-    config, statistics = loaded.experiment.evaluation, reference.statistics
+def _describe(loaded: LoadedModel, checkpoint: Path, options: Options) -> dict[str, Any]:
+    config = loaded.experiment.evaluation
     return {
-        "extractor": vars(extractor.space),
-        "reference": {
-            "name": reference.name,
-            "n": statistics.n,
-            "sha256": reference.sha256,
-            "release": statistics.release,
-            "epsilon": statistics.epsilon,
-            "delta": statistics.delta,
-            "sites": statistics.site,
-        },
         "sampler": config.sampler,
         "steps": config.steps,
         "eta": config.eta,
@@ -226,24 +200,8 @@ def _describe(
         "checkpoint": {
             "name": checkpoint.name,
             "digest": loaded.meta.digest,
+            "weights_sha256": loaded.meta.sha256[f"{loaded.weights}.safetensors"],
             "step": loaded.meta.step,
             "round": loaded.meta.round,
         },
-        "versions": installed_versions(),
-        "commit": git_commit(),
-        "command": shlex.join(["maskfed-server", *sys.argv[1:]]),
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _run_of(checkpoint: Path) -> RunDir | None:
-    """The run that a checkpoint folder lies in."""
-    folder = checkpoint.resolve().parent
-    run = RunDir(folder.parent)
-    return run if folder.name == "checkpoints" and run.experiment_file.exists() else None
-
-
-def _folder(checkpoint: Path, name: str) -> Path:
-    run = _run_of(checkpoint)
-    name = name.replace("/", "-").replace(":", "-")
-    return run.evaluation(name) if run else Path("evaluation") / name

@@ -4,17 +4,24 @@
 import functools
 import hashlib
 import operator
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.evaluation.other_tools import SUFFIXES, images_of_array, read_arrays, split_count, statistics_of_moments
+from server.evaluation.other_tools import (
+    images_of_array,
+    is_array_file,
+    read_arrays,
+    split_count,
+    statistics_of_moments,
+)
 from shared.data.image_cache import open_images
-from shared.data.image_set import SYNTHETIC_PREFIX, ImageCache
+from shared.data.image_set import ImageCache
 from shared.errors import InputError
 from shared.evaluation.extractor import Extractor
 from shared.evaluation.feature_statistics import (
@@ -26,7 +33,7 @@ from shared.evaluation.feature_statistics import (
     save_statistics,
 )
 from shared.evaluation.private_statistics import Projection
-from shared.storage.files import file_digest
+from shared.storage.files import TEMPORARY_PREFIX, file_digest, machine_errors
 
 STATISTICS_SUFFIX = ".safetensors"
 MIN_IMAGES = 2
@@ -47,6 +54,10 @@ class Reference:
     """Features of at most `KEPT_FEATURES` images; None for a statistics file."""
     image_digests: frozenset[bytes] = frozenset()
     """SHA-256 of the pixels of each image."""
+    num_unreadable: int = 0
+    """Files that did not decode and were left out."""
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Files that are no images by their suffix, by suffix."""
 
 
 def open_reference(
@@ -75,7 +86,7 @@ def open_reference(
     if projection is not None:
         raise InputError(f"--projection goes with private statistics of sites, not with the images of {path}")
     file, count = split_count(path)
-    if file.suffix.lower() in SUFFIXES and not path.startswith(SYNTHETIC_PREFIX):
+    if is_array_file(str(file)):
         arrays = read_arrays(file)
         if "mu" in arrays:
             statistics = statistics_of_moments(file, arrays, count, extractor.space, extractor.width)
@@ -85,14 +96,28 @@ def open_reference(
         images = open_images(path, size)
     if len(images) < MIN_IMAGES:
         raise InputError(f"reference {path}: {len(images)} image, a distance needs at least {MIN_IMAGES}")
-    digests = [hashlib.sha256(row.tobytes()).digest() for row in images.images]
+    digests = image_digests(images)
     sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
     key = hashlib.sha256(f"{sha256} {extractor.space}".encode()).hexdigest()[:32]
     statistics_file, features_file = cache / f"{key}.safetensors", cache / f"{key}.npy"
-    if not (statistics_file.exists() and features_file.exists()):
+    kept = _kept(statistics_file, features_file)
+    if kept is None:
         _compute(images, path, sha256, extractor, batch, statistics_file, features_file)
-    features_ND: NDArray[np.float32] = np.load(features_file, allow_pickle=False)
-    return Reference(path, load_statistics(statistics_file), sha256, features_ND, frozenset(digests))
+        kept = load_statistics(statistics_file), np.load(features_file, allow_pickle=False)
+    return Reference(path, *(kept[0], sha256, kept[1]), frozenset(digests), images.num_unreadable, images.ignored)
+
+
+def image_digests(images: ImageCache) -> list[bytes]:
+    """SHA-256 of the pixels of each image, in order."""
+    return [hashlib.sha256(row.tobytes()).digest() for row in images.images]
+
+
+def _kept(statistics_file: Path, features_file: Path) -> tuple[Statistics, NDArray[np.float32]] | None:
+    """What an earlier evaluation has kept; None where a file is missing or damaged: both are made again."""
+    try:
+        return load_statistics(statistics_file), np.load(features_file, allow_pickle=False)
+    except (InputError, OSError, ValueError, EOFError):
+        return None
 
 
 def _pooled(path: str, space: FeatureSpace) -> Reference:
@@ -113,12 +138,15 @@ def _pooled(path: str, space: FeatureSpace) -> Reference:
     return Reference(path, pooled, digest)
 
 
-def refuse_generated(reference: Reference, generated: NDArray[np.uint8]) -> None:
-    """Refuse a reference that holds images this very checkpoint generated: their distance would flatter it.
+def refuse_generated(
+    reference: Reference, generated: NDArray[np.uint8], whose: str = "this checkpoint generates"
+) -> None:
+    """Refuse a reference that holds images which it is compared with: their distance would flatter the model.
 
     Args:
         reference: with the digests of its images.
         generated: SHA-256 of each generated image, (N, 32).
+        whose: who has made them, for the error.
 
     Raises:
         InputError: at least one image is in both.
@@ -126,7 +154,7 @@ def refuse_generated(reference: Reference, generated: NDArray[np.uint8]) -> None
     common = sum(row.tobytes() in reference.image_digests for row in generated)
     if common:
         raise InputError(
-            f"reference {reference.name} holds {common} images that this checkpoint generates: "
+            f"reference {reference.name} holds {common} images that {whose}: "
             "give images that no model of this run has made"
         )
 
@@ -166,9 +194,14 @@ def _compute(
 
     statistics = accumulate(stream(), extractor.space, source=name)
     facts = {"size": str(images.size), "sha256": sha256}
-    unfinished = cache / f".{features_file.name}.unfinished.npy"
-    np.save(unfinished, np.concatenate(kept))
-    unfinished.replace(features_file)
+    # Another evaluation may compute the same beside this one.
+    unfinished = cache / f"{TEMPORARY_PREFIX}{os.getpid()}-{features_file.name}"
+    try:
+        with machine_errors(features_file):
+            np.save(unfinished, np.concatenate(kept))
+        unfinished.replace(features_file)
+    finally:
+        unfinished.unlink(missing_ok=True)
     save_statistics(
         Statistics(statistics.space, statistics.n, statistics.total_D, statistics.outer_DD, source=name, images=facts),
         statistics_file,

@@ -13,7 +13,7 @@ from server.evaluation.drawing import WAIT_SECONDS, Drawing
 from shared.errors import InputError
 from shared.evaluation.generate import save_grid
 from shared.storage.checkpoint import resolve_checkpoint
-from shared.storage.chunks import ChunkedJob, rank_from_environment
+from shared.storage.chunks import ChunkedJob, open_job, rank_from_environment
 from shared.storage.files import TEMPORARY_PREFIX, with_name
 from shared.storage.synthetic_mark import SyntheticMark, marked_png, read_mark, seed_range, write_array_mark
 
@@ -59,12 +59,12 @@ def sample(path: Path, options: SampleOptions) -> Path:
     source = options.drawing.open(resolve_checkpoint(path), rank)
     seed = source.loaded.experiment.evaluation.seed if options.seed is None else options.seed
     parts = options.out.with_name(f".{options.out.name}.parts")
-    job = ChunkedJob(parts, source.facts(seed), options.num_images, rank)
-    source.draw(job, seed, lambda _items, images: {"images": images.numpy()})
-    if rank.is_first:
-        job.wait(WAIT_SECONDS)
-        _write(job, options, seed, source.loaded.meta.digest)
-        job.remove()
+    with open_job(parts, source.facts(seed), options.num_images, rank) as job:
+        source.draw(job, seed, lambda _items, images: {"images": images.numpy()})
+        if rank.is_first:
+            job.wait(WAIT_SECONDS)
+            _write(job, options, seed, source.loaded.meta.digest)
+            job.remove()
     return options.out
 
 
@@ -112,25 +112,30 @@ def _write_folder(job: ChunkedJob, out: Path, seed: int, mark_of: Callable[[int]
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     number = seed
-    for part in job.parts():
-        for image in part["images"]:
-            file = unfinished / f"{number:08d}.png"
-            file.write_bytes(marked_png(image.transpose(1, 2, 0), mark_of(number)))
-            number += 1
-    if out.exists():
-        out.rmdir()
-    unfinished.rename(out)
+    try:
+        for part in job.parts():
+            for image in part["images"]:
+                file = unfinished / f"{number:08d}.png"
+                file.write_bytes(marked_png(image.transpose(1, 2, 0), mark_of(number)))
+                number += 1
+        if out.exists():
+            out.rmdir()
+        unfinished.rename(out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _write_array(job: ChunkedJob, out: Path) -> None:
     """One part in memory at a time."""
     shape = next(job.parts())["images"].shape[1:]
     unfinished = out.with_name(f"{TEMPORARY_PREFIX}{out.name}-{os.getpid()}")
-    array = np.lib.format.open_memmap(unfinished, "w+", np.uint8, (job.num_items, *shape))
-    start = 0
-    for part in job.parts():
-        array[start : start + len(part["images"])] = part["images"]
-        start += len(part["images"])
-    array.flush()
-    del array
-    unfinished.replace(out)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (job.num_items, *shape)}
+    try:
+        # Written, not mapped: on a full disk a map ends the process without a word.
+        with unfinished.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for part in job.parts():
+                file.write(np.ascontiguousarray(part["images"]).data)
+        unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.evaluation.feature_statistics import FeatureSpace, Statistics
-from shared.evaluation.frechet import bootstrap_interval, frechet_distance
-from shared.evaluation.private_statistics import private_distance
+from shared.evaluation.feature_statistics import FeatureSpace, Statistics, statistics_of
+from shared.evaluation.frechet import bootstrap_interval, frechet_distance, jackknife_groups, jackknife_interval
+from shared.evaluation.private_statistics import Projection, private_distance, repaired
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 NEIGHBOURS = 3
@@ -33,29 +33,29 @@ class Scores:
 
 
 def scores(
-    features_ND: NDArray[np.floating] | None,
+    features_ND: NDArray[np.floating],
     statistics: Statistics,
     reference: Statistics,
     reference_features_MD: NDArray[np.floating] | None,
     *,
     bootstrap: int = 0,
+    has_interval: bool = True,
 ) -> Scores:
-    """All metrics that the reference allows.
+    """All metrics that the reference allows, each distance with its 95 percent interval.
 
     Args:
-        features_ND: generated, (N, D); None where only their statistics are wanted.
+        features_ND: generated, (N, D).
         statistics: of the generated features.
         reference: statistics of the reference.
         reference_features_MD: (M, D), or None where only statistics are known: then no KID, precision or recall.
-        bootstrap: resamples for the interval of the distance; 0: none.
+        bootstrap: resamples for the interval of the Frechet distance; 0: by the jackknife.
+        has_interval: whether the Frechet distance's interval is wanted, which costs 20 distances or more.
     """
     name = reference.space.distance_name
     metrics = {name: frechet_distance(statistics, reference)}
     intervals: dict[str, tuple[float, float]] = {}
-    if features_ND is None:
-        return Scores(metrics)
-    if bootstrap:
-        intervals[name] = bootstrap_interval(features_ND, reference, resamples=bootstrap)
+    if has_interval:
+        intervals |= _named(name, _interval(features_ND, reference, bootstrap))
     if reference_features_MD is not None and min(len(features_ND), len(reference_features_MD)) > 2 * NEIGHBOURS:
         kernel = kernel_name(reference.space)
         metrics[kernel], intervals[kernel] = kernel_distance(features_ND, reference_features_MD)
@@ -63,15 +63,29 @@ def scores(
     return Scores(metrics, intervals)
 
 
-def private_scores(statistics: Statistics, reference: Statistics) -> Scores:
-    """Distance to private statistics of sites, with what their noise does to it."""
-    found = private_distance(statistics, reference)
+def _interval(features_ND: NDArray[np.floating], reference: Statistics, bootstrap: int) -> tuple[float, float] | None:
+    if bootstrap:
+        return bootstrap_interval(features_ND, reference, resamples=bootstrap)
+    groups = [statistics_of(rows, reference.space) for rows in jackknife_groups(features_ND)]
+    return jackknife_interval(groups, lambda each: frechet_distance(each, reference))
+
+
+def private_scores(features_ND: NDArray[np.floating], projection: Projection, reference: Statistics) -> Scores:
+    """Distance to private statistics of sites, its interval over the generated images, and what their noise does."""
+    found = private_distance(projection.statistics(features_ND, "generated"), reference)
     noise: dict[str, float | bool] = {
         "bias": found.bias,
         "resolution": found.resolution,
         "is_resolved": found.is_resolved,
     }
-    return Scores({reference.space.distance_name: found.distance}, noise=noise)
+    name, mended = reference.space.distance_name, repaired(reference)
+    groups = [projection.statistics(rows) for rows in jackknife_groups(features_ND)]
+    interval = jackknife_interval(groups, lambda each: frechet_distance(each, mended))
+    return Scores({name: found.distance}, _named(name, interval), noise)
+
+
+def _named(name: str, interval: tuple[float, float] | None) -> dict[str, tuple[float, float]]:
+    return {} if interval is None else {name: interval}
 
 
 def kernel_name(space: FeatureSpace) -> str:

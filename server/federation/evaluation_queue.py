@@ -1,6 +1,5 @@
 """What happens beside the rounds: evaluations in processes of their own, one at a time, and the progress file."""
 
-import json
 import logging
 import os
 import re
@@ -16,7 +15,8 @@ from server.federation.fleet.registry import write_json
 from server.federation.rounds.global_model import round_folder
 from server.runs.child_process import dies_with_parent
 from server.runs.run_directory import RunDir
-from shared.storage.checkpoint import checkpoint_number, list_checkpoints
+from shared.errors import InputError
+from shared.storage.checkpoint import checkpoint_number, list_checkpoints, load_meta
 from shared.storage.runlog import RunLog
 
 FINISH_SECONDS = 3600.0
@@ -29,15 +29,18 @@ class Evaluations:
 
     `attend` is what starts an evaluation; everything else only takes notes.
 
-    Without a reference in the run's `finetune.json` nothing is evaluated. A failed evaluation never fails the run.
+    Without a reference in the run's `finetune.json` nothing is evaluated. Weights of an earlier round are not measured
+    again. A failed evaluation never fails the run.
     """
 
     def __init__(self, run_folder: Path, every_rounds: int, metrics: RunLog) -> None:
         self.run_folder, self.every_rounds, self.metrics = run_folder, every_rounds, metrics
-        settings = _read(RunDir(run_folder).settings)
+        settings = RunDir(run_folder).stored_settings
         self.reference: str = settings.get("reference", "")
         self.arguments: list[str] = settings.get("evaluate_arguments", [])
         self._queue: deque[int] = deque()
+        self._weights: dict[str, int] = {}
+        """Digest of averaged weights, and the round that they are measured in."""
         self._running: tuple[int, subprocess.Popen[bytes]] | None = None
         self._last_progress: dict[str, Any] = {}
         for folder in list_checkpoints(run_folder / "checkpoints"):
@@ -62,10 +65,21 @@ class Evaluations:
             self._running = (server_round, self._start(server_round))
 
     def round_done(self, server_round: int) -> None:
-        """Queue the evaluation of a round, unless it has a result already."""
-        is_wanted = self.reference and self.every_rounds and server_round % self.every_rounds == 0
-        if is_wanted and not self._result_file(server_round).exists():
+        """Queue the evaluation of a round, unless it has a result, or the same weights as an earlier one."""
+        if not (self.reference and self.every_rounds and server_round % self.every_rounds == 0):
+            return
+        same = self._weights.setdefault(self._weights_of(server_round), server_round)
+        if same != server_round:
+            log.info("evaluation of round %d: the weights of round %d, measured there", server_round, same)
+        elif not self._result_file(server_round).exists():
             self._queue.append(server_round)
+
+    def _weights_of(self, server_round: int) -> str:
+        try:
+            digests = load_meta(round_folder(self.run_folder / "checkpoints", server_round)).sha256
+        except InputError:
+            digests = {}
+        return digests.get("ema.safetensors", f"unknown in round {server_round}")
 
     def oldest_needed(self) -> int | None:
         """Oldest round whose checkpoint an evaluation still reads."""
@@ -108,6 +122,7 @@ class Evaluations:
     def _give_up(self, server_round: int, problem: str) -> None:
         """A result is recorded by the evaluation itself, a failure here."""
         log.warning("evaluation of round %d: %s", server_round, problem)
+        self._weights = {digest: place for digest, place in self._weights.items() if place != server_round}
         self.metrics.write("evaluation_failed", round=server_round, reason=problem)
 
     def _evaluating(self) -> int | None:
@@ -140,11 +155,3 @@ def _in_background() -> Callable[[], None]:
         die_with_parent()
 
     return in_child
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -9,20 +9,16 @@ from pathlib import Path
 from server.federation.fleet.registry import Registry, write_json
 from server.federation.fleet.superlink import connect
 from server.federation.resubmission import Wanted
-from server.federation.rounds.aggregation import check_total_weight
-from server.federation.rounds.global_model import GlobalModel, check_float32, save_global
-from server.federation.rounds.selection import num_asked
-from server.federation.rounds.server_optimizer import ServerState
+from server.federation.rounds.global_model import save_global
+from server.federation.starting_point import check_fits, check_sites, find_init, initial_model
 from server.runs import run_directory
-from server.runs.recipes import find_experiment
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment
-from shared.experiment.trainable import select_trainable
-from shared.messages.packing import Manifest, pack
-from shared.storage.checkpoint import load_group, load_meta, resolve_checkpoint
+from shared.experiment.recipes import find_experiment
+from shared.messages.agreement.plan import resolve
+from shared.storage.checkpoint import load_meta
 from shared.storage.files import write_atomically
-from shared.storage.versions import git_commit
 
 RUN_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 _NEVER_FORCED = frozenset({"train.seed", "train.precision"})
@@ -51,12 +47,20 @@ class Start:
     evaluate_arguments: tuple[str, ...] = ()
 
 
-def start_run(home: Path, start: Start) -> str:
-    """Check everything, write the run directory with the checkpoint of round 0, submit; the run's name.
+@dataclass(frozen=True)
+class Prepared:
+    """A start that fits: what to train, from which checkpoint, under which name."""
+
+    experiment: Experiment
+    source: Path
+    run: str
+
+
+def prepare(home: Path, start: Start) -> Prepared:
+    """Check everything that can be checked before anybody is asked.
 
     Raises:
-        InputError: something does not fit; nothing is left behind.
-        ControlError: the SuperLink cannot be reached; nothing is left behind.
+        InputError: something does not fit.
     """
     file = find_experiment(start.experiment)
     experiment = resolve(load_experiment(file, list(start.overrides)))
@@ -65,6 +69,18 @@ def start_run(home: Path, start: Start) -> str:
     check_fits(source, experiment)
     run = start.run or f"{file.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     check_name(run)
+    return Prepared(experiment, source, run)
+
+
+def start_run(home: Path, start: Start) -> str:
+    """Check everything, write the run directory with the checkpoint of round 0, submit; the run's name.
+
+    Raises:
+        InputError: something does not fit; nothing is left behind.
+        ControlError: the SuperLink cannot be reached; nothing is left behind.
+    """
+    ready = prepare(home, start)
+    experiment, source, run = ready.experiment, ready.source, ready.run
     folder = home / "runs" / run
     if folder.exists():
         raise InputError(f"run {run} exists in {folder.parent}: give another --run, or continue it with --resume {run}")
@@ -135,94 +151,6 @@ def check_name(run: str) -> None:
     """
     if not re.fullmatch(RUN_PATTERN, run):
         raise InputError(f"run name {run!r}: 1 to 100 letters, digits, '.', '_' or '-', the first a letter or digit")
-
-
-def resolve(experiment: Experiment) -> Experiment:
-    """Decide what is left open, once per run: `auto` precision is float32, which every site can repeat exactly."""
-    if experiment.train.precision != "auto":
-        return experiment
-    train = experiment.train.model_copy(update={"precision": "float32"})
-    return experiment.model_copy(update={"train": train})
-
-
-def check_sites(experiment: Experiment, num_sites: int) -> None:
-    """Refuse a federation that the registered sites cannot fill.
-
-    Raises:
-        InputError: names the field, the sites and the remedy.
-    """
-    config = experiment.federation
-    for field in ("sites_per_round", "min_available", "min_replies"):
-        asked = getattr(config, field)
-        if asked > num_sites:
-            raise InputError(
-                f"federation.{field} {asked} is above the {num_sites} registered sites: add sites or lower it"
-            )
-    asked = num_asked(config, num_sites)
-    if config.min_replies > asked:
-        raise InputError(
-            f"federation.min_replies {config.min_replies} is above the {asked} sites asked per round: lower it"
-        )
-    check_total_weight(asked, config)
-
-
-def find_init(text: str) -> Path:
-    """Checkpoint folder that `text` means: a path, or the name of a model that ships with the project.
-
-    Raises:
-        InputError: there is none.
-    """
-    if not text:
-        raise InputError("finetune starts from a checkpoint: give --init, or train.init in the experiment")
-    shipped = Path(__file__).parents[1] / "models" / text
-    return resolve_checkpoint(shipped if shipped.is_dir() and not Path(text).exists() else Path(text))
-
-
-def check_fits(source: Path, experiment: Experiment) -> None:
-    """Refuse a checkpoint of another network or another diffusion.
-
-    Raises:
-        InputError: lists what differs.
-    """
-    theirs = load_meta(source).experiment
-    for section, field in (
-        ("model", "backbone"),
-        ("model", "size"),
-        ("model", "image_size"),
-        ("model", "patch_size"),
-        ("data", "wavelet"),
-        ("diffusion", "schedule"),
-        ("diffusion", "timesteps"),
-        ("diffusion", "prediction"),
-    ):
-        ours, other = getattr(getattr(experiment, section), field), getattr(getattr(theirs, section), field)
-        if ours != other:
-            raise InputError(
-                f"checkpoint {source} was trained with {section}.{field} {other!r}, the experiment says {ours!r}: "
-                "change the experiment, or take another checkpoint"
-            )
-
-
-def initial_model(source: Path, experiment: Experiment) -> GlobalModel:
-    """Round 0: the moving average of `source` as both the weights and the moving average."""
-    tensors = load_group(source, "ema")
-    check_float32(tensors, source)
-    trainable = set(select_trainable(tensors, experiment.federation.trainable))
-    manifest = Manifest.of({name: tensor for name, tensor in tensors.items() if name in trainable})
-    base_manifest = Manifest.of({name: tensor for name, tensor in tensors.items() if name not in trainable})
-    weights = pack(tensors, manifest)
-    return GlobalModel(
-        manifest=manifest,
-        weights=weights,
-        ema=weights.copy(),
-        base_manifest=base_manifest,
-        base=pack(tensors, base_manifest),
-        server_round=0,
-        local_steps=0,
-        optimizer=ServerState(),
-        parents=(load_meta(source).digest,),
-        commit=git_commit(),
-    )
 
 
 def _merged(run: str, stored: Experiment, asked: Experiment, *, force: bool) -> Experiment:

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ log = logging.getLogger("maskfed.server")
 Status = Literal["running", "completed", "failed", "stopped"]
 
 
-class Control(Protocol):
+class RunControl(Protocol):
     """What this module asks of the SuperLink; `server.federation.fleet.superlink.Control` does it."""
 
     def submit(self, experiment: Experiment, run: str) -> int:
@@ -83,7 +84,7 @@ class Wanted:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.path} is damaged ({error}): remove it, and resume runs with --resume") from error
 
-    def submit(self, control: Control, run: str) -> WantedRun:
+    def submit(self, control: RunControl, run: str) -> WantedRun:
         """Submit the prepared run and want it finished.
 
         Raises:
@@ -96,7 +97,7 @@ class Wanted:
             runs[run] = self._submitted(control, WantedRun(run=run, run_id=0))
             return runs[run]
 
-    def stop(self, control: Control, run: str) -> bool:
+    def stop(self, control: RunControl, run: str) -> bool:
         """Stop a run and want it no longer; false when it was over already.
 
         Raises:
@@ -109,22 +110,25 @@ class Wanted:
             if entry.status != "running":
                 return False
             runs[run] = entry.model_copy(update={"status": "stopped", "reason": "stopped by the operator"})
-            is_stopped = control.stop(entry.run_id)
+            # Before the SuperLink is asked, which may hang: the process of the run ends all the same.
             self._end_processes(entry.run_id)
-            return is_stopped
+            return control.stop(entry.run_id)
 
-    def _end_processes(self, run_id: int) -> None:
-        """Let the superexec end what is left of a run after a few seconds: one that only starts hears of no stop."""
+    def _end_processes(self, run_id: int, *, at_once: bool = False) -> None:
+        """Let the superexec end what is left of a run, after some seconds: one that only starts hears of no stop."""
         folder = self.home / "flwr" / "superexec"
         if folder.is_dir():
             (folder / "stopped").mkdir(exist_ok=True, mode=0o700)
-            (folder / "stopped" / str(run_id)).touch()
+            file = folder / "stopped" / str(run_id)
+            file.touch()
+            if at_once:
+                os.utime(file, (0, 0))
 
     def has_running(self) -> bool:
         """Whether any run is still to be finished."""
         return any(entry.status == "running" for entry in self.runs().values())
 
-    def tick(self, control: Control) -> None:
+    def tick(self, control: RunControl) -> None:
         """Look after every running run: note how it ended, or submit it again. Never raises for a SuperLink away."""
         if not self.has_running():
             return
@@ -139,7 +143,7 @@ class Wanted:
                         log.error("run %s: %s", run, error)
                         runs[run] = entry.model_copy(update={"status": "failed", "reason": str(error)})
 
-    def _look_after(self, control: Control, entry: WantedRun) -> WantedRun:
+    def _look_after(self, control: RunControl, entry: WantedRun) -> WantedRun:
         state = control.run_state(entry.run_id)
         if not state.is_finished:
             return entry
@@ -153,7 +157,7 @@ class Wanted:
             return entry.model_copy(update={"status": "failed", "reason": reason})
         return self._again(control, entry, state, reason)
 
-    def _again(self, control: Control, entry: WantedRun, state: RunState, reason: str) -> WantedRun:
+    def _again(self, control: RunControl, entry: WantedRun, state: RunState, reason: str) -> WantedRun:
         submissions = 0 if self._rounds_done(entry.run) > entry.rounds_done else entry.submissions
         if submissions >= MAX_SUBMISSIONS:
             reason = f"given up after {submissions} resubmissions without a new checkpoint; last: {reason}"
@@ -166,10 +170,12 @@ class Wanted:
         if now < entry.not_before:
             return entry
         log.warning("run %s: %s (%s); submitting it again", entry.run, state.status, reason)
+        # One that hangs would keep the run's folder for itself, and no other process of the run could begin.
+        self._end_processes(entry.run_id, at_once=True)
         self._log(entry.run).write("resubmitted", reason=reason, submissions=submissions + 1)
         return self._submitted(control, entry.model_copy(update={"submissions": submissions + 1, "reason": reason}))
 
-    def _submitted(self, control: Control, entry: WantedRun) -> WantedRun:
+    def _submitted(self, control: RunControl, entry: WantedRun) -> WantedRun:
         folder = self.home / "runs" / entry.run
         experiment = parse_experiment((folder / "experiment.toml").read_text(encoding="utf-8"), name="experiment.toml")
         facts = {

@@ -1,17 +1,20 @@
 """Watching runs: a live table until a run ends, and what `status` tells of all of them."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
 from server.federation.fleet.superlink import connect
 from server.federation.fleet.superlink_types import ControlError
+from server.federation.offer_table import newest_offers, offer_table
 from server.federation.resubmission import Wanted, WantedRun
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
@@ -25,6 +28,10 @@ HEARD_SECONDS = 2.0
 """How long a SuperLink may take to say that it is there; what is told comes from files."""
 SHOWN_ROUNDS = 25
 """Newest rounds in the table; the JSON has all."""
+COLUMNS = ("round", "sites", "loss", "update", "MB", "seconds", "epsilon", "distance")
+NARROW, NARROWEST = ("round", "sites", "loss", "distance"), ("round", "loss", "distance")
+WIDE, HALF = 80, 36
+"""Characters from which on all columns, or those of `NARROW`, can be read."""
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 1}
 
 
@@ -36,7 +43,7 @@ def follow(home: Path, run: str, *, as_json: bool = False, console: Console | No
         with Live(console=console, refresh_per_second=2) as live:
             seen = time.monotonic()
             while (entry := _entry(wanted, run)).status == "running":
-                live.update(table(summarise(home, entry, log)))
+                live.update(_shown(summarise(home, entry, log)))
                 time.sleep(POLL_SECONDS)
                 seen = time.monotonic() if _tick(home, wanted) else seen
                 if time.monotonic() - seen > AWAY_SECONDS:
@@ -44,7 +51,7 @@ def follow(home: Path, run: str, *, as_json: bool = False, console: Console | No
                         f"the SuperLink is away for {AWAY_SECONDS:g} s: run {run} continues with `maskfed-server start`"
                     )
             summary = summarise(home, entry, log)
-            live.update(table(summary))
+            live.update(_shown(summary))
     except KeyboardInterrupt:
         console.print(
             f"run {run} continues in the background: `maskfed-server status {run}`, or `stop {run}`", markup=False
@@ -55,6 +62,12 @@ def follow(home: Path, run: str, *, as_json: bool = False, console: Console | No
     elif summary["reason"]:
         console.print(f"run {run} {entry.status}: {summary['reason']}", markup=False)
     return EXIT_CODES[entry.status]
+
+
+def _shown(summary: dict[str, Any]) -> Group:
+    """What a follower sees: the offers until a round has begun, then the rounds."""
+    offers = summary["offers"] if not summary["history"] else []
+    return Group(*([offer_table(offers, summary["rounds"])] if offers else []), table(summary))
 
 
 def summarise(home: Path, entry: WantedRun, log: RunLogReader | None = None) -> dict[str, Any]:
@@ -77,6 +90,7 @@ def summarise(home: Path, entry: WantedRun, log: RunLogReader | None = None) -> 
         "folder": str(run.path),
         "progress": {} if is_over else _progress(run),
         "start_metrics": evaluations[0]["metrics"] if 0 in evaluations else {},
+        "offers": newest_offers(events),
         "history": [_history(rounds[index], evaluations.get(index)) for index in sorted(rounds)],
     }
 
@@ -94,20 +108,30 @@ def all_runs(home: Path, run: str = "") -> list[dict[str, Any]]:
     return [summarise(home, entry) for entry in entries]
 
 
-def table(summary: dict[str, Any]) -> Table:
-    """One line per round: sites by outcome, loss, bytes, seconds, epsilon, distance; the current round last."""
+def table(summary: dict[str, Any], width: int | None = None) -> Table:
+    """One line per round: sites by outcome, loss, bytes, seconds, epsilon, distance; the current round last.
+
+    In a terminal of `width` characters that is too narrow for all columns, those that tell least are left out.
+    """
+    width = shutil.get_terminal_size().columns if width is None else width
+    columns = COLUMNS if width >= WIDE else NARROW if width >= HALF else NARROWEST
     title = f"run {summary['run']}: {summary['status']}, round {summary['rounds_done']} of {summary['rounds']}"
     if summary["damage"]:
         title += f", metrics.jsonl: {summary['damage']}"
     if summary["resubmissions"]:
         title += f", resubmitted {summary['resubmissions']} times"
-    shown = Table(title=title, title_justify="left")
-    for column in ("round", "sites", "loss", "update", "MB", "seconds", "epsilon", "distance"):
-        shown.add_column(column, justify="left" if column == "sites" else "right")
+    shown = Table(title=title, title_justify="left", box=box.HEAVY_HEAD if columns == COLUMNS else None)
+    for column in columns:
+        is_text = column in ("sites", "distance")
+        shown.add_column(column, justify="left" if column == "sites" else "right", no_wrap=not is_text, overflow="fold")
+
+    def add(*cells: str) -> None:
+        shown.add_row(*(cell for cell, column in zip(cells, COLUMNS, strict=True) if column in columns))
+
     if summary["start_metrics"]:
-        shown.add_row("0", "start", *[""] * 5, _distance(summary["start_metrics"]))
+        add("0", "start", *[""] * 5, _distance(summary["start_metrics"]))
     for line in summary["history"][-SHOWN_ROUNDS:]:
-        shown.add_row(
+        add(
             str(line["round"]),
             line["sites"],
             _number(line["loss"]),
@@ -121,7 +145,7 @@ def table(summary: dict[str, Any]) -> Table:
     if progress:
         states = ", ".join(f"{site} {state}" for site, state in sorted(progress["sites"].items()))
         spent = f"{max(0.0, time.time() - progress['since']):.0f}"
-        shown.add_row(str(progress["round"]), f"{progress['stage']}: {states}" if states else progress["stage"],
+        add(str(progress["round"]), f"{progress['stage']}: {states}" if states else progress["stage"],
                       "", "", "", spent, "", "")  # fmt: skip
     return shown
 

@@ -6,15 +6,13 @@ and the audits that `[release]` asks for, passed at every site that took part. A
 
 import os
 import shutil
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from server.report.formatting import format_interval, format_number, reference_label
+from server.release.card import Evidence, model_card, pretraining_of, without_names
+from server.report.formatting import format_number
 from server.runs.history import Evaluation, RunData, read_run, spent_text
+from server.runs.run_directory import RunDir
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.text import escape_markdown
@@ -24,19 +22,6 @@ from shared.storage.files import TEMPORARY_PREFIX, with_name
 RELEASED_MODE = 0o644
 CARD_FILE, EXPERIMENT_FILE = "MODEL_CARD.md", "experiment.toml"
 LICENSE = "Apache-2.0 for the code; the weights' licence is the coordinator's to state (--license)"
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is known of one checkpoint, and what keeps it from being released."""
-
-    digest: str
-    evaluations: list[Evaluation]
-    audits: list[dict[str, Any]]
-    sites: list[str]
-    epsilons: list[dict[str, str]]
-    problems: list[str]
-    """One line per missing or failed requirement; empty: free to go."""
 
 
 def gather(checkpoint: Path) -> Evidence:
@@ -51,13 +36,29 @@ def gather(checkpoint: Path) -> Evidence:
         raise InputError(f"checkpoint {checkpoint} lies in no run, so nothing is known of it: name a run's checkpoint")
     data = read_run(folder.parent)
     last_round = meta.round if meta.round is not None else 0
-    evaluations = [each for each in data.evaluations if each.result["checkpoint"].get("digest") == meta.digest]
+    evaluations = [each for each in data.evaluations if is_of_release(each, meta)]
     own = [each for each in data.audits if each.get("checkpoint_digest") == meta.digest]
     audits = [{**each, "reason": escape_markdown(str(each.get("reason", "")))} for each in own]
     sites = data.participants(last_round)
     problems = [] if evaluations else [f"no distance of {checkpoint.name} was measured: run `maskfed-server evaluate`"]
     problems += audit_problems(meta.experiment, audits, sites)
-    return Evidence(meta.digest, evaluations, audits, sites, epsilons(data, sites, last_round), problems)
+    return Evidence(
+        digest=meta.digest,
+        evaluations=evaluations,
+        audits=audits,
+        sites=sites,
+        epsilons=epsilons(data, sites, last_round),
+        problems=problems,
+        num_changed=len(data.changed_rounds(last_round)),
+        pretraining=pretraining_of(RunDir(data.path), meta),
+    )
+
+
+def is_of_release(evaluation: Evaluation, meta: CheckpointMeta) -> bool:
+    """Whether a distance is of a checkpoint's averaged weights: its own, or an earlier one's with the same."""
+    found = evaluation.result["checkpoint"]
+    is_same = found.get("digest") == meta.digest or found.get("weights_sha256") == meta.sha256.get("ema.safetensors")
+    return is_same and evaluation.result.get("weights") == "ema"
 
 
 def audit_problems(experiment: Experiment, audits: list[dict[str, Any]], sites: list[str]) -> list[str]:
@@ -85,9 +86,10 @@ def audit_problems(experiment: Experiment, audits: list[dict[str, Any]], sites: 
                 problems.append(f"{kind} audit of {site} failed{': ' + done['reason'] if done.get('reason') else ''}")
             else:
                 problems += [
-                    f"{kind} audit of {site}: {name} {value:.4g} is above the limit {bounds[name]:g}"
+                    f"{kind} audit of {site}: {name} {format_number(value)} is above the limit {bounds[name]:g}"
                     for name, value in done.get("figures", {}).items()
-                    if name in bounds and value > bounds[name]
+                    # What is no number passes no limit.
+                    if name in bounds and not (isinstance(value, int | float) and value <= bounds[name])
                 ]
     return problems
 
@@ -123,7 +125,9 @@ def epsilons(data: RunData, sites: list[str], last_round: int) -> list[dict[str,
     return found
 
 
-def release(path: Path, out: Path, *, override: str = "", license_text: str = LICENSE) -> Path:
+def release(
+    path: Path, out: Path, *, override: str = "", license_text: str = LICENSE, name_sites: bool = False
+) -> Path:
     """Write the release folder: averaged weights, experiment, card.
 
     Args:
@@ -131,6 +135,7 @@ def release(path: Path, out: Path, *, override: str = "", license_text: str = LI
         out: new folder.
         override: reason to release although evidence is missing or bad; recorded in the card and `meta.json`.
         license_text: licence of the weights.
+        name_sites: whether card and `meta.json` name the sites; otherwise they are numbered.
 
     Returns:
         The folder.
@@ -149,6 +154,8 @@ def release(path: Path, out: Path, *, override: str = "", license_text: str = LI
         raise InputError(
             f"{checkpoint.name} is not released: {evidence.problems[0]}{more}; --override REASON records why"
         )
+    if not name_sites:
+        evidence = without_names(evidence)
     unfinished = out.with_name(f"{TEMPORARY_PREFIX}{out.name}-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
@@ -165,7 +172,7 @@ def release(path: Path, out: Path, *, override: str = "", license_text: str = LI
             },
         )
         (unfinished / EXPERIMENT_FILE).write_text(meta.experiment.to_toml(), encoding="utf-8")
-        card = model_card(checkpoint.name, meta, evidence, override.strip(), license_text)
+        card = model_card(checkpoint.name, meta, evidence, override.strip(), license_text, names_sites=name_sites)
         (unfinished / CARD_FILE).write_text(card, encoding="utf-8")
         for file in unfinished.iterdir():
             # Writers of tensors make files that only their owner reads; a release is for others.
@@ -177,26 +184,3 @@ def release(path: Path, out: Path, *, override: str = "", license_text: str = LI
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return out
-
-
-def model_card(name: str, meta: CheckpointMeta, evidence: Evidence, override: str, license_text: str) -> str:
-    """The card, in Markdown."""
-    environment = Environment(
-        loader=PackageLoader("server.release", "templates"),
-        autoescape=False,  # Markdown
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"number": format_number, "interval": format_interval, "label": reference_label}
-    return environment.get_template("model_card.md").render(
-        name=name,
-        experiment=meta.experiment,
-        step=meta.step,
-        rounds=meta.round,
-        evidence=evidence,
-        override=override,
-        license=license_text,
-        written=datetime.now(UTC).strftime("%Y-%m-%d"),
-    )

@@ -18,9 +18,11 @@ from server.report.run_charts import comparison
 from server.report.tensorboard import write_curves
 from server.runs.history import read_run, spent_text
 from server.runs.run_directory import RunDir
+from shared.errors import InputError
 from shared.storage.files import write_atomically
 from shared.storage.versions import installed_versions
 
+_MADE_BY = "– maskfed</title>".encode()
 OPEN_ROWS = 12
 """Tables with more lines than this are folded; the charts above tell the same."""
 
@@ -36,8 +38,10 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
         The file.
 
     Raises:
-        InputError: a path that is no run directory, or a damaged result.
+        InputError: a path that is no run directory, a damaged result, or an `out` that is another file.
     """
+    if out is not None and out.is_file() and _MADE_BY not in out.read_bytes()[:4096]:
+        raise InputError(f"--out {out} is no page that `report` made: name a new file")
     pages = [build_page(read_run(path)) for path in runs]
     for page in pages:
         write_curves(page.data)

@@ -15,6 +15,8 @@ def format_number(value: float | str | None) -> str:
         return "–"
     if isinstance(value, str):
         return value
+    if not math.isfinite(value):
+        return str(value)
     return f"{value:,.0f}" if abs(value) >= 10_000 or value == int(value) else f"{value:.4g}"
 
 
@@ -41,17 +43,18 @@ def format_interval(interval: list[float] | None) -> str:
     return "–" if interval is None else f"{format_number(interval[0])} to {format_number(interval[1])}"
 
 
-def reference_label(reference: Mapping[str, Any]) -> str:
+def reference_label(reference: Mapping[str, Any], names_sites: bool = True) -> str:
     """What a distance was measured against, without the folders of the machine that measured it.
 
     Args:
         reference: as in `result.json`.
+        names_sites: whether sites are named, not only counted.
     """
     if reference.get("release", "own") == "own":
         name = str(reference["name"])
         return name if name.startswith("synthetic:") else ", ".join(Path(part).name for part in name.split(","))
     sites = str(reference.get("sites", "")).split("+")
-    who = ", ".join(sites) if len(sites) <= 3 else f"{len(sites)} sites"
+    who = ", ".join(sites) if len(sites) <= 3 and names_sites else f"{len(sites)} site{'s' if len(sites) != 1 else ''}"
     return f"{'exact' if reference['release'] == 'exact' else 'private (DP)'} statistics of {who}"
 
 

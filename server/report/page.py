@@ -78,7 +78,7 @@ def build_page(data: RunData) -> Page:
     return page
 
 
-def _by_group(evaluation: Evaluation) -> tuple[tuple[str, str], int]:
+def _by_group(evaluation: Evaluation) -> tuple[tuple[str, ...], int]:
     return evaluation.group, evaluation.place
 
 

@@ -61,6 +61,8 @@ def epsilon_chart(data: RunData) -> Chart | None:
         return None
     last = max(max(line.x) for line in lines)
     first = min(min(line.x) for line in lines)
+    if first == last:  # A cap of one round has a length, too.
+        first, last = first - 0.4, last + 0.4
     for cap in sorted(set(caps.values())):
         whose = "" if len(set(caps.values())) == 1 else f" of {', '.join(s for s, own in caps.items() if own == cap)}"
         lines.append(Series(f"cap {format_number(cap)}{whose}", [first, last], [cap, cap], is_limit=True))

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import re
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +20,7 @@ _DARK = ("#7ab8f5", "#fb9a66", "#6fd08c", "#c99af5", "#e5c15a", "#f48fb8", "#e8e
 WIDTH_INCHES, HEIGHT_INCHES = 4.4, 2.9
 MARKED_POINTS = 40
 INSIDE_LEGEND = 4
+HEADROOM = 0.08
 INVISIBLE_POINTS = 0.02
 _NUMBER = re.compile(r"(?<![\w#.])-?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.:])")
 _ID = re.compile(r'(?<= id=")[\w-]+|(?<=#)[\w-]+(?=["\)])')
@@ -64,7 +66,7 @@ def line_chart(
         if log_y:
             axes.set_yscale("log")
         elif from_zero:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(*_limits(series))
         _frame(axes, x_label, y_label)
         if log_x:
             axes.set_xscale("log")
@@ -119,12 +121,21 @@ def _draw(axes: Any, line: Series, colour: str, dash: str, marker: str) -> None:
             axes.plot([x, x], interval, color=colour, linewidth=1, alpha=0.7)
 
 
+def _limits(series: list[Series]) -> tuple[float, float]:
+    """From zero, or the lowest interval below it, to above the highest point or interval: nothing is cut off."""
+    values = [value for line in series for value in line.y if value is not None and math.isfinite(value)]
+    values += [bound for line in series for interval in line.low_high or [] if interval for bound in interval]
+    low, high = min([0.0, *values]), max([0.0, *values])
+    room = HEADROOM * (high - low or 1.0)
+    return low - (room if low < 0 else 0.0), high + room
+
+
 def _frame(axes: Any, x_label: str, y_label: str) -> None:  # noqa: ANN401  # matplotlib
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel(x_label, color=_INK)
     axes.set_ylabel(y_label, color=_INK)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
     axes.grid(visible=True, color=_LINE, linewidth=0.6)
     axes.tick_params(which="both", colors=_INK)
     for spine in axes.spines.values():

@@ -1,6 +1,7 @@
 """What a run directory tells, for the report: metrics, evaluations, sample grids, audits, provenance. No torch."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -29,14 +30,20 @@ class Evaluation:
 
     @property
     def interval(self) -> list[float] | None:
-        """95 percent bootstrap interval of the distance, where one was asked for."""
+        """95 percent interval of the distance; None in results of older versions."""
         found: list[float] | None = self.result.get("intervals", {}).get(self.distance_name)
         return found
 
     @property
-    def group(self) -> tuple[str, str]:
-        """What must agree for two distances to compare: metric and reference."""
-        return self.distance_name, str(self.result["reference"]["name"])
+    def group(self) -> tuple[str, ...]:
+        """What must agree for two distances to compare: metric, reference, network, and how the images were made.
+
+        A Frechet distance falls with the number of images, and with the sampler's evaluations.
+        """
+        result = self.result
+        network, making = result.get("extractor", {}), ("weights", "num_images", "sampler", "nfe", "eta")
+        parts = (result["reference"]["name"], network.get("sha256"), *(result.get(name) for name in making))
+        return self.distance_name, *map(str, parts)
 
 
 def spent_text(reply: Mapping[str, Any]) -> str:
@@ -96,11 +103,15 @@ class RunData:
 
     def participants(self, last_round: int) -> list[str]:
         """Sites whose updates are in the weights of `last_round`, by alias."""
-        rounds = [event for event in self.rounds if event["round"] <= last_round]
-        return sorted({entry["site"] for event in rounds for entry in event.get("answered", [])})
+        changed = self.changed_rounds(last_round)
+        return sorted({entry["site"] for event in changed for entry in event.get("answered", [])})
+
+    def changed_rounds(self, last_round: int) -> list[dict[str, Any]]:
+        """Rounds up to `last_round` that changed the weights."""
+        return [each for each in self.rounds if each["round"] <= last_round and each.get("weights_changed", True)]
 
     @property
-    def main_group(self) -> tuple[str, str] | None:
+    def main_group(self) -> tuple[str, ...] | None:
         """Metric and reference with the most evaluations, FID before others: the run's headline."""
         groups = [evaluation.group for evaluation in self.evaluations]
         return max(groups, key=lambda group: (groups.count(group), group[0] == "fid")) if groups else None
@@ -132,13 +143,48 @@ def _evaluations(folder: Path) -> list[Evaluation]:
     found = []
     for file in sorted(folder.glob("*/result.json")):
         result = _json(file)
-        metrics = result.get("metrics", {})
+        metrics, place = (_object(result.get(key)) for key in ("metrics", "checkpoint"))
         name = next((key for key in metrics if key == "fid" or key.startswith("fd_")), None)
-        place = result.get("checkpoint", {})
         number = place.get("round") if place.get("round") is not None else place.get("step")
         if name is not None and number is not None:
+            _check_result(file, result)
             found.append(Evaluation(int(number), name, float(metrics[name]), result))
     return sorted(found, key=lambda each: each.place)
+
+
+def _check_result(file: Path, result: dict[str, Any]) -> None:
+    """Refuse a result that no `evaluate` has written: pages and gates stand on it.
+
+    Raises:
+        InputError: naming what is missing.
+    """
+    place, reference, intervals = result["checkpoint"], result.get("reference"), result.get("intervals", {})
+    numbers = [result.get("num_images"), place.get("round", 0) or 0, place.get("step", 0) or 0]
+    wrong = [
+        name
+        for name, is_right in (
+            ("metrics", all(map(_is_number, result["metrics"].values()))),
+            ("num_images, round or step", all(isinstance(each, int) for each in numbers)),
+            ("reference", isinstance(reference, dict) and "name" in reference and _is_number(reference.get("n"))),
+            ("intervals", isinstance(intervals, dict) and all(map(_is_pair, intervals.values()))),
+            ("weights, sampler or nfe", {"weights", "sampler", "nfe"} <= result.keys()),
+        )
+        if not is_right
+    ]
+    if wrong:
+        raise InputError(f"{file}: no result of `evaluate` ({wrong[0]}): delete it, or evaluate again")
+
+
+def _object(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _grids(folder: Path) -> list[tuple[int, Path]]:

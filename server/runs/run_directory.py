@@ -1,5 +1,6 @@
 """The run directory: where everything that a run writes has its place. No torch here."""
 
+import json
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -53,6 +54,15 @@ class RunDir:
         return self.path / "finetune.json"
 
     @property
+    def stored_settings(self) -> dict[str, Any]:
+        """What `finetune.json` holds; nothing where it is missing or damaged."""
+        try:
+            value = json.loads(self.settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    @property
     def progress(self) -> Path:
         """`progress.json`: what a federated run does now."""
         return self.path / "progress.json"
@@ -102,8 +112,9 @@ class RunDir:
                 if not self.experiment_file.exists():
                     # No run came of it: nothing half-made stays.
                     (self.path / _WRITER_FILE).unlink(missing_ok=True)
-                    with suppress(OSError):
-                        self.path.rmdir()
+                    for folder in (self.checkpoints, self.samples, self.path):
+                        with suppress(OSError):
+                            folder.rmdir()
 
     def evaluation(self, name: str) -> Path:
         """Folder of the evaluation called `name`."""

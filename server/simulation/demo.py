@@ -13,13 +13,13 @@ from pathlib import Path
 
 from deploy.processes.demo_commands import CommandError, Commands
 from deploy.processes.process import check_port_free, free_ports
-from server.runs.recipes import find_experiment
 from server.simulation.demo_budget import Budget, Speed, read_speed
 from server.simulation.division import divide_by_person
 from shared.data.images import list_images
 from shared.data.synthetic import write_folder
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment
+from shared.experiment.recipes import find_experiment
 
 SHIPPED_MODEL = Path(__file__).parents[1] / "models" / "synthetic32-T-msm"
 RUN = "demo"

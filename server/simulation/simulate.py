@@ -14,21 +14,22 @@ import tomli_w
 from rich.console import Console
 from rich.live import Live
 
-from server.federation.finetune import check_fits, check_sites, find_init, initial_model, resolve
 from server.federation.fleet.registry import write_json
 from server.federation.fleet.superlink import Control
 from server.federation.fleet.superlink_types import Simulation
 from server.federation.resubmission import WantedRun
 from server.federation.rounds.global_model import save_global
+from server.federation.starting_point import check_fits, check_sites, find_init, initial_model
 from server.federation.status import EXIT_CODES, summarise, table
 from server.runs import run_directory
-from server.runs.recipes import find_experiment
 from server.simulation.division import Skew, make_site_folders
 from server.simulation.runtime import simulation_runtime
 from server.simulation.simulation_folder import ASKED_FILE, RUN, check_same, is_complete, outcome, run_of
 from server.simulation.virtual_keys import make_keys
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment
+from shared.experiment.recipes import find_experiment
+from shared.messages.agreement.plan import resolve
 from shared.storage.checkpoint import load_meta
 
 

@@ -1,5 +1,6 @@
 """Import and export of the authors' MaskDM checkpoints and of U-ViT's; `maskdm_layouts` says what is called how."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from server.training.maskdm_layouts import Layout, ScheduleKind
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.storage.checkpoint import load_group, load_meta, resolve_checkpoint, save_checkpoint
-from shared.storage.files import TEMPORARY_PREFIX, file_digest, sync_file
+from shared.storage.files import TEMPORARY_PREFIX, file_digest, machine_errors, sync_file
 
 
 def import_checkpoint(
@@ -110,13 +111,17 @@ def _apart(groups: dict[str, dict[str, Tensor]]) -> tuple[dict[str, Tensor], dic
 
 
 def _write(content: dict[str, Any], target: Path) -> None:
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}")
-    if target.suffix == ".safetensors":
-        save_file(content, temporary)
-    else:
-        torch.save(content, temporary)
-    sync_file(temporary)
-    temporary.rename(target)
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{os.getpid()}")
+    try:
+        with machine_errors(target):
+            if target.suffix == ".safetensors":
+                save_file(content, temporary)
+            else:
+                torch.save(content, temporary)
+        sync_file(temporary)
+        temporary.rename(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _to_numpy(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

@@ -2,13 +2,9 @@
 
 import logging
 import shlex
-import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import nn
@@ -16,6 +12,7 @@ from torch import nn
 from server.runs.run_directory import RunDir, create
 from server.training.images_of_run import check_images
 from server.training.progress_bars import decoding_bar
+from server.training.stopping import StopWish, stop_signals
 from server.training.watch import Watch
 from shared.data.image_cache import open_images
 from shared.data.image_set import ImageCache, Images, ResidentImages
@@ -39,7 +36,6 @@ from shared.training.weights import load_weights, new_model
 AGREE_EVERY_STEPS = 10
 # Share of a GPU's free memory that decoded images may take.
 RESIDENT_SHARE = 0.25
-ONE_WISH_SECONDS = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +82,7 @@ def train(
                 session.watch = stack.enter_context(Watch(engine, run, len(images), session.provenance))
                 if change:
                     session.watch.log.write("data_changed", step=engine.steps_done, reason=change)
-            session.stop = stack.enter_context(_stop_signals())
+            session.stop = stack.enter_context(stop_signals())
             run_training(engine, _resident(images, world), steps=experiment.train.steps, on_step=session.on_step)
             session.finish()
     return run
@@ -98,7 +94,7 @@ class _Session:
     def __init__(self, engine: Engine, run: RunDir, data: Path, images: ImageCache, parents: tuple[str, ...]) -> None:
         self.engine, self.run, self.parents = engine, run, parents
         self.watch: Watch | None = None
-        self.stop: list[float] = []
+        self.stop = StopWish()
         self.saved_step = engine.steps_done if run.latest else -1
         device = engine.device
         self.provenance = {
@@ -118,8 +114,8 @@ class _Session:
             self.watch.note(step, result)
         if step % options.checkpoint_every == 0:
             self.save()
-        if step % options.sample_every == 0 and self.watch:
-            self.watch.sample()
+        if step % options.sample_every == 0:
+            self.sample()
         world = self.engine.world
         if world.size > 1 and step % AGREE_EVERY_STEPS:
             return False
@@ -142,12 +138,17 @@ class _Session:
             self.watch.log.write("checkpoint", step=step, digest=digest, path=folder.relative_to(self.run.path))
         self.saved_step = step
 
+    def sample(self) -> None:
+        """Draw a grid, unless somebody waits for the end: none is needed to go on."""
+        if self.watch:
+            self.stop.do_unless_stopped(self.watch.sample)
+
     def finish(self) -> None:
         self.save()
         done, wanted = self.engine.steps_done, self.engine.experiment.train.steps
+        self.sample()
         if self.watch:
-            self.watch.sample()
-            self.watch.end("finished" if done >= wanted else "interrupted", done)
+            self.watch.end("finished" if done >= wanted else "stopped", done)
             if done < wanted:
                 log.info("stopped after step %d of %d; run the same command again to continue", done, wanted)
 
@@ -205,24 +206,3 @@ def _resume(engine: Engine, run: RunDir) -> tuple[str, ...]:
 
 def _changed(experiment: Experiment, **fields: str) -> Experiment:
     return experiment.model_copy(update={"train": experiment.train.model_copy(update=fields)})
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[float]]:
-    """A list that fills when the process is asked to stop; asked again later, it stops at once.
-
-    Under torchrun one Ctrl-C arrives twice, from the terminal and from the launcher; that is still one wish.
-    """
-    received: list[float] = []
-
-    def note(_: int, __: FrameType | None) -> None:
-        if received and time.monotonic() - received[0] > ONE_WISH_SECONDS:
-            raise KeyboardInterrupt
-        received.append(time.monotonic())
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,5 +1,6 @@
 """What a training shows while it runs: progress bar, run log, live curves, sample grids."""
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from server.runs.run_directory import RunDir
+from server.training.heartbeat import Heartbeat
 from server.training.progress_bars import training_bar
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment, parse_experiment
@@ -24,7 +26,7 @@ from shared.training.optimizer import lr_at
 
 LOG_EVERY_STEPS = 10
 SPEAK_EVERY_SECONDS = 30.0
-GRID_IMAGES, GRID_COLUMNS = 32, 8
+GRID_IMAGES, GRID_COLUMNS, GRID_BATCH = 32, 8, 8
 # Grids are for the eye: the solver that needs few evaluations.
 GRID_SAMPLER = ("evaluation.sampler=dpm++", "evaluation.steps=20")
 
@@ -38,7 +40,7 @@ class Watch:
         self.engine, self.run, self.log = engine, run, RunLog(run.metrics)
         self._provenance, self._num_images = provenance, num_images
         self._bar = training_bar()
-        self._spoken = time.monotonic()
+        self._heart = Heartbeat(_log.info, SPEAK_EVERY_SECONDS)
         self._since = time.perf_counter()
         self._losses: list[Tensor] = []
 
@@ -58,6 +60,9 @@ class Watch:
             experiment.train.objective, total=experiment.train.steps, completed=self.engine.steps_done, rate="", loss=""
         )
         self._bar.start()
+        self._doing(self.engine.steps_done)
+        if not self._bar.console.is_terminal:
+            self._heart.start()
         self._since = time.perf_counter()
         return self
 
@@ -65,23 +70,27 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Take the bar down; an exception is noted as the end of the run."""
+        self._heart.stop()
         self._bar.stop()
         self._curves.close()
         if error is not None:
-            self.log.write(
-                "end", status="failed", step=self.engine.steps_done, reason=f"{type(error).__name__}: {error}"
-            )
+            # Whoever stops a training at once loses nothing where its newest step is already a checkpoint.
+            is_whole = self.run.latest == self.run.step_checkpoint(self.engine.steps_done)
+            status = "stopped" if isinstance(error, KeyboardInterrupt) and is_whole else "failed"
+            reason = f"{type(error).__name__}: {error}"
+            self.log.write("end", status=status, step=self.engine.steps_done, reason=reason)
 
     def note(self, step: int, result: StepResult) -> None:
         """Take up a step; figures are written every few steps, so that a GPU is not waited for at each."""
         self._losses.append(result.loss_tensor)
+        self._doing(step)
         if step % LOG_EVERY_STEPS == 0 or step == self.engine.experiment.train.steps:
             self._write(step, result)
         else:
             self._bar.update(self._task, completed=step)
 
     def end(self, status: str, step: int) -> None:
-        """Note the end of the run: `finished` or `interrupted`."""
+        """Note the end of the run: `finished` or `stopped`."""
         self.log.write("end", status=status, step=step)
 
     def sample(self) -> None:
@@ -95,10 +104,25 @@ class Watch:
             experiment = grid_experiment(self.engine.experiment)
             model = build_model(experiment).to(self.engine.device).eval().requires_grad_(False)
             self.engine.ema.copy_to(model)
+            drawn = itertools.count(GRID_BATCH, GRID_BATCH)
+            self._heart.does("drawing samples")
             images: Tensor = sample_images(
-                model, experiment, range(GRID_IMAGES), GRID_IMAGES, self.engine.device, precision=self.engine.precision
+                model,
+                experiment,
+                range(GRID_IMAGES),
+                GRID_BATCH,
+                self.engine.device,
+                precision=self.engine.precision,
+                on_batch=lambda _: self._drew(next(drawn)),
             )
             save_grid(images, path, GRID_COLUMNS, SyntheticMark(self._digest(), seed_range(0, GRID_IMAGES)))
+
+    def _drew(self, number: int) -> None:
+        self._bar.update(self._task, rate=f"samples {number}/{GRID_IMAGES}")
+        self._heart.does(f"drawing samples, {number} of {GRID_IMAGES} are done")
+
+    def _doing(self, step: int) -> None:
+        self._heart.does(f"in step {step + 1} of {self.engine.experiment.train.steps}")
 
     def _digest(self) -> str:
         """Of the checkpoint with the weights of now; empty where this step has none."""
@@ -123,12 +147,12 @@ class Watch:
         for name, value in (("loss", loss), ("images_per_second", rate), ("grad_norm", grad_norm), ("lr", lr)):
             self._curves.add_scalar(f"train/{name}", value, step)
         self._bar.update(self._task, completed=step, rate=f"{rate:,.0f} img/s", loss=f"loss {loss:.4f}")
-        if not self._bar.console.is_terminal and time.monotonic() - self._spoken > SPEAK_EVERY_SECONDS:
+        if not self._bar.console.is_terminal and self._heart.is_due:
             left = (experiment.train.steps - step) * experiment.train.batch / rate
             _log.info(
                 "step %d of %d: %.0f img/s, loss %.4f, %.0f s left", step, experiment.train.steps, rate, loss, left
             )
-            self._spoken = time.monotonic()
+            self._heart.spoke()
         self._since, self._losses = now, []
 
 

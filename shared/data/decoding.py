@@ -79,7 +79,7 @@ class _Decoder:
         except OSError as error:
             # The machine's fault and perhaps over tomorrow: never a fact about the picture.
             raise OSError(error.errno, error.strerror or str(error), self.source.names[row]) from error
-        os.pwrite(self.descriptor, pixels.tobytes(), row * pixels.nbytes)
+        _write_at(self.descriptor, pixels.tobytes(), row * pixels.nbytes)
         return ""
 
 
@@ -163,7 +163,7 @@ def close_gaps(images: Path, good: NDArray[np.int64], row_bytes: int) -> None:
     with images.open("r+b") as file:
         for target, row in enumerate(good.tolist()):
             if target != row:
-                os.pwrite(file.fileno(), os.pread(file.fileno(), row_bytes, row * row_bytes), target * row_bytes)
+                _write_at(file.fileno(), os.pread(file.fileno(), row_bytes, row * row_bytes), target * row_bytes)
         file.truncate(len(good) * row_bytes)
         os.fsync(file.fileno())
 
@@ -194,6 +194,13 @@ def _note(source: ImageSource, state: NDArray[np.uint8], rows: NDArray[np.int64]
         state[row] = UNREADABLE if problem else DECODED
         if problem:
             log.warning("unreadable image %s: %s", source.names[row], problem)
+
+
+def _write_at(descriptor: int, data: bytes, place: int) -> None:
+    while data:
+        # A disk that is nearly full takes a part, and says so only by the count.
+        written = os.pwrite(descriptor, data, place)
+        data, place = data[written:], place + written
 
 
 def _save_state(images: BinaryIO, job: DecodeJob, state: NDArray[np.uint8]) -> None:

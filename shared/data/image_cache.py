@@ -8,7 +8,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -101,8 +102,7 @@ def build_cache(
         InputError: bad source, identities or folder, a folder of another source, a file that the machine could not
             read, no image that decodes, or too few of them.
     """
-    options = options or BuildOptions()
-    found = list_images(source)
+    options, found = options or BuildOptions(), list_images(source)
     persons = read_identities(options.identities, found.names) if options.identities else found.persons
     digest = file_digest(options.identities) if options.identities else ""
     resolved = str(source.resolve())
@@ -111,17 +111,32 @@ def build_cache(
         cache_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cache folder {cache_dir}: {error.strerror}; name another (--out, MASKFED_CACHE)") from error
-    with locked(cache_dir / ".lock"):
+    with locked(cache_dir / ".lock"), _nothing_half_made(cache_dir):
         if not _is_current(cache_dir, plan, options):
             state = _prepare(cache_dir, plan, len(found.names), options)
             files = str(cache_dir / IMAGES_FILE), str(cache_dir / STATE_FILE)
             job = DecodeJob(plan.source, plan.fingerprint, size, plan.crop, *files)
             decode_files(job, found, state, workers or len(os.sched_getaffinity(0)), on_progress)
             if not (state == DECODED).any():
-                _remove_build(cache_dir)
+                (cache_dir / STATE_FILE).unlink(missing_ok=True)
             check_readable(job, state, allow_unreadable=options.allow_unreadable)
             _finish(cache_dir, plan, found.names, persons, state, found.ignored)
         return open_cache(cache_dir, check_source=False)
+
+
+@contextmanager
+def _nothing_half_made(cache_dir: Path) -> Iterator[None]:
+    """After a failure a build that can go on stays, and a cache; of anything less nothing stays, nor the folder."""
+    before = {path.name for path in cache_dir.iterdir()} - {".lock"}
+    try:
+        yield
+    except BaseException:
+        if not any((cache_dir / name).exists() for name in (CACHE_FILE, STATE_FILE)):
+            for name in {PLAN_FILE, IMAGES_FILE, INDEX_FILE, ".lock"} - before:
+                (cache_dir / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                cache_dir.rmdir()
+        raise
 
 
 def _is_current(cache_dir: Path, plan: _Plan, options: BuildOptions) -> bool:
@@ -151,8 +166,8 @@ def _prepare(cache_dir: Path, plan: _Plan, num_files: int, options: BuildOptions
             return state
     for name in (CACHE_FILE, STATE_FILE, INDEX_FILE):
         (cache_dir / name).unlink(missing_ok=True)
-    make_rows(images_path, num_files, row_bytes)
     write_atomically(plan_path, json.dumps(asdict(plan)))
+    make_rows(images_path, num_files, row_bytes)
     return np.full(num_files, PENDING, np.uint8)
 
 
@@ -162,7 +177,8 @@ def _check_owner(cache_dir: Path, plan: _Plan, options: BuildOptions) -> None:
     Raises:
         InputError: other files, or a cache of another source, finished or not.
     """
-    ours = {PLAN_FILE, STATE_FILE, IMAGES_FILE, INDEX_FILE, CACHE_FILE}
+    is_cache = any((cache_dir / name).exists() for name in (CACHE_FILE, PLAN_FILE))
+    ours = {PLAN_FILE, STATE_FILE, IMAGES_FILE, INDEX_FILE, CACHE_FILE} if is_cache else set()
     if strangers := [path.name for path in cache_dir.iterdir() if path.name not in ours and path.name[0] != "."]:
         raise InputError(f"cache folder {cache_dir} holds other files ({sorted(strangers)[0]!r}): name a new folder")
     for name in (CACHE_FILE, PLAN_FILE):
@@ -172,11 +188,6 @@ def _check_owner(cache_dir: Path, plan: _Plan, options: BuildOptions) -> None:
             raise InputError(
                 f"cache folder {cache_dir} is of {owner}, not of {plan.source}: name another (--out), or delete it"
             )
-
-
-def _remove_build(cache_dir: Path) -> None:
-    for name in (STATE_FILE, PLAN_FILE, IMAGES_FILE):
-        (cache_dir / name).unlink(missing_ok=True)
 
 
 def open_images(
@@ -206,8 +217,8 @@ def open_images(
             )
         return cache
     key = hashlib.sha256(os.fsencode(f"{path.resolve()}|{size}")).hexdigest()[:16]
-    cache_dir = (cache_home or default_cache_home()) / f"{path.stem}-{size}-{key}"
-    return build_cache(path, cache_dir, size, on_progress=on_progress)
+    home = cache_home or default_cache_home()
+    return build_cache(path, home / f"{path.stem}-{size}-{key}", size, on_progress=on_progress)
 
 
 def default_cache_home() -> Path:
@@ -225,11 +236,10 @@ def _finish(
     state: NDArray[np.uint8],
     ignored: Mapping[str, int],
 ) -> None:
-    good = np.flatnonzero(state == DECODED)
+    good, codes = np.flatnonzero(state == DECODED), None
     # From here the rows move: without its state an interrupted build starts over.
     (cache_dir / STATE_FILE).unlink()
     close_gaps(cache_dir / IMAGES_FILE, good, 3 * plan.size * plan.size)
-    codes = None
     if persons is not None:
         codes = np.unique(np.asarray(persons)[good], return_inverse=True)[1].tolist()
     index = {"names": [names[row] for row in good], "persons": codes}

@@ -97,9 +97,18 @@ def shorter_side(data: bytes) -> int:
     Raises:
         UnreadableImageError: not an image.
     """
+    return min(stored_size(data))
+
+
+def stored_size(data: bytes) -> tuple[int, int]:
+    """Width and height as a picture is stored, before it is turned upright, from its header alone.
+
+    Raises:
+        UnreadableImageError: not an image.
+    """
     try:
         with Image.open(BytesIO(data)) as opened:
-            return min(opened.size)
+            return opened.size
     except _DECODE_ERRORS as error:
         raise unreadable(error) from error
 

@@ -114,9 +114,10 @@ class Statistics:
         """
         if self.n < 2:
             raise InputError(f"feature statistics of {self.n:g} image: a covariance needs at least 2 images")
-        mean_D = self.total_D / self.n
-        covariance_DD = (self.outer_DD - np.outer(self.total_D, mean_D)) / (self.n - 1)
-        return mean_D, (covariance_DD + covariance_DD.T) / 2
+        with np.errstate(over="ignore", invalid="ignore"):  # The distance says when it is not finite.
+            mean_D = self.total_D / self.n
+            covariance_DD = (self.outer_DD - np.outer(self.total_D, mean_D)) / (self.n - 1)
+            return mean_D, (covariance_DD + covariance_DD.T) / 2
 
 
 def _add_facts(one: dict[str, str], other: dict[str, str]) -> dict[str, str]:

@@ -241,7 +241,7 @@ def load_projection(path: Path) -> Projection:
             facts = file.metadata() or {}
             mean_D, basis_DP, radius = (file.get_tensor(name) for name in ("mean", "basis", "radius"))
             space = FeatureSpace(facts["extractor"], facts["layer"], facts["extractor_sha256"])
-    except (OSError, SafetensorError, KeyError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a projection file ({error}); `maskfed-server projection` writes one") from error
     if radius.size != 1 or not all(np.issubdtype(each.dtype, np.floating) for each in (mean_D, basis_DP, radius)):
         raise InputError(f"{path}: not a projection file (other tensors); `maskfed-server projection` writes one")

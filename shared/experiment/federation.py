@@ -1,6 +1,6 @@
 """The section `federation` of an experiment: how rounds go, and what one site may do in them."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ class FederationConfig(Section):
     """The rounds of `finetune`."""
 
     rounds: int = Field(4, ge=1)
+    """Rounds of a run."""
     local_steps: int = Field(100, ge=1)
     """Optimizer steps per site and round."""
     sites_per_round: int = Field(0, ge=0)
@@ -33,26 +34,35 @@ class FederationConfig(Section):
     quorum: int = Field(0, ge=0)
     """Good replies after which a round waits only `quorum_grace_seconds` for the others; 0: it waits for all."""
     quorum_grace_seconds: float = Field(60.0, ge=0)
+    """How long a round waits for the others once `quorum` is reached."""
     available_deadline_seconds: float = Field(300.0, gt=0)
+    """How long a round waits for `min_available` sites."""
     round_deadline_seconds: float = Field(3600.0, gt=0)
+    """How long a round waits for replies."""
     weighting: Literal["equal", "examples"] = "equal"
+    """How updates are averaged: alike, or by the number of images that a site tells."""
     max_examples: int = Field(100_000, ge=1)
     """A site's claimed number of images is clamped to this."""
     examples_grid: int = Field(100, ge=1)
     """... and rounded up to a multiple of this, a public grid."""
     wire_dtype: Literal["float32", "bfloat16"] = "float32"
-    trainable: tuple[str, ...] = ("*",)
+    """Numbers of weights and updates as they travel."""
+    trainable: tuple[Annotated[str, Field(max_length=256)], ...] = Field(("*",), max_length=64)
     """Shell patterns over tensor names, or `attention`; only these tensors are trained and travel."""
     max_update_norm: float = Field(0.0, ge=0)
     """Largest L2 norm of one site's update; 0: no bound."""
     update_norm_action: Literal["clip", "reject"] = "reject"
+    """What becomes of an update beyond `max_update_norm`."""
     proximal_mu: float = Field(0.0, ge=0)
     """FedProx: mu / 2 times the squared distance to the round's start is added to the local loss."""
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
+    """What the coordinator makes of the average of the updates (arXiv 2003.00295)."""
     server_lr: float = Field(1.0, gt=0)
+    """Of the coordinator's step."""
     server_momentum: float = Field(0.9, ge=0, lt=1)
     """FedAvgM's momentum and FedAdam's beta_1."""
     server_beta_2: float = Field(0.99, ge=0, lt=1)
+    """FedAdam's beta_2."""
     server_tau: float = Field(1e-3, gt=0)
     """FedAdam's adaptivity."""
     central_noise_multiplier: float = Field(0.0, ge=0)

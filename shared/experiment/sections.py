@@ -31,6 +31,7 @@ class TrainConfig(Section):
     init: str = ""
     """Checkpoint whose EMA weights the stage starts from; empty: random initialisation."""
     seed: int = Field(0, ge=0, lt=2**63)
+    """Of everything that is drawn in a training, but for the noise of DP."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is decided once at the start of a run and written back into its `experiment.toml`."""
     compile: Literal["auto", "never"] = "auto"
@@ -49,7 +50,9 @@ class ModelConfig(Section):
     """The network."""
 
     backbone: Literal["uvit", "unet"] = "uvit"
+    """U-ViT, or a convolutional U-Net for crop masks."""
     size: Literal["T", "S", "B", "L"] = "T"
+    """Width and depth: T 3.4 M, S 44 M, B 99 M, L 231 M parameters."""
     image_size: int = Field(32, ge=8)
     """Height and width of the images in pixels."""
     patch_size: int = Field(4, ge=1)
@@ -62,6 +65,7 @@ class MaskConfig(Section):
     """Which patches the network sees (Eq. 3)."""
 
     kind: Literal["none", "patch", "block", "crop"] = "none"
+    """Random patches, random blocks of patches, one square, or no mask."""
     ratio: float = Field(0.0, ge=0.0, lt=1.0)
     """Hidden share asked for; blocks floor it, and the realised ratio is reported."""
     block_size: int = Field(4, ge=1)
@@ -78,8 +82,11 @@ class DiffusionConfig(Section):
     """The forward process and what the network predicts."""
 
     schedule: Literal["linear", "cosine"] = "cosine"
+    """Of the betas: linear from 1e-4 to 0.02, or cosine."""
     timesteps: int = Field(1000, ge=2)
+    """T, the number of noise levels."""
     prediction: Literal["eps", "v", "x_0"] = "eps"
+    """What the network predicts: the noise, v, or the clean image."""
 
     @model_validator(mode="after")
     def _ends_in_noise(self) -> Self:
@@ -96,6 +103,7 @@ class DataConfig(Section):
     """How images become tensors."""
 
     horizontal_flip: bool = True
+    """Mirror each image with probability 1/2."""
     wavelet: str = ""
     """One-level orthogonal wavelet of PyWavelets, e.g. `haar`; empty: pixels."""
 
@@ -111,45 +119,63 @@ class OptimConfig(Section):
     """AdamW and the moving average."""
 
     lr: float = Field(2e-4, gt=0)
+    """Learning rate after the warm-up."""
     betas: tuple[Beta, Beta] = (0.99, 0.99)
+    """AdamW's decay of both moments."""
     weight_decay: float = Field(0.03, ge=0)
+    """Of matrices; positions, norms and biases are not decayed."""
     warmup_steps: int = Field(0, ge=0)
+    """Steps in which the learning rate rises linearly; in a federated run at the start of each round."""
     grad_clip: float = Field(1.0, ge=0)
     """Largest gradient norm; 0: no clipping."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
+    """Of the moving average per step; samples are drawn from the average."""
 
 
 class PrivacyConfig(Section):
     """DP-SGD at the sites; `none` trains without. Public constants only: nothing may derive from a private count."""
 
     mechanism: Literal["none", "dp-sgd"] = "none"
+    """`dp-sgd`: clipped gradients with noise at each site."""
     unit: Literal["image", "person"] = "image"
+    """What one epsilon protects: one image, or one person with all images."""
     noise_multiplier: float = Field(1.0, gt=0)
+    """sigma: the noise on the sum of a step is sigma times `max_grad_norm`."""
     max_grad_norm: float = Field(1.0, gt=0)
+    """C, the norm that each unit's gradient is clipped to."""
     sample_rate: float = Field(0.01, gt=0, le=1)
     """Poisson sampling rate q of units per step."""
     expected_batch: int = Field(64, ge=1)
     """The normaliser of the gradient sum."""
     delta: float = Field(1e-5, gt=0, lt=1)
+    """Largest delta at which the plan is meant; a site counts at its own."""
     draws: int = Field(1, ge=1)
     """K noise draws per unit and step, folded into the token axis."""
     micro_batch: int = Field(64, ge=1)
     """Units per physical batch, for memory."""
     clipping: Literal["fast", "hooks"] = "fast"
+    """How norms are computed: `fast` in one backward pass, `hooks` by Opacus-like hooks on layers."""
 
 
 class EvaluationConfig(Section):
     """How checkpoints are sampled and measured."""
 
     num_images: int = Field(1000, ge=2)
+    """Generated images of one distance."""
     sampler: Literal["ddpm", "ddim", "dpm++"] = "ddim"
+    """Which solver of the reverse process."""
     steps: int = Field(250, ge=1)
+    """Evaluations of the network per image."""
     eta: float = Field(1.0, ge=0, le=1)
     """Stochasticity of DDIM; the authors' evaluation default is 1."""
     clip_x_0: bool = True
+    """Clip the predicted clean image to the range of images in each step."""
     extractor: str = "inception-v3-compat"
+    """Feature network of distances, by name or `onnx:FILE`."""
     batch: int = Field(64, ge=1)
+    """Images that are generated at once."""
     seed: int = Field(0, ge=0, lt=2**63)
+    """Image k is drawn from seed + k."""
     every_rounds: int = Field(1, ge=0)
     """Rounds between evaluations of a federated run; 0: only by hand."""
 

@@ -1,7 +1,7 @@
 """Signatures in Flower's messages: a third record beside header and arrays, checked before either is parsed.
 
-A request's seal names site, run and round and brings the certificate of the key that signed it. A reply's seal is the
-signature alone: the coordinator knows what it asked of whom.
+A request's seal names site, run, round and its times, and brings the certificate of the key that signed it. A reply's
+seal is the signature alone: the coordinator knows what it asked of whom.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from shared.messages.request_key import MAX_CERTIFICATE_BYTES
 from shared.messages.signature import (
     SIGNATURE_BYTES,
     Direction,
+    Purpose,
     SignatureError,
     Statement,
     framed,
@@ -23,6 +24,7 @@ from shared.messages.signature import (
 
 SEAL = "signature"
 MAX_NAME = 100
+REQUEST_FIELDS = frozenset({"alias", "run", "round", "issued_ms", "expires_ms", "certificate", "signature"})
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,21 @@ class Digests:
 
 @dataclass(frozen=True)
 class Seal:
-    """What stands in a seal, its form checked and nothing else; alias, run and round are a request's."""
+    """What stands in a seal, its form checked and nothing else; all but the signature are a request's."""
 
     signature: bytes
     alias: str = ""
     run: str = ""
     server_round: int = 0
+    issued_ms: int = 0
+    expires_ms: int = 0
     certificate: bytes = b""
+
+    def statement(self, purpose: Purpose, alias: str, digests: Digests) -> Statement:
+        """What a request with this seal and content states when it is for `purpose` and `alias`."""
+        contents = (digests.request, digests.header, digests.arrays)
+        times = (self.issued_ms, self.expires_ms)
+        return Statement(purpose, "request", self.run, self.server_round, alias, *contents, *times)
 
 
 def digests_of(content: RecordDict) -> Digests:
@@ -88,6 +98,8 @@ def seal_request(content: RecordDict, statement: Statement, key: Ed25519PrivateK
             "alias": statement.alias,
             "run": statement.run,
             "round": statement.server_round,
+            "issued_ms": statement.issued_ms,
+            "expires_ms": statement.expires_ms,
             "certificate": certificate,
             "signature": sign(key, statement),
         },
@@ -117,18 +129,25 @@ def read_seal(content: RecordDict, direction: Direction) -> Seal:
         SignatureError: there is none, or it is not of this form.
     """
     record = content.get(SEAL)
-    names = {"signature"} if direction == "reply" else {"alias", "run", "round", "certificate", "signature"}
+    names = {"signature"} if direction == "reply" else REQUEST_FIELDS
     if not isinstance(record, ConfigRecord) or set(record) != names:
         raise SignatureError(f"{direction} without a signature: both sides need the same maskfed version")
     fields = dict(record)
     signature, certificate = fields["signature"], fields.get("certificate", b"")
-    alias, run, server_round = fields.get("alias", ""), fields.get("run", ""), fields.get("round", 0)
+    alias, run = fields.get("alias", ""), fields.get("run", "")
     if not isinstance(signature, bytes) or len(signature) != SIGNATURE_BYTES:
         raise SignatureError(f"{direction} with a signature that is not of {SIGNATURE_BYTES} bytes")
     if not isinstance(certificate, bytes) or len(certificate) > MAX_CERTIFICATE_BYTES:
         raise SignatureError("request with a certificate of another form")
     if not (isinstance(alias, str) and isinstance(run, str) and max(len(alias), len(run)) <= MAX_NAME):
         raise SignatureError("request whose seal names no site and run")
-    if not isinstance(server_round, int) or isinstance(server_round, bool) or not 0 <= server_round < 2**53:
-        raise SignatureError("request whose seal names no round")
-    return Seal(signature, alias, run, server_round, certificate)
+    server_round, issued_ms, expires_ms = (
+        _natural(fields.get(name, 0)) for name in ("round", "issued_ms", "expires_ms")
+    )
+    return Seal(signature, alias, run, server_round, issued_ms, expires_ms, certificate)
+
+
+def _natural(number: object) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**53:
+        raise SignatureError("request whose seal has no round or times")
+    return number

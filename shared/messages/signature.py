@@ -2,7 +2,8 @@
 
 Identity comes from the message, never from the route it came by. A signature covers a domain, the purpose, run and
 round, the site that is asked or answers, the request that is answered, and the digests of header and arrays; so one
-message cannot be passed off as another, nor as a site's other answer.
+message cannot be passed off as another, nor as a site's other answer. The times of the question are covered, so that an
+old one, or the answer to it, is known as old.
 """
 
 import hashlib
@@ -18,14 +19,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from shared.errors import InputError
 
-DOMAIN = b"maskfed message 1"
+DOMAIN = b"maskfed message 2"
 """No other statement of ours begins like this; another encoding gets another number."""
 SIGNATURE_BYTES = 64
 KEY_PATTERN = r"^[0-9a-f]{64}$"
 """A public key as text: its 32 bytes, hexadecimal."""
-Purpose = Literal["train", "audit", "statistics"]
+Purpose = Literal["train", "offer", "audit", "statistics"]
 Direction = Literal["request", "reply"]
-PURPOSES: dict[str, Purpose] = {"train": "train", "query": "statistics", "query.audit": "audit"}
+PURPOSES: dict[str, Purpose] = {
+    "train": "train",
+    "query": "statistics",
+    "query.audit": "audit",
+    "query.offer": "offer",
+}
 """Purpose by the message type that routes a message to its handler; a type that is not listed is never sent."""
 
 
@@ -46,6 +52,8 @@ class Statement:
         request_digest: of the request that this is, or that is answered (`request_digest`), hexadecimal.
         header_digest: SHA-256 of the header as it travels, hexadecimal.
         arrays_digest: SHA-256 over the arrays as they travel (`arrays_digest`), hexadecimal.
+        issued_ms: when the question was asked, by the coordinator's clock, in milliseconds of Unix time.
+        expires_ms: until when it stands, likewise.
     """
 
     purpose: Purpose
@@ -56,12 +64,15 @@ class Statement:
     request_digest: str
     header_digest: str
     arrays_digest: str
+    issued_ms: int
+    expires_ms: int
 
     def to_bytes(self) -> bytes:
         """One byte string per statement: every field with its length before it, so no two statements share one."""
         texts = (self.purpose, self.direction, self.run, str(self.server_round), self.alias)
         digests = (self.request_digest, self.header_digest, self.arrays_digest)
-        return framed([DOMAIN, *(text.encode() for text in (*texts, *digests))])
+        times = (str(self.issued_ms), str(self.expires_ms))
+        return framed([DOMAIN, *(text.encode() for text in (*texts, *digests, *times))])
 
 
 def framed(parts: Iterable[bytes]) -> bytes:

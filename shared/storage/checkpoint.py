@@ -18,7 +18,7 @@ from safetensors.numpy import save_file as save_safetensors
 
 from shared.errors import InputError
 from shared.experiment.config import Experiment, explain
-from shared.storage.files import TEMPORARY_PREFIX, file_digest, remove_folder, sync_file
+from shared.storage.files import TEMPORARY_PREFIX, file_digest, machine_errors, remove_folder, sync_file
 from shared.storage.versions import git_commit, installed_versions
 
 SCHEMA_VERSION = 1
@@ -139,7 +139,7 @@ def load_group(folder: Path, group: str) -> dict[str, np.ndarray]:
         )
     try:
         return load_safetensors(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, TypeError, AttributeError) as error:  # the latter for types NumPy lacks
         raise InputError(f"checkpoint {folder}: {name} is not a safetensors file ({error})") from error
 
 
@@ -220,6 +220,8 @@ def prune_checkpoints(checkpoints: Path, keep_last: int, keep_every: int) -> Non
 
 def _write_group(folder: Path, group: str, tensors: Mapping[str, np.ndarray]) -> str:
     path = folder / f"{group}.safetensors"
-    save_safetensors({name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}, path)
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    with machine_errors(path):
+        save_safetensors(arrays, path)
     sync_file(path)
     return file_digest(path)

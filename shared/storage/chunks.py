@@ -11,6 +11,7 @@ import shutil
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import InputError
-from shared.storage.files import write_atomically
+from shared.storage.files import locked, write_atomically
 
 CHUNK_ITEMS = 256
-JOB_FILE = "job.json"
+JOB_FILE, LOCK_FILE = "job.json", ".writer.lock"
 _TORCHRUN = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}
 Arrays = dict[str, NDArray[Any]]
 
@@ -66,6 +67,38 @@ def whole_number(variable: str, default: int) -> int:
     return int(value)
 
 
+@contextmanager
+def open_job(folder: Path, facts: Mapping[str, object], num_items: int, rank: Rank) -> Iterator["ChunkedJob"]:
+    """A job whose parts no other command makes or deletes at the same time; nothing of it stays where it made no part.
+
+    Ranks of one torchrun are one command: the first holds the folder for all.
+
+    Raises:
+        InputError: another command works there, who is named; or the folder holds something else.
+    """
+    _refuse_foreign(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = locked(folder / LOCK_FILE, f"{folder} is being written by") if rank.is_first else nullcontext()
+    with lock:
+        try:
+            yield ChunkedJob(folder, facts, num_items, rank)
+        finally:
+            if rank.is_first and folder.exists() and not any(folder.glob("part-*")):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """The parts are deleted with their folder at the end: it must be ours.
+
+    Raises:
+        InputError: the folder holds files of somebody else.
+    """
+    if folder.is_dir() and not (folder / JOB_FILE).exists():
+        others = sorted(each.name for each in folder.iterdir() if each.name != LOCK_FILE)
+        if others:
+            raise InputError(f"{folder} holds other files ({others[0][:80]!r}): name another place")
+
+
 class ChunkedJob:
     """Items 0..N-1 of one job, in parts of `CHUNK_ITEMS`, below one folder.
 
@@ -82,7 +115,7 @@ class ChunkedJob:
         wanted = json.loads(json.dumps({**facts, "num_items": num_items, "chunk_items": CHUNK_ITEMS}, default=str))
         path = folder / JOB_FILE
         if path.exists():
-            _check_same(folder, json.loads(path.read_text(encoding="utf-8")), wanted)
+            _check_same(folder, _read(path), wanted)
         else:
             write_atomically(path, json.dumps(wanted, indent=2) + "\n")
 
@@ -142,6 +175,16 @@ class ChunkedJob:
 
     def _is_done(self, chunk: int) -> bool:
         return self._path(chunk).exists() and zipfile.is_zipfile(self._path(chunk))
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: delete the folder {path.parent}")
+    return found
 
 
 def _check_same(folder: Path, found: dict[str, object], wanted: dict[str, object]) -> None:

@@ -1,13 +1,17 @@
 """Files that readers see whole or not at all, whatever crashes."""
 
+import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from shared.errors import InputError
 
@@ -40,17 +44,53 @@ def locked(path: Path, problem: str = "") -> Iterator[None]:
     Raises:
         InputError: another process holds it, and `problem` is not empty.
     """
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if problem else 0))
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = " ".join(file.read(200).split()) or "another process"
-            raise InputError(f"{problem} {holder}: wait for it or stop it") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+    while True:
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if problem else 0))
+            except BlockingIOError as error:
+                file.seek(0)
+                holder = " ".join(file.read(200).split()) or "another process"
+                raise InputError(f"{problem} {holder}: wait for it or stop it") from error
+            # A holder may have deleted the file at its end, and a third process made it anew.
+            if not _is_file_at(path, file.fileno()):
+                continue
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            file.flush()
+            yield
+            return
+
+
+def _is_file_at(path: Path, descriptor: int) -> bool:
+    """Whether the open file is the one that `path` names now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def machine_errors(path: Path) -> Iterator[None]:
+    """What the machine refuses while a library writes `path` comes as `OSError`, whatever the library makes of it.
+
+    safetensors tells the system's number in the text of an error of its own; NumPy tells only how much was written, and
+    torch not even that.
+
+    Raises:
+        OSError: with number and path.
+    """
+    try:
         yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        told = re.search(r"os error (\d+)|requested and \d+ written|enforce fail at inline_container", str(error))
+        if told is None:
+            raise
+        number = int(told[1] or errno.ENOSPC)
+        text = os.strerror(number) if told[1] else "the disk is full, or files may not be so large"
+        raise OSError(number, text, str(path)) from error
 
 
 def file_digest(path: Path) -> str:

@@ -35,6 +35,12 @@ _FIELDS: dict[str, dict[str, tuple[tuple[type, ...], Any]]] = {
     "round_failed": {"round": ((int,), _NEEDED)},
     "evaluation": {"round": ((int, type(None)), None), "metrics": ((dict,), {})},
     "train": {"step": ((int,), _NEEDED)},
+    "offer": {
+        **dict.fromkeys(("site", "status"), ((str,), _NEEDED)),
+        "reason": ((str,), ""),
+        "unit": ((str, type(None)), None),
+        **dict.fromkeys(("epsilon_round", "epsilon_run", "epsilon_cap", "delta"), ((int, float, type(None)), None)),
+    },
 }
 """Types of what readers use of an event, by kind, and what stands in for a field that is not there."""
 log = logging.getLogger("maskfed.server")

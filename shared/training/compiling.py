@@ -12,7 +12,20 @@ from shared.experiment.config import Experiment
 
 def should_compile(experiment: Experiment, device: torch.device) -> bool:
     """Whether the network goes through `torch.compile`: on GPUs that can, unless forbidden; shapes are static."""
-    return device.type == "cuda" and experiment.train.compile == "auto" and has_compiler()
+    is_wanted = device.type == "cuda" and experiment.train.compile == "auto" and has_compiler()
+    if is_wanted:
+        keep_caches_private()
+    return is_wanted
+
+
+def keep_caches_private() -> None:
+    """Let torch keep what it compiles in this user's cache folder, unless the environment names another.
+
+    It is loaded as code again, and torch's own choice is the temporary folder, where others may have made it before.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskfed"
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        os.environ.setdefault(name, str(folder / name.lower()))
 
 
 def has_compiler() -> bool:

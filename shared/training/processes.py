@@ -1,5 +1,6 @@
 """The processes of one training: alone, or started together by torchrun."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from shared.errors import InputError
-from shared.storage.chunks import whole_number
+from shared.storage.chunks import rank_from_environment
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,43 @@ def joined_world() -> Iterator[World]:
     Raises:
         InputError: variables of the environment that no torchrun sets.
     """
-    size, local_rank = max(1, whole_number("WORLD_SIZE", 1)), whole_number("LOCAL_RANK", 0)
+    rank = rank_from_environment()
+    size, local_rank = rank.count, rank.local_index
+    if torch.cuda.is_available() and local_rank >= torch.cuda.device_count():
+        raise InputError(
+            f"LOCAL_RANK is {local_rank}, {torch.cuda.device_count()} GPUs are there: start as many processes as GPUs"
+        )
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if size == 1:
         yield World(device=device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    _meet("nccl" if device.type == "cuda" else "gloo", size)
     try:
         yield World(dist.get_rank(), size, device)
     finally:
         dist.destroy_process_group()
+
+
+def _meet(backend: str, size: int) -> None:
+    """Join the other processes at the address that torchrun names.
+
+    Raises:
+        InputError: it names none, or nobody is there.
+    """
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise InputError(
+                f"WORLD_SIZE is {size} and {name} is not set: start the command by torchrun, or unset both"
+            )
+    try:
+        dist.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the {size} processes of WORLD_SIZE do not meet ({reason}): start them by torchrun"
+        ) from error
 
 
 def named_device(name: str) -> torch.device:

@@ -5,16 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from client.private_files import private_files, write_private
 from client.records.data_key import create_data_key, read_data_key
-from client.settings import (
-    Home,
-    SitePolicy,
-    find_home,
-    load_settings,
-    private_files,
-    save_settings,
-    write_private,
-)
+from client.settings import Home, SitePolicy, find_home, load_settings, save_settings
 from shared.errors import InputError
 from tests.client.conftest import MakeSite
 

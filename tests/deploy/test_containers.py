@@ -60,6 +60,13 @@ def test_only_the_door_is_published():
     assert COMPOSE["services"]["server"]["ports"] == ["443:443"]
 
 
+@pytest.mark.parametrize("name", COMPOSE["services"])
+def test_memory_is_limited_and_the_processes_know_for_which_model(name: str):
+    service = COMPOSE["services"][name]
+    assert service["mem_limit"] == "${MASKFED_MEMORY:-8g}"
+    assert service["environment"]["MASKFED_PARAMETERS"] == "${MASKFED_PARAMETERS:-}"
+
+
 @pytest.mark.parametrize("name", ["site", "site-cpu"])
 def test_images_are_mounted_read_only(name: str):
     (mount,) = (each for each in COMPOSE["services"][name]["volumes"] if "/images" in str(each))

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import sys
@@ -58,7 +59,38 @@ def test_settings_that_expose_or_contradict_are_refused_with_nothing_written(
 def test_a_bad_host_name_leaves_nothing_half_written(tmp_path: Path):
     with pytest.raises(ProvisionError, match="neither"):
         create_coordinator(tmp_path / "home", LOCAL, ["bad host\u00e9"])
-    assert list((tmp_path / "home").iterdir()) == []
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("stop_at", range(1, 12))
+def test_init_is_all_or_nothing_on_a_full_disk_and_goes_on_after_a_kill(
+    stop_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    home, tried, sync = tmp_path / "home", 0, os.fsync
+
+    def limited(descriptor: int) -> None:
+        nonlocal tried
+        tried += 1
+        if tried == stop_at:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", limited)
+        with pytest.raises(ProvisionError, match=r"home/.*: No space left on device; free some space"):
+            create_coordinator(home, LOCAL, [])
+    assert not home.exists()
+    # A kill cleans nothing up.
+    monkeypatch.setattr("deploy.coordinator._remove_unfinished", lambda _: None)
+    with monkeypatch.context() as patch:
+        tried = 0
+        patch.setattr(os, "fsync", limited)
+        with pytest.raises(ProvisionError):
+            create_coordinator(home, LOCAL, [])
+    monkeypatch.undo()
+    create_coordinator(home, LOCAL, [])
+    assert read_coordinator(home) == LOCAL
+    assert not list(home.glob("*unfinished*"))
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path):

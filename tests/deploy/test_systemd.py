@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from deploy.checks.dial import Way
 from deploy.doctor import site_checks
 from deploy.identity.certificates import create_authority
 from deploy.identity.site_identity import create_identity
+from deploy.processes import memory
+from deploy.processes.memory import unit_bytes
 from tests.needs import need_binary
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
@@ -71,6 +74,22 @@ def test_the_half_with_the_key_does_not_see_the_images():
     assert "User=maskfed-node" in text
 
 
+def test_the_half_with_the_key_may_take_what_the_largest_model_of_a_policy_needs():
+    text = (UNITS / "maskfed-node.service").read_text()
+    gib = -(-unit_bytes(memory.UNITS["maskfed-node"], memory.DEFAULT_PARAMETERS) // 2**30)
+    assert f"\nMemoryMax={gib}G\n" in text
+
+
+@pytest.mark.parametrize("name", ["maskfed-server", "maskfed-site", "maskfed-node"])
+def test_limits_for_a_model_are_settings_that_systemd_takes(units: Path, name: str):
+    assert memory.main(["233e6", "--units", str(units)]) == 0
+    written = (units / f"{name}.service.d" / "memory.conf").read_text()
+    assert f"MemoryMax={-(-unit_bytes(memory.UNITS[name], 233e6) // 2**20)}M\n" in written
+    assert "Environment=MASKFED_PARAMETERS=233000000\n" in written
+    checked = analyze("verify", "--man=no", str(units / f"{name}.service"))
+    assert [line for line in checked.stderr.splitlines() if "maskfed" in line or "memory.conf" in line] == []
+
+
 @pytest.mark.parametrize("name", ["maskfed-server", "maskfed-site", "maskfed-node"])
 def test_a_process_that_outgrows_its_unit_is_ended_alone(name: str):
     text = (UNITS / f"{name}.service").read_text()
@@ -93,7 +112,10 @@ def test_splitting_a_site_moves_the_key_and_keeps_the_modes(tmp_path: Path):
     site, node, me = tmp_path / "site", tmp_path / "node", getpass.getuser()
     create_identity(site, "site-0")
     create_authority(tmp_path / "ca.key", site / "ca.crt")
-    (site / "site.toml").write_text('alias = "site-0"\naddress = "fleet.example:443"\n')
+    (site / "node.crt").write_text("certificate")
+    (site / "site.toml").write_text(
+        'alias = "site-0"\naddress = "[2001:db8::7]:443"\nproxy = "http://proxy.example:3128"\n'
+    )
     key = (site / "node.key").read_bytes()
     command = [str(UNITS / "split-site"), str(site), str(node), me, me]
     subprocess.run(command, check=True, capture_output=True)
@@ -101,10 +123,13 @@ def test_splitting_a_site_moves_the_key_and_keeps_the_modes(tmp_path: Path):
     assert not (site / "node.key").exists()
     assert (site / "site-sign.key").stat().st_mode & 0o777 == 0o600
     assert not list(node.glob("site-sign*"))
-    assert (node / "address.env").read_text() == "MASKFED_ADDRESS=fleet.example:443\n"
+    assert (node / "address.env").read_text() == (
+        "MASKFED_ADDRESS=[2001:db8::7]:443\nMASKFED_PROXY=http://proxy.example:3128\n"
+    )
+    assert (node / "node.crt").read_text() == "certificate"
     for private in (node / "node.key", node / "site.secret", node / "tls" / "srv.key", site / "site.secret"):
         assert private.stat().st_mode & 0o077 == 0, private
-    found = {finding.name: finding for finding in site_checks(site, "fleet.example")}
+    found = {finding.name: finding for finding in site_checks(site, Way("fleet.example"))}
     assert "another user" in found["users"].text
     assert "node.key" not in found
     again = subprocess.run(command, check=False, capture_output=True, text=True)

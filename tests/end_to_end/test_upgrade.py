@@ -3,6 +3,7 @@
 import base64
 import datetime as dt
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -64,6 +65,29 @@ def site(tmp_path: Path, coordinator: Path) -> Path:
     return home
 
 
+def test_one_more_command_at_each_side_when_the_door_asked_for_no_certificates(server, client, coordinator, site):
+    """As above, and a version whose door let in whoever had a key."""
+    server("renew")
+    server("sites", "renew", client("enroll", "hospital-a")[1].strip())
+    for path in (coordinator / "pki").glob("door*"):
+        path.unlink()
+    settings = coordinator / "coordinator.toml"
+    settings.write_text(re.sub(r"connections_per_address.*\n", "", settings.read_text()))
+    code, _, err = server("sites", "list")
+    assert (code, err.count("\n")) == (2, 1) and "maskfed-server sites certify" in err
+    code, out, err = server("sites", "certify")
+    assert code == 0, err
+    assert "maskfed-client certificate hospital-a.certificate.pem" in out and "restart" in out
+    code, _, err = client("start")
+    assert code == 2 and "maskfed-client certificate FILE" in err
+    code, out, _ = client("certificate", coordinator.parent / "hospital-a.certificate.pem")
+    assert code == 0 and "restart" in out
+    assert (site / "node.crt").read_bytes() == (coordinator.parent / "hospital-a.certificate.pem").read_bytes()
+    assert "lasts 60 days and more" in server("sites", "certify")[1]
+    assert "hospital-a.certificate.pem" in server("sites", "certify", "hospital-a")[1]
+    assert server("sites", "certify", "nobody")[0] == 2
+
+
 def old_line(home: Path) -> str:
     """As `enroll` printed it before lines had a signing key."""
     key = serialization.load_ssh_private_key((home / "node.key").read_bytes(), password=None)
@@ -90,6 +114,7 @@ def call(program, monkeypatch, capsys, *arguments) -> tuple[int, str, str]:
 
 @pytest.fixture
 def server(monkeypatch, capsys, coordinator):
+    monkeypatch.chdir(coordinator.parent)
     return lambda *arguments: call(server_cli, monkeypatch, capsys, *arguments, "--home", coordinator)
 
 
@@ -161,6 +186,8 @@ def test_either_key_is_renewed_or_made_again_and_the_other_vouches_for_it(server
     assert (after.signing_key == before.signing_key) == (key == "node")
     assert (after.public_key == before.public_key) == (key == "signing")
     assert (after.node_id is None) == (key == "node")
+    if key == "node":
+        assert client("certificate", coordinator.parent / "hospital-a.certificate.pem")[0] == 0
 
 
 def test_a_line_with_two_new_keys_takes_nobodys_place(server, coordinator, site, tmp_path, monkeypatch, capsys):

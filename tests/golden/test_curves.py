@@ -17,6 +17,8 @@ from shared.seeding import Streams
 from shared.training.engine import Engine, run_training
 from shared.training.weights import new_model
 
+pytestmark = pytest.mark.full_size
+
 GOLDEN = json.loads((Path(__file__).parent / "curves.json").read_text(encoding="utf-8"))
 STEPS = 20
 # Smooth pictures from integer arithmetic: the same bytes everywhere, whatever other modules do.

@@ -10,12 +10,13 @@ import numpy as np
 from flwr.app import RecordDict
 
 from server.app import conduct
-from server.federation.finetune import initial_model, resolve
 from server.federation.fleet.registry import Registry, write_json
 from server.federation.messaging.transport import Timing
 from server.federation.rounds.global_model import save_global
+from server.federation.starting_point import initial_model
 from server.runs.run_directory import create
 from shared.experiment.config import Experiment, parse_experiment
+from shared.messages.agreement.plan import resolve
 from shared.messages.packing import encode
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 from shared.seeding import derive_seed
@@ -32,6 +33,8 @@ FAST = Timing(
     call_deadline_seconds=20.0,
     late_seconds=2.0,
     lost_seconds=0.3,
+    offer_seconds=3.0,
+    offer_seconds_per_site=0.0,
     absent_grace_seconds=0.1,
     report_seconds=0.2,
 )

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
+from shared.messages.agreement.offer import OFFER_ACTION, OfferAnswer
+from shared.messages.envelope import header_record
 from shared.messages.sealing import SEAL, read_seal
 from shared.messages.signature import PURPOSES
 from tests.signing import key_of, signed_reply
@@ -35,6 +37,10 @@ class Site:
     is_online: bool = True
     asked: int = 0
     is_signing: bool = True
+    """Whether it signs what is no answer to an offer."""
+    offer: Callable[[RecordDict], Answer] = lambda _: answer_record(OfferAnswer(status="accepted"))
+    """Its answer to an offer, which is not counted in `asked`."""
+    offered: int = 0
 
 
 @dataclass
@@ -81,12 +87,17 @@ class FakeGrid:
 
     def _work(self, message_id: str, message: Message) -> None:
         site = self.sites[message.metadata.dst_node_id]
-        site.asked += 1
-        answer = site.answer(message.content, site.asked)
-        time.sleep(site.delay_seconds)
+        is_offer = message.metadata.message_type == f"query.{OFFER_ACTION}"
+        if is_offer:
+            site.offered += 1
+            answer = site.offer(message.content)
+        else:
+            site.asked += 1
+            answer = site.answer(message.content, site.asked)
+            time.sleep(site.delay_seconds)
         if answer is not None:
             message.metadata.__dict__["_message_id"] = message_id
-            if site.is_signing and isinstance(answer, RecordDict):
+            if (is_offer or site.is_signing) and isinstance(answer, RecordDict):
                 answer = _signed(answer, message)
             reply = Message(answer, reply_to=message)
             with self._lock:
@@ -96,6 +107,10 @@ class FakeGrid:
         with self._lock:
             if self.failures:
                 raise self.failures.pop(0)
+
+
+def answer_record(answer: OfferAnswer) -> RecordDict:
+    return RecordDict({"arrays": ArrayRecord(), "header": header_record(answer)})
 
 
 def _signed(answer: RecordDict, message: Message) -> RecordDict:

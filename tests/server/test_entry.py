@@ -1,6 +1,7 @@
 """The process of a run: installed code only, whatever the bundle holds; allowances before each question."""
 
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from flwr.app import Context, RecordDict
 
 import server.app
 from server import entry
+from shared.errors import InputError
 
 
 @pytest.fixture
@@ -41,6 +43,26 @@ def test_the_installed_serverapp_runs_whatever_the_bundle_names(
     assert guarded.run_(grid="grid", server_app_dir="/evil", server_app_attr="os:system", context=context) is context
     assert called == [{"grid": "grid", "context": context}]
     assert sys.path == path
+
+
+def test_a_run_that_ends_with_a_reason_ends_its_log_with_it(
+    guarded: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def refuse(**_: object) -> None:
+        raise InputError("2 of 3 sites accept, min_replies is 3")
+
+    flower = logging.getLogger("flwr")
+    monkeypatch.setattr(flower, "filters", list(flower.filters))
+    monkeypatch.setattr(flower, "propagate", True)
+    monkeypatch.setattr(server.app, "app", refuse)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    with pytest.raises(InputError) as caught:
+        guarded.run_(grid="grid", server_app_dir="", server_app_attr="", context=context)
+    # As Flower goes on then.
+    flower.log(logging.ERROR, "%s raised an exception", "ServerApp", exc_info=caught.value)
+    flower.log(logging.ERROR, "Exit Code: 201\n\nAn unhandled exception occurred.")
+    flower.log(logging.INFO, "something else")
+    assert caplog.messages[-2:] == ["the run ends: 2 of 3 sites accept, min_replies is 3", "something else"]
 
 
 def test_a_submitted_configuration_gives_two_keys_only(guarded: SimpleNamespace):

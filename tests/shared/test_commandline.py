@@ -1,13 +1,20 @@
 """A wrong command line is one line and exit status 2, like all bad input."""
 
+import errno
+import importlib
 import io
+import os
+import pwd
 import sys
+from collections import namedtuple
+from pathlib import Path
 from typing import Annotated
 
 import pytest
 import typer
 
-from shared.commandline import run_app
+from shared.commandline import os_error_text, owned, run_app, tell_error
+from shared.errors import InputError
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -28,6 +35,15 @@ def rest() -> None:
 def leave() -> None:
     """Ask first."""
     typer.confirm("leave?", abort=True)
+
+
+@app.command()
+def write(
+    home: Annotated[Path | None, typer.Option("--home", callback=owned("site"))] = None,
+    node_key: Annotated[Path | None, typer.Option(is_eager=True)] = None,
+) -> None:
+    """Fail as the machine does when a disk is full, which does not tell where."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize(
@@ -63,3 +79,106 @@ def test_a_question_that_is_not_answered_with_yes_ends_in_one_line(monkeypatch, 
     monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
     assert run_app(app) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "aborted: nothing was done"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (RecursionError("maximum"), 2, "error: a file that was given nests too deeply to be read: give another"),
+        (MemoryError(), 1, "error: not enough memory for what was asked: ask for less, or give the machine more"),
+        (RuntimeError("Symlink loop from 'a'"), 2, "error: Symlink loop from 'a'"),
+        (
+            RuntimeError("Could not determine home directory."),
+            2,
+            "error: Could not determine home directory. set HOME, or MASKFED_CACHE and XDG_STATE_HOME",
+        ),
+        (
+            OSError(28, "No space left on device", "/a/b"),
+            2,
+            "error: /a/b: No space left on device; free some space there, then run the command again",
+        ),
+        (OSError(27, "File too large", "a\nb\x1b[2J"), 2, "error: a b\\x1b[2J: File too large"),
+        (
+            OSError(5, "Input/output error", "/a"),
+            1,
+            "error: /a: Input/output error; the disk fails: see the kernel's log",
+        ),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(monkeypatch, capsys, error, status, line):
+    def fail():
+        raise error
+
+    failing = typer.Typer()
+    failing.command()(fail)
+    monkeypatch.setattr(sys, "argv", ["prog"])
+    assert run_app(failing) == status
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_programmers_error_is_no_line(monkeypatch):
+    def fail():
+        raise RuntimeError("dictionary changed size during iteration")
+
+    failing = typer.Typer()
+    failing.command()(fail)
+    monkeypatch.setattr(sys, "argv", ["prog"])
+    with pytest.raises(RuntimeError, match="dictionary"):
+        run_app(failing)
+
+
+def test_a_line_shows_what_would_break_it(capsys):
+    tell_error(ValueError("bundle a\nb\x1b[31m\udcff: é"))
+    assert capsys.readouterr().err == "error: bundle a\\nb\\x1b[31m\\udcff: é\n"
+
+
+def test_a_full_disk_is_named_although_the_machine_does_not_tell_which(monkeypatch, capsys, tmp_path):
+    (tmp_path / "site").mkdir()
+    room = namedtuple("room", "f_bavail f_frsize f_files f_favail")
+    monkeypatch.setattr(os, "statvfs", lambda path: room(0 if Path(path).name == "site" else 10**9, 4096, 10, 5))
+    monkeypatch.setattr(sys, "argv", ["prog", "write", "--home", str(tmp_path / "site")])
+    assert run_app(app) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {tmp_path / 'site'} (0 bytes free): No space left on device; free some space")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EROFS, errno.EMFILE, errno.EIO, errno.ENOSPC])
+def test_what_the_machine_refuses_is_told_with_place_and_remedy(number):
+    text = os_error_text(OSError(number, os.strerror(number), "/data/x\ny"))
+    place, _, rest = text.partition(": ")
+    assert place == "/data/x y"
+    assert rest.startswith(f"{os.strerror(number)}; ")
+    assert "\n" not in text
+
+
+def test_a_command_in_another_users_folder_is_refused_with_the_line_that_works(monkeypatch, capsys, tmp_path):
+    home = tmp_path / "site"
+    home.mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: home.stat().st_uid + 1)
+    owner = pwd.getpwuid(home.stat().st_uid).pw_name
+    monkeypatch.setattr(sys, "argv", ["/bin/prog", "write", "--home", str(home)])
+    with pytest.raises(InputError, match=rf"belongs to {owner}.*: runuser -u {owner} -- prog write --home {home}$"):
+        run_app(app)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/bin/prog", "write"])
+    with pytest.raises(InputError, match="runuser"):
+        run_app(app)
+    # Keys of another user are root's to make, who hands them over.
+    monkeypatch.setattr(sys, "argv", ["/bin/prog", "write", "--home", str(home), "--node-key", "node.key"])
+    assert run_app(app) == 2
+    assert "No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("program", ["server", "client"])
+def test_every_command_with_a_home_looks_at_its_owner(program):
+    group = typer.main.get_command(importlib.import_module(f"{program}.cli.main").app)
+    groups, found = [group], 0
+    while groups:
+        for command in groups.pop().commands.values():
+            groups += [command] if hasattr(command, "commands") else []
+            for option in command.params:
+                if "--home" in option.opts:
+                    assert option.callback is not None, command.name
+                    found += 1
+    assert found > 10

@@ -5,6 +5,7 @@ runs that start from one another, runs started again and rounds repeated from an
 """
 
 import fcntl
+import hashlib
 import json
 import os
 from datetime import UTC, datetime
@@ -30,6 +31,8 @@ class Release(Section):
     noise_multiplier: float = Field(gt=0, allow_inf_nan=False)
     inputs: str = Field(pattern=r"^[0-9a-f]{64}$")
     """Digest of the request and of the updates that went in."""
+    previous: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+    """SHA-256 of the line before; empty in the first line, and in lines of versions without it."""
 
 
 class _Pending(Section):
@@ -40,27 +43,40 @@ class _Pending(Section):
 
 
 class CentralLedger:
-    """`central-ledger.jsonl` in the coordinator's home, append-only, mode 0600."""
+    """`central-ledger.jsonl` in the coordinator's home, append-only, mode 0600; a chain of hashes ties its lines."""
 
     def __init__(self, home: Path) -> None:
         self.path = home / LEDGER_FILE
 
     def releases(self) -> list[Release]:
-        """All releases so far.
+        """All releases so far. A line without its end was cut off by a crash, before anything was released for it.
 
         Raises:
             InputError: the ledger is damaged, so nobody knows what was spent.
         """
+        return [release for _, release in self._entries()]
+
+    def _entries(self) -> list[tuple[bytes, Release]]:
+        """Whole lines and what they say, each checked against the line before."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
-        try:
-            return [Release.model_validate_json(line) for line in lines]
-        except ValidationError as error:
-            raise InputError(
-                f"{self.path} is damaged ({explain(error)}): restore it from a backup; without it client-level DP "
-                "does not know what it has spent"
-            ) from error
+        entries: list[tuple[bytes, Release]] = []
+        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                release = Release.model_validate_json(line)
+            except ValidationError as error:
+                raise self._damaged(f"line {number}: {explain(error)}") from error
+            is_chained = any(before.previous for _, before in entries)
+            if (release.previous or is_chained) and release.previous != _hash_of_last(entries):
+                raise self._damaged(f"line {number} does not follow on the one before it")
+            entries.append((line, release))
+        return entries
+
+    def _damaged(self, how: str) -> InputError:
+        return InputError(
+            f"{self.path} is damaged ({how}): restore the newest copy; without it client-level DP does not know what "
+            "it has spent"
+        )
 
     def charge(self, run: str, server_round: int, noise_multiplier: float, inputs: str) -> None:
         """Count a release; it is on disk when this returns.
@@ -68,19 +84,25 @@ class CentralLedger:
         Raises:
             InputError: the ledger is damaged.
         """
-        self.releases()
-        release = Release(
-            time=datetime.now(UTC).isoformat(timespec="seconds"),
-            run=run,
-            server_round=server_round,
-            noise_multiplier=noise_multiplier,
-            inputs=inputs,
-        )
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with open(descriptor, "ab", buffering=0) as file:  # noqa: PTH123  # made with its mode
             fcntl.flock(file, fcntl.LOCK_EX)
+            entries = self._entries()
+            release = Release(
+                time=datetime.now(UTC).isoformat(timespec="seconds"),
+                run=run,
+                server_round=server_round,
+                noise_multiplier=noise_multiplier,
+                inputs=inputs,
+                previous=_hash_of_last(entries),
+            )
+            os.ftruncate(descriptor, sum(len(line) + 1 for line, _ in entries))  # without a line that was cut off
             file.write(release.model_dump_json().encode() + b"\n")
             os.fsync(file.fileno())
+
+
+def _hash_of_last(entries: list[tuple[bytes, Release]]) -> str:
+    return hashlib.sha256(entries[-1][0]).hexdigest() if entries else ""
 
 
 class NoiseKeys:

@@ -53,7 +53,7 @@ class Grid(FlowerGrid, Protocol):
 
 
 @runtime_checkable
-class GuardedGrid(Protocol):
+class BoundedGrid(Protocol):
     """Flower's Grid where it takes answers up to a size only."""
 
     def allow(self, reply_bytes: int) -> None:
@@ -81,6 +81,10 @@ class Timing:
     """How long a lost site may take to come back and be asked again."""
     absent_grace_seconds: float = 20.0
     """How long a round waits for registered sites beyond `min_available`, unless they were absent in the last one."""
+    offer_seconds: float = 300.0
+    """How long an offer waits for answers ..."""
+    offer_seconds_per_site: float = 3.0
+    """... and so much longer for each site that is asked."""
     report_seconds: float = 30.0
     """Between two log lines about the same wait."""
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from server.federation.fleet.registry import Registry
+from server.federation.messaging.agreement import Agreement
 from server.federation.messaging.exchange import Arrival, Exchange
 from server.federation.messaging.sender import Forgeries
 from server.federation.messaging.transport import Grid, Timing
 from server.federation.rounds.global_model import GlobalModel, load_global, round_folder, save_global
 from server.federation.rounds.presence import Presence, TooFewSitesError
-from server.federation.rounds.request import Closings, Question
+from server.federation.rounds.request import Closings, Question, header_of
 from server.federation.rounds.selection import Attendance, choose
 from server.federation.rounds.step import ServerStep
 from server.federation.rounds.tally import TRANSIENT_STATES, SiteRecord, Tally
@@ -72,7 +73,8 @@ class Rounds:
         self._forgeries = Forgeries()
         self.exchange = Exchange(grid, self._arrived, self.timing)
         self.tally: Tally | None = None
-        self._presence = Presence(self.exchange, registry, self.config)
+        self._agreement = Agreement(grid, run_folder, self.metrics, self.timing)
+        self._presence = Presence(self.exchange, registry, self.config, self._agreement)
         self._step = ServerStep(experiment, run, registry.path.parent)
         self._stages = Stages()
         self._closings = Closings(run_folder)
@@ -94,9 +96,8 @@ class Rounds:
         finally:
             self.exchange.close()
         if model.optimizer.steps == 0:
-            raise RunFailedError(
-                f"no round had {self.config.min_replies} usable replies: the weights never changed", is_final=True
-            )
+            wanted = f"federation.min_replies ({self.config.min_replies}) usable replies"
+            raise RunFailedError(f"no round had {wanted}: the weights never changed", is_final=True)
         return model
 
     def _stop_when_in_vain(self, model: GlobalModel) -> None:
@@ -128,7 +129,8 @@ class Rounds:
 
     def _round(self, model: GlobalModel) -> None:
         self._stages = Stages()
-        tally, bytes_sent = self._ask(model, self._choose(model.server_round + 1))
+        tally, bytes_sent = self._ask(model, self._choose(model))
+        self._agreement.withdraw(tally.in_state("refused"), model.server_round + 1)
         with self._stages.stage("aggregate"):
             changes = self._step.apply(model, tally.sum, tally.inputs_digest())
         model.server_round += 1
@@ -148,8 +150,8 @@ class Rounds:
 
     def _fail(self, record: dict[str, Any], tally: Tally) -> NoReturn:
         self.metrics.write_durably("round_failed", **record, seconds=self._stages.seconds)
-        is_transient = any(tally.in_state(state) for state in TRANSIENT_STATES)
-        raise RunFailedError(f"round {record['round']}: no usable reply: {tally.explain()}", is_final=not is_transient)
+        is_final = not any(tally.in_state(state) for state in TRANSIENT_STATES)
+        raise RunFailedError(f"round {record['round']}: no usable reply: {tally.explain()}", is_final=is_final)
 
     def _keep(self, model: GlobalModel, record: dict[str, Any]) -> None:
         """Checkpoint first, then the log: a crash between both loses nothing."""
@@ -164,12 +166,19 @@ class Rounds:
         keep_last = max(self.experiment.train.keep_last, 0 if needed is None else server_round - needed + 1)
         prune_checkpoints(self.checkpoints, keep_last, self.experiment.train.keep_every)
 
-    def _choose(self, server_round: int) -> list[SiteRecord]:
+    def _choose(self, model: GlobalModel) -> list[SiteRecord]:
+        server_round = model.server_round + 1
         with self._stages.stage("wait_available"):
             try:
                 here = self._presence.wait(server_round, lambda missing: self._tell_missing(server_round, missing))
+                self.observer.progress(server_round, "offering the plan", dict.fromkeys(here, "asked"))
+                with self._stages.stage("offers"):
+                    here = self._presence.agreeing(
+                        header_of(model, self.experiment, self.run), here, self.observer.attend
+                    )
+                    self.exchange.expect(model.weights.nbytes)
             except TooFewSitesError as error:
-                raise RunFailedError(str(error), is_final=False) from error
+                raise RunFailedError(str(error), is_final=error.is_final) from error
         if not self.config.central_noise_multiplier:
             here = self._attendance.willing(here, server_round, max(self.config.min_available, self.config.min_replies))
         registered = [site.alias for site in self.registry.active()]

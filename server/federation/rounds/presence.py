@@ -1,27 +1,33 @@
-"""Who is online: a round waits for enough sites, and a little for the rest."""
+"""Who is there for a round: it waits for enough sites, a little for the rest, and takes those that accept its plan."""
 
 import logging
 import time
 from collections.abc import Callable, Iterable
 
 from server.federation.fleet.registry import Registry
+from server.federation.messaging.agreement import Agreement
 from server.federation.messaging.exchange import Exchange
 from server.federation.rounds.tally import SiteRecord
 from shared.experiment.federation import FederationConfig
+from shared.messages.training import RequestHeader
 
 log = logging.getLogger("maskfed.server")
 ONLINE_POLL_SECONDS = 2.0
 
 
 class TooFewSitesError(RuntimeError):
-    """Not as many sites are online as a round needs."""
+    """Not as many sites are online, or have accepted, as a round needs; `is_final`: somebody has to act first."""
+
+    def __init__(self, reason: str, *, is_final: bool = False) -> None:
+        super().__init__(reason)
+        self.is_final = is_final
 
 
 class Presence:
-    """Waits for sites to be online."""
+    """Waits for sites to be online, and offers them the plan."""
 
-    def __init__(self, exchange: Exchange, registry: Registry, config: FederationConfig) -> None:
-        self.exchange, self.registry, self.config = exchange, registry, config
+    def __init__(self, exchange: Exchange, registry: Registry, config: FederationConfig, agreement: Agreement) -> None:
+        self.exchange, self.registry, self.config, self.agreement = exchange, registry, config, agreement
         self._absent: set[str] = set()
 
     def wait(self, server_round: int, tell: Callable[[set[str]], None]) -> dict[str, SiteRecord]:
@@ -58,6 +64,27 @@ class Presence:
                 log.info("round %d: waiting for %s to come online", server_round, _names(missing))
                 next_report = time.monotonic() + timing.report_seconds
             time.sleep(min(ONLINE_POLL_SECONDS, timing.poll_seconds))
+
+    def agreeing(
+        self, header: RequestHeader, here: dict[str, SiteRecord], attend: Callable[[], None]
+    ) -> dict[str, SiteRecord]:
+        """Those of `here` that have accepted the plan: before enough have, nobody is sent weights or charged.
+
+        Under client-level DP nothing may depend on how many there are, so the rounds go on with those that have.
+
+        Raises:
+            TooFewSitesError: fewer than `min_replies` have; names what became of each offer.
+        """
+        self.agreement.ask(header, {site: record.node_id for site, record in here.items()}, attend)
+        accepted, needed = self.agreement.accepted(here), self.config.min_replies
+        if len(accepted) < needed and not self.config.central_noise_multiplier:
+            raise TooFewSitesError(
+                f"round {header.server_round} was not begun and nothing was charged for it: {len(accepted)} of the "
+                f"{needed} sites that federation.min_replies asks for have accepted the plan; "
+                f"{self.agreement.explain() or 'the others are not online'}",
+                is_final=self.agreement.is_refused,
+            )
+        return {site: here[site] for site in accepted}
 
     def _look(self) -> tuple[dict[str, SiteRecord], set[str]]:
         sites, online = self.registry.active(), self.exchange.online()

@@ -29,16 +29,7 @@ class Question:
     ) -> None:
         self.exchange, self.deadline = exchange, deadline
         self._model, self._dtype = model, experiment.federation.wire_dtype
-        has_base = bool(model.base_manifest.tensors)
-        self.header = RequestHeader(
-            run=run,
-            server_round=model.server_round + 1,
-            experiment=experiment,
-            precision="bfloat16" if experiment.train.precision == "bfloat16" else "float32",
-            manifest=model.manifest,
-            base_manifest=model.base_manifest if has_base else Manifest(tensors=()),
-            base_digest=array_digest(model.base) if has_base else "",
-        )
+        self.header = header_of(model, experiment, run)
         self.digest = self._request(with_base=False).digest
         self.bytes_sent = 0
         self._next_look = 0.0
@@ -108,6 +99,20 @@ class Question:
             # The digest is of what the site will read, and the update is relative to it.
             weights = decode(encode(weights, "bfloat16"), "bfloat16")
         return TrainRequest(self.header, weights, self._model.base if with_base else None)
+
+
+def header_of(model: GlobalModel, experiment: Experiment, run: str) -> RequestHeader:
+    """What the next round asks, besides the tensors; the offer of it is this very header."""
+    has_base = bool(model.base_manifest.tensors)
+    return RequestHeader(
+        run=run,
+        server_round=model.server_round + 1,
+        experiment=experiment,
+        precision="bfloat16" if experiment.train.precision == "bfloat16" else "float32",
+        manifest=model.manifest,
+        base_manifest=model.base_manifest if has_base else Manifest(tensors=()),
+        base_digest=array_digest(model.base) if has_base else "",
+    )
 
 
 class _End:

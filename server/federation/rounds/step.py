@@ -34,7 +34,8 @@ class ServerStep:
             inputs: digest of the request and of the updates in the sum.
         """
         if not self.config.central_noise_multiplier and total.count < self.config.min_replies:
-            reason = f"{total.count} usable replies, federation.min_replies asks for {self.config.min_replies}"
+            replies = "reply" if total.count == 1 else "replies"
+            reason = f"{total.count} usable {replies}, federation.min_replies asks for {self.config.min_replies}"
             return {"weights_changed": False, "reason": reason, "update_norm": 0.0}
         delta = self._mean(total, model.server_round + 1, inputs)
         total.clear()

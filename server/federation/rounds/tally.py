@@ -164,10 +164,11 @@ class Tally:
         """State, code and reason that a message leads to; a good update has been folded."""
         try:
             reply = self._parse(message)
+            if reply.header.refusal is not None:
+                # Signed for this very question; a site that could not read the request does not know its digest.
+                return self._refusal(record, reply.header)
             if reply.header.request_digest != self.request_digest:
                 raise UpdateError("stale", "the reply answers another request")
-            if reply.header.refusal is not None:
-                return self._refusal(record, reply.header)
             record.answer = {**self._fold(reply), "seconds": round(seconds, 3)}
             if reply.update is not None:
                 record.update_digest = hashlib.sha256(reply.update.data).hexdigest()

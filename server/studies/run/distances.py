@@ -149,7 +149,7 @@ class Measure:
     def _compare(self, features_ND: np.ndarray[Any, Any], extractor: Extractor, cache: Path) -> dict[str, float]:
         reference = self._open(cache, extractor)
         statistics = accumulate([features_ND], extractor.space, source="generated")
-        found = scores(features_ND, statistics, reference.statistics, reference.features_ND)
+        found = scores(features_ND, statistics, reference.statistics, reference.features_ND, has_interval=False)
         renamed = {name: name if name in ("precision", "recall") else "kernel" for name in found.metrics}
         renamed[extractor.space.distance_name] = "distance"
         return {renamed[name]: float(value) for name, value in found.metrics.items()}

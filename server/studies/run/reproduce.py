@@ -15,7 +15,6 @@ import torch
 
 from server.evaluation.drawing import pick_device
 from server.report.pictures import stack
-from server.runs.recipes import find_experiment
 from server.studies.run.arm_folders import (
     RESULT_FILE,
     claim,
@@ -44,6 +43,7 @@ from shared.evaluation.extractor import Extractor
 from shared.evaluation.generate import save_grid
 from shared.evaluation.networks import INCEPTION, load_extractor
 from shared.experiment.config import Experiment, load_experiment
+from shared.experiment.recipes import find_experiment
 from shared.storage.chunks import rank_from_environment
 from shared.storage.files import write_atomically
 from shared.storage.synthetic_mark import SyntheticMark, seed_range

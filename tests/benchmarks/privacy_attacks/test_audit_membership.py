@@ -1,6 +1,10 @@
 """The detector of one face: certain without the noise, within what the ledger charges with it."""
 
+import pytest
+
 from benchmarks.privacy_attacks.audit_membership import attack
+
+pytestmark = pytest.mark.full_size
 
 
 def test_verdict_without_noise_tells_whether_the_face_was_trained_on():

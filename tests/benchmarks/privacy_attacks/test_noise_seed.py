@@ -1,6 +1,10 @@
 """A seed of 32 bits gives the noise away; a key stream does not."""
 
+import pytest
+
 from benchmarks.privacy_attacks.noise_seed import attack
+
+pytestmark = pytest.mark.full_size
 
 
 def test_noise_is_subtracted_where_its_seed_can_be_tried_and_not_otherwise():

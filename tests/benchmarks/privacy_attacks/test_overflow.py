@@ -4,6 +4,8 @@ import pytest
 
 from benchmarks.privacy_attacks.overflow import ATTACKS
 
+pytestmark = pytest.mark.full_size
+
 TRIALS, SEED = 3, 0
 """The coins of this seed fall on both sides."""
 

@@ -1,6 +1,8 @@
 """Only this federation's coordinator is answered, and every answer is signed: attacks on both, through the handlers."""
 
 import shutil
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,7 @@ def deliver(content: RecordDict, kind: str = "train") -> RecordDict:
 def check_reply(answer: RecordDict, asked: Statement, key: str | None = None) -> None:
     """As the coordinator does."""
     digests = digests_of(answer)
-    place = (asked.run, asked.server_round, asked.alias, asked.request_digest, digests.header, digests.arrays)
-    statement = Statement(asked.purpose, "reply", *place)
+    statement = replace(asked, direction="reply", header_digest=digests.header, arrays_digest=digests.arrays)
     check_signature(key or public_of(ALIAS), statement, read_seal(answer, "reply").signature)
 
 
@@ -217,6 +218,51 @@ def test_a_request_key_that_was_replaced_is_out_with_the_first_new_request(home:
     assert status_of(deliver(signed_request(second, statement_of(second, ALIAS, server_round=2), own))) == "trained"
     assert refusal(deliver(old[1])) == "not_signed"
     assert home.request_certificate.stat().st_mode & 0o777 == 0o600
+
+
+def asked_at(content: RecordDict, seconds: float, server_round: int = 1, run: str = "run") -> RecordDict:
+    """The request, signed `seconds` from now, standing for a minute."""
+    issued = round(1000 * (time.time() + seconds))
+    times = (issued, issued + 60_000)
+    return signed_request(content, statement_of(content, ALIAS, run=run, server_round=server_round, times=times))
+
+
+def test_a_request_whose_time_is_over_is_not_answered(home: Home):
+    assert refusal(deliver(asked_at(request(), -61))) == "replayed"
+    assert is_untouched(home)
+
+
+def test_an_old_request_is_not_answered_after_a_newer_one_of_its_run(home: Home):
+    old, new = asked_at(request(1), -30, 1), asked_at(request(2), -20, 2)
+    assert status_of(deliver(new)) == "trained"
+    assert refusal(deliver(old)) == "replayed"
+    assert [entry.kind for entry in read_chain(home.ledger)].count("reserve") == 1
+    assert home.asked.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_question_of_another_kind_is_answered_once(home: Home):
+    content = RecordDict({"header": ConfigRecord({"json": '{"schema_version":1,"run":"run"}'})})
+    asked = statement_of(content, ALIAS, "audit", server_round=0)
+    sealed = signed_request(content, asked)
+    reasons = [read_header(deliver(sealed, "query.audit"))["refusal"] for _ in range(2)]
+    assert reasons[0] != reasons[1] == "replayed"
+
+
+def test_the_answer_to_an_old_question_is_not_one_to_the_same_question_asked_again(home: Home):
+    content, times = request(), (1_800_000_000_000, 4_000_000_000_000)
+    old, new = statement_of(content, ALIAS), statement_of(content, ALIAS, times=times)
+    answer = deliver(signed_request(content, old))
+    check_reply(answer, old)
+    with pytest.raises(InputError):
+        check_reply(answer, new)
+    # The stored reply is sent again under the new question's seal.
+    check_reply(deliver(signed_request(content, new)), new)
+
+
+def test_a_damaged_memory_of_questions_answers_nobody(home: Home):
+    home.asked.write_text("[1]")
+    assert refusal(deliver(asked_at(request(), 0))) == "replayed"
+    assert is_untouched(home)
 
 
 def test_a_request_that_signed_but_makes_no_sense_is_malformed_not_unsigned(home: Home):

@@ -70,9 +70,9 @@ def test_noise_is_new_every_time(make_site, extractor, projection):
 
 
 def test_private_statistics_of_many_images_are_near_the_exact_ones(make_site, extractor, projection, tmp_path):
-    write_folder(tmp_path / "many", 600, 16, 4, site="site1")
-    site = make_site(tmp_path / "many", **ALLOWED)
-    noisy = release(site, extractor, StatisticsPlan("dp", extractor.space, projection, 0.6))
+    write_folder(tmp_path / "many", 240, 16, 4, site="site1")
+    site = make_site(tmp_path / "many", **{**ALLOWED, "min_noise_multiplier": 0.2, "epsilon_cap": 100.0})
+    noisy = release(site, extractor, StatisticsPlan("dp", extractor.space, projection, 0.24))
     data = open_dataset(site[0], 16)
     exact = projection.statistics(extractor(data.images.batch(data.train)))
     far = projection.statistics(extractor(torch.zeros(50, 3, 16, 16, dtype=torch.uint8)) + 0.1)
@@ -95,7 +95,7 @@ def test_charge_is_on_disk_before_the_first_feature(make_site, extractor):
 def test_cap_holds_for_statistics_too(make_site, extractor, projection):
     site = make_site(**{**ALLOWED, "epsilon_cap": 1.0})
     with pytest.raises(RefusedError, match="the cap is 1"):
-        release(site, extractor, StatisticsPlan("dp", extractor.space, projection, 0.6))
+        release(site, extractor, StatisticsPlan("dp", extractor.space, projection, 0.24))
     assert charges(site) == []
 
 

@@ -422,7 +422,7 @@ def test_events_are_lines_for_people_with_the_cure(make_site: MakeSite):
     shown = [line[20:] for line in call("journal", "show", "--home", place.path).stdout.splitlines()]
     assert shown[0].startswith("request: task train, run run, server_round 1, request_digest ")
     assert shown[1].startswith(
-        "released 13.6 MB: update, num_examples, epsilon, delta, is_unbounded, epsilon_cap, unit, ledger head; "
+        "released 0.4 MB: update, num_examples, epsilon, delta, is_unbounded, epsilon_cap, unit, ledger head; "
         "spent: epsilon "
     )
     assert shown[3].startswith("REFUSED (plan_changed): the request differs from the plan that this run began with;")

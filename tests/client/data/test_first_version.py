@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from client.data.dataset import NotScannedError, current_id, open_dataset, scan
+from client.private_files import write_private
 from client.records.ledger import open_ledger
 from client.records.spending import Spending
-from client.settings import Home, SiteConfig, save_settings, write_private
+from client.settings import Home, SiteConfig, save_settings
 
 KEPT = Path(__file__).parent / "first_version"
 SPENT = 16.5

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from client.data.dataset import NotScannedError, current_id, open_dataset, scan
+from client.private_files import write_private
 from client.records.ledger import OutdatedDataError, open_ledger, read_ledger
 from client.records.spending import Charge, Spending
-from client.settings import Home, SiteConfig, save_settings, write_private
+from client.settings import Home, SiteConfig, save_settings
 from shared.data.synthetic import write_folder
 from shared.errors import InputError
 from tests.client.conftest import SIZE, MakeSite

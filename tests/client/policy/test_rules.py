@@ -6,9 +6,10 @@ import pytest
 
 from client.limits import Ranges
 from client.policy.charges import charge_for, released_count, released_scalars
-from client.policy.rules import Facts, plan_digest, review
+from client.policy.rules import Facts, review
 from client.settings import SitePolicy
 from shared.experiment.config import Experiment
+from shared.messages.agreement.plan import plan_digest
 from shared.messages.packing import Manifest, TensorSpec
 from shared.messages.training import RequestHeader, experiment_digest
 from tests.client.conftest import DP, OPEN_POLICY, SIZE, experiment

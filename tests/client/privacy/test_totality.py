@@ -1,6 +1,6 @@
 """A private round is a total function of its units: whatever one is, the answer looks the same and moves by at most C.
 
-The units' images are blank but for their first pixel, which names what the loss makes of them.
+The units' images are blank but for their first pixel, unit i's is i + 1: what fills a micro-batch up is 0, and nobody.
 """
 
 import errno
@@ -46,11 +46,11 @@ C = 0.5
 
 
 class Numbered:
-    """Image i has the number i in its first pixel."""
+    """Image i has the number i + 1 in its first pixel."""
 
     def batch(self, ids: np.ndarray) -> Tensor:
         x = torch.full((len(ids), 3, SIZE, SIZE), 100, dtype=torch.uint8)
-        x[:, 0, 0, 0] = torch.from_numpy(ids).byte()
+        x[:, 0, 0, 0] = torch.from_numpy(ids + 1).byte()
         return x
 
 
@@ -58,10 +58,10 @@ def scaled_by(scales: list[float], raising: frozenset[int] = frozenset()):
     """Losses of which unit i's is multiplied with `scales[i]`; a batch with a unit of `raising` raises."""
 
     def loss(model, schedule, experiment, images, *draw):
-        numbers = images[:, 0, 0, 0, 0].long()
+        numbers = images[:, 0, 0, 0, 0].long() - 1
         if raising & set(numbers.tolist()):
             raise RuntimeError("no memory for this unit")
-        factors = torch.tensor([*scales, 1.0])[numbers.clamp(max=len(scales))]
+        factors = torch.tensor([*scales, 1.0])[numbers.clamp(max=len(scales))]  # -1 and beyond: 1.0
         return per_unit_loss(model, schedule, experiment, images, *draw) * factors
 
     return loss
@@ -199,6 +199,7 @@ def arena() -> Iterator[tuple[Arena, RecordDict]]:
         yield found, make_request(plan, weights, "run").to_record()
 
 
+@pytest.mark.full_size
 @pytest.mark.parametrize("fault", FAULTS)
 def test_round_that_disk_or_kill_ends_looks_the_same_with_and_without_a_unit_and_stays_charged(arena, tmp_path, fault):
     owner, name, broken, code = FAULTS[fault]

@@ -120,3 +120,16 @@ def test_processes_that_wait_for_each_other_lose_nothing(tmp_path: Path):
     workers = [subprocess.Popen([sys.executable, "-c", code, str(target)], cwd=ROOT) for _ in range(2)]
     assert [worker.wait(60) for worker in workers] == [0, 0]
     assert len(read_chain(target)) == 20
+
+
+def test_an_entry_that_fails_takes_no_earlier_one_with_it(path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with open_chain(path, wait=False) as opened:
+        opened.append("event", number=3)
+        monkeypatch.setattr(os, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            opened.append("event", number=4)
+        monkeypatch.undo()
+    assert [entry.fields["number"] for entry in read_chain(path)] == [0, 1, 2, 3]

@@ -114,6 +114,7 @@ def test_gpus_share_plain_rounds_when_the_batch_divides(monkeypatch: pytest.Monk
     assert num_processes(request_for(experiment(train={"batch": 6})), torch.device("cpu")) == 1
 
 
+@pytest.mark.full_size  # as the processes have it
 def test_processes_train_one_model_together(make_site: MakeSite):
     home, settings = make_site()
     plan = experiment(train={"batch": 4}, federation={"local_steps": 2})

@@ -9,6 +9,7 @@ import pytest
 
 from deploy.checks import clock
 from deploy.checks.clock import check_clock, check_own_clock, refused_clocks, warn_of_free_clock
+from deploy.checks.dial import Way
 from deploy.identity.keys import ProvisionError
 
 
@@ -16,14 +17,14 @@ from deploy.identity.keys import ProvisionError
 def test_a_clock_over_the_limit_is_refused_with_the_cure(ahead: float, says: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clock, "seconds_ahead", lambda *_: ahead)
     with pytest.raises(ProvisionError, match=rf"{says} .*fleet.example:443.* timedatectl set-ntp") as refused:
-        check_clock("fleet.example:443", Path("ca.crt"))
+        check_clock(Way("fleet.example:443"), Path("ca.crt"), Path("node.key"))
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("ahead", [3.9, 0.0, -119.0])
 def test_a_clock_that_calls_can_be_signed_with_is_told(ahead: float, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clock, "seconds_ahead", lambda *_: ahead)
-    assert check_clock("fleet.example:443", Path("ca.crt")) == ahead
+    assert check_clock(Way("fleet.example:443"), Path("ca.crt"), Path("node.key")) == ahead
 
 
 def test_the_limits_lie_within_those_of_flower():
@@ -39,7 +40,7 @@ def test_a_door_that_does_not_answer_is_no_reason_not_to_start(monkeypatch: pyte
         raise httpx.ConnectError("no route")
 
     monkeypatch.setattr(clock, "seconds_ahead", unreachable)
-    assert check_clock("fleet.example:443", Path("ca.crt")) is None
+    assert check_clock(Way("fleet.example:443"), Path("ca.crt"), Path("node.key")) is None
 
 
 def test_a_clock_before_the_hosts_own_files_stops_the_start(tmp_path: Path):

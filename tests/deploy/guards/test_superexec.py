@@ -119,6 +119,19 @@ def test_an_older_process_of_a_run_is_ended_with_its_children_before_the_next_st
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+def test_a_process_that_has_ended_does_not_stay_in_the_process_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    executor = launch(monkeypatch, tmp_path, "")
+    executor.make_room(5)
+    executor.launch(spec())
+    ((process, _),) = executor._children.values()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{process.pid}").exists():
+        executor.reap()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert executor._children == {}
+
+
 def test_a_run_that_starts_at_once_leaves_no_word_of_a_slow_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     (tmp_path / SLOW_FILE).write_text("{}")
     executor = launch(monkeypatch, tmp_path, "")

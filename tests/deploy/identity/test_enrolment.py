@@ -1,7 +1,7 @@
 import base64
 import datetime as dt
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +9,12 @@ import pytest
 from deploy.identity.enrolment import (
     PREFIX,
     check_alias,
-    public_key_digest,
     read_bundle,
     read_request,
-    split_address,
     write_bundle,
 )
-from deploy.identity.keys import ProvisionError, fingerprint
+from deploy.identity.keys import ProvisionError, fingerprint, public_key_digest
+from deploy.identity.site_certificates import issue_site_certificate
 from deploy.identity.site_identity import accept_bundle, create_identity
 from tests.signing import make_federation, public_of
 
@@ -104,14 +103,6 @@ def test_enrolling_again_keeps_the_key(line: str, tmp_path: Path):
     assert read_request(again).public_key == read_request(line).public_key
 
 
-@pytest.mark.parametrize(
-    "address", ["fleet.example", "fleet.example:", ":443", "a:0", "a:65536", "a b:1", "http://a:1"]
-)
-def test_an_address_needs_host_and_port(address: str):
-    with pytest.raises(ProvisionError, match="host:port"):
-        split_address(address)
-
-
 def test_bundle_round_trip_and_fingerprint(line: str, pki: Path, tmp_path: Path):
     request = read_request(line)
     written = write_bundle(tmp_path / "b.json", request, "fleet.example:443", pki, "0" * 64)
@@ -120,6 +111,17 @@ def test_bundle_round_trip_and_fingerprint(line: str, pki: Path, tmp_path: Path)
     accept_bundle(tmp_path / "site", written)
     accept_bundle(tmp_path / "site", written)
     assert (tmp_path / "site" / "ca.crt").read_text() == (pki / "ca.crt").read_text()
+    assert (tmp_path / "site" / "node.crt").read_text() == written.site_certificate
+
+
+def test_a_bundle_whose_certificate_is_for_another_key_leaves_nothing_behind(line: str, pki: Path, tmp_path: Path):
+    other = read_request(create_identity(tmp_path / "other", "site-1"))
+    bundle = write_bundle(tmp_path / "b.json", read_request(line), "fleet.example:443", pki, "0" * 64)
+    foreign = issue_site_certificate(pki, "site-0", other.public_key)
+    with pytest.raises(ProvisionError, match="another node key"):
+        accept_bundle(tmp_path / "site", replace(bundle, site_certificate=foreign))
+    assert not (tmp_path / "site" / "ca.crt").exists()
+    assert not (tmp_path / "site" / "node.crt").exists()
 
 
 def test_bundle_for_another_key_is_refused(line: str, pki: Path, tmp_path: Path):
@@ -134,7 +136,9 @@ def test_bundle_for_another_key_is_refused(line: str, pki: Path, tmp_path: Path)
     "changes",
     [
         {"alias": "../../etc"},
-        {"schema": 3},
+        {"schema": 4},
+        {"schema": 2},
+        {"site_certificate": "no certificate"},
         {"extra": "x"},
         {"code_digest": "zz"},
         {"address": "nowhere"},

@@ -1,4 +1,6 @@
 import datetime as dt
+import errno
+import os
 import shutil
 import socket
 import ssl
@@ -13,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from deploy.identity import certificates, keys
 from deploy.identity.keys import ProvisionError
+from deploy.identity.tls import client_context
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def handshake(pki: Path, ca: Path, host: str) -> None:
         thread.start()
         try:
             with socket.create_connection(listener.getsockname(), timeout=5) as raw:
-                keys.client_context(ca).wrap_socket(raw, server_hostname=host).close()
+                client_context(ca).wrap_socket(raw, server_hostname=host).close()
         finally:
             thread.join(5)
 
@@ -165,3 +168,24 @@ def test_a_certificate_that_ends_soon_is_warned_of(tmp_path: Path, caplog: pytes
     assert caplog.messages == []
     keys.warn_of_expiry(tmp_path / "pki" / "server.pem")
     assert "only 20 days left" in caplog.text
+
+
+def no_room(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_leaves_no_empty_file_and_says_which_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(ProvisionError, match=r"/a/secret: No space left on device; free some space there"):
+        keys.create_secret(tmp_path / "a" / "secret")
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_a_file_that_is_replaced_on_a_full_disk_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "x").write_text("before")
+    monkeypatch.setattr(os, "fsync", no_room)
+    with pytest.raises(ProvisionError, match="No space left"):
+        keys.replace_file(tmp_path / "x", b"after")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x", "before")]

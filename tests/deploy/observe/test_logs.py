@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -60,6 +61,21 @@ def test_a_log_that_is_too_large_begins_again_while_its_writer_goes_on(tmp_path:
     assert (tmp_path / "a.log").read_bytes() == b"next"
     assert (tmp_path / "a.log.1").read_bytes() == b"x" * 101
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.log", "a.log.1", "b.log"]
+
+
+def test_a_full_disk_gets_the_room_of_a_log_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The lines cannot be kept; a part of them would take the last free bytes."""
+
+    def partly(_: Path, target: Path) -> None:
+        assert not target.exists()  # what was kept before has given its room for the copy
+        target.write_bytes(b"x")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "a.log").write_bytes(b"x" * 101)
+    (tmp_path / "a.log.1").write_bytes(b"older")
+    monkeypatch.setattr("deploy.observe.logs.shutil.copyfile", partly)
+    cap_logs(tmp_path, largest_bytes=100)
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("a.log", 0)]
 
 
 @pytest.mark.parametrize(("form", "out", "logged"), [("json", "", ["ready"]), ("", "ready\n", [])])

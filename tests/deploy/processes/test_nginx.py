@@ -1,9 +1,11 @@
 """The door, from outside: only what a keyed node needs, and nothing that gives a task away."""
 
+import contextlib
 import importlib
 import json
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +13,24 @@ from pathlib import Path
 import httpx
 import pytest
 
+from deploy.checks.answering import is_alive_behind
 from deploy.coordinator import Coordinator, create_coordinator, start_plan
 from deploy.identity.certificates import create_authority
 from deploy.identity.enrolment import read_request
-from deploy.identity.keys import ProvisionError, client_context
-from deploy.identity.site_identity import create_identity
-from deploy.processes.nginx import find_nginx, write_configuration
+from deploy.identity.keys import ProvisionError
+from deploy.identity.site_certificates import issue_site_certificate
+from deploy.identity.site_identity import accept_certificate, create_identity
+from deploy.identity.tls import client_context
+from deploy.processes.door import SOCKET
+from deploy.processes.nginx import find_nginx, find_stream_module, has_ipv6, write_configuration
 from deploy.processes.process import free_ports
 from deploy.processes.supervision import Supervisor
 from server.federation.fleet.registry import Registry
 from server.federation.fleet.superlink import connect
 from tests.needs import need_binary
 
+MOST = 12
+"""Connections of one address."""
 TRICKS = [
     "/v1/fleet/../control/list-nodes",
     "/v1/fleet/%2e%2e/control/list-nodes",
@@ -51,6 +59,8 @@ class Door:
     home: Path
     port: int
     superlink_port: int
+    site: Path
+    """Folder of a site that is let in, but whose key no SuperLink knows."""
 
     def request(
         self, path: str, method: str = "POST", content: bytes = b"", headers: dict[str, str] | None = None
@@ -58,7 +68,7 @@ class Door:
         """Status of one request; the path goes out as it is, which httpx would tidy up."""
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Length: {len(content)}"]
         lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
-        context = client_context(self.home / "pki" / "ca.crt")
+        context = client_context(self.home / "pki" / "ca.crt", self.site / "node.key")
         with (
             socket.create_connection(("127.0.0.1", self.port), timeout=20) as raw,
             context.wrap_socket(raw, server_hostname="localhost") as stream,
@@ -67,26 +77,121 @@ class Door:
             answer = stream.recv(65536)
         return int(answer.split(b" ", 2)[1])
 
+    def lets_in(self, identity: Path | None, address: str = "127.0.0.1") -> bool:
+        """Whether a client is answered by what is behind the handshake."""
+        context = client_context(self.home / "pki" / "ca.crt", identity)
+        try:
+            with (
+                socket.create_connection((address, self.port), timeout=20) as raw,
+                context.wrap_socket(raw, server_hostname="localhost") as stream,
+            ):
+                stream.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                return stream.recv(12) == b"HTTP/1.1 404"
+        except (ConnectionError, ssl.SSLError):
+            return False
+
+    def refused(self) -> list[dict[str, object]]:
+        """Lines of who was not let in."""
+        return settled_lines(self.home / "logs" / "door.log")
+
     def log(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in (self.home / "logs" / "edge.log").read_text().splitlines()]
+        return settled_lines(self.home / "logs" / "edge.log")
+
+
+def settled_lines(log: Path) -> list[dict[str, object]]:
+    """A log once it has stopped growing: nginx writes a line when it has closed the connection, not before."""
+    text = None
+    while text != (text := log.read_text() if log.exists() else ""):
+        time.sleep(0.3)
+    return [json.loads(line) for line in text.splitlines()]
 
 
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     need_binary("nginx")
+    need_binary("/usr/lib/nginx/modules/ngx_stream_module.so")
     home = tmp_path_factory.mktemp("door") / "coordinator"
     port, superlink_port, health_port = free_ports(3)
-    settings = Coordinator(1, f"localhost:{port}", "127.0.0.1", superlink_port, health_port, edge=True, database=False)
+    settings = Coordinator(1, f"localhost:{port}", "127.0.0.1", superlink_port, health_port, True, False, MOST)
     create_coordinator(home, settings, [])
+    site = home.parent / "site"
+    certify(home, site, "let-in")
     # nginx's workers run as another user when the tests run as root: they need no way into the private folder.
     supervisor = Supervisor(start_plan(home, settings, lambda: None))
     with supervisor:
-        yield Door(home, port, superlink_port)
+        yield Door(home, port, superlink_port, site)
 
 
-def test_health_is_the_only_page_that_is_served(door: Door):
+def certify(home: Path, site: Path, alias: str) -> Registry:
+    """A site that holds a certificate and stands in the registry."""
+    request = read_request(create_identity(site, alias))
+    registry = Registry(home / "sites.json")
+    registry.add(request.alias, request.public_key, request.signing_key)
+    accept_certificate(site, issue_site_certificate(home / "pki", alias, request.public_key))
+    return registry
+
+
+def test_health_is_the_only_page_of_the_superlink_that_is_served(door: Door):
     assert door.request("/health", "GET") == 200
     assert door.request("/health", "POST") == 403
+
+
+def test_a_stranger_ends_in_the_handshake_with_one_line(door: Door):
+    before = len(door.refused())
+    assert not door.lets_in(None)
+    assert [line["certificate"] for line in door.refused()[before:]] == ["NONE"]
+    assert door.lets_in(door.site / "node.key")
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this host has no IPv6")
+def test_the_supervisor_asks_behind_the_door_and_leaves_no_line(door: Door):
+    assert is_alive_behind(door.home / "run" / "door", SOCKET)
+    # Lines of other tests' connections may still be on their way; this one has no address.
+    assert [line for line in door.log() if "." not in line["from"] and "::" not in line["from"]] == []
+    assert not is_alive_behind(door.home / "run", SOCKET)
+    assert not is_alive_behind(door.home / "nowhere", SOCKET)
+
+
+def test_the_door_listens_on_both_families_and_tells_who_came(door: Door):
+    assert door.lets_in(door.site / "node.key", "::1")
+    assert door.log()[-1]["from"] == "::1"
+    assert door.lets_in(door.site / "node.key")
+    assert door.log()[-1]["from"] == "127.0.0.1"
+
+
+def test_connections_of_one_address_are_limited_before_the_handshake(door: Door):
+    """Whoever opens more than the limit is closed at once; the others wait for a handshake that never comes."""
+    before = len(door.refused())
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(socket.create_connection(("127.0.0.1", door.port))) for _ in range(MOST + 3)]
+        for each in opened[MOST:]:
+            each.settimeout(20)
+            assert each.recv(1) == b""
+        for each in opened[:MOST]:
+            each.settimeout(0.05)
+            with pytest.raises(TimeoutError):
+                each.recv(1)
+        # Another address, meanwhile, is served.
+        context = client_context(door.home / "pki" / "ca.crt", door.site / "node.key")
+        raw = stack.enter_context(socket.create_connection(("127.0.0.1", door.port), source_address=("127.0.0.7", 0)))
+        stream = stack.enter_context(context.wrap_socket(raw, server_hostname="localhost"))
+        stream.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert stream.recv(12) == b"HTTP/1.1 404"
+    assert [line["status"] for line in door.refused()[before : before + 3]] == [503] * 3
+
+
+def test_a_removed_site_is_not_let_in_any_more_and_the_others_are(door: Door, tmp_path: Path):
+    from server.cli.membership.sites import sites_remove
+
+    certify(door.home, tmp_path / "site", "short")
+    assert door.lets_in(tmp_path / "site" / "node.key")
+    sites_remove("short", door.home)
+    deadline = time.monotonic() + 20
+    while door.lets_in(tmp_path / "site" / "node.key") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not door.lets_in(tmp_path / "site" / "node.key")
+    assert door.refused()[-1]["certificate"] == "FAILED:certificate revoked"
+    assert door.lets_in(door.site / "node.key")
 
 
 @pytest.mark.parametrize("router", ["flwr.superlink.routers.control.router", "flwr.supercore.routers.runtime.router"])
@@ -143,7 +248,7 @@ def test_every_refusal_leaves_one_line(door: Door):
 
 
 def test_a_removed_site_is_unknown_to_the_superlink_at_once(door: Door, tmp_path: Path):
-    from server.cli.sites import sites_remove
+    from server.cli.membership.sites import sites_remove
 
     request = read_request(create_identity(tmp_path / "site", "gone"))
     registry = Registry(door.home / "sites.json")
@@ -154,7 +259,30 @@ def test_a_removed_site_is_unknown_to_the_superlink_at_once(door: Door, tmp_path
     sites_remove("gone", door.home)
     with connect(door.home) as control:
         assert [node.status for node in control.nodes() if node.alias == "gone"] in ([], ["unregistered"])
-    assert registry.active() == []
+    assert "gone" not in {each.alias for each in registry.active()}
+
+
+def test_an_nginx_without_the_stream_module_is_told_with_its_cure(tmp_path: Path):
+    program = tmp_path / "nginx"
+    program.write_text("#!/bin/sh\necho 'configure arguments: --with-stream_ssl_module --with-stream=dynamic' >&2\n")
+    program.chmod(0o755)
+    with pytest.raises(ProvisionError, match=r"no stream module.*apt-get install .*libnginx-mod-stream"):
+        find_stream_module(str(program))
+
+
+def test_an_nginx_with_the_module_built_in_loads_none(tmp_path: Path):
+    program = tmp_path / "nginx"
+    program.write_text("#!/bin/sh\necho 'configure arguments: --with-stream --with-stream_ssl_module' >&2\n")
+    program.chmod(0o755)
+    assert find_stream_module(str(program)) is None
+
+
+def test_init_with_a_door_says_at_once_that_nginx_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("deploy.processes.nginx.shutil.which", lambda *_args, **_named: None)
+    settings = Coordinator(1, "fleet.example:443", "127.0.0.1", 8443, 8190, edge=True, database=False)
+    with pytest.raises(ProvisionError, match="apt-get install nginx"):
+        create_coordinator(tmp_path / "home", settings, [])
+    assert not (tmp_path / "home").exists()
 
 
 def test_configuration_refuses_a_folder_that_nginx_would_misread(tmp_path: Path):

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy.checks.probe import probe
 from deploy.identity.keys import ProvisionError
 from deploy.processes.process import check_port_free, free_ports, only_one
 from deploy.processes.supervision import Service, Supervisor
@@ -39,6 +41,24 @@ def test_stop_leaves_nothing_not_even_stubborn_grandchildren(tmp_path: Path):
     family += family[0].children(recursive=True)
     supervisor.stop()
     assert [process for process in family if process.is_running() and process.status() != "zombie"] == []
+
+
+def test_health_checks_follow_what_runs_and_answers(tmp_path: Path):
+    address, answers = f"127.0.0.1:{free_ports(1)[0]}", {"a": True}
+    services = [service(tmp_path, "a", SLEEP, ready=lambda: answers["a"]), service(tmp_path, "b", SLEEP)]
+    supervisor = Supervisor(services, address, stop_seconds=0.5, check_seconds=60)
+    assert supervisor.health() == {"a": False, "b": False}
+    watching = threading.Thread(target=supervisor.watch)
+    with supervisor:
+        watching.start()
+        until(lambda: probe(address) == "SERVING", 30)
+        answers["a"] = False
+        supervisor._liveness.check()
+        until(lambda: probe(address) == probe(address, "a") == "NOT_SERVING")
+        assert probe(address, "b") == "SERVING"
+    watching.join()
+    assert probe(address, seconds=0.5) in {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
+    assert supervisor.health() == {"a": False, "b": False}
 
 
 def test_an_exit_with_code_0_is_restarted_too(tmp_path: Path):
@@ -147,6 +167,27 @@ def test_a_supervisor_keeps_its_logs_small(tmp_path: Path, monkeypatch: pytest.M
     with supervisor:
         supervisor.watch(supervisor.request_stop)
     assert capped == [tmp_path]
+
+
+def test_a_full_disk_makes_a_supervisor_wait_and_say_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """Whatever it does by the way may meet the disk; what runs goes on."""
+    service = Service("sleeper", ["/bin/sleep", "60"], dict(os.environ), tmp_path / "sleeper.log")
+    ticks: list[int] = []
+
+    def tick() -> None:
+        ticks.append(supervisor.pid("sleeper"))
+        if len(ticks) == 4:
+            supervisor.request_stop()
+        else:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/wanted.json")
+
+    supervisor = Supervisor([service])
+    with supervisor:
+        supervisor.watch(tick, 0.0)
+    assert len(set(ticks)) == 1
+    (told,) = [message for message in caplog.messages if "wanted.json" in message]
+    assert "No space left" in told
+    assert "waiting" in told
 
 
 def test_a_service_that_hangs_is_started_again_and_one_that_answers_is_not(tmp_path: Path):

@@ -2,11 +2,13 @@
 
 import os
 import random
+import resource
 import shutil
 import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from server.cli import main as cli
 from shared.diffusion.uvit import build_model
@@ -152,6 +154,46 @@ def test_samples_fit_into_an_empty_folder_that_is_named_by_a_dot(checkpoint, tmp
     assert [path.name for path in place.iterdir()] == ["00000000.png"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", "MODEL", "--num", "2", "--out", "OUT/a.npy"],
+        ["sample", "MODEL", "--num", "2", "--out", "OUT/a.png"],
+        ["sample", "MODEL", "--num", "2", "--out", "OUT/folder"],
+        ["export", "MODEL", "--out", "OUT/a.pt"],
+        ["export", "MODEL", "--out", "OUT/a.safetensors"],
+        ["data", "cache", "FACES", "--size", "16", "--out", "OUT/cache"],
+        ["projection", "--data", "FACES", "--size", "16", "--extractor", "random-inception", "--out", "OUT/p"],
+        ["init", "--home", "OUT/home"],
+        ["train", "EXPERIMENT", "--data", "synthetic:public:4", "--out", "OUT/run", *SMALL],
+        ["evaluate", "--samples", "FACES", "--reference", "synthetic:public:4", "--extractor", "random-inception",
+         "--out", "OUT/evaluation"],
+    ],
+    ids=lambda words: " ".join(words[:2] + words[-1:]),
+)  # fmt: skip
+def test_files_that_may_not_grow_are_one_line_and_leave_nothing(checkpoint, tmp_path, monkeypatch, capsys, words):
+    monkeypatch.setenv("MASKFED_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "faces").mkdir()
+    for number in range(4):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / "faces" / f"{number}.png")
+    (tmp_path / "e.toml").write_text("[model]\nimage_size = 16\n")
+    places = {"MODEL": checkpoint, "FACES": tmp_path / "faces", "EXPERIMENT": tmp_path / "e.toml"}
+    given = [str(places.get(word, word)).replace("OUT", str(tmp_path / "out")) for word in words]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        code, told = call(monkeypatch, capsys, *given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (
+        code == 2
+        and told.splitlines()[-1].startswith("error: ")
+        and ("File too large" in told or "disk is full" in told)
+    ), told
+    assert list((tmp_path / "out").iterdir()) == []
+
+
 def test_a_photograph_is_never_replaced_by_samples(checkpoint, tmp_path, monkeypatch, capsys):
     for content in (b"my photograph", b""):
         (tmp_path / "me.png").write_bytes(content)
@@ -160,12 +202,16 @@ def test_a_photograph_is_never_replaced_by_samples(checkpoint, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(28, "No space left on device", "/a/b"), FileNotFoundError(2, "gone", "/a/b")]
+    ("error", "cure"),
+    [
+        (OSError(28, "No space left on device", "/a/b"), "free some space there"),
+        (FileNotFoundError(2, "gone", "/a/b"), "give a path that exists"),
+    ],
 )
-def test_a_full_disk_is_one_line_with_the_place(checkpoint, tmp_path, monkeypatch, capsys, error):
+def test_a_full_disk_is_one_line_with_the_place(checkpoint, tmp_path, monkeypatch, capsys, error, cure):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("server.evaluation.sample.ChunkedJob", fail)
+    monkeypatch.setattr("server.evaluation.sample.open_job", fail)
     code, line = call(monkeypatch, capsys, "sample", checkpoint, "--num", "1", "--out", tmp_path / "out")
-    assert (code, line) == (2, f"error: /a/b: {error.strerror}\n")
+    assert code == 2 and line.startswith(f"error: /a/b: {error.strerror}; {cure}") and line.count("\n") == 1

@@ -1,17 +1,19 @@
 import contextlib
 import json
 import shutil
+import socket
 import sys
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from deploy.coordinator import Coordinator, create_coordinator
+from deploy.coordinator import Coordinator, create_coordinator, read_settings
 from deploy.identity.site_identity import create_identity
 from deploy.processes.process import free_ports
 from server.cli import main as cli
 from server.federation import status
+from server.federation.fleet import superlink
 from server.federation.fleet.registry import Registry
 from server.federation.fleet.superlink_types import ControlError
 from server.federation.resubmission import Wanted
@@ -170,3 +172,21 @@ def test_a_bundle_that_cannot_be_written_leaves_no_site_behind(coordinator, monk
     arguments = ("sites", "add", line, "--home", coordinator, "--bundle")
     assert call(monkeypatch, capsys, *arguments, tmp_path / "file" / "x.json")[0] == 2
     assert call(monkeypatch, capsys, *arguments, tmp_path / "x.json")[0] == 0
+
+
+def test_status_tells_what_files_say_while_a_superlink_takes_calls_and_answers_none(run_home, monkeypatch, capsys):
+    """As after SIGSTOP: the kernel takes the connection. How long is waited is a constant, which is short here."""
+    home, _control = run_home
+    monkeypatch.setattr(status, "HEARD_SECONDS", 0.01)
+    asked = []
+
+    def connect(folder, *seconds):
+        asked.append(seconds)
+        return superlink.connect(folder, *seconds)
+
+    monkeypatch.setattr(status, "connect", connect)
+    with socket.create_server(("127.0.0.1", read_settings(home).port)):
+        code, out, _err = call(monkeypatch, capsys, "status", "--home", home, "--json")
+    assert code == 0
+    assert [run["status"] for run in json.loads(out)] == ["running"]
+    assert asked == [(0.01,)]

@@ -1,4 +1,6 @@
+import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +12,10 @@ from typer.testing import CliRunner
 
 from server.cli import main as cli
 from server.evaluation.drawing import Drawing
-from server.evaluation.evaluate import Options, evaluate, evaluate_run
+from server.evaluation.evaluate import evaluate, evaluate_run, evaluate_samples
 from server.evaluation.reference import open_reference
 from server.evaluation.sample import SampleOptions, sample
+from server.evaluation.yardstick import Options
 from server.runs.run_directory import create
 from shared.data.synthetic import generate
 from shared.diffusion.uvit import build_model
@@ -71,6 +74,7 @@ def test_result_holds_the_distance_of_the_samples_and_where_it_comes_from(run):
     assert distance(result) == pytest.approx(expected, rel=1e-4)
     assert result["reference"] | {"sha256": ""} == {
         "name": REFERENCE, "n": 40.0, "sha256": "", "release": "own", "epsilon": None, "delta": None, "sites": "",
+        "unreadable": 0, "ignored": {},
     }  # fmt: skip
     assert result["checkpoint"]["digest"] == loaded.meta.digest and result["weights"] == "ema"
     for key in (
@@ -313,3 +317,155 @@ def test_a_reference_of_one_image_is_refused_before_anything_is_sampled(run, tmp
         with pytest.raises(InputError, match="1 image, a distance needs at least 2"):
             evaluate(run.path, Options(reference=reference, name="one"))
         assert not (run.evaluation("one") / "parts").exists()
+
+
+def stored(images, where):
+    """The same images as a folder, a zip, or an array in one of the layouts of the field."""
+    if where.suffix in (".npy", ".npz"):
+        last = images.transpose(0, 2, 3, 1)
+        np.save(where, images) if where.suffix == ".npy" else np.savez(where, last)
+        return where
+    folder = where.with_suffix("")
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{number:03d}.png")
+    return Path(shutil.make_archive(str(folder), "zip", folder)) if where.suffix == ".zip" else folder
+
+
+@pytest.mark.parametrize("name", ["folder", "pictures.zip", "first.npy", "last.npz"])
+def test_images_of_any_model_are_measured_without_a_checkpoint(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MASKFED_CACHE", str(tmp_path / "cache"))
+    images, extractor = generate(20, 16, 3, site="public")[0], load_extractor("random-inception")
+    path = stored(images, tmp_path / name)
+    result = read(evaluate_samples(str(path), Options(reference=REFERENCE, extractor="random-inception")))
+    reference = open_reference(REFERENCE, 16, extractor, tmp_path / "again")
+    ours = statistics_of(extractor(torch.from_numpy(images)), extractor.space)
+    assert distance(result) == pytest.approx(frechet_distance(ours, reference.statistics), rel=1e-4)
+    low, high = result["intervals"]["fd_random_inception_192"]
+    assert low < distance(result) < high and result["num_images"] == 20 and result["reference"]["n"] == 40
+    pixels = b"".join(hashlib.sha256(image.tobytes()).digest() for image in images)
+    assert result["samples"] == {
+        "name": str(path), "sha256": hashlib.sha256(pixels).hexdigest(), "size": 16, "unreadable": 0, "ignored": {},
+    }  # fmt: skip
+    assert result["extractor"]["sha256"] == extractor.space.sha256 and "checkpoint" not in result
+
+
+@pytest.mark.parametrize(
+    ("make", "size", "line"),
+    [
+        (lambda path: path / "none", 0, "does not exist"),
+        (lambda path: stored(np.zeros((3, 3, 16, 12), np.uint8), path / "flat"), 0, "'000.png' 12 x 16.*give --size"),
+        (lambda path: stored(np.zeros((3, 3, 16, 12), np.uint8), path / "flat.npy"), 0, "16 x 12 pixels"),
+        (lambda path: stored(np.zeros((3, 3, 16, 16), np.uint8), path / "a.npy"), 32, "32 x 32 are compared"),
+        (lambda path: stored(np.zeros((1, 3, 16, 16), np.uint8), path / "one.npy"), 0, "1 image, a distance needs"),
+        (lambda _: "synthetic:public:9", 0, "give --size"),
+        (lambda path: moments(path / "stats.npz"), 0, "mu and sigma, no images: give them to --reference"),
+    ],
+)
+def test_samples_that_cannot_be_measured_are_one_line_and_leave_nothing(tmp_path, monkeypatch, make, size, line):
+    monkeypatch.setenv("MASKFED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    path = make(tmp_path)
+    with pytest.raises(InputError, match=line) as caught:
+        evaluate_samples(str(path), Options(reference=REFERENCE, extractor="random-inception"), size)
+    assert "\n" not in str(caught.value) and not (tmp_path / "evaluation").exists()
+
+
+def moments(path):
+    np.savez(path, mu=np.zeros(4), sigma=np.eye(4))
+    return path
+
+
+def test_samples_of_other_sizes_are_brought_to_the_size_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKFED_CACHE", str(tmp_path / "cache"))
+    path = stored(generate(5, 24, 3)[0][:, :, :20], tmp_path / "wide")
+    options = Options(reference=REFERENCE, extractor="random-inception", out=tmp_path / "out")
+    assert read(evaluate_samples(str(path), options, 16))["samples"]["size"] == 16
+
+
+def test_samples_that_the_reference_holds_are_refused(tmp_path, monkeypatch):
+    images = generate(12, 16, 3)[0]
+    for name, chosen in (("samples.npy", images[:6]), ("reference.npy", images[4:])):
+        np.save(tmp_path / name, chosen)
+    options = Options(str(tmp_path / "reference.npy"), extractor="random-inception", out=tmp_path / "out")
+    with pytest.raises(InputError, match="holds 2 images that are among the samples"):
+        evaluate_samples(str(tmp_path / "samples.npy"), options)
+
+
+def test_a_checkpoint_or_samples_and_only_what_goes_with_them(run, tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "a.npy", np.zeros((4, 3, 16, 16), np.uint8))
+    given = ["evaluate", "--reference", REFERENCE, "--extractor", "random-inception", "--out", str(tmp_path / "out")]
+    for words, line in (
+        ([], "give a checkpoint or --samples PATH"),
+        ([str(run.path), "--samples", "x"], "not both"),
+        (["--samples", "x", "--num", "5"], "--num goes with a checkpoint"),
+        (["--samples", "x", "--all"], "--all goes with a checkpoint"),
+        ([str(run.path), "--size", "16"], "--size goes with --samples"),
+        (["--samples", "x", "--reference", "federated"], "name the pooled file"),
+    ):
+        monkeypatch.setattr("sys.argv", ["maskfed-server", *given, *words])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        error = capsys.readouterr().err
+        assert caught.value.code == 2 and line in error and error.count("\n") == 1
+    shown = CliRunner().invoke(cli.app, [*given, "--samples", str(tmp_path / "a.npy")])
+    assert shown.exit_code == 0, shown.output
+    assert f"4 images of {tmp_path / 'a.npy'} against 40 of {REFERENCE}" in shown.output
+
+
+def test_another_evaluation_never_replaces_a_result(run, tmp_path):
+    file = evaluate(run.path, Options(reference=REFERENCE, name="one"))
+    before = file.read_bytes()
+    for options, line in (
+        (Options(reference="synthetic:heldout:30", name="one"), "reference is .*give another --name or --out"),
+        (Options(reference=REFERENCE, name="one", num_images=12), "number of images is 24, not 12"),
+        (
+            Options(reference=REFERENCE, name="one", drawing=Drawing(overrides=("evaluation.seed=9",))),
+            "seed is 0, not 9",
+        ),
+    ):
+        with pytest.raises(InputError, match=line):
+            evaluate(run.path, options)
+    with pytest.raises(InputError, match="model is"):
+        evaluate(run.round_checkpoint(0), Options(reference=REFERENCE, name="one"))
+    assert file.read_bytes() == before and sorted(path.name for path in file.parent.iterdir()) == ["result.json"]
+    assert evaluate(run.path, Options(reference=REFERENCE, name="one")) == file
+    file.write_text("{")
+    with pytest.raises(InputError, match="is damaged"):
+        evaluate(run.path, Options(reference=REFERENCE, name="one"))
+
+
+def test_everything_that_changes_a_figure_gets_a_folder_of_its_own(run):
+    asked = [Options(reference=REFERENCE), Options(reference="synthetic:heldout:30"), Options(REFERENCE, num_images=12)]
+    assert len({evaluate(run.path, options).parent for options in [*asked, asked[0]]}) == 3
+
+
+def test_a_folder_of_somebody_else_is_no_place_for_an_evaluation(run, tmp_path):
+    (tmp_path / "mine" / "parts").mkdir(parents=True)
+    (tmp_path / "mine" / "parts" / "thesis.tex").write_text("years")
+    with pytest.raises(InputError, match="holds other files"):
+        evaluate(run.path, Options(reference=REFERENCE, out=tmp_path / "mine"))
+    with pytest.raises(InputError, match="holds other files"):
+        evaluate(run.path, Options(reference=REFERENCE, out=run.path))
+    assert (tmp_path / "mine" / "parts" / "thesis.tex").read_text() == "years"
+
+
+def test_a_damaged_kept_reference_is_computed_again(run):
+    first = read(evaluate(run.path, Options(reference=REFERENCE, name="first")))
+    for file in (run.path / "evaluation" / "references").iterdir():
+        file.write_bytes(file.read_bytes()[:40])
+    assert distance(read(evaluate(run.path, Options(reference=REFERENCE, name="second")))) == distance(first)
+
+
+def test_what_was_left_out_of_samples_and_reference_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKFED_CACHE", str(tmp_path / "cache"))
+    samples = stored(generate(4, 16, 3)[0], tmp_path / "samples")
+    reference = stored(generate(5, 16, 4)[0], tmp_path / "reference")
+    (samples / "notes.txt").write_text("x")
+    (reference / "photo.xyz").write_text("x")
+    given = ["evaluate", "--samples", str(samples), "--reference", str(reference), "--out", str(tmp_path / "out")]
+    shown = CliRunner().invoke(cli.app, [*given, "--extractor", "random-inception"])
+    assert f"4 images of {samples} (1 .txt ignored) against 5 of {reference} (1 .xyz ignored)" in shown.output
+    result = read(tmp_path / "out" / "result.json")
+    assert result["samples"]["ignored"] == {".txt": 1} and result["reference"]["ignored"] == {".xyz": 1}

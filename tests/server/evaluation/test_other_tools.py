@@ -79,7 +79,7 @@ def test_arrays_of_images_are_references(tmp_path, layout):
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros((4, 3, 9, 9), np.uint8), "9 x 9 pixels, the model draws 8 x 8"),
+        (np.zeros((4, 3, 9, 9), np.uint8), "9 x 9 pixels, 8 x 8 are compared"),
         (np.zeros((4, 3, 8, 8), np.float32), r"float32 \(4, 3, 8, 8\): give uint8"),
         (np.zeros((4, 8, 8), np.uint8), "give uint8"),
         (np.zeros((4, 1, 8, 8), np.uint8), "give uint8"),

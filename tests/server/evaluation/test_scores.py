@@ -25,10 +25,12 @@ def test_all_metrics_come_out_where_reference_features_are_known():
     assert all(isinstance(value, float) for value in found.metrics.values())
 
 
-def test_statistics_alone_give_the_distance_alone():
+def test_statistics_alone_give_the_distance_and_its_interval():
     one, other = features(80, 0), features(90, 1)
-    found = scores(None, statistics_of(one, SPACE), statistics_of(other, SPACE), None)
-    assert set(found.metrics) == {"fd_random_inception_192"} and not found.intervals
+    found = scores(one, statistics_of(one, SPACE), statistics_of(other, SPACE), None)
+    low, high = found.intervals["fd_random_inception_192"]
+    assert set(found.metrics) == {"fd_random_inception_192"} and low < found.metrics["fd_random_inception_192"] < high
+    assert not scores(one, statistics_of(one, SPACE), statistics_of(other, SPACE), None, has_interval=False).intervals
 
 
 def test_kernel_distance_is_near_that_of_all_images_and_zero_for_equal_distributions():

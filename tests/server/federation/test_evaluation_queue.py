@@ -2,10 +2,13 @@ import json
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from server.federation import evaluation_queue
 from server.federation.evaluation_queue import Evaluations, evaluate_command
+from server.federation.rounds.global_model import round_folder
+from shared.storage.checkpoint import save_checkpoint
 from shared.storage.runlog import RunLog
 from tests.server.fake_federation import events_of, honest_sites, make_experiment, make_home, run_rounds
 from tests.server.fake_grid import FakeGrid
@@ -115,3 +118,19 @@ def test_the_command_is_the_operators_own(tmp_path):
     command = evaluate_command(tmp_path / "round-000004", "faces.zip", ["--num", "100"])
     assert command[:5] == [sys.executable, "-m", "server.cli.main", "evaluate", str(tmp_path / "round-000004")]
     assert command[5:] == ["--reference", "faces.zip", "--name", "round-000004", "--num", "100"]
+
+
+def test_weights_of_an_earlier_round_are_not_measured_again(tmp_path, monkeypatch):
+    use_command(monkeypatch, "import time; time.sleep(30)")
+    home = make_home(tmp_path, make_experiment(rounds=3))
+    run = home / "runs" / "run"
+    (run / "finetune.json").write_text(json.dumps({"reference": "synthetic:public:10"}))
+    start, other = {"a": np.zeros(2, np.float32)}, {"a": np.ones(2, np.float32)}
+    for number, weights in enumerate((start, start, other, other, start)):
+        meta = {"experiment": make_experiment(), "round": number}
+        save_checkpoint(round_folder(run / "checkpoints", number), {"ema": weights, "model": weights}, meta)
+    beside = Evaluations(run, 1, RunLog(run / "metrics.jsonl"))
+    beside.finish(0)
+    assert [event["round"] for event in events_of(home, "evaluation_failed")] == [0, 2]
+    beside.round_done(1)  # Nothing was measured: the next round with the weights may be.
+    assert beside.oldest_needed() == 1

@@ -1,7 +1,10 @@
 import contextlib
+import io
+import re
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from server.federation import finetune, status
 from server.federation.finetune import Start, resume_run, start_run
@@ -147,6 +150,14 @@ def test_a_run_is_summarised_as_a_table_and_as_json(home, control):
     metrics = {"fd_random_inception_192": 94.3, "kd_random_inception_192_interval": [5.4, 5.8], "precision": 0.0}
     RunLog(home / "runs" / "run" / "metrics.jsonl").write("evaluation", round=0, metrics=metrics)
     assert table(summarise(home, entry)).row_count == 3
+    # As wide as a telephone, and narrower: the figures of each round are whole in one line.
+    for width in (120, 80, 40, 24):
+        console = Console(width=width, file=io.StringIO(), force_terminal=False)
+        console.print(table(summarise(home, entry), width))
+        text = console.file.getvalue()
+        assert max(map(len, text.splitlines())) <= width
+        assert all(re.search(rf"\b{number}\b.*\b0\.5", text) for number in (1, 2)), text
+        assert "94.3" in text
     assert EXIT_CODES == {"completed": 0, "failed": 1, "stopped": 1}
 
 

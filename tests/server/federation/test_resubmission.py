@@ -130,6 +130,36 @@ def test_a_stopped_run_is_wanted_no_longer(setting):
         wanted.stop(control, "other")
 
 
+def test_a_stop_names_the_runs_process_even_when_the_superlink_hangs(setting, monkeypatch):
+    """The superexec ends whatever run has a file there, also a process that is only starting and hears of no stop."""
+    home, control, wanted = setting
+    stopped = home / "flwr" / "superexec" / "stopped"
+    stopped.parent.mkdir(parents=True)
+    order = []
+
+    def hang(run_id):
+        order.append((run_id, [file.name for file in stopped.iterdir()]))
+        raise ControlError("stopping run 1: the SuperLink cannot be reached")
+
+    monkeypatch.setattr(control, "stop", hang)
+    with pytest.raises(ControlError):
+        wanted.stop(control, "run")
+    assert order == [(1, ["1"])]
+    assert wanted.runs()["run"].status == "stopped"
+    wanted.tick(control)
+    assert control.submitted == ["run"]
+
+
+def test_what_is_left_of_a_run_that_died_is_ended_before_it_is_submitted_again(setting, monkeypatch):
+    """A process that hangs is dead for the SuperLink, but it holds the run's folder."""
+    home, control, wanted = setting
+    stopped = home / "flwr" / "superexec" / "stopped"
+    stopped.parent.mkdir(parents=True)
+    control.states[1] = "finished:failed"
+    assert tick_until_submitted(wanted, control, monkeypatch) == 1
+    assert [(file.name, file.stat().st_mtime) for file in stopped.iterdir()] == [("1", 0.0)]
+
+
 def test_a_superlink_that_is_away_changes_nothing(setting, monkeypatch):
     _home, control, wanted = setting
 

@@ -13,13 +13,14 @@ from client.answers.audit_request import answer_audit
 from client.answers.verdicts import Verdict
 from client.data.dataset import open_dataset, scan
 from client.limits import AuditPolicy
+from client.private_files import write_private
 from client.records.ledger import open_ledger
 from client.records.spending import Charge
-from client.settings import Home, SiteConfig, SitePolicy, save_settings, write_private
+from client.settings import Home, SiteConfig, SitePolicy, save_settings
 from server.app import conduct
 from server.cli import main as cli
 from server.federation.messaging.transport import Timing
-from server.release.audit_request import AuditPlan, make_question
+from server.release.audit_question import AuditPlan, make_question
 from server.release.audit_sites import AUDIT_FILE, ask_audits
 from server.release.gate import gather
 from server.release.verdict_files import add_verdicts, read_verdict

@@ -11,7 +11,7 @@ from shared.experiment.config import parse_experiment
 from shared.storage.checkpoint import load_group, load_meta, save_checkpoint
 from shared.storage.runlog import RunLog
 
-WEIGHTS = {"a": np.arange(3, dtype=np.float32)}
+WEIGHTS, OTHER_WEIGHTS = ({"a": np.arange(3, dtype=np.float32) + shift} for shift in (0, 1))
 
 
 def finish(path, *, privacy="none", groups=("ema",), sites=("north", "south"), settings=(), **spent):
@@ -29,16 +29,16 @@ def finish(path, *, privacy="none", groups=("ema",), sites=("north", "south"), s
     return run, load_meta(run.round_checkpoint(1)).digest
 
 
-def measure(run, digest):
+def measure(run, digest, *, weights="ema", weights_sha256="", **reference):
     folder = run.evaluation("round-000001")
     folder.mkdir(parents=True)
     result = {
         "metrics": {"fd_random_inception_192": 4.5},
         "intervals": {"fd_random_inception_192": [4.0, 5.0]},
-        "reference": {"name": "/home/somebody/held-out", "n": 500.0, "release": "own"},
-        "checkpoint": {"round": 1, "step": None, "digest": digest},
+        "reference": {"name": "/home/somebody/held-out", "n": 500.0, "release": "own"} | reference,
+        "checkpoint": {"round": 1, "step": None, "digest": digest, "weights_sha256": weights_sha256},
         "num_images": 1000,
-        "weights": "ema",
+        "weights": weights,
         "sampler": "ddim",
         "nfe": 250,
     }
@@ -70,14 +70,14 @@ def test_a_model_with_all_evidence_is_released_with_its_card(tmp_path):
     assert load_meta(out).parents == (digest,)
     card = (out / "MODEL_CARD.md").read_text()
     for text in (
-        "north, south",
+        "at 2 sites: site 1, site 2.",
         "| fd_random_inception_192 | 4.5 | 4 to 5 | 1000 | held-out | 500 | ema | ddim, 250 evaluations |",
-        "over 1 rounds of",
-        "| north | 3.25 | 1e-05 | 8 | person |",
+        "over 1 round of",
+        "| site 1 | 3.25 | 1e-05 | 8 | person |",
     ):
         assert text in card
     assert (
-        "| south | not released |" in card and "override" not in card and "Intended use" in card and "Licence" in card
+        "| site 2 | not released |" in card and "override" not in card and "Intended use" in card and "Licence" in card
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 
@@ -87,7 +87,7 @@ def test_training_without_dp_is_unbounded_in_the_card(tmp_path):
     measure(run, digest)
     audited(run, digest)
     card = (release(run.path, tmp_path / "out") / "MODEL_CARD.md").read_text()
-    assert "| north | unbounded |" in card
+    assert "| site 1 | unbounded |" in card
 
 
 def test_epsilon_of_the_dp_part_stands_beside_unbounded_in_the_card(tmp_path):
@@ -95,7 +95,7 @@ def test_epsilon_of_the_dp_part_stands_beside_unbounded_in_the_card(tmp_path):
     measure(run, digest)
     audited(run, digest)
     card = (release(run.path, tmp_path / "out") / "MODEL_CARD.md").read_text()
-    assert "| north | unbounded (DP part 3.25) | 1e-05 | 8 | person |" in card
+    assert "| site 1 | unbounded (DP part 3.25) | 1e-05 | 8 | person |" in card
 
 
 def test_without_a_distance_nothing_is_released(tmp_path):
@@ -133,7 +133,7 @@ def test_canaries_are_the_evidence_of_a_plan_with_dp_unless_the_experiment_asks_
         content = verdict(site, "canaries", digest, figures={"epsilon_at_least": 1.5, "epsilon": 3.25})
         (run.path / "audits" / f"{site}.json").write_text(json.dumps(content))
     card = (release(run.path, tmp_path / "out") / "MODEL_CARD.md").read_text()
-    assert "| north | canaries | pass | epsilon_at_least 1.5, epsilon 3.25 |" in card
+    assert "| site 1 | canaries | pass | epsilon_at_least 1.5, epsilon 3.25 |" in card
     plain, _ = finish(tmp_path / "plain", settings=["release.audits=auto"])
     assert {line.split()[0] for line in gather(plain.round_checkpoint(1)).problems[1:]} == {
         "membership",
@@ -179,7 +179,7 @@ def test_an_override_is_recorded(tmp_path):
     run, _ = finish(tmp_path / "run")
     out = release(run.path, tmp_path / "out", override="for the reviewers")
     card = (out / "MODEL_CARD.md").read_text()
-    assert "Released by override" in card and "for the reviewers" in card and "audit of north is missing" in card
+    assert "Released by override" in card and "for the reviewers" in card and "audit of site 1 is missing" in card
     assert load_meta(out).provenance["release"]["override"] == "for the reviewers"
     assert str(tmp_path) not in card
 
@@ -215,11 +215,11 @@ def test_verdict_files_of_sites_are_taken_into_the_run(tmp_path):
             add_verdicts(run.path, [file])
 
 
-def second_round(run, **spent):
+def second_round(run, weights=OTHER_WEIGHTS, *, weights_changed=True, **spent):
     log = RunLog(run.metrics)
     answered = [{"site": "north", "epsilon": 5.5, "delta": 1e-5, "epsilon_cap": 8.0, "unit": "person"} | spent]
-    log.write("round", round=2, asked=answered, answered=answered)
-    save_checkpoint(run.round_checkpoint(2), {"ema": WEIGHTS}, {"experiment": run.experiment, "round": 2})
+    log.write("round", round=2, asked=answered, answered=answered, weights_changed=weights_changed)
+    save_checkpoint(run.round_checkpoint(2), {"ema": weights}, {"experiment": run.experiment, "round": 2})
     return load_meta(run.round_checkpoint(2)).digest
 
 
@@ -245,3 +245,80 @@ def test_a_blank_reason_overrides_nothing(tmp_path, override):
     run, _ = finish(tmp_path / "run")
     with pytest.raises(InputError, match="--override REASON records why"):
         release(run.path, tmp_path / "out", override=override)
+
+
+def test_names_of_sites_are_in_a_release_only_when_they_are_asked_for(tmp_path):
+    run, digest = finish(tmp_path / "run", sites=("north", "north-2"))
+    measure(run, digest, release="exact", sites="north+north-2", name="/x/pooled.safetensors")
+    (run.path / "audits").mkdir()
+    content = verdict("north-2", "membership", digest, passed=False) | {"reason": "north-2 found copies"}
+    (run.path / "audits" / "a.json").write_text(json.dumps(content))
+    hidden = release(run.path, tmp_path / "hidden", override="x")
+    text = "".join((hidden / name).read_text() for name in ("MODEL_CARD.md", "meta.json", "experiment.toml"))
+    assert "north" not in text and "site 2 found copies" in text and "statistics of 2 sites" in text
+    named = (release(run.path, tmp_path / "named", override="x", name_sites=True) / "MODEL_CARD.md").read_text()
+    assert "at 2 sites: north, north-2." in named and "statistics of north, north-2" in named
+
+
+def test_the_card_counts_rounds_that_changed_the_weights(tmp_path):
+    run, _ = finish(tmp_path / "run")
+    second_round(run, WEIGHTS, weights_changed=False)
+    card = (release(run.path, tmp_path / "out", override="x") / "MODEL_CARD.md").read_text()
+    assert "Fine-tuned over 1 round of" in card and "1 more round did not change the weights" in card
+
+
+def test_weights_of_an_earlier_round_need_no_second_distance(tmp_path):
+    run, first = finish(tmp_path / "run")
+    second_round(run, WEIGHTS, weights_changed=False)
+    measure(run, first, weights_sha256=load_meta(run.round_checkpoint(1)).sha256["ema.safetensors"])
+    assert not any("distance" in problem for problem in gather(run.round_checkpoint(2)).problems)
+
+
+def test_a_distance_of_the_raw_weights_opens_no_release_of_the_average(tmp_path):
+    run, digest = finish(tmp_path / "run", groups=("ema", "model"))
+    measure(run, digest, weights="model")
+    assert gather(run.round_checkpoint(1)).problems[0].startswith("no distance of round-000001")
+
+
+def test_a_site_that_answered_only_in_a_round_without_change_is_not_in_the_weights(tmp_path):
+    run, _ = finish(tmp_path / "run", sites=("north",))
+    RunLog(run.metrics).write("round", round=2, answered=[{"site": "west"}], weights_changed=False)
+    save_checkpoint(run.round_checkpoint(2), {"ema": WEIGHTS}, {"experiment": run.experiment, "round": 2})
+    assert gather(run.round_checkpoint(2)).sites == ["north"]
+
+
+def test_constants_of_dp_and_the_source_of_the_start_stand_in_the_card(tmp_path):
+    settings = ["privacy.noise_multiplier=1.3", "privacy.max_grad_norm=0.7", "privacy.sample_rate=0.02"]
+    settings += ["federation.central_noise_multiplier=0.9", "federation.max_update_norm=3.5"]
+    settings += ["federation.update_norm_action=clip", "federation.sites_per_round=2"]
+    run, _ = finish(tmp_path / "run", privacy="dp-sgd", settings=settings)
+    start = parse_experiment("", ["train.objective=msm", "train.batch=32", "mask.kind=block", "mask.ratio=0.9"])
+    facts = {"data": "/home/somebody/celeba", "num_images": 600}
+    saved = save_checkpoint(
+        tmp_path / "start", {"ema": WEIGHTS}, {"experiment": start, "step": 4000, "provenance": facts}
+    )
+    run.settings.write_text(json.dumps({"init": str(tmp_path / "start")}))
+    folder, meta = run.round_checkpoint(1), {"experiment": run.experiment, "round": 1, "parents": (saved.digest,)}
+    save_checkpoint(folder, {"ema": WEIGHTS}, meta)
+    card = (release(run.path, tmp_path / "out", override="x") / "MODEL_CARD.md").read_text()
+    assert "noise multiplier 1.3, gradients of a unit clipped to 0.7, sampling rate 0.02" in card
+    assert "Client-level DP at the coordinator: noise multiplier 0.9, updates clipped to 3.5" in card
+    assert f"objective msm on 600 public images (celeba), 4,000 steps of 32 images, checkpoint `{saved.digest}`" in card
+    assert "/home/" not in card
+    (tmp_path / "start" / "meta.json").unlink()
+    card = (release(run.path, tmp_path / "later", override="x") / "MODEL_CARD.md").read_text()
+    assert f"- Started from: checkpoint `{saved.digest}`." in card
+
+
+@pytest.mark.parametrize("value", ["0.9", float("nan"), None])
+def test_a_figure_that_is_no_number_passes_no_limit(tmp_path, value):
+    run, digest = finish(tmp_path / "run")
+    measure(run, digest)
+    audited(run, digest, figures={"auc": value})
+    with pytest.raises(InputError, match=r"auc .* is above the limit"):
+        release(run.path, tmp_path / "out")
+
+
+def test_a_release_may_lie_in_folders_that_are_not_there_yet(tmp_path):
+    run, _ = finish(tmp_path / "run")
+    assert release(run.path, tmp_path / "new" / "deep" / "out", override="x").is_dir()

@@ -211,7 +211,7 @@ def test_runs_are_compared_in_one_chart_when_they_measured_the_same(federated, c
 def test_distances_to_other_references_stay_apart(federated):
     write_result(federated, "other", result(3, 99.0, reference="elsewhere"))
     data = read_run(federated.path)
-    assert data.main_group == ("fd_random_inception_192", "synthetic:heldout:100")
+    assert data.main_group[:2] == ("fd_random_inception_192", "synthetic:heldout:100")
     assert "Further distances" in report([federated.path]).read_text()
 
 
@@ -355,3 +355,52 @@ def test_browser_draws_the_page_without_complaint(federated, tmp_path, width):
 )
 def test_a_change_has_a_colour_only_where_the_intervals_are_apart(first, last, trend):
     assert _trend(first, last) == trend
+
+
+def test_one_evaluation_is_one_and_tells_no_change(central):
+    page = report([central.path]).read_text()
+    assert '<div class="headline">7</div>' in page and "1 evaluation<" in page
+    assert "95 percent interval: 6.3 to 7.7" in page
+
+
+def test_distances_of_other_numbers_of_images_do_not_make_one_curve(federated):
+    write_result(federated, "few", result(3, 1.0) | {"num_images": 8})
+    page = build_page(read_run(federated.path))
+    assert [row.value for row in page.rows] == [20.0, 16.0, 12.0, 5.0]
+    assert [[row.value for row in rows] for rows in page.others] == [[1.0]]
+
+
+def test_every_distance_of_the_page_has_its_interval_and_number_of_images(federated):
+    write_result(federated, "other", result(3, 100.0, reference="elsewhere"))
+    assert "<td>100<small>90 to 110, 64 images</small>" in report([federated.path]).read_text()
+    page = report([federated.path, federated.path], federated.path / "twice.html").read_text()
+    assert page.count("<td>20<small>18 to 22, 64 images</small></td>") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"reference": None}, "reference"),
+        ({"reference": {"name": "x", "n": "many"}}, "reference"),
+        ({"num_images": "64"}, "num_images"),
+        ({"metrics": {"fid": float("nan")}}, "metrics"),
+        ({"metrics": {"fid": 1.0, "kid": "low"}}, "metrics"),
+        ({"intervals": {"fid": [1.0]}}, "intervals"),
+        ({"intervals": {"fid": [1.0, float("inf")]}}, "intervals"),
+        ({"checkpoint": {"round": "last"}}, "num_images, round or step"),
+    ],
+)
+def test_a_result_that_evaluate_did_not_write_is_one_line(central, change, line):
+    write_result(central, "odd", result(3, 1.0) | change)
+    with pytest.raises(InputError, match=rf"odd/result.json: no result of `evaluate` \({line}") as caught:
+        read_run(central.path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_page_of_somebody_else_is_not_replaced(central, tmp_path):
+    (tmp_path / "thesis.html").write_text("<title>years</title>")
+    with pytest.raises(InputError, match="no page that `report` made"):
+        report([central.path], tmp_path / "thesis.html")
+    assert (tmp_path / "thesis.html").read_text() == "<title>years</title>"
+    for _ in range(2):
+        report([central.path], tmp_path / "own.html")

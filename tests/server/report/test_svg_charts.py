@@ -1,6 +1,8 @@
+import re
+
 import pytest
 
-from server.report.svg_charts import Series, is_same_drawing, line_chart
+from server.report.svg_charts import Series, _limits, is_same_drawing, line_chart
 
 X, Y = [1.0, 10.0, 100.0], [3.0, 2.0, 1.5]
 
@@ -32,3 +34,20 @@ def test_a_drawing_without_one_of_the_series_is_another():
 def test_a_bound_that_moved_is_another_drawing():
     low, high = (chart().replace("0 0 316.8", f"0 0 {width}") for width in ("316.8", "316.9"))
     assert not is_same_drawing(low, high)
+
+
+def test_nothing_is_cut_off_at_the_edges():
+    line = Series("a", [0, 1, 2], [3.0, None, 9.44], [(2.0, 4.0), None, (-1.0, 20.0)])
+    low, high = _limits([line, Series("cap", [0, 2], [8.0, 8.0])])
+    assert low < -1 and 20.5 < high < 24
+    assert _limits([Series("a", [0, 1], [3.0, 4.0])])[0] == 0
+    low, high = _limits([Series("a", [0], [0.0])])
+    assert low == 0 < high
+    assert _limits([Series("a", [0, 1], [float("nan"), 5.0])])[1] == pytest.approx(5.4)
+
+
+@pytest.mark.parametrize(("x", "expected"), [([1.0], ["1"]), ([0.0, 1.0], ["0", "1"]), ([3.0, 4.0], ["3", "4"])])
+def test_ticks_of_rounds_are_whole_numbers(x, expected):
+    svg = line_chart([Series("a", x, [2.0 * place for place in x])], "round", "distance", from_zero=True)
+    axis = svg[svg.index("matplotlib.axis_1") if "matplotlib.axis_1" in svg else 0 : svg.index(">round<")]
+    assert re.findall(r"<text[^>]*>([^<]+)</text>", axis) == expected

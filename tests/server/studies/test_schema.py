@@ -2,10 +2,10 @@ import tomllib
 
 import pytest
 
-from server.runs.recipes import find_experiment
 from server.studies.schema import FOLDER, Study, arm_at, arms_at, load_study, study_names
 from shared.errors import InputError
 from shared.experiment.config import load_experiment
+from shared.experiment.recipes import find_experiment
 
 TEXT = """
 title = "Small"

@@ -14,6 +14,8 @@ from shared.diffusion.uvit import build_model, timestep_embedding
 from shared.errors import InputError
 from shared.storage.checkpoint import load_group, load_meta
 
+pytestmark = pytest.mark.full_size
+
 WIDTH, BLOCKS, HEADS, PATCH, SIDE = 192, 7, 6, 4, 4
 
 

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from server.cli import models as cli_models
 from server.cli.main import app
-from server.runs import recipes
 from server.training.train import train
+from server.training.watch import Watch
 from shared.errors import InputError
+from shared.experiment import recipes
 from shared.experiment.config import parse_experiment
 from shared.storage.checkpoint import load_group, load_meta
 from shared.storage.runlog import read_metrics
@@ -160,15 +161,15 @@ def test_divergence_ends_the_run_and_says_so(tmp_path):
 
 def start(tmp_path, *arguments):
     (tmp_path / "e.toml").write_text(TOML)
-    main = "from server.cli.main import main; main()"
+    main = "from small_network import install; install(); from server.cli.main import main; main()"
     command = [sys.executable, "-c", main, "train", str(tmp_path / "e.toml"), "--data", str(DATA)]
     command += ["--out", str(tmp_path / "run"), "--set", "train.steps=100000", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def wait_for(is_true):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not is_true():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -179,11 +180,11 @@ def test_interrupt_writes_a_checkpoint_and_kill_loses_only_what_came_after_one(t
     process = start(tmp_path)
     wait_for(lambda: list(checkpoints.glob("step-*")))
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     assert "run the same command again to continue" in errors
     events = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert events[-1]["status"] == "interrupted" and events[-2]["kind"] == "checkpoint"
+    assert events[-1]["status"] == "stopped" and events[-2]["kind"] == "checkpoint"
     stopped = events[-1]["step"]
 
     process = start(tmp_path)
@@ -233,3 +234,38 @@ def test_a_run_goes_on_with_other_images_only_when_told_so_and_says_it(tmp_path)
     assert load_meta(run.latest).step == 3
     (event,) = [event for event in read_metrics(run.metrics) if event["kind"] == "data_changed"]
     assert event["step"] == 2 and "5 other ones" in event["reason"]
+
+
+def test_a_stop_while_samples_are_drawn_is_answered_at_once_and_leaves_no_half_made_grid(tmp_path, monkeypatch):
+    def draw(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the drawing went on")
+
+    monkeypatch.setattr("shared.evaluation.generate.sample_images", draw)
+    run = train(experiment("train.steps=2"), DATA, tmp_path / "run")
+    assert list(run.samples.iterdir()) == []
+    assert load_meta(run.latest).step == 2
+
+
+def test_stopped_at_once_after_a_checkpoint_is_stopped_and_before_it_failed(tmp_path, monkeypatch):
+    for name, every, status in (("whole", 1, "stopped"), ("half", 10, "failed")):
+
+        def interrupt(*_, **__):
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Watch, "sample", interrupt)
+            settings = ("train.steps=3", f"train.checkpoint_every={every}", "train.sample_every=1")
+            with pytest.raises(KeyboardInterrupt):
+                train(experiment(*settings), DATA, tmp_path / name)
+        assert read_metrics(tmp_path / name / "metrics.jsonl")[-1]["status"] == status
+
+
+def test_the_plan_of_a_training_is_said_in_days_with_what_else_there_is(monkeypatch):
+    monkeypatch.setattr("shared.planning.probe.images_per_second", lambda *_: 1.8)
+    told = cli_models.training_plan(experiment("train.steps=200000", "train.batch=256"))
+    assert told[0] == "200,000 steps of 256 images: 51,200,000 images at 1.8 per second, 329 days here"
+    assert "reproduce32-T" in told[1]
+    assert len(cli_models.training_plan(experiment("train.steps=10"))) == 1
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert cli_models.training_plan(experiment("train.steps=10")) == []

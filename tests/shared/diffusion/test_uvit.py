@@ -17,6 +17,8 @@ from shared.diffusion.uvit import (
 )
 from shared.experiment.config import parse_experiment
 
+pytestmark = pytest.mark.full_size
+
 PIXELS_64 = {"in_channels": 3, "grid_size": 16, "patch_size": 4}
 PIXELS_32 = {"in_channels": 3, "grid_size": 8, "patch_size": 4}
 WAVELET_256 = {"in_channels": 12, "grid_size": 32, "patch_size": 4}

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,13 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from shared.errors import InputError
 from shared.evaluation.feature_statistics import FeatureSpace, statistics_of
-from shared.evaluation.frechet import bootstrap_interval, frechet, frechet_distance
+from shared.evaluation.frechet import (
+    bootstrap_interval,
+    frechet,
+    frechet_distance,
+    jackknife_groups,
+    jackknife_interval,
+)
 
 SPACE = FeatureSpace("x", "", "00")
 
@@ -96,3 +104,39 @@ def test_bootstrap_interval_is_the_spread_of_the_draws_placed_around_the_distanc
     assert np.mean(drawn) > estimate + 0.1
     expected = np.quantile(drawn, [0.1, 0.9]) + estimate - np.mean(drawn)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def jackknife(rows, reference):
+    groups = [statistics_of(group, SPACE) for group in jackknife_groups(rows)]
+    return jackknife_interval(groups, lambda each: frechet_distance(each, reference))
+
+
+def test_jackknife_interval_is_that_of_the_distances_without_each_group():
+    one, other = features(31, 5, 1), statistics_of(features(300, 5, 2, shift=0.5), SPACE)
+    places = np.array_split(np.arange(31), 20)
+    drawn = [frechet_distance(statistics_of(np.delete(one, rows, axis=0), SPACE), other) for rows in places]
+    half = 2.093 * np.sqrt(19 / 20 * np.square(drawn - np.mean(drawn)).sum())
+    estimate = frechet_distance(statistics_of(one, SPACE), other)
+    np.testing.assert_allclose(jackknife(one, other), [estimate - half, estimate + half], rtol=1e-6)
+
+
+def test_jackknife_interval_has_the_width_that_new_draws_show():
+    other = statistics_of(features(4000, 4, 999, shift=0.6), SPACE)
+    draws = np.random.default_rng(5).standard_normal((60, 200, 4))
+    found = np.std([frechet_distance(statistics_of(draw, SPACE), other) for draw in draws], ddof=1)
+    told = np.mean([np.diff(jackknife(draw, other)) / 2 / 2.093 for draw in draws])
+    assert 0.7 < told / found < 1.4
+
+
+def test_two_images_have_no_interval_and_three_have():
+    other = statistics_of(features(50, 3, 2), SPACE)
+    assert jackknife(features(2, 3, 1), other) is None
+    low, high = jackknife(features(3, 3, 1), other)
+    assert low < frechet_distance(statistics_of(features(3, 3, 1), SPACE), other) < high
+
+
+@pytest.mark.parametrize("value", [1e200, 1e300])
+def test_statistics_too_large_for_a_distance_are_one_line(value):
+    huge = replace(statistics_of(features(9, 3, 1), SPACE), outer_DD=np.full((3, 3), value), total_D=np.full(3, value))
+    with pytest.raises(InputError, match="distance is not finite"):
+        frechet_distance(huge, statistics_of(features(9, 3, 2), SPACE))

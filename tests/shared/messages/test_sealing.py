@@ -12,7 +12,7 @@ from shared.messages.sealing import SEAL, digests_of, read_seal, seal_reply
 from shared.messages.signature import SignatureError, Statement, check_signature
 from tests.signing import key_of, public_of, signed_request, statement_of
 
-ASKED = Statement("train", "request", "run", 1, "site-0", "a" * 64, "b" * 64, "c" * 64)
+ASKED = Statement("train", "request", "run", 1, "site-0", "a" * 64, "b" * 64, "c" * 64, 1000, 2000)
 HEADER = '{"status":"trained"}'
 
 
@@ -145,6 +145,10 @@ def test_what_is_not_text_in_a_header_is_refused_and_not_raised_as_something_els
         {"round": -1},
         {"round": True},
         {"round": 1.5},
+        {"issued_ms": -1},
+        {"issued_ms": 1.5},
+        {"expires_ms": True},
+        {"expires_ms": 2**53},
         {"certificate": bytes(3000)},
         {"certificate": "text"},
         {"more": 1},

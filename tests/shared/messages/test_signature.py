@@ -20,7 +20,7 @@ from shared.messages.signature import (
 )
 from tests.signing import key_of, pem_of, public_of
 
-OURS = Statement("train", "reply", "run", 3, "site-0", "a" * 64, "b" * 64, "c" * 64)
+OURS = Statement("train", "reply", "run", 3, "site-0", "a" * 64, "b" * 64, "c" * 64, 1000, 2000)
 OTHERS = {
     "purpose": "audit",
     "direction": "request",
@@ -30,11 +30,13 @@ OTHERS = {
     "request_digest": "d" * 64,
     "header_digest": "e" * 64,
     "arrays_digest": "f" * 64,
+    "issued_ms": 1001,
+    "expires_ms": 2001,
 }
 TEXT = st.text(max_size=8)
 STATEMENTS = st.builds(
     Statement, st.sampled_from(["train", "audit"]), st.sampled_from(["request", "reply"]), TEXT,
-    st.integers(0, 10**6), TEXT, TEXT, TEXT, TEXT,
+    st.integers(0, 10**6), TEXT, TEXT, TEXT, TEXT, st.integers(0, 20), st.integers(0, 20),
 )  # fmt: skip
 
 

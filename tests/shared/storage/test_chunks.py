@@ -1,9 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 
 from shared.errors import InputError
 from shared.storage import chunks
-from shared.storage.chunks import ChunkedJob, Rank, rank_from_environment
+from shared.storage.chunks import ChunkedJob, Rank, open_job, rank_from_environment
 
 NUM = 600
 
@@ -79,3 +81,42 @@ def test_rank_is_torchruns(monkeypatch):
         monkeypatch.setenv(name, value)
     assert rank_from_environment() == Rank(5, 8, 1)
     assert not rank_from_environment().is_first
+
+
+def test_one_command_at_a_time_works_on_a_job_and_is_named(tmp_path):
+    with open_job(tmp_path / "job", {"a": 1}, NUM, Rank()) as job:
+        job.run(make)
+        with (
+            pytest.raises(InputError, match=rf"is being written by process {os.getpid()} on .*: wait for it"),
+            open_job(tmp_path / "job", {"a": 1}, NUM, Rank()),
+        ):
+            pass
+        with open_job(tmp_path / "job", {"a": 1}, NUM, Rank(1, 2)) as other_rank:
+            assert (values(other_rank) == np.arange(NUM) ** 2).all()
+
+
+def test_a_job_that_made_nothing_leaves_nothing_and_one_that_made_parts_keeps_them(tmp_path):
+    for makes_parts in (False, True):
+        with pytest.raises(KeyboardInterrupt), open_job(tmp_path / "job", {}, NUM, Rank()) as job:
+            if makes_parts:
+                job.run(make)
+            raise KeyboardInterrupt
+        assert (tmp_path / "job").exists() == makes_parts
+
+
+def test_a_folder_of_somebody_else_is_neither_used_nor_deleted(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "thesis.tex").write_text("years")
+    with (
+        pytest.raises(InputError, match=r"holds other files \('thesis.tex'\)"),
+        open_job(tmp_path / "parts", {}, 9, Rank()),
+    ):
+        pass
+    assert (tmp_path / "parts" / "thesis.tex").read_text() == "years"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null"])
+def test_a_damaged_job_is_one_line(tmp_path, content):
+    (tmp_path / chunks.JOB_FILE).write_text(content)
+    with pytest.raises(InputError, match="is damaged: delete the folder"):
+        ChunkedJob(tmp_path, {}, NUM, Rank())

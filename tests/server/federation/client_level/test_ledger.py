@@ -43,6 +43,57 @@ def test_a_run_reports_epsilon_and_no_norm_of_a_site(tmp_path):
         assert file.stat().st_mode & 0o777 == 0o600
 
 
+def spend(home, number):
+    ledger = CentralLedger(home)
+    for server_round in range(1, number + 1):
+        ledger.charge("run", server_round, 0.5 + server_round, INPUTS)
+    return ledger
+
+
+@pytest.mark.parametrize("change", ["removed", "edited", "put in", "first removed"])
+def test_a_line_that_is_changed_removed_or_put_in_stops_the_next_release(tmp_path, change):
+    ledger = spend(tmp_path, 4)
+    lines = ledger.path.read_text().splitlines(keepends=True)
+    match change:
+        case "removed":
+            del lines[1]
+        case "first removed":
+            del lines[0]
+        case "edited":
+            lines[1] = lines[1].replace("2.5", "99.5")
+        case "put in":
+            lines.insert(2, lines[0])
+    ledger.path.write_text("".join(lines))
+    with pytest.raises(InputError, match=r"central-ledger.jsonl is damaged .*does not follow"):
+        ledger.releases()
+    with pytest.raises(InputError, match="is damaged"):
+        ledger.charge("run", 5, 1.0, INPUTS)
+
+
+def test_lines_of_versions_without_a_chain_are_counted_and_chained_on(tmp_path):
+    old = {"time": "2026-01-01T00:00:00+00:00", "run": "old", "server_round": 1, "inputs": INPUTS}
+    old["noise_multiplier"] = 2.0
+    (tmp_path / LEDGER_FILE).write_text(f"{json.dumps(old)}\n" * 2)
+    ledger = spend(tmp_path, 2)
+    assert [release.noise_multiplier for release in ledger.releases()] == [2.0, 2.0, 1.5, 2.5]
+    lines = ledger.path.read_text().splitlines(keepends=True)
+    ledger.path.write_text("".join([lines[0], *lines[2:]]).replace('"old"', '"new"'))
+    with pytest.raises(InputError, match="does not follow"):
+        ledger.releases()
+
+
+@pytest.mark.parametrize("cut", [1, 40, -2])
+def test_a_line_that_a_crash_cut_off_is_not_counted_and_the_next_one_takes_its_place(tmp_path, cut):
+    """The noise of a release is drawn after its line is whole on disk."""
+    ledger = spend(tmp_path, 2)
+    whole = ledger.path.read_bytes()
+    last = whole.splitlines()[-1]
+    ledger.path.write_bytes(whole + last[:cut])
+    assert len(ledger.releases()) == 2
+    ledger.charge("run", 3, 7.0, INPUTS)
+    assert [release.noise_multiplier for release in ledger.releases()] == [1.5, 2.5, 7.0]
+
+
 def test_a_round_with_too_few_replies_or_none_is_released_and_counted(tmp_path):
     home, experiment = fresh(tmp_path, rounds=2, min_replies=3, available_deadline_seconds=0.3)
     sites = honest_sites()
@@ -109,7 +160,7 @@ def test_runs_of_one_home_add_up(tmp_path):
 def test_a_damaged_ledger_stops_the_run(tmp_path):
     home, experiment = fresh(tmp_path)
     (home / LEDGER_FILE).write_text('{"run": "run"}\n')
-    with pytest.raises(InputError, match="restore it"):
+    with pytest.raises(InputError, match="restore the newest copy"):
         run_rounds(home, FakeGrid(honest_sites()), experiment)
     assert rounds_of(home) == []
 

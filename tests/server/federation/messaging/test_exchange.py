@@ -30,7 +30,9 @@ class BlockingGrid(FakeGrid):
     def push_messages(self, messages):
         messages = list(messages)
         ids = super().push_messages(messages)
-        self.node_of.update(zip(ids, [message.metadata.dst_node_id for message in messages], strict=True))
+        # Answers to offers arrive whole: what is tried here are those of rounds.
+        nodes = [0 if "offer" in each.metadata.message_type else each.metadata.dst_node_id for each in messages]
+        self.node_of.update(zip(ids, nodes, strict=True))
         return ids
 
     def pull_messages(self, message_ids):

@@ -11,7 +11,7 @@ from server.federation.fleet.registry import Registry
 from server.federation.messaging import exchange, signed_grid
 from server.federation.messaging.signed_grid import SignedGrid
 from shared.errors import InputError
-from shared.messages.sealing import SEAL, read_seal, seal_reply
+from shared.messages.sealing import SEAL, digests_of, read_seal, seal_reply
 from shared.messages.signature import PURPOSES
 from shared.messages.training import TrainRequest
 from tests.server.fake_federation import (
@@ -26,7 +26,7 @@ from tests.server.fake_federation import (
     weights_of,
 )
 from tests.server.fake_grid import FakeGrid, Site
-from tests.signing import key_of, pem_of, public_of, signed_reply, statement_of
+from tests.signing import key_of, pem_of, public_of, signed_reply
 
 SILENT, EVIL = "site-1", "site-2"
 
@@ -258,7 +258,7 @@ def test_a_signing_key_that_was_renewed_counts_from_then_on(home):
     border = signed(home, grid)
     message = question(100)
     (message_id,) = border.push_messages([message])
-    asked = statement_of(message.content, "site-0", run="run", server_round=1)
+    asked = read_seal(message.content, "request").statement("train", "site-0", digests_of(message.content))
     Registry(home / "sites.json").renew("site-0", "ecdsa-sha2-nistp384 key0", public_of("new"))
     for signer, is_counted in (("site-0", False), ("new", True)):
         answer = forged(seal_reply(content, asked, key_of(signer)), 100, message_id)

@@ -8,7 +8,7 @@ from flwr.app import Array, Error, RecordDict
 from server.federation.fleet.registry import Registry
 from server.federation.rounds import global_model
 from server.federation.rounds.loop import RunFailedError
-from server.federation.rounds.tally import MAX_QUESTIONS
+from server.federation.rounds.tally import MAX_QUESTIONS, Tally
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 from tests.server.fake_federation import (
     events_of,
@@ -77,6 +77,12 @@ def escape_refusal(content, _asked):
     return TrainReply(header).to_record()
 
 
+def unread(_content, _asked):
+    """A site that did not read the request, since it is not signed for it, does not know its digest."""
+    header = ReplyHeader(request_digest="0" * 64, status="refused", refusal="not_signed", reason="not for this site")
+    return TrainReply(header).to_record()
+
+
 def stale_reply(content, _asked):
     return trained("site-1", content, request_digest="0" * 64)
 
@@ -107,6 +113,7 @@ def two_site_weights(tmp_path):
         (lying_array, "rejected", "malformed"),
         (escape_refusal, "failed", "failed"),
         (refusal, "refused", "budget_exceeded"),
+        (unread, "refused", "not_signed"),
         (lambda _content, _asked: Error(2, "<class 'RuntimeError'>:<'no'>"), "failed", "failed"),
         (lambda _content, _asked: None, "late", "late"),
     ],
@@ -419,3 +426,17 @@ def test_old_checkpoints_go_and_every_kth_stays(tmp_path):
     run_rounds(home, FakeGrid(honest_sites()), experiment)
     kept = sorted(path.name for path in (home / "runs" / "run" / "checkpoints").iterdir())
     assert kept == ["round-000000", "round-000003", "round-000006", "round-000007"]
+
+
+def test_what_went_into_the_sum_is_told_by_the_digest_of_each_update(tmp_path, monkeypatch):
+    seen, tell = [], Tally.inputs_digest
+
+    def look(tally):
+        seen.append([record.update_digest for record in tally.in_state("answered")])
+        return tell(tally)
+
+    monkeypatch.setattr(Tally, "inputs_digest", look)
+    experiment = make_experiment(rounds=2)
+    run_rounds(make_home(tmp_path, experiment), FakeGrid(honest_sites()), experiment)
+    assert all(len(digest) == 64 for digests in seen for digest in digests)
+    assert len(seen) == 2 and seen[0] and not set(seen[0]) & set(seen[1])

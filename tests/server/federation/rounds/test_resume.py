@@ -118,6 +118,6 @@ def test_every_line_of_the_metrics_is_json_and_has_a_time_and_a_kind(tmp_path):
     home = make_home(tmp_path, experiment)
     run_rounds(home, FakeGrid(honest_sites()), experiment)
     events = read_metrics(home / "runs" / "run" / "metrics.jsonl")
-    assert [event["kind"] for event in events] == ["start", "round", "round", "end"]
+    assert [event["kind"] for event in events] == ["start", *["offer"] * 3, "round", "round", "end"]
     assert all("time" in event for event in events)
     assert json.loads((home / "runs" / "run" / "progress.json").read_text())["round"] == 2

@@ -1,4 +1,4 @@
-"""The experiment files that ship with the project."""
+"""The experiment files that ship with the project: recipes that both sides find by name."""
 
 from itertools import takewhile
 from pathlib import Path
@@ -6,7 +6,7 @@ from textwrap import shorten
 
 from shared.errors import InputError
 
-FOLDER = Path(__file__).parents[1] / "experiments"
+FOLDER = Path(__file__).parents[2] / "server" / "experiments"
 
 
 def recipe_names() -> list[str]:

@@ -2,8 +2,8 @@ import pytest
 from typer.testing import CliRunner
 
 from server.cli.main import app
-from server.runs import recipes
 from shared.errors import InputError
+from shared.experiment import recipes
 from shared.experiment.config import load_experiment
 
 PAPER = [

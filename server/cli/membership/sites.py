@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.identity.enrolment import EnrolmentRequest
 from deploy.identity.keys import ProvisionError
+from server.cli.membership.door import (
+    certificates_left,
+    register_sites,
+    write_bundles,
+    write_certificates,
+)
+from shared.commandline import owned
 from shared.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,7 +24,10 @@ sites = typer.Typer(no_args_is_help=True, help="Add, renew, list and remove site
 
 DEFAULT_HOME = Path("coordinator")
 Home = Annotated[
-    Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.", show_default=True)
+    Path,
+    typer.Option(
+        "--home", envvar="MASKFED_SERVER_HOME", callback=owned(), help="The coordinator's folder.", show_default=True
+    ),
 ]
 
 
@@ -47,7 +56,7 @@ def sites_add(
         targets = [bundle or Path(f"{enrolment.alias}.join.json") for enrolment in enrolments]
         if taken := next(filter(Path.exists, targets), None):
             raise ProvisionError(f"{taken} exists already: move it away first, or give --bundle")
-        _write_bundles(home, settings.address, dict(zip(targets, enrolments, strict=True)))
+        write_bundles(home, settings.address, dict(zip(targets, enrolments, strict=True)))
         for enrolment in enrolments:
             registry.add(enrolment.alias, enrolment.public_key, enrolment.signing_key)
             aliases.append(enrolment.alias)
@@ -84,11 +93,48 @@ def sites_renew(
         registry = Registry(home / "sites.json")
         changed = registry.renew(enrolment.alias, enrolment.public_key, enrolment.signing_key)
         aliases.append(enrolment.alias)
+    certificates: dict[str, Path] = {}
     if bundle:
-        _write_bundles(home, settings.address, {bundle: enrolment})
+        write_bundles(home, settings.address, {bundle: enrolment})
+    elif changed == "node key":
+        certificates = write_certificates(home, Path(), {enrolment.alias: enrolment.public_key})
     register_sites(home)
     typer.echo(f"site {enrolment.alias} has a new {changed}; signing key, to compare by phone:")
     typer.echo(f"  {enrolment.signing_key}")
+    for target in certificates.values():
+        typer.echo(f"send it {target}, for `maskfed-client certificate {target.name}`")
+
+
+@sites.command("certify")
+def siteswrite_certificates(
+    aliases: Annotated[
+        list[str] | None, typer.Argument(help="Sites; default: all whose certificate ends soon.")
+    ] = None,
+    home: Home = DEFAULT_HOME,
+    folder: Annotated[Path, typer.Option(help="Where to write ALIAS.certificate.pem.")] = Path(),
+) -> None:
+    """Write new certificates for the door; a folder of an earlier version gets the CA that signs them."""
+    from deploy.coordinator import read_settings
+    from deploy.identity.site_certificates import RENEW_DAYS, create_door_authority
+    from server.federation.fleet.admission import recorded
+    from server.federation.fleet.registry import Registry
+
+    read_settings(home)
+    registry = Registry(home / "sites.json")
+    named = [registry.get(alias) for alias in aliases or ()]
+    is_new = create_door_authority(home / "pki")
+    ending = {alias for alias, left in certificates_left(home).items() if left < RENEW_DAYS}
+    chosen = named or [site for site in registry.admitted() if site.alias in ending]
+    with recorded(home, "certified") as done:
+        targets = write_certificates(home, folder, {site.alias: site.public_key for site in chosen})
+        done += [site.alias for site in chosen]
+    register_sites(home)
+    if is_new:
+        typer.echo("the door has a CA for its sites now: restart `maskfed-server start`")
+    for alias, target in targets.items():
+        typer.echo(f"send {target} to {alias}, who runs `maskfed-client certificate {target.name}`")
+    if not targets:
+        typer.echo(f"every site's certificate lasts {RENEW_DAYS} days and more: name a site to write another one")
 
 
 @sites.command("list")
@@ -96,8 +142,8 @@ def sites_list(
     home: Home = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False
 ) -> None:
     """List all sites: alias, online or not, when added or removed."""
+    from deploy.checks.answering import is_healthy
     from deploy.coordinator import read_coordinator
-    from deploy.processes.services import is_healthy
     from server.federation.fleet.registry import Registry
     from server.federation.fleet.superlink import connect
 
@@ -146,46 +192,7 @@ def sites_remove(
     typer.echo(json.dumps({"alias": alias, "removed": True}) if as_json else f"site {alias} removed: {when}")
 
 
-def _write_bundles(home: Path, address: str, requests: Mapping[Path, EnrolmentRequest]) -> None:
-    """All bundles or none: this comes before the registry, so that no site is in that nobody could enrol again."""
-    from deploy.identity.enrolment import write_bundle
-    from shared.storage.code_digest import installed_digest
-
-    written: list[Path] = []
-    try:
-        for target, request in requests.items():
-            write_bundle(target, request, address, home / "pki", installed_digest())
-            written.append(target)
-    except ProvisionError:
-        for target in written:
-            target.unlink()
-        raise
-
-
 def _line(request: str) -> str:
     """An enrolment line, given itself or as a file."""
     is_file = len(request) < 256 and Path(request).is_file()
     return Path(request).read_text(encoding="utf-8", errors="replace") if is_file else request
-
-
-def register_sites(home: Path) -> bool:
-    """Make a running SuperLink know exactly the active sites; false without one, `start` does it then.
-
-    Raises:
-        ProvisionError: it runs, but does not take them.
-    """
-    from deploy.coordinator import read_coordinator
-    from deploy.processes.services import is_healthy
-    from server.federation.fleet.admission import synchronise
-    from server.federation.fleet.registry import Registry
-    from server.federation.fleet.superlink import connect
-    from server.federation.fleet.superlink_types import ControlError
-
-    if not is_healthy(f"127.0.0.1:{read_coordinator(home).port}", home / "pki" / "ca.crt"):
-        return False
-    try:
-        with connect(home) as control:
-            synchronise(control, Registry(home / "sites.json"))
-    except ControlError as error:
-        raise ProvisionError(f"{error}; the registry is changed, restart `maskfed-server start` to apply it") from error
-    return True

@@ -1,0 +1,65 @@
+"""A plan in words, for the operator who decides: what it does, what it costs, what the policy still refuses."""
+
+from collections.abc import Iterator
+
+from client.data.dataset import open_dataset
+from client.offers.answer import NOT_COMPUTED, plan_costs
+from client.policy.facts import gather_facts
+from client.policy.rules import Refusal, experiment_refusals
+from client.privacy.epsilon import epsilon_of
+from client.records.ledger import read_ledger
+from client.settings import Home, SiteConfig, SitePolicy
+from shared.errors import InputError
+from shared.experiment.config import Experiment
+from shared.messages.training import experiment_digest
+
+
+def in_words(home: Home, settings: SiteConfig, experiment: Experiment) -> Iterator[str]:
+    """One fact a line; nothing is charged, and no picture is opened."""
+    model, federation = experiment.model, experiment.federation
+    yield f"experiment {experiment_digest(experiment)}"
+    yield (
+        f"{federation.rounds} rounds of {federation.local_steps} steps, model {model.size} at {model.image_size} "
+        f"pixels, learning rate {experiment.optim.lr:g}, trains {', '.join(federation.trainable)}"
+    )
+    refusals = _other_refusals(home, settings, experiment)
+    if experiment.privacy.mechanism == "none":
+        yield "WITHOUT differential privacy: images can be reconstructed from such updates, the total is `unbounded`"
+    else:
+        yield _constants(experiment)
+        if not NOT_COMPUTED & {each.code for each in refusals}:
+            yield _cost(experiment, settings.policy)
+    for each in refusals:
+        yield f"your policy refuses it as it stands: {each.code}, {each.note or each.reason}"
+
+
+def _other_refusals(home: Home, settings: SiteConfig, experiment: Experiment) -> list[Refusal]:
+    """What stands against the plan beside that it is not approved; images that are not scanned stand against none."""
+    try:
+        data = open_dataset(home, settings.image_size)
+    except InputError:
+        data = None
+    facts = gather_facts(home, settings, "", data, read_ledger(home.ledger))
+    found = experiment_refusals(experiment, settings.policy, facts)
+    return [each for each in found if each.code != "experiment_not_approved"]
+
+
+def _constants(experiment: Experiment) -> str:
+    privacy = experiment.privacy
+    return (
+        f"DP-SGD per {privacy.unit}: noise multiplier {privacy.noise_multiplier:g}, sampling rate "
+        f"{privacy.sample_rate:g}, expected batch {privacy.expected_batch}, clipping norm "
+        f"{privacy.max_grad_norm:g}, {privacy.draws} noise draws"
+    )
+
+
+def _cost(experiment: Experiment, policy: SitePolicy) -> str:
+    costs, rounds = plan_costs(experiment, policy, epsilon_of), experiment.federation.rounds
+    return (
+        f"epsilon of this plan alone at delta {policy.delta:g}: {_bound(costs['epsilon_round'])} after one round, "
+        f"{_bound(costs['epsilon_run'])} after all {rounds}; your cap over all plans is {policy.epsilon_cap:g}"
+    )
+
+
+def _bound(epsilon: object) -> str:
+    return f"{epsilon:.3f}" if isinstance(epsilon, float) else "no bound"

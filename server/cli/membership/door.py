@@ -1,0 +1,97 @@
+"""What the door and the SuperLink know of the sites, kept in step with the registry; what sites are sent for it."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploy.identity.enrolment import EnrolmentRequest
+from deploy.identity.keys import ProvisionError
+from shared.errors import InputError
+
+if TYPE_CHECKING:
+    from deploy.checks.connection import Finding
+
+
+def register_sites(home: Path) -> bool:
+    """Make the door's revocations and a running SuperLink those of the registry; false without one, `start` does it.
+
+    Raises:
+        ProvisionError: it runs, but does not take them.
+    """
+    from deploy.checks.answering import is_healthy
+    from deploy.coordinator import read_coordinator
+    from server.federation.fleet.admission import synchronise
+    from server.federation.fleet.registry import Registry
+    from server.federation.fleet.superlink import connect
+    from server.federation.fleet.superlink_types import ControlError
+
+    settings = read_coordinator(home)
+    revoke_certificates(home)
+    if not is_healthy(f"127.0.0.1:{settings.port}", home / "pki" / "ca.crt"):
+        return False
+    try:
+        with connect(home) as control:
+            synchronise(control, Registry(home / "sites.json"))
+    except ControlError as error:
+        raise ProvisionError(f"{error}; the registry is changed, restart `maskfed-server start` to apply it") from error
+    return True
+
+
+def revoke_certificates(home: Path) -> None:
+    """Make the door's revocations those of the registry; a running door reads them at once."""
+    from deploy.identity.site_certificates import write_revocations
+    from deploy.processes.nginx import reload_door
+    from server.federation.fleet.registry import Registry
+
+    if write_revocations(home / "pki", [site.public_key for site in Registry(home / "sites.json").admitted()]):
+        reload_door(home)
+
+
+def certificates_left(home: Path) -> dict[str, float]:
+    """Days that the certificate of each admitted site lasts, by alias; 0 without one."""
+    from deploy.identity.keys import public_key_digest
+    from deploy.identity.site_certificates import days_left_by_key
+    from server.federation.fleet.registry import Registry
+
+    left = days_left_by_key(home / "pki")
+    sites = Registry(home / "sites.json").admitted()
+    return {site.alias: left.get(public_key_digest(site.public_key), 0.0) for site in sites}
+
+
+def certificate_checks(home: Path) -> "Iterator[Finding]":
+    """Sites whose certificate for the door ends soon; nothing where the folder itself is broken."""
+    from deploy.checks.connection import Finding
+    from deploy.identity.keys import EXPIRY_WARNING_DAYS
+
+    with contextlib.suppress(InputError, ProvisionError):
+        ending = sorted(alias for alias, left in certificates_left(home).items() if left < EXPIRY_WARNING_DAYS)
+        text = f"warning: those of {', '.join(ending)} end within 30 days: `maskfed-server sites certify`"
+        yield Finding("site certificates", True, text if ending else "none ends within 30 days")
+
+
+def write_bundles(home: Path, address: str, requests: Mapping[Path, EnrolmentRequest]) -> None:
+    """All bundles or none: this comes before the registry, so that no site is in that nobody could enrol again."""
+    from deploy.identity.enrolment import write_bundle
+    from shared.storage.code_digest import installed_digest
+
+    written: list[Path] = []
+    try:
+        for target, request in requests.items():
+            write_bundle(target, request, address, home / "pki", installed_digest())
+            written.append(target)
+    except ProvisionError:
+        for target in written:
+            target.unlink()
+        raise
+
+
+def write_certificates(home: Path, folder: Path, keys: Mapping[str, str]) -> dict[str, Path]:
+    """Certificates over node keys, by alias, as files ALIAS.certificate.pem for sending; older ones are replaced."""
+    from deploy.identity.keys import replace_file
+    from deploy.identity.site_certificates import issue_site_certificate
+
+    targets = {alias: folder / f"{alias}.certificate.pem" for alias in keys}
+    for alias, target in targets.items():
+        replace_file(target, issue_site_certificate(home / "pki", alias, keys[alias]).encode("ascii"))
+    return targets

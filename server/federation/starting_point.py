@@ -1,0 +1,94 @@
+"""What a run starts from, and whether it fits: registered sites, checkpoint, experiment, the model of round 0."""
+
+from pathlib import Path
+
+from server.federation.rounds.aggregation import check_total_weight
+from server.federation.rounds.global_model import GlobalModel, check_float32
+from server.federation.rounds.selection import num_asked
+from server.federation.rounds.server_optimizer import ServerState
+from shared.errors import InputError
+from shared.experiment.config import Experiment
+from shared.experiment.trainable import select_trainable
+from shared.messages.packing import Manifest, pack
+from shared.storage.checkpoint import load_group, load_meta, resolve_checkpoint
+from shared.storage.versions import git_commit
+
+
+def check_sites(experiment: Experiment, num_sites: int) -> None:
+    """Refuse a federation that the registered sites cannot fill.
+
+    Raises:
+        InputError: names the field, the sites and the remedy.
+    """
+    config = experiment.federation
+    for field in ("sites_per_round", "min_available", "min_replies"):
+        asked = getattr(config, field)
+        if asked > num_sites:
+            raise InputError(
+                f"federation.{field} {asked} is above the {num_sites} registered sites: add sites or lower it"
+            )
+    asked = num_asked(config, num_sites)
+    if config.min_replies > asked:
+        raise InputError(
+            f"federation.min_replies {config.min_replies} is above the {asked} sites asked per round: lower it"
+        )
+    check_total_weight(asked, config)
+
+
+def find_init(text: str) -> Path:
+    """Checkpoint folder that `text` means: a path, or the name of a model that ships with the project.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not text:
+        raise InputError("finetune starts from a checkpoint: give --init, or train.init in the experiment")
+    shipped = Path(__file__).parents[1] / "models" / text
+    return resolve_checkpoint(shipped if shipped.is_dir() and not Path(text).exists() else Path(text))
+
+
+def check_fits(source: Path, experiment: Experiment) -> None:
+    """Refuse a checkpoint of another network or another diffusion.
+
+    Raises:
+        InputError: lists what differs.
+    """
+    theirs = load_meta(source).experiment
+    for section, field in (
+        ("model", "backbone"),
+        ("model", "size"),
+        ("model", "image_size"),
+        ("model", "patch_size"),
+        ("data", "wavelet"),
+        ("diffusion", "schedule"),
+        ("diffusion", "timesteps"),
+        ("diffusion", "prediction"),
+    ):
+        ours, other = getattr(getattr(experiment, section), field), getattr(getattr(theirs, section), field)
+        if ours != other:
+            raise InputError(
+                f"checkpoint {source} was trained with {section}.{field} {other!r}, the experiment says {ours!r}: "
+                "change the experiment, or take another checkpoint"
+            )
+
+
+def initial_model(source: Path, experiment: Experiment) -> GlobalModel:
+    """Round 0: the moving average of `source` as both the weights and the moving average."""
+    tensors = load_group(source, "ema")
+    check_float32(tensors, source)
+    trainable = set(select_trainable(tensors, experiment.federation.trainable))
+    manifest = Manifest.of({name: tensor for name, tensor in tensors.items() if name in trainable})
+    base_manifest = Manifest.of({name: tensor for name, tensor in tensors.items() if name not in trainable})
+    weights = pack(tensors, manifest)
+    return GlobalModel(
+        manifest=manifest,
+        weights=weights,
+        ema=weights.copy(),
+        base_manifest=base_manifest,
+        base=pack(tensors, base_manifest),
+        server_round=0,
+        local_steps=0,
+        optimizer=ServerState(),
+        parents=(load_meta(source).digest,),
+        commit=git_commit(),
+    )

@@ -1,0 +1,1 @@
+"""What a plan costs and brings, in seconds and before anybody is asked."""

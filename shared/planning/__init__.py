@@ -1,0 +1,1 @@
+"""What a plan takes and brings, foreseen from public constants and a probe of the machine."""

@@ -1,0 +1,18 @@
+"""Whatever stands in any argument of any command: one line and an exit code, never a traceback, nothing half-made."""
+
+import pytest
+
+from client.cli import main as cli
+from tests.odd_words import check_command, commands
+
+COMMANDS = dict(commands(cli.app))
+USUAL = {"--home": "nowhere", "--image-size": "16"}
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_odd_words_are_one_line(words, tmp_path, monkeypatch):
+    place = tmp_path / "a" / "b" / "c"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("MASKFED_CACHE", str(place / "cache"))
+    check_command(cli.main, "maskfed-client", words, COMMANDS[words], USUAL, tmp_path)

@@ -1,0 +1,56 @@
+"""Old questions: by their time, by the newest of their run, and what is remembered of them."""
+
+import json
+
+import pytest
+
+from client.policy import freshness
+from client.policy.freshness import ReplayError, check_fresh
+from shared.messages.signature import Statement
+
+
+def asked(issued, expires=10_000, run="run", purpose="train"):
+    return Statement(purpose, "request", run, 1, "site-0", "a" * 64, "b" * 64, "c" * 64, issued, expires)
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    clock(monkeypatch, 5.0)
+    return tmp_path / "asked.json"
+
+
+def clock(monkeypatch, seconds):
+    monkeypatch.setattr(freshness.time, "time", lambda: seconds)
+
+
+def test_a_question_stands_until_its_time_is_over(file, monkeypatch):
+    check_fresh(file, asked(1, expires=5000))
+    clock(monkeypatch, 5.001)
+    with pytest.raises(ReplayError, match="time was over 0 s ago"):
+        check_fresh(file, asked(2, expires=5000))
+
+
+def test_questions_of_a_kind_and_run_are_taken_in_the_order_in_which_they_were_asked(file):
+    for issued in (10, 10, 11):
+        check_fresh(file, asked(issued))
+    with pytest.raises(ReplayError, match="a newer train request of run run"):
+        check_fresh(file, asked(10))
+    check_fresh(file, asked(9, run="other"))
+    check_fresh(file, asked(9, purpose="audit"))
+    with pytest.raises(ReplayError, match="the same audit request"):
+        check_fresh(file, asked(9, purpose="audit"))
+
+
+def test_only_questions_that_still_stand_are_remembered(file, monkeypatch):
+    for number in range(5):
+        check_fresh(file, asked(number, expires=6000 + number, run=f"run-{number}"))
+    clock(monkeypatch, 6.003)
+    check_fresh(file, asked(1, run="last"))
+    assert set(json.loads(file.read_text())) == {"train run-3", "train run-4", "train last"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"train run": 3}', '{"train run": ["x", 1]}', "\0"])
+def test_a_file_that_cannot_be_read_refuses_and_says_what_to_do(file, text):
+    file.write_text(text)
+    with pytest.raises(ReplayError, match="remove it"):
+        check_fresh(file, asked(1))
