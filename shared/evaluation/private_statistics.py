@@ -145,7 +145,7 @@ def add_noise(plain: Statistics, radius: float, noise_multiplier: float, noise: 
     rows, columns = np.tril_indices(width)
     # In an orthonormal basis of symmetric matrices entries off the diagonal count sqrt(2) times.
     weights = np.where(rows == columns, 1.0, math.sqrt(2))
-    values = [[plain.n], plain.total_D / radius, plain.outer_DD[rows, columns] * (weights / radius**2)]
+    values = [np.array([plain.n]), plain.total_D / radius, plain.outer_DD[rows, columns] * (weights / radius**2)]
     noised = noise(np.concatenate(values).astype(np.float64), noise_multiplier * _SENSITIVITY)
     outer_DD = np.empty((width, width))
     outer_DD[rows, columns] = outer_DD[columns, rows] = noised[1 + width :] * (radius**2 / weights)
