@@ -1,8 +1,9 @@
 """Settings of the whole suite: no network, few threads, no leftovers of the user's environment."""
 
 import os
+import resource
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,12 @@ def full_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(autouse=True)
-def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test is a machine of its own: homes of other tests share no images with it."""
+def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test is a machine of its own: homes of other tests share no images with it, and limits do not stay."""
     monkeypatch.setenv("MASKFED_REGISTRY", str(tmp_path / "registry"))
+    memory = resource.getrlimit(resource.RLIMIT_AS)
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, memory)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -29,7 +29,7 @@ from shared.evaluation.networks import load_extractor
 from shared.messages.statistics import StatisticsQuery
 
 NAME, OTHERS, SIDE = "statistics: hostile projection", 24, 16
-SCALE, RADIUS, NOISE = 1e-170, 1e-300, 1000.0
+SCALE, RADIUS, NOISE = 1e-3, 1e-9, 1000.0
 POLICY = SitePolicy(
     tasks=("statistics",), experiments="any", epsilon_cap=1.0, min_noise_multiplier=1.0, min_images_statistics=2,
     extractors=("random-inception",),
