@@ -114,14 +114,22 @@ def test_round_on_a_device_is_compared_with_the_cpu(monkeypatch, capsys):
     monkeypatch.setattr(client_round, "BATCH", 4)
     monkeypatch.setattr(client_round, "NUM_IMAGES", 16)
     monkeypatch.setattr(client_round, "IMAGE_SIZE", 16)
+    monkeypatch.setattr(client_round, "NUM_WORDS", 64)
     options = ["--round", "--device", "cpu", "--size", "T", "--steps", "2"]
     assert gpu.main(options) == 0
     figure = capsys.readouterr().out.splitlines()[-1]
-    assert "DP gradients differ by 0.0e+00" in figure and figure.endswith(": reached")
+    assert "DP gradients differ by 0.0e+00" in figure and "DP noise of the same bits" in figure
+    assert figure.endswith(": reached")
 
 
-@pytest.mark.parametrize(("losses", "gradients"), [((1.0, 1.1), (1.0, 1.0)), ((1.0, 1.0), (1.0, 1.1))])
-def test_round_with_other_numbers_than_the_cpus_falls_short(monkeypatch, losses, gradients):
+@pytest.mark.parametrize(
+    ("losses", "gradients", "noise"),
+    [((1.0, 1.1), (1.0, 1.0), (1, 1)), ((1.0, 1.0), (1.0, 1.1), (1, 1)), ((1.0, 1.0), (1.0, 1.0), (1, 2))],
+)
+def test_round_with_other_numbers_than_the_cpus_falls_short(monkeypatch, losses, gradients, noise):
+    numbers = iter(noise)
+    monkeypatch.setattr(client_round, "NUM_WORDS", 4)
+    monkeypatch.setattr(client_round, "rounded_pairs", lambda *_: torch.tensor(next(numbers)))
     monkeypatch.setattr(client_round, "make_site", lambda _: (Path(), None))
     for name in ("open_dataset", "with_device", "make_request"):
         monkeypatch.setattr(client_round, name, lambda *_, **__: None)
