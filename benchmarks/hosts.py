@@ -96,10 +96,21 @@ def reason_against() -> str | None:
         return "network namespaces need root"
     if shutil.which("ip") is None or shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
         return "`ip` and nginx are needed"
-    probe = f"mfp{os.getpid()}"
-    if subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False).returncode:
-        return "network namespaces cannot be made on this machine"
-    subprocess.run(["ip", "netns", "del", probe], check=True)
+    space = f"mfp{os.getpid() % 10**7}"
+    bridge, link = f"{space}b", f"{space}l"
+    needed = (
+        ["netns", "add", space],
+        ["link", "add", bridge, "type", "bridge"],
+        ["link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space],
+        ["netns", "exec", space, "true"],
+    )
+    # The first command that fails ends the trial; what it has made goes again.
+    tried = (subprocess.run(["ip", *words], capture_output=True, text=True, check=False) for words in needed)
+    failed = next((done for done in tried if done.returncode), None)
+    for words in (["link", "del", link], ["link", "del", bridge], ["netns", "del", space]):
+        subprocess.run(["ip", *words], capture_output=True, check=False)
+    if failed is not None:
+        return f"this machine makes no network namespaces with bridges: {failed.stderr.strip() or failed.args}"
     return None
 
 
