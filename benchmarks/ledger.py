@@ -190,14 +190,9 @@ def make_site(folder: Path) -> Home:
     home = Home(folder / "home")
     write_folder(folder / "photos", num_images=8, size=16, seed=SEED)
     policy = SitePolicy(
-        tasks=("train",),
-        experiments="any",
-        epsilon_cap=1e6,
-        min_noise_multiplier=0.1,
-        max_steps_per_round=100,
-        max_rounds_per_day=10**9,
-        ranges=Ranges(rounds=(1, 10**9)),
-    )
+        tasks=("train",), experiments="any", epsilon_cap=1e6, min_noise_multiplier=0.1, max_steps_per_round=100,
+        max_rounds_per_day=10**9, ranges=Ranges(rounds=(1, 10**9)),
+    )  # fmt: skip
     settings = SiteConfig(
         alias="site0",
         address="127.0.0.1:1",
