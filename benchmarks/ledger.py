@@ -27,6 +27,7 @@ import numpy as np
 from benchmarks.measure import verdict
 from client import training_request
 from client.data.dataset import scan
+from client.limits import Ranges
 from client.records.chain import open_chain, read_chain
 from client.records.data_registry import REGISTRY_VARIABLE
 from client.records.ledger import open_ledger, read_ledger
@@ -195,6 +196,7 @@ def make_site(folder: Path) -> Home:
         min_noise_multiplier=0.1,
         max_steps_per_round=100,
         max_rounds_per_day=10**9,
+        ranges=Ranges(rounds=(1, 10**9)),
     )
     settings = SiteConfig(
         alias="site0",

@@ -20,9 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint, tiny_experiment
-from benchmarks.measure import verdict
-from benchmarks.member_attacks import (
+from benchmarks.hostile_answers import (
     FORGED_LOSS,
     Attack,
     expanding_tree,
@@ -30,6 +28,8 @@ from benchmarks.member_attacks import (
     repeated_chunk,
     stored_for_nothing,
 )
+from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint, tiny_experiment
+from benchmarks.measure import verdict
 from benchmarks.rogue_node import RogueNode
 from deploy.processes.process import spawn
 from server.federation.fleet.superlink import superlink_address, wait_ready

@@ -20,7 +20,7 @@ from client.privacy.planning import noise_that_fits
 from shared.data.image_cache import open_images
 from shared.evaluation.frechet import frechet_distance
 from shared.evaluation.networks import load_extractor
-from shared.evaluation.private_statistics import make_projection, private_distance, private_statistics
+from shared.evaluation.private_statistics import make_projection, private_distance, private_statistics, simulated
 
 SEED = 0
 ROUNDS = 5
@@ -52,8 +52,10 @@ def main(arguments: Sequence[str] = ()) -> int:
     for name, images in changed(private[torch.from_numpy(order[:1000])], public[:1000]).items():
         generated = projection.statistics(features_of(extractor, images))
         true = frechet_distance(generated, exact)
-        rngs = [np.random.default_rng(SEED + number) for number in range(ROUNDS)]
-        found = [private_distance(generated, private_statistics(projection, features, sigma, rng)) for rng in rngs]
+        noises = [simulated(np.random.default_rng(SEED + number)) for number in range(ROUNDS)]
+        found = [
+            private_distance(generated, private_statistics(projection, features, sigma, noise)) for noise in noises
+        ]
         noisy = [each.distance for each in found]
         ratio = max(max(value / true, true / value) for value in noisy)
         counts = true >= FLOORS * floor

@@ -1,8 +1,9 @@
 """Settings of the whole suite: no network, few threads, no leftovers of the user's environment."""
 
 import os
+import resource
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ SLOW = (
     "tests/shared/training/test_engine.py",
 )
 """Files that train, sample or start programs; `make test-fast` leaves them out."""
+FULL_SIZE = ("tests/end_to_end/", "tests/server/simulation/")
+"""Files whose models are trained by programs that they start, which know the real sizes only."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -78,7 +81,7 @@ def small_network(request: pytest.FixtureRequest) -> Generator[None, Any, None]:
     from tests.small_network import install
 
     with pytest.MonkeyPatch.context() as patch:
-        if request.node.get_closest_marker("full_size") is None:
+        if request.node.get_closest_marker("full_size") is None and not request.node.nodeid.startswith(FULL_SIZE):
             install(patch)
         yield
 
@@ -93,9 +96,12 @@ def full_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(autouse=True)
-def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test is a machine of its own: homes of other tests share no images with it."""
+def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test is a machine of its own: homes of other tests share no images with it, and limits do not stay."""
     monkeypatch.setenv("MASKFED_REGISTRY", str(tmp_path / "registry"))
+    memory = resource.getrlimit(resource.RLIMIT_AS)
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, memory)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -4,34 +4,34 @@ The network of one token per image is blank but for a filter of the picture: its
 alone. The attacker knows the picture and other pictures of the same kind, never those of the site.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-from client.data.dataset import scan
+from benchmarks.privacy_attacks.question_site import make_site
 from client.limits import Ranges
 from client.policy.approval import approve
-from client.settings import Home, SiteConfig, SitePolicy, save_settings
-from shared.data.synthetic import write_folder
+from client.settings import Home, SitePolicy
+from shared.data.synthetic import generate
 from shared.diffusion.losses import to_model_range, visible_x_0
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment
 from shared.messages.packing import Manifest, array_digest, pack
 from shared.messages.training import RequestHeader, TrainRequest, experiment_digest
 
-SIZE, PRIVATE, PUBLIC = 32, 12, 400
+SIZE, PRIVATE, PUBLIC = 16, 12, 200
 """Side of the pictures, pictures of a site, and pictures that the attacker knows."""
 WIDTH = 192
 CONSTANT = 1e3
 """What two channels hold so that the layer norms scale all tokens alike."""
 Weights = dict[str, torch.Tensor]
-Craft = Callable[[Weights, float], None]
 
 
 @dataclass(frozen=True)
@@ -46,48 +46,33 @@ class Arena:
     """uint8 (N, 3, H, W)."""
 
 
+POLICY = SitePolicy(
+    tasks=("train",),
+    epsilon_cap=1000.0,
+    min_noise_multiplier=0.5,
+    max_rounds_per_day=1,
+    max_steps_per_round=1,
+    # Two time steps, which the default ranges refuse: the mechanism has to hold without them.
+    ranges=Ranges(timesteps=(2, 1000)),
+)
+
+
 def make_arena(folder: Path, experiment: Experiment, seed: int) -> Arena:
     """Scan two sites that allow only what `experiment` is."""
-    write_folder(folder / "all", num_images=PRIVATE + 1 + PUBLIC, size=SIZE, seed=seed)
-    paths = sorted((folder / "all").rglob("*.png"))
-    random = np.random.default_rng(seed)
-    paths = [paths[place] for place in random.permutation(len(paths))]
-    pictures = torch.from_numpy(np.stack([np.asarray(Image.open(path)).transpose(2, 0, 1) for path in paths]))
-    homes = tuple(
-        _make_site(folder / name, paths[: PRIVATE + has_target], experiment)
-        for name, has_target in (("without", 0), ("with", 1))
-    )
-    return Arena((homes[0], homes[1]), pictures[PRIVATE], pictures[PRIVATE + 1 :])
+    pictures, _ = generate(PRIVATE + 1 + PUBLIC, SIZE, seed, images_per_person=1)
+    homes = []
+    for name, count in (("without", PRIVATE), ("with", PRIVATE + 1)):
+        homes.append(make_site(folder / name, pictures[:count], POLICY))
+        approve(homes[-1], "experiment", experiment_digest(experiment))
+    public = torch.from_numpy(pictures[PRIVATE + 1 :])
+    return Arena((homes[0], homes[1]), torch.from_numpy(pictures[PRIVATE]), public)
 
 
-def _make_site(folder: Path, paths: list[Path], experiment: Experiment) -> Home:
-    (folder / "data").mkdir(parents=True)
-    for number, path in enumerate(paths):
-        (folder / "data" / f"{number:03}.png").write_bytes(path.read_bytes())
-    home = Home(folder / "home")
-    policy = SitePolicy(
-        tasks=("train",),
-        epsilon_cap=1000.0,
-        min_noise_multiplier=0.5,
-        max_steps_per_round=1000,
-        max_rounds_per_day=10**6,
-        # Two time steps, which the default ranges refuse: the mechanism has to hold without them.
-        ranges=Ranges(timesteps=(2, 1000)),
-    )
-    settings = SiteConfig(
-        alias="site0",
-        address="127.0.0.1:1",
-        data=str(folder / "data"),
-        image_size=SIZE,
-        held_out_ratio=0.0,
-        head_file=str(folder / "head" / "ledger.json"),
-        device="cpu",
-        policy=policy,
-    )
-    save_settings(home, settings)
-    scan(home, settings)
-    approve(home, "experiment", experiment_digest(experiment))
-    return home
+@contextmanager
+def without_noise() -> Iterator[None]:
+    """The best case for the attacker: two time steps that leave pictures as they are, a schedule that is refused."""
+    with mock.patch("shared.experiment.sections._linear_alpha_bar_end", lambda _: 0.0):
+        yield
 
 
 def make_experiment(**sections: dict[str, Any]) -> Experiment:
@@ -96,7 +81,7 @@ def make_experiment(**sections: dict[str, Any]) -> Experiment:
         "model": {"image_size": SIZE, "patch_size": SIZE},
         "data": {"horizontal_flip": False},
         "diffusion": {"timesteps": 2, "schedule": "linear"},
-        "federation": {"local_steps": 1, "rounds": 10**6, "trainable": ("output.bias",)},
+        "federation": {"local_steps": 1, "rounds": 1, "trainable": ("output.bias",)},
         "evaluation": {"steps": 2},
         "optim": {"warmup_steps": 0, "weight_decay": 0.0, "lr": 1e-3},
     }
@@ -140,7 +125,7 @@ def blank(experiment: Experiment) -> Weights:
 def make_request(experiment: Experiment, weights: Weights, run: str) -> TrainRequest:
     """A round of a run; what is not trained travels as the frozen base."""
     arrays: dict[str, NDArray[np.float32]] = {name: tensor.numpy() for name, tensor in weights.items()}
-    trained = {"output.bias": arrays.pop("output.bias")}
+    trained = {name: arrays.pop(name) for name in experiment.federation.trainable}
     manifest, base_manifest = Manifest.of(trained), Manifest.of(arrays)
     base = pack(arrays, base_manifest)
     header = RequestHeader(

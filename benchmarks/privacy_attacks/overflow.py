@@ -2,22 +2,31 @@
 """Is a face among the images? Weights whose gradient overflows for that face alone make its presence visible.
 
 Where a round fails, or its update is not finite, exactly when the face was sampled, refusals and broken updates are a
-membership test that no epsilon counts. Routes: the MLP, with both ways to clip, and the MLP
-behind wavelet bands.
+membership test that no epsilon counts. Routes: the MLP, with both ways to clip and behind wavelet bands; the softmax of
+attention; the gradient of the embedding, where all else is finite.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 from torch import Tensor
 
-from benchmarks.privacy_attacks.detector import Weights, detector, make_arena, make_experiment, make_request
+from benchmarks.privacy_attacks.detector import (
+    SIZE,
+    WIDTH,
+    Weights,
+    detector,
+    make_arena,
+    make_experiment,
+    make_request,
+    without_noise,
+)
 from benchmarks.privacy_attacks.outcome import Outcome
+from benchmarks.privacy_attacks.question_site import computed_once, fresh_copy
+from benchmarks.privacy_attacks.tiny_sites import new_machine
 from client.data.units import ImageReader, Shown, read_images
 from client.privacy import clipping
 from client.privacy.accounting import epsilon
@@ -37,10 +46,31 @@ DP = {
 }
 
 
-def through_mlp(weights: Weights) -> None:
+def through_mlp(weights: Weights, _height: float) -> None:
     """The filter's value, if above zero, times 3e44."""
     weights["mid_block.mlp.fc1.weight"][0, 0] = 1e6
     weights["mid_block.mlp.fc2.weight"][3, 0] = 3e38
+
+
+def through_softmax(weights: Weights, _height: float) -> None:
+    """Query and key are 4e20 for the face, so their product is infinite, and infinity less infinity no number."""
+    weights["in_blocks.0.mlp.fc1.weight"][0, 0] = 1e6
+    weights["in_blocks.0.mlp.fc2.weight"][3, 0] = 1.0
+    for row in (0, WIDTH):
+        weights["mid_block.attention.qkv.weight"][row, 3] = 3e19
+
+
+def through_embedding(weights: Weights, height: float) -> None:
+    """All values stay finite, the loss as well; only the gradient of the embedding does not, for the face alone.
+
+    The filter is made small and the MLP large, so that the face's channel is about 1e3 and its derivative 1e8.
+    """
+    weights["embedding.weight"][0] *= 1e-5 / height
+    weights["embedding.bias"][0] *= 1e-5 / height
+    weights["mid_block.mlp.fc1.weight"][0, 0] = 1e10
+    weights["mid_block.mlp.fc2.weight"][3, 0] = 1.0
+    # The difference of two channels, so that what the layer norm's rounding leaves in both cancels.
+    weights["output.weight"][:, 3], weights["output.weight"][:, 4] = 1e16, -1e16
 
 
 def attack(
@@ -49,45 +79,41 @@ def attack(
     seed: int,
     *,
     name: str,
-    craft: Callable[[Weights], None],
+    craft: Callable[[Weights, float], None],
     how: str = "fast",
     wavelet: str = "",
+    trained: tuple[str, ...] = ("output.bias",),
 ) -> Outcome:
-    """Ask one of two sites that differ by the face, `trials` times, and guess which it was."""
-    patch = 16 if wavelet else 32
-    plan_of = partial(
-        make_experiment,
-        privacy={**DP, "clipping": how},
-        data={"wavelet": wavelet, "horizontal_flip": False},
-        model={"patch_size": patch},
-    )
+    """Ask one of two sites that differ by the face, in each trial as if for the first time, and guess which it was."""
     coins, correct = np.random.default_rng(seed).random(trials) < 0.5, 0
-    with tempfile.TemporaryDirectory() as folder, guard(is_guarded), without_noise():
-        plan = plan_of()
-        arena = make_arena(Path(folder).resolve(), plan, seed)
-        weights, _ = detector(arena, plan)
-        craft(weights)
+    with new_machine() as root, guard(is_guarded), without_noise(), computed_once():
+        plan = make_experiment(
+            privacy={**DP, "clipping": how},
+            data={"wavelet": wavelet, "horizontal_flip": False},
+            model={"patch_size": SIZE // 2 if wavelet else SIZE},
+            federation={"trainable": trained},
+        )
+        arena = make_arena(root, plan, seed)
+        weights, height = detector(arena, plan)
+        craft(weights, height)
+        request = make_request(plan, weights, "run").to_record()
         for number, is_in in enumerate(coins.tolist()):
-            reply = handle(make_request(plan, weights, f"run{number}").to_record(), arena.homes[int(is_in)])
-            correct += is_broken(reply) == is_in
+            home = fresh_copy(arena.homes[int(is_in)], root / str(number))
+            correct += is_broken(handle(request, home)) == is_in
     return Outcome(name, trials, correct, epsilon([Spending(SIGMA, 1.0, 1)], DELTA))
 
 
 def is_broken(reply: TrainReply) -> bool:
     """Whether a round failed, or its update shows that something was not finite."""
+    assert reply.header.refusal in (None, "failed"), f"the site's policy refuses the attack: {reply.header.reason}"
     if reply.header.status != "trained" or reply.update is None:
         return True
     return not np.isfinite(reply.update).all() or not reply.update.any()
 
 
-def without_noise() -> AbstractContextManager[object]:
-    """The best case for the attacker: two time steps that leave pictures as they are, a schedule that is refused."""
-    return mock.patch("shared.experiment.sections._linear_alpha_bar_end", lambda _: 0.0)
-
-
 @contextmanager
 def guard(is_guarded: bool) -> Iterator[None]:
-    """With the guard off, every unit counts, and a micro-batch whose sum is not finite ends the round."""
+    """With the guard off, a micro-batch with a unit whose gradient is not finite ends the round."""
     if is_guarded:
         yield
         return
@@ -97,6 +123,8 @@ def guard(is_guarded: bool) -> Iterator[None]:
 
 def partial_factors(_model: object, norms_B: Tensor, _length_B: Tensor, bound: float, is_present_B: Tensor) -> Tensor:
     """Clipping factors that are not defined for every unit."""
+    if not norms_B.isfinite().all():
+        raise ArithmeticError("a gradient is not finite")
     return (bound / norms_B).clamp(max=1.0) * is_present_B
 
 
@@ -109,10 +137,12 @@ def partial_add(self: PrivateStep, images: ImageReader, shown: Shown, draw: Draw
 
 
 ATTACKS = {
-    name: partial(attack, name=name, craft=craft, how=how, wavelet=wavelet)
-    for name, craft, how, wavelet in (
-        ("overflow in the MLP, fast", through_mlp, "fast", ""),
-        ("overflow in the MLP, hooks", through_mlp, "hooks", ""),
-        ("overflow behind wavelets, fast", through_mlp, "fast", "haar"),
+    name: partial(attack, name=name, craft=craft, **options)
+    for name, craft, options in (
+        ("overflow in the MLP, fast", through_mlp, {}),
+        ("overflow in the MLP, hooks", through_mlp, {"how": "hooks"}),
+        ("overflow behind wavelets", through_mlp, {"wavelet": "haar"}),
+        ("overflow in the softmax", through_softmax, {}),
+        ("overflow in the embedding", through_embedding, {"trained": ("embedding.weight", "embedding.bias")}),
     )
 }

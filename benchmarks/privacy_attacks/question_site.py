@@ -1,17 +1,28 @@
 """Small sites that answer questions, with and without one chosen image, for attacks on questions."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from client.data.dataset import scan
+from client.data.dataset import open_dataset, scan
+from client.policy.budget import told_total
+from client.privacy.accounting import epsilon
+from client.privacy.epsilon import epsilon_of
 from client.private_files import write_private
+from client.records.ledger import open_ledger, read_ledger
+from client.records.spending import Charge, Spending
 from client.settings import Home, SiteConfig, SitePolicy, load_settings, save_settings
 
 Pixels = NDArray[np.uint8]
+RUN = "run"
+"""The training run whose models are audited."""
 
 
 def make_site(folder: Path, images: Pixels, policy: SitePolicy, held_out_ratio: float = 0.0) -> Home:
@@ -40,10 +51,37 @@ def fresh_copy(home: Home, folder: Path) -> Home:
     return copied
 
 
+@contextmanager
+def computed_once() -> Iterator[None]:
+    """Hundreds of trials at little cost: an epsilon is computed once per history, and no network gets a random start.
+
+    Neither changes what a site does: every tensor of a network is that of the request.
+    """
+
+    @cache
+    def of(history: tuple[Spending, ...], delta: float) -> float:
+        return epsilon(history, delta)
+
+    with (
+        mock.patch("client.privacy.accounting.epsilon", lambda history, delta: of(tuple(history), delta)),
+        mock.patch("torch.nn.init.trunc_normal_", lambda tensor, **_: tensor),
+    ):
+        yield
+
+
+def commit_round(home: Home) -> None:
+    """A completed DP round of `RUN` at almost no cost: only runs that the site took part in are audited."""
+    settings = load_settings(home)
+    data = open_dataset(home, settings.image_size)
+    charge = Charge(
+        dataset_id=data.dataset_id, fingerprint=data.fingerprint, task="train", run=RUN, server_round=1,
+        request_digest="r", plan_digest="p", mechanism="dp-sgd", noise_multiplier=1000.0, sample_rate=0.01, steps=1,
+        unit="image",
+    )  # fmt: skip
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        ledger.commit(ledger.reserve(charge, cap=1.0, delta=1e-5, epsilon_of=lambda *_: 0.0)[0])
+
+
 def spent(home: Home) -> float:
     """Epsilon of everything that the site's ledger has been charged for."""
-    from client.policy.budget import told_total
-    from client.privacy.epsilon import epsilon_of
-    from client.records.ledger import read_ledger
-
     return told_total(read_ledger(home.ledger), load_settings(home).policy, epsilon_of).epsilon

@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from benchmarks.privacy_attacks.outcome import Outcome
 from benchmarks.privacy_attacks.question_site import fresh_copy, make_site, spent
+from benchmarks.privacy_attacks.tiny_sites import new_machine
 from client.answers.statistics_request import answer_query
 from client.limits import Ranges
 from client.settings import Home, SitePolicy
@@ -28,7 +29,7 @@ from shared.evaluation.networks import load_extractor
 from shared.messages.statistics import StatisticsQuery
 
 NAME, OTHERS, SIDE = "statistics: hostile projection", 24, 16
-SCALE, RADIUS, NOISE = 1e-170, 1e-300, 1000.0
+SCALE, RADIUS, NOISE = 1e-3, 1e-9, 1000.0
 POLICY = SitePolicy(
     tasks=("statistics",), experiments="any", epsilon_cap=1.0, min_noise_multiplier=1.0, min_images_statistics=2,
     extractors=("random-inception",),
@@ -42,13 +43,13 @@ def attack(trials: int, is_guarded: bool, seed: int) -> Outcome:  # the signatur
     features = np.asarray(extractor(torch.from_numpy(images)), np.float64)
     sums = [features[:OTHERS].sum(0), features.sum(0)]
     correct, epsilon = 0, 0.0
-    with tempfile.TemporaryDirectory() as folder, ExitStack() as off:
-        sites = [make_site(Path(folder) / str(more), images[: OTHERS + more], POLICY) for more in (0, 1)]
+    with new_machine() as root, ExitStack() as off:
+        sites = [make_site(root / str(more), images[: OTHERS + more], POLICY) for more in (0, 1)]
         if not is_guarded:
             lift_guards(off)
         for trial in range(trials):
             is_in = int(rng.integers(2))
-            home = fresh_copy(sites[is_in], Path(folder) / f"trial{trial}")
+            home = fresh_copy(sites[is_in], root / f"trial{trial}")
             found = ask(home, extractor)
             guess = int(rng.integers(2)) if found is None else nearest(found, sums)
             correct += guess == is_in

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
@@ -93,19 +94,15 @@ def repeat(name: str, trial: Trial, trials: int, is_guarded: bool, seed: int) ->
     """Attack again and again; a success is a use of images of which the ledger knows nothing, so epsilon is 0."""
     random, correct = np.random.default_rng(seed), 0
     for _ in range(trials):
-        with tempfile.TemporaryDirectory(prefix="maskfed-") as folder, _machine(Path(folder).resolve()) as root:
+        with new_machine() as root:
             correct += trial(root, random, is_guarded)
     return Outcome(name, trials, correct, 0.0)
 
 
 @contextmanager
-def _machine(root: Path) -> Iterator[Path]:
-    before = os.environ.get(REGISTRY_VARIABLE)
-    os.environ[REGISTRY_VARIABLE] = str(root / "registry")
-    try:
-        yield root
-    finally:
-        if before is None:
-            del os.environ[REGISTRY_VARIABLE]
-        else:
-            os.environ[REGISTRY_VARIABLE] = before
+def new_machine() -> Iterator[Path]:
+    """A temporary folder on a machine that has seen no data yet: its registry is in there, too."""
+    with tempfile.TemporaryDirectory(prefix="privacy-attacks-") as folder:
+        root = Path(folder).resolve()
+        with mock.patch.dict(os.environ, {REGISTRY_VARIABLE: str(root / "registry")}):
+            yield root

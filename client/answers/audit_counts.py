@@ -7,10 +7,8 @@ noise of deviation sigma on all counts is one step of the Gaussian mechanism (si
 Everything after the noise is post-processing. Shapes: N images, J cells.
 """
 
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -22,6 +20,7 @@ from client.answers.audited_model import Subject
 from client.answers.verdicts import Verdict
 from client.data.dataset import Dataset
 from client.limits import AuditPolicy
+from client.privacy.grid_noise import noised
 from client.settings import Unit
 from shared.audits.membership_attack import TIMES, Scores, loss_scores, separation
 from shared.audits.memorisation import Features, nearest_neighbours, pixel_features
@@ -32,9 +31,6 @@ from shared.evaluation.generate import sample_images
 
 BATCH = 64
 CONTROL_IMAGES, CONTROL_OTHERS = 32, 128
-GRID = 2.0**-20
-"""Noise is rounded to this grid: counts are whole numbers, so the result is the ideal sum rounded, and no low bit of a
-float tells of the count."""
 INCONCLUSIVE = "inconclusive: the attack does not find the images of its control model"
 Counts = NDArray[np.float64]
 
@@ -81,14 +77,9 @@ def counted_verdicts(site: str, subject: Subject, data: Dataset, unit: Unit, aud
 
 def add_noise(members: NDArray[np.int64], held_out: NDArray[np.int64], num: int, sigma: float) -> NoisyCounts:
     """Counts of the cells of units, (number of units,) each, with secret Gaussian noise."""
-    return NoisyCounts(*(np.bincount(cells, minlength=num) + secret_noise(num, sigma) for cells in (members, held_out)))
-
-
-def secret_noise(num: int, sigma: float) -> Counts:
-    """Gaussian noise from the system's cryptographic generator, by inversion of 53 bits each, on the grid."""
-    normal = NormalDist(0.0, sigma)
-    drawn = [normal.inv_cdf((secrets.randbits(53) + 0.5) / 2**53) for _ in range(num)]
-    return np.round(np.array(drawn) / GRID) * GRID
+    counts = np.concatenate([np.bincount(cells, minlength=num) for cells in (members, held_out)])
+    found = noised(counts.astype(np.float64), sigma)
+    return NoisyCounts(found[:num], found[num:])
 
 
 def finds_control(subject: Subject, audit: AuditPolicy) -> bool:

@@ -162,10 +162,11 @@ def _compute(
     if plan.kind == "exact":
         plain = accumulate(batches, plan.space, source)
         return replace(plain, site=settings.alias, release="exact", images=size)
+    from client.privacy.grid_noise import noised
+
     assert plan.projection is not None
     features = np.concatenate(list(batches))
-    rng = np.random.default_rng(secrets.randbits(128))
-    noisy = private_statistics(plan.projection, features, plan.noise_multiplier, rng)
+    noisy = private_statistics(plan.projection, features, plan.noise_multiplier, noised)
     facts = {**noisy.images, **size}
     epsilon = None if total.is_unbounded or not math.isfinite(total.epsilon) else max(0.0, total.epsilon)
     return replace(noisy, site=settings.alias, source=source, epsilon=epsilon, delta=total.delta, images=facts)

@@ -102,22 +102,28 @@ def ledger_accept_clock(home: HomeOption = None) -> None:
 
 @ledger.command("plan")
 def ledger_plan(
-    experiment: Annotated[Path, typer.Argument(help="Experiment file with a [privacy] section.")],
+    experiment: Annotated[str, typer.Argument(help="Experiment file with a [privacy] section, or a recipe's name.")],
     home: HomeOption = None,
     override: Annotated[list[str] | None, typer.Option("--set", help="section.key=value")] = None,
+    sites: Annotated[int, typer.Option(min=1, max=100_000, help="Sites that the noise is averaged over.")] = 1,
+    probe_seconds: Annotated[float, typer.Option(min=0.1, max=60, help="How long to measure this machine.")] = 3.0,
 ) -> None:
-    """Say how many rounds of an experiment fit under the cap, and which noise would fit all of them."""
+    """Say what an experiment would cost here, how many rounds fit under the cap, and which noise would fit all."""
     from client.data.dataset import open_dataset
-    from client.policy.approval import read_approved
-    from client.policy.rules import Facts, experiment_refusals
+    from client.policy.facts import gather_facts
+    from client.policy.rules import experiment_refusals
     from client.privacy.accounting import epsilon
     from client.privacy.planning import noise_that_fits, num_that_fit
     from client.records.ledger import read_ledger
     from client.records.spending import Spending
     from shared.experiment.config import load_experiment
+    from shared.experiment.recipes import find_experiment
+    from shared.messages.agreement.plan import resolve
+    from shared.planning.probe import images_per_second, num_values
+    from shared.planning.workload import lines, workload
 
     place = find_home(home)
-    settings, planned = load_settings(place), load_experiment(experiment, override)
+    settings, planned = load_settings(place), resolve(load_experiment(find_experiment(experiment), override))
     policy = settings.policy
     if planned.privacy.mechanism == "none":
         raise InputError(
@@ -127,20 +133,20 @@ def ledger_plan(
     spent = history.spending(data.dataset_id)
     rounds, steps = planned.federation.rounds, planned.federation.local_steps
     sigma, rate = planned.privacy.noise_multiplier, planned.privacy.sample_rate
-    after = epsilon([*spent, Spending(sigma, rate, rounds * steps)], policy.delta)
+    one, after = (epsilon([*spent, Spending(sigma, rate, count * steps)], policy.delta) for count in (1, rounds))
     fit = num_that_fit(spent, Spending(sigma, rate, steps), policy.delta, policy.epsilon_cap, rounds)
     typer.echo(f"spent: {history.total(data.dataset_id, policy.delta, epsilon)}, cap {policy.epsilon_cap:g}")
     typer.echo(f"{rounds} rounds of {steps} steps at sigma {sigma:g}, q {rate:g}: epsilon {after:.3f}")
+    typer.echo(f"epsilon after one round: {one:.3f}")
     typer.echo(f"rounds that fit under the cap: {fit} of {rounds}")
     noise = noise_that_fits(spent, rate, rounds * steps, policy.delta, policy.epsilon_cap)
     fitting = f"{noise:.4g}" if math.isfinite(noise) else "none; fewer rounds or steps, or a lower q"
     typer.echo(f"noise multiplier at which all {rounds} rounds fit: {fitting}")
-    facts = Facts(
-        num_images=len(data.train),
-        has_persons=data.persons is not None,
-        image_size=settings.image_size,
-        approved_experiments=read_approved(place).experiments,
-        spent_unit=history.unit_of(data.dataset_id),
-    )
+    is_by_person = planned.privacy.unit == "person" and data.persons is not None
+    units = len(data.units("person" if is_by_person else "image"))
+    speed = images_per_second(planned, probe_seconds)
+    for line in lines(planned, workload(planned, sites, units, num_values(planned), speed), sites):
+        typer.echo(line)
+    facts = gather_facts(place, settings, "", data, history)
     for refusal in experiment_refusals(planned, policy, facts):
         typer.echo(f"as it stands the policy refuses it: {refusal.code}, {refusal.reason}")

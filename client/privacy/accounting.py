@@ -16,11 +16,14 @@ from opacus.accountants.analysis.prv import DiscretePRV, Domain, PoissonSubsampl
 from opacus.accountants.analysis.prv.prvs import TruncatedPrivacyRandomVariable
 
 from client.records.spending import Spending, merged
+from shared.errors import InputError
 
 ERRORS = (0.01, 0.1, 1.0)
 """What the numerical error may add to epsilon; the larger ones where a huge epsilon leaves no memory for the first."""
 DELTA_SHARE = 1e-3
 """Share of delta that the numerical error may take, as in Opacus."""
+SMALL_DELTA = 1e-8
+"""Numerical error in delta where no epsilon at a delta is asked for."""
 LARGEST_GRID = 2**25
 """Points of the privacy loss distribution: about 2 GB."""
 
@@ -53,6 +56,26 @@ def epsilon(history: Sequence[Spending], delta: float) -> float:
             except (ValueError, RuntimeError, OverflowError, MemoryError):
                 break
     return math.inf
+
+
+def guess_success(row: Spending) -> float:
+    """Largest probability to guess right, from all releases, whether one unit was in, if a fair coin decided that.
+
+    It is (1 + delta(0)) / 2, half the total variation distance above chance; numerical errors stay below 0.001.
+
+    Raises:
+        InputError: a plan of so little noise that its privacy loss needs more memory than there is.
+    """
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            loss = _privacy_loss([row], ERRORS[0], SMALL_DELTA)
+            return float(min(1.0, (1 + loss.compute_delta_estimate(0.0)) / 2))
+        except (ValueError, RuntimeError, OverflowError, MemoryError) as error:
+            raise InputError(
+                f"a plan of noise multiplier {row.noise_multiplier:g}, rate {row.sample_rate:g} and {row.steps} steps "
+                "cannot be audited: its privacy loss needs too much memory; give more noise or fewer steps"
+            ) from error
 
 
 class _GridError(RuntimeError):

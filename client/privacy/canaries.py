@@ -1,9 +1,15 @@
 """One-run audit of DP-SGD with white-box gradient canaries (Steinke, Nasr and Jagielski, arXiv 2305.08846).
 
 1,000 canaries are in or out of a throw-away training by a fair coin. Each has its own coordinate of a linear model and
-a gradient of norm far above C there; the auditor sees every noised gradient, scores a canary by the sum at its
-coordinate, and guesses the 100 highest "in" and the 100 lowest "out". The training runs the whole of `train_private`
-at a plan's own constants: sampling, micro-batches, clipping, noise. No private image is in it, so it costs nothing.
+a gradient of norm far above C there, so they are independent; the auditor sees every noised gradient and guesses "in"
+where the likelihood of what is at a canary's coordinate is larger with it than without. The training runs the whole of
+`train_private` at a plan's own constants: sampling, micro-batches, clipping, noise. No private image is in it, so it
+costs nothing.
+
+The bound is by f-DP (as in Mahloujifar, Melis and Chaudhuri, arXiv 2410.22235): the assumption is that the training is
+some Poisson-subsampled Gaussian mechanism of the plan's rate and number of steps, and of unknown noise. Each noise
+allows guesses to be right with a known probability at most; the bound is the epsilon of the largest noise that the
+guesses refute.
 """
 
 import math
@@ -14,17 +20,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from client.privacy.accounting import epsilon
+from client.privacy.accounting import epsilon, guess_success
 from client.privacy.dp_sgd import train_private
 from client.records.spending import Spending
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 
-CANARIES, GUESSES, CONFIDENCE = 1000, 200, 0.95
-"""Fixed beforehand: a number of guesses chosen afterwards would overstate the bound."""
+CANARIES, CONFIDENCE = 1000, 0.95
+ALARM = 0.001
+"""A training whose guesses are as good as they are with less than this probability is called unsound."""
 NO_NOISE = 1e-9
 SIDE, HEIGHT = 8, 50.0
 """Pixels of a canary's image, and the norm of its gradient before clipping."""
+LEAST_NOISE, FACTOR = 0.3, 8.0
+"""The noise is sought from 1/8 to 8 times the plan's, and not below this: epsilons are in the hundreds there."""
+BISECTIONS = 10
 
 
 @dataclass(frozen=True)
@@ -37,11 +47,15 @@ class CanaryResult:
     correct: int
     epsilon: float
     """What the ledger charges for the same plan."""
+    p_value: float = 1.0
+    """Probability of so many correct guesses, at most, where the plan's noise is there."""
+    promise_p_value: float = 1.0
+    """The same where the ledger's epsilon holds, whatever the mechanism."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether the accounting survives: the bound does not pass it."""
-        return self.bound <= self.epsilon
+        """Whether noise and accounting survive: such guesses are next to impossible under neither."""
+        return min(self.p_value, self.promise_p_value) >= ALARM
 
 
 def canary_plan(experiment: Experiment, *, noise_multiplier: float | None = None) -> Experiment:
@@ -84,24 +98,37 @@ def audit_canaries(
         precision: of its forward and backward pass.
     """
     is_in = rng.random(CANARIES) < 0.5
-    order = np.argsort(train_and_score(plan, np.flatnonzero(is_in), torch.device(device), precision))
-    correct = int(is_in[order[-GUESSES // 2 :]].sum() + (~is_in[order[: GUESSES // 2]]).sum())
+    scores = train_and_score(plan, np.flatnonzero(is_in), torch.device(device), precision)
+    correct = int(((scores > 0) == is_in).sum())
     privacy = plan.privacy
     spent = Spending(privacy.noise_multiplier, privacy.sample_rate, plan.federation.local_steps)
-    return CanaryResult(lower_bound(CANARIES, GUESSES, correct, delta), GUESSES, correct, epsilon([spent], delta))
+    chance = guess_success(spent) if spent.noise_multiplier >= LEAST_NOISE else 1.0
+    promised = epsilon([spent], delta)
+    return CanaryResult(
+        lower_bound(correct, spent, delta),
+        CANARIES,
+        correct,
+        promised,
+        tail(correct, chance),
+        promise_p_value(correct, promised, delta),
+    )
 
 
 def train_and_score(
     plan: Experiment, present: NDArray[np.int64], device: torch.device, precision: str
 ) -> NDArray[np.float64]:
-    """Sum over the steps of the noised gradient at each canary's coordinate, (CANARIES,)."""
+    """Logarithm of how much likelier the noised gradients are with a canary than without it, (CANARIES,)."""
+    privacy = plan.privacy
+    log_out = math.log1p(-privacy.sample_rate) if privacy.sample_rate < 1 else -math.inf
     model = nn.Sequential(nn.Linear(CANARIES, 1, bias=False)).to(device)
     scores = torch.zeros(CANARIES, dtype=torch.float64)
 
     def collect() -> None:
         gradient = model[0].weight.grad
         assert isinstance(gradient, Tensor)
-        scores.sub_(gradient[0].double().cpu())
+        y = -gradient[0].double().cpu() * (privacy.expected_batch / privacy.max_grad_norm)
+        log_in = math.log(privacy.sample_rate) + (2 * y - 1) / (2 * privacy.noise_multiplier**2)
+        scores.add_(torch.logaddexp(log_in, torch.tensor(log_out, dtype=torch.float64)))
 
     train_private(
         model,
@@ -138,20 +165,47 @@ def canary_loss(model: nn.Module, _schedule: object, _experiment: Experiment, im
     return -model(HEIGHT * one_hot[:, None])[:, 0, 0]  # type: ignore[no-any-return]
 
 
-def lower_bound(canaries: int, guesses: int, right: int, delta: float) -> float:
-    """Largest epsilon that `right` of `guesses` correct guesses refute at the confidence, by bisection; 0 if none."""
-    low, high = 0.0, 20.0
-    while high - low > 1e-3:
+def lower_bound(correct: int, plan: Spending, delta: float) -> float:
+    """Epsilon of the largest noise that so many correct ones of all guesses refute; 0 if they refute none.
+
+    Args:
+        correct: number of right guesses.
+        plan: whose rate and number of steps the training had.
+        delta: of the epsilon.
+    """
+    surely = lower_success(correct)
+    low, high = (max(plan.noise_multiplier, LEAST_NOISE) * factor for factor in (1 / FACTOR, FACTOR))
+    low = max(low, LEAST_NOISE)
+    if guess_success(plan._replace(noise_multiplier=high)) >= surely:
+        return 0.0
+    for _ in range(BISECTIONS):
+        middle = math.sqrt(low * high)
+        is_refuted = guess_success(plan._replace(noise_multiplier=middle)) < surely
+        low, high = (low, middle) if is_refuted else (middle, high)
+    return epsilon([plan._replace(noise_multiplier=high)], delta)
+
+
+def lower_success(correct: int) -> float:
+    """Lower confidence bound of the probability to guess right (Clopper and Pearson, one-sided), by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
         middle = (low + high) / 2
-        is_refuted = p_value(canaries, guesses, right, middle, delta) < 1 - CONFIDENCE
-        low, high = (middle, high) if is_refuted else (low, middle)
+        low, high = (middle, high) if tail(correct, middle) < 1 - CONFIDENCE else (low, middle)
     return low
 
 
-def p_value(canaries: int, guesses: int, right: int, candidate: float, delta: float) -> float:
-    """Probability of so many correct guesses under (candidate, delta) (theorem 5.2 of the paper, fair coins)."""
-    q = 1 / (1 + math.exp(-candidate))
-    # Binomial probabilities of 0 to `guesses` correct ones.
-    pmf = np.array([math.comb(guesses, k) * q**k * (1 - q) ** (guesses - k) for k in range(guesses + 1)])
-    alpha = (np.cumsum(pmf[:right][::-1]) / np.arange(1, right + 1)).max(initial=0.0)
-    return float(min(1.0, pmf[right:].sum() + 2 * canaries * delta * alpha))
+def tail(correct: int, chance: float) -> float:
+    """Probability of at least so many right guesses, each right with probability `chance`."""
+    counts = range(correct, CANARIES + 1)
+    return math.fsum(math.comb(CANARIES, k) * chance**k * (1 - chance) ** (CANARIES - k) for k in counts)
+
+
+def promise_p_value(correct: int, promised: float, delta: float) -> float:
+    """Probability of at least so many right guesses under (promised, delta)-DP, at most: needs no accountant.
+
+    Steinke, Nasr and Jagielski (arXiv 2305.08846, theorem 5.2, fair coins, a guess on every canary).
+    """
+    chance = 1 / (1 + math.exp(-promised))
+    pmf = np.array([math.comb(CANARIES, k) * chance**k * (1 - chance) ** (CANARIES - k) for k in range(CANARIES + 1)])
+    alpha = (np.cumsum(pmf[:correct][::-1]) / np.arange(1, correct + 1)).max(initial=0.0)
+    return float(min(1.0, pmf[correct:].sum() + 2 * CANARIES * delta * alpha))

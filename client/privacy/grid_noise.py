@@ -17,7 +17,9 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client.privacy.keystream import Keystream
@@ -33,6 +35,8 @@ LARGEST_NOISE, SMALLEST_NORM, LARGEST_NORM = 2.0**16, 1e-15, 1e15
 PAIRS = {"cpu": 2**15, "cuda": 2**22}
 """Pairs of numbers at once: on a CPU what its cache holds."""
 ULP = 2.0**-52
+LARGEST_SUM = 2.0**51
+"""In steps of the grid; noise of at most 9.4 deviations still fits into float64 beside it."""
 
 
 class _Interval(Protocol):
@@ -74,6 +78,27 @@ def add_noise(total: Tensor, deviation: float, stream: Keystream) -> None:
     for part in torch.split(total, step):
         words = stream.bits(2 * -(-len(part) // 2)).view(2, -1)
         part.add_(rounded_pairs(words[0], words[1], deviation).flatten()[: len(part)])
+
+
+def noised(values: NDArray[np.float64], deviation: float) -> NDArray[np.float64]:
+    """Any sums with secret Gaussian noise, by the argument of a DP step: counts of an audit, statistics of features.
+
+    The values are rounded to a grid, and so is the noise. What float64 sums and that rounding may move a sum by lies in
+    the margin by which the noise is larger than asked for.
+
+    Args:
+        values: (d,), finite.
+        deviation: of the noise on each; noise multiplier times sensitivity.
+
+    Returns:
+        (d,) multiples of the grid.
+    """
+    steps = 2.0 ** grid_exponent(deviation / MARGIN)
+    # Cutting off what float64 could not hold exactly moves two sums no further apart.
+    total = torch.from_numpy(np.rint(values.clip(-LARGEST_SUM / steps, LARGEST_SUM / steps) * steps))
+    add_noise(total, deviation / MARGIN * steps, Keystream(secrets.token_bytes(32)))
+    found: NDArray[np.float64] = total.numpy() / steps
+    return found
 
 
 def rounded_pairs(k_1: Tensor, k_2: Tensor, deviation: float) -> Tensor:

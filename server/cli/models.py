@@ -52,9 +52,12 @@ def train(
     from shared.experiment.recipes import find_experiment
 
     loaded = load_experiment(find_experiment(experiment), overrides)
-    for line in training_plan(loaded):
-        typer.echo(line, err=True)
-    run = run_stage(loaded, data, out, init, accept_other_data=accept_other_data)
+
+    def tell_plan(resolved: "Experiment") -> None:
+        for line in training_plan(resolved):
+            typer.echo(line, err=True)
+
+    run = run_stage(loaded, data, out, init, accept_other_data=accept_other_data, on_ready=tell_plan)
     typer.echo(f"run {run.path}: {run.latest}")
 
 

@@ -3,6 +3,7 @@
 import logging
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
@@ -41,7 +42,13 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    experiment: Experiment, data: Path, out: Path, init: Path | None = None, *, accept_other_data: bool = False
+    experiment: Experiment,
+    data: Path,
+    out: Path,
+    init: Path | None = None,
+    *,
+    accept_other_data: bool = False,
+    on_ready: Callable[[Experiment], None] = lambda _: None,
 ) -> RunDir:
     """Train a stage into a run directory; a run of the same experiment that is there goes on where it was.
 
@@ -53,6 +60,7 @@ def train(
         out: run directory, new or of the same experiment.
         init: checkpoint or run directory whose EMA weights the stage starts from.
         accept_other_data: go on although the run was trained on other images so far; that is recorded.
+        on_ready: told the experiment once everything that was given fits, before the first step.
 
     Raises:
         InputError: bad data, a run directory of something else, of other images or with another writer, or a checkpoint
@@ -75,6 +83,7 @@ def train(
         change = ""
         if world.is_main:
             change = check_images(run, images, data, step=engine.steps_done, accept_other=accept_other_data)
+            on_ready(experiment)
         world.wait()
         with ExitStack() as stack:
             session = _Session(engine, run, data, images, parents)

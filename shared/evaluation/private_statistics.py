@@ -11,6 +11,7 @@ Shapes: N images, D feature width, P projected width.
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,9 +30,9 @@ SIMULATIONS = 20
 MOST_DIMENSIONS = 1024
 ORTHONORMAL_TOLERANCE = 1e-6
 LARGEST_MEAN = 1e6
-RADIUS = (1e-6, 1e6)
-"""Range of R that a projection may have at all; a site's policy has a narrower one."""
+RADIUS = (1e-6, 1e6)  # range of R that a projection may have at all; a site's policy has a narrower one
 _SENSITIVITY = math.sqrt(3)
+Noise = Callable[[Float64, float], Float64]  # values (d,) with Gaussian noise of a deviation on each
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,8 @@ class Projection:
     space: FeatureSpace
     """Of the features that go in."""
     mean_D: Float64
-    basis_DP: Float64
-    """Orthonormal columns, the public principal directions."""
-    radius: float
-    """R: public median norm of projected features."""
+    basis_DP: Float64  # orthonormal columns, the public principal directions
+    radius: float  # R: public median norm of projected features
 
     @property
     def projected_space(self) -> FeatureSpace:
@@ -121,18 +120,15 @@ def check_projection(projection: Projection) -> None:
 
 
 def private_statistics(
-    projection: Projection, features_ND: NDArray[np.floating], noise_multiplier: float, rng: np.random.Generator
+    projection: Projection, features_ND: NDArray[np.floating], noise_multiplier: float, noise: Noise
 ) -> Statistics:
     """Noisy statistics of a site's images; the caller charges (noise_multiplier, q = 1, one step) before.
 
     Args:
-        projection: public.
+        projection: public; the result is in its space. Covariances of it may have negative eigenvalues.
         features_ND: features of the site's images, (N, D); a row that is not finite counts as the public mean.
-        noise_multiplier: sigma: noise deviation over sensitivity.
-        rng: secret randomness, never a shared seed.
-
-    Returns:
-        Statistics in the projected space; n is noisy, too. Covariances of them may have negative eigenvalues.
+        noise_multiplier: sigma: noise deviation over sensitivity. N is noised, too.
+        noise: secret, never of a shared seed.
 
     Raises:
         InputError: noise multiplier not above 0, or a projection that is none.
@@ -140,26 +136,33 @@ def private_statistics(
     if not 0 < noise_multiplier < math.inf:
         raise InputError(f"noise multiplier {noise_multiplier:g}: give a finite one above 0")
     check_projection(projection)
-    return add_noise(projection.statistics(features_ND), projection.radius, noise_multiplier, rng)
+    return add_noise(projection.statistics(features_ND), projection.radius, noise_multiplier, noise)
 
 
-def add_noise(plain: Statistics, radius: float, noise_multiplier: float, rng: np.random.Generator) -> Statistics:
+def add_noise(plain: Statistics, radius: float, noise_multiplier: float, noise: Noise) -> Statistics:
     """Gaussian noise on (n, sum u, sum u u^T) of rows u = z / R, symmetric in the last; scaled back by R."""
-    deviation = noise_multiplier * _SENSITIVITY
     width = len(plain.total_D)
-    noise_PP = rng.normal(0, deviation, (width, width))
-    # In an orthonormal basis of symmetric matrices entries off the diagonal are worth sqrt(2): their noise is smaller.
-    symmetric_PP = np.tril(noise_PP, -1) / math.sqrt(2)
-    symmetric_PP = symmetric_PP + symmetric_PP.T + np.diag(np.diag(noise_PP))
-    facts = {**noise_facts(radius, noise_multiplier), "parts": "1"}
+    rows, columns = np.tril_indices(width)
+    # In an orthonormal basis of symmetric matrices entries off the diagonal count sqrt(2) times.
+    weights = np.where(rows == columns, 1.0, math.sqrt(2))
+    values = [np.array([plain.n]), plain.total_D / radius, plain.outer_DD[rows, columns] * (weights / radius**2)]
+    noised = noise(np.concatenate(values).astype(np.float64), noise_multiplier * _SENSITIVITY)
+    outer_DD = np.empty((width, width))
+    outer_DD[rows, columns] = outer_DD[columns, rows] = noised[1 + width :] * (radius**2 / weights)
+    images = {**plain.images, **noise_facts(radius, noise_multiplier), "parts": "1"}
     return replace(
         plain,
-        n=plain.n + rng.normal(0, deviation),
-        total_D=plain.total_D + radius * rng.normal(0, deviation, width),
-        outer_DD=plain.outer_DD + radius**2 * symmetric_PP,
+        n=float(noised[0]),
+        total_D=radius * noised[1 : 1 + width],
+        outer_DD=outer_DD,
         release="dp",
-        images={**plain.images, **facts},
+        images=images,
     )
+
+
+def simulated(rng: np.random.Generator) -> Noise:
+    """Noise that protects nobody: for studies of what noise does."""
+    return lambda values, deviation: values + rng.normal(0, deviation, len(values))
 
 
 def noise_facts(radius: float, noise_multiplier: float) -> dict[str, str]:
@@ -189,10 +192,8 @@ class PrivateDistance:
     """A distance to private statistics, and what their noise does to it."""
 
     distance: float
-    bias: float
-    """Mean change of the distance when noise of the same size is added once more."""
-    resolution: float
-    """Mean distance between the statistics and themselves with that noise: smaller distances tell nothing."""
+    bias: float  # mean change of the distance when noise of the same size is added once more
+    resolution: float  # mean distance between the statistics and themselves with it: smaller distances tell nothing
 
     @property
     def is_resolved(self) -> bool:
@@ -213,8 +214,8 @@ def private_distance(generated: Statistics, pooled: Statistics, seed: int = 0) -
         raise InputError(f"private statistics without {error}: give files that sites have written") from error
     reference = repaired(pooled)
     distance = frechet_distance(generated, reference)
-    rng = np.random.default_rng(seed)
-    again = [repaired(add_noise(reference, radius, noise_multiplier, rng)) for _ in range(SIMULATIONS)]
+    noise = simulated(np.random.default_rng(seed))
+    again = [repaired(add_noise(reference, radius, noise_multiplier, noise)) for _ in range(SIMULATIONS)]
     bias = float(np.mean([frechet_distance(generated, each) for each in again])) - distance
     resolution = float(np.mean([frechet_distance(reference, each) for each in again]))
     return PrivateDistance(distance, bias, resolution)

@@ -54,6 +54,7 @@ def test_a_run_that_ends_with_a_reason_ends_its_log_with_it(
     flower = logging.getLogger("flwr")
     monkeypatch.setattr(flower, "filters", list(flower.filters))
     monkeypatch.setattr(flower, "propagate", True)
+    caplog.set_level(logging.INFO, logger="flwr")
     monkeypatch.setattr(server.app, "app", refuse)
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
     with pytest.raises(InputError) as caught:

@@ -7,11 +7,11 @@ from benchmarks.privacy_attacks.data_identity import ATTACKS
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_fails_at_a_guarded_site(name: str):
-    outcome = ATTACKS[name](3, True, 1)
-    assert (outcome.name, outcome.trials, outcome.correct) == (name, 3, 0)
+    outcome = ATTACKS[name](2, True, 1)
+    assert (outcome.name, outcome.trials, outcome.correct) == (name, 2, 0)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_attack_succeeds_with_the_guard_off(name: str):
-    outcome = ATTACKS[name](3, False, 1)
-    assert outcome.correct == 3
+    outcome = ATTACKS[name](2, False, 1)
+    assert outcome.correct == 2

@@ -95,7 +95,7 @@ def test_charge_is_on_disk_before_the_first_feature(make_site, extractor):
 def test_cap_holds_for_statistics_too(make_site, extractor, projection):
     site = make_site(**{**ALLOWED, "epsilon_cap": 1.0})
     with pytest.raises(RefusedError, match="the cap is 1"):
-        release(site, extractor, StatisticsPlan("dp", extractor.space, projection, 0.24))
+        release(site, extractor, StatisticsPlan("dp", extractor.space, projection, 0.6))
     assert charges(site) == []
 
 

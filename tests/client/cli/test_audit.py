@@ -113,7 +113,7 @@ def test_canaries_print_bound_and_epsilon_and_charge_nothing(make_site, tmp_path
     (tmp_path / "plan.toml").write_text(text + "\n".join(f"{key} = {value}" for key, value in plan.items()))
     result = call("audit", "canaries", tmp_path / "plan.toml", "--home", home.path)
     assert result.exit_code == 0 and ": pass" in result.stdout
-    for text in ("4 steps at noise multiplier 1, rate 0.5", "of 200 guesses correct", "with the noise off: at least"):
+    for text in ("4 steps at noise multiplier 1, rate 0.5", "of 1000 guesses correct", "with the noise off: at least"):
         assert text in result.stdout
     assert f"delta {settings.policy.delta:g} per image" in result.stdout
     assert read_ledger(home.ledger).charges == []

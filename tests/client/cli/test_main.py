@@ -288,15 +288,16 @@ def test_ledger_is_shown_with_unit_delta_and_open_charges(make_site: MakeSite, m
     assert total["unit"] == "image"
     plan = place.path / "plan.toml"
     plan.write_text(experiment(privacy={**DP, "noise_multiplier": 2.0}).to_toml())
-    planned = call("ledger", "plan", plan, "--home", place.path).stdout
+    command = ("ledger", "plan", plan, "--home", place.path, "--probe-seconds", "0.1")
+    planned = call(*command).stdout
     assert "rounds that fit under the cap: 3 of 3" in planned
     assert "per image, cap 10" in planned
     assert "refuses" not in planned
-    longer = call("ledger", "plan", plan, "--home", place.path, "--set", "federation.local_steps=500").stdout
+    longer = call(*command, "--set", "federation.local_steps=500").stdout
     assert "refuses it: too_many_steps, 500 steps per round, the site allows 100" in longer
     assert (
         "noise multiplier at which all 3 rounds fit: none; fewer rounds"
-        in call("ledger", "plan", plan, "--home", place.path, "--set", "federation.local_steps=200000000").stdout
+        in call(*command, "--set", "federation.local_steps=200000000").stdout
     )
     assert "noise multiplier at which all 3 rounds fit" in planned
 

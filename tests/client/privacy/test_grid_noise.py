@@ -1,14 +1,26 @@
 """Noise on a grid: exact rounding, the right deviation, and the bounds it is made for."""
 
 import math
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from mpmath import mp
-from scipy.stats import norm
+from scipy.stats import kstest, norm
 
 from client.privacy import grid_noise
-from client.privacy.grid_noise import add_noise, clipping_bound, error_bound, grid_exponent, rounded_pairs
+from client.privacy.grid_noise import (
+    MARGIN,
+    add_noise,
+    clipping_bound,
+    error_bound,
+    grid_exponent,
+    noised,
+    rounded_pairs,
+)
 from client.privacy.keystream import Keystream
 from client.privacy.secret_random import POSITIVE, box_muller
 from shared.errors import InputError
@@ -91,3 +103,31 @@ def test_bound_leaves_room_for_the_grid_and_for_float32():
     for field, value in (("noise_multiplier", 1e6), ("max_grad_norm", 1.4e-45), ("max_grad_norm", 1e30)):
         with pytest.raises(InputError, match=field):
             clipping_bound(privacy.model_copy(update={field: value}), 10)
+
+
+@given(
+    values=st.lists(st.floats(-1e5, 1e5), min_size=1, max_size=30),
+    deviation=st.floats(1e-3, 1e4),
+    key=st.integers(0, 2**64),
+)
+def test_any_sum_gets_the_noise_of_a_dp_step_on_the_same_grid(values, deviation, key):
+    larger = deviation / MARGIN
+    steps = 2.0 ** grid_exponent(larger)
+    with mock.patch.object(grid_noise.secrets, "token_bytes", lambda _: key.to_bytes(32, "big")):
+        found = noised(np.array(values), deviation)
+    assert (found * steps == np.rint(found * steps)).all()
+    total = torch.zeros(len(values), dtype=torch.float64)
+    add_noise(total, larger * steps, Keystream(key.to_bytes(32, "big")))
+    np.testing.assert_allclose(found - total.numpy() / steps, values, atol=0.5 / steps, rtol=1e-15)
+
+
+def test_noise_on_sums_is_gaussian_of_its_size_and_new_every_time():
+    drawn = noised(np.zeros(20_000), 3.0) * MARGIN / 3.0
+    assert kstest(drawn, "norm").pvalue > 1e-4
+    assert (noised(np.zeros(5), 1.0) != noised(np.zeros(5), 1.0)).all()
+
+
+def test_sums_beyond_what_the_grid_holds_are_cut_and_still_noised():
+    found = noised(np.array([1e300, -1e300]), 1.0)
+    assert abs(found[0] + found[1]) < 20
+    assert np.isfinite(found).all() and found[0] > 1e6

@@ -3,18 +3,38 @@
 The units' images are blank but for their first pixel, unit i's is i + 1: what fills a micro-batch up is 0, and nobody.
 """
 
+import errno
 import math
+from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from flwr.app import RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.privacy_attacks.detector import (
+    Arena,
+    detector,
+    make_arena,
+    make_experiment,
+    make_request,
+    without_noise,
+)
+from benchmarks.privacy_attacks.overflow import DP, through_mlp
+from benchmarks.privacy_attacks.question_site import fresh_copy
+from benchmarks.privacy_attacks.tiny_sites import new_machine
+from client import training_request
 from client.data.units import Shown
 from client.privacy.dp_sgd import PrivateStep, train_private
 from client.privacy.secret_random import secret_streams
+from client.records.chain import Chain, read_chain
+from client.records.ledger import read_ledger
+from client.training.local_round import Round
+from client.training_request import handle
 from shared.diffusion.losses import Draw, per_unit_loss
 from shared.diffusion.uvit import build_model
 from tests.client.conftest import SIZE
@@ -142,3 +162,60 @@ def test_round_whose_every_unit_fails_releases_noise_alone():
     step.take(Numbered(), units_of(*[1] * 6), secret_streams())
     gradient = torch.cat([parameter.grad.flatten() for parameter in step.parameters])
     assert float(gradient.std()) == pytest.approx(2.0 * C / 4, rel=0.01)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing may catch it."""
+
+
+def full_disk(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def kill(*_: object) -> None:
+    raise Killed
+
+
+def full_at_commit(self: Chain, kind: str, **fields: object) -> object:
+    return full_disk() if kind == "commit" else APPEND(self, kind, **fields)
+
+
+APPEND = Chain.append
+FAULTS = {
+    "disk full at the commit": (Chain, "append", full_at_commit, "disk_full"),
+    "disk full at the reply": (training_request, "keep_reply", full_disk, "disk_full"),
+    "killed after a step": (Round, "_report", kill, None),
+}
+
+
+@pytest.fixture
+def arena() -> Iterator[tuple[Arena, RecordDict]]:
+    """Two sites that differ by a face, and a request whose weights overflow for it."""
+    with new_machine() as root, without_noise():
+        plan = make_experiment(privacy=DP)
+        found = make_arena(root, plan, 0)
+        weights, height = detector(found, plan)
+        through_mlp(weights, height)
+        yield found, make_request(plan, weights, "run").to_record()
+
+
+@pytest.mark.full_size
+@pytest.mark.parametrize("fault", FAULTS)
+def test_round_that_disk_or_kill_ends_looks_the_same_with_and_without_a_unit_and_stays_charged(arena, tmp_path, fault):
+    owner, name, broken, code = FAULTS[fault]
+    seen = []
+    for place, home in enumerate(arena[0].homes):
+        copied = fresh_copy(home, tmp_path / str(place))
+        with mock.patch.object(owner, name, broken):
+            try:
+                first = handle(arena[1], copied).header.model_dump(exclude={"ledger_hash"})
+            except Killed:
+                first = {"refusal": None}
+        history = read_ledger(copied.ledger)
+        again = handle(arena[1], copied).header.model_dump(exclude={"ledger_hash"})
+        # What a scan has noted before, for instance that the sites share images, is not of the round.
+        kinds = [entry.kind for entry in read_chain(copied.ledger) if entry.kind in ("reserve", "commit", "recovered")]
+        kinds += [entry.kind for entry in read_chain(copied.journal)]
+        seen.append((first, again, kinds))
+        assert first["refusal"] == code and len(history.charges) == 1
+    assert seen[0] == seen[1]

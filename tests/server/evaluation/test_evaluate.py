@@ -24,7 +24,7 @@ from shared.evaluation.feature_statistics import accumulate, load_statistics, sa
 from shared.evaluation.frechet import frechet_distance
 from shared.evaluation.generate import load_model, sample_images
 from shared.evaluation.networks import load_extractor
-from shared.evaluation.private_statistics import make_projection, private_statistics, save_projection
+from shared.evaluation.private_statistics import make_projection, private_statistics, save_projection, simulated
 from shared.experiment.config import parse_experiment
 from shared.storage.checkpoint import save_checkpoint
 from shared.storage.chunks import Rank
@@ -267,7 +267,7 @@ def test_private_reference_tells_bias_and_resolution(run, tmp_path):
     images = torch.from_numpy(generate(80, 16, 0, site="heldout")[0])
     projection = make_projection(extractor(images), extractor.space, 8)
     save_projection(projection, tmp_path / "projection.safetensors")
-    noisy = private_statistics(projection, extractor(images), 0.5, np.random.default_rng(0))
+    noisy = private_statistics(projection, extractor(images), 0.5, simulated(np.random.default_rng(0)))
     save_statistics(noisy, tmp_path / "noisy.safetensors")
     reference = str(tmp_path / "noisy.safetensors")
     options = Options(reference=reference, projection=tmp_path / "projection.safetensors", name="dp")

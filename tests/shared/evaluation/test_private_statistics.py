@@ -15,6 +15,7 @@ from shared.evaluation.private_statistics import (
     private_statistics,
     repaired,
     save_projection,
+    simulated,
 )
 
 SPACE = FeatureSpace("x", "", "ab")
@@ -75,7 +76,7 @@ def test_a_basis_that_is_not_orthonormal_is_refused(projection, scale):
     with pytest.raises(InputError, match="not orthonormal"):
         check_projection(hostile)
     with pytest.raises(InputError, match="not orthonormal"):
-        private_statistics(hostile, features(20, 1), 1.0, np.random.default_rng(0))
+        private_statistics(hostile, features(20, 1), 1.0, simulated(np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize("radius", [0.0, -1.0, 1e-300, 1e300, np.nan, np.inf])
@@ -93,7 +94,7 @@ def test_a_mean_that_swallows_every_feature_is_refused(projection):
 def test_noise_has_the_size_that_is_charged(projection):
     plain, radius, sigma = projection.statistics(features(300, 1)), projection.radius, 2.0
     rng = np.random.default_rng(0)
-    noisy = [private_statistics(projection, features(300, 1), sigma, rng) for _ in range(400)]
+    noisy = [private_statistics(projection, features(300, 1), sigma, simulated(rng)) for _ in range(400)]
     deviation = sigma * math.sqrt(3) * radius
     assert np.std([each.n for each in noisy]) * radius == pytest.approx(deviation, rel=0.1)
     assert np.std([each.total_D - plain.total_D for each in noisy]) == pytest.approx(deviation, rel=0.05)
@@ -107,9 +108,9 @@ def test_large_sites_lose_little_and_resolution_says_when_they_lose_much(project
     generated = projection.statistics(features(3000, 5, shift=0.6))
     exact = frechet_distance(generated, projection.statistics(features(6000, 6)))
     rng = np.random.default_rng(1)
-    good = private_distance(generated, private_statistics(projection, features(6000, 6), 1.1, rng))
+    good = private_distance(generated, private_statistics(projection, features(6000, 6), 1.1, simulated(rng)))
     assert good.distance == pytest.approx(exact, rel=0.2) and good.is_resolved and good.resolution < exact / 5
-    bad = private_distance(generated, private_statistics(projection, features(40, 6), 1.1, rng))
+    bad = private_distance(generated, private_statistics(projection, features(40, 6), 1.1, simulated(rng)))
     assert bad.resolution > 10 * good.resolution
 
 
@@ -117,7 +118,9 @@ def test_bias_is_what_one_more_noise_does(projection):
     reference, generated = features(400, 6), projection.statistics(features(400, 5, shift=0.1))
     exact = frechet_distance(generated, projection.statistics(reference))
     found = [
-        private_distance(generated, private_statistics(projection, reference, 2.0, np.random.default_rng(seed)))
+        private_distance(
+            generated, private_statistics(projection, reference, 2.0, simulated(np.random.default_rng(seed)))
+        )
         for seed in range(10)
     ]
     true_bias = np.mean([each.distance for each in found]) - exact
@@ -125,7 +128,7 @@ def test_bias_is_what_one_more_noise_does(projection):
 
 
 def test_repaired_statistics_have_a_covariance(projection):
-    noisy = private_statistics(projection, features(50, 1), 3.0, np.random.default_rng(3))
+    noisy = private_statistics(projection, features(50, 1), 3.0, simulated(np.random.default_rng(3)))
     assert np.linalg.eigvalsh(noisy.moments()[1]).min() < 0
     mean_D, covariance_DD = repaired(noisy).moments()
     assert np.linalg.eigvalsh(covariance_DD).min() > -1e-9
@@ -134,7 +137,7 @@ def test_repaired_statistics_have_a_covariance(projection):
 
 def test_sites_add_up(projection):
     rng = np.random.default_rng(0)
-    parts = [private_statistics(projection, features(2000, seed), 1.0, rng) for seed in range(3)]
+    parts = [private_statistics(projection, features(2000, seed), 1.0, simulated(rng)) for seed in range(3)]
     pooled = parts[0] + parts[1] + parts[2]
     assert pooled.release == "dp" and pooled.images["parts"] == "3"
     union = projection.statistics(np.concatenate([features(2000, seed) for seed in range(3)]))
@@ -155,8 +158,8 @@ def test_bad_numbers_are_refused(projection):
     with pytest.raises(InputError, match="9999 dimensions"):
         make_projection(features(50, 0), SPACE, 9999)
     with pytest.raises(InputError, match="noise multiplier 0"):
-        private_statistics(projection, features(50, 0), 0.0, np.random.default_rng())
+        private_statistics(projection, features(50, 0), 0.0, simulated(np.random.default_rng()))
     with pytest.raises(InputError, match="after noise"):
-        repaired(private_statistics(projection, features(2, 0), 1e-9, np.random.default_rng(0)).__class__(
+        repaired(private_statistics(projection, features(2, 0), 1e-9, simulated(np.random.default_rng(0))).__class__(
             projection.projected_space, 0.5, np.zeros(8), np.zeros((8, 8))
         ))  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a registered member may try in answer to a question, by a rogue node."""
+"""What a registered node may send in place of an answer: one function an attack."""
 
 import hashlib
 import json
@@ -17,6 +17,8 @@ from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 
 FORGED_LOSS = 0.015625
 """What every forged reply says its loss is: exact in binary, so that it is found again in a run's record."""
+
+
 Attack = Callable[[RogueNode, Metadata], bool]
 """Does its worst in answer to a question; whether anything of it was taken."""
 

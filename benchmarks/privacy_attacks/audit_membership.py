@@ -1,0 +1,149 @@
+"""A model under audit that has learned nothing but to recognise one face: its verdict tells whether the face is there.
+
+A template filter drives one channel of a U-ViT with one token, for the chosen face alone; there the loss is half of
+everybody else's. The reference gives all the same loss, so the score of the face alone stands out.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from unittest import mock
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.privacy_attacks.outcome import Outcome
+from benchmarks.privacy_attacks.question_site import RUN, commit_round, computed_once, fresh_copy, make_site, spent
+from benchmarks.privacy_attacks.tiny_sites import new_machine
+from client.answers import audit_counts
+from client.answers.audit_request import answer_audit
+from client.data.dataset import open_dataset
+from client.limits import AuditPolicy
+from client.settings import Home, SitePolicy
+from shared.audits import membership_attack
+from shared.data.synthetic import generate
+from shared.diffusion.patches import patchify
+from shared.diffusion.uvit import build_model
+from shared.experiment.config import parse_experiment
+from shared.messages.audit import MODEL_ARRAY, AuditAnswer, AuditQuery, reference_array
+from shared.messages.envelope import header_record, read_header, validated
+from shared.messages.packing import Manifest, array_digest, pack
+
+NAME, OTHERS, PUBLIC, SIDE = "audit: one recognised face", 140, 300, 16
+EXPERIMENT = parse_experiment(
+    f"[model]\nimage_size = {SIDE}\npatch_size = {SIDE}\n[data]\nhorizontal_flip = false\n"
+    "[diffusion]\ntimesteps = 50\n[evaluation]\nsampler = 'dpm++'\nsteps = 2\n"
+)
+AUDIT = AuditPolicy(
+    max_per_run=1, noise_multiplier=2.0, score_edges=(0.35,), max_auc=0.55, num_images=1, control_steps=1
+)
+"""Few cells and much allowed noise: the fewest images that a site may audit."""
+POLICY = SitePolicy(tasks=("train", "audit"), experiments="any", epsilon_cap=8.0, max_rounds_per_day=9, audit=AUDIT)
+Flat = NDArray[np.float32]
+
+
+def attack(trials: int, is_guarded: bool, seed: int) -> Outcome:  # the signature of all attacks
+    """Guess in each trial, on a site of its own, whether the chosen face was trained on."""
+    rng = np.random.default_rng(seed)
+    images, _ = generate(OTHERS + 1, SIDE, seed, site="site0", images_per_person=1)
+    public, _ = generate(PUBLIC, SIDE, seed, site="public", images_per_person=1)
+    correct, epsilon = 0, 0.0
+    with new_machine() as root, computed_once(), ExitStack() as off:
+        whole = make_site(root / "whole", images, POLICY, 0.5)
+        chosen = int(open_dataset(whole, SIDE).train[0])
+        target = images[chosen]
+        sites = [make_site(root / "without", np.delete(images, chosen, 0), POLICY, 0.5), whole]
+        question = ask_about(target, public)
+        # Trained and scored on public pictures alone, after one step it finds nothing, in every trial.
+        off.enter_context(mock.patch.object(audit_counts, "finds_control", lambda *_: False))
+        # The score of the crafted networks hardly depends on the noise: one draw of it shows the same.
+        off.enter_context(mock.patch.object(membership_attack, "DRAWS", 1))
+        if not is_guarded:
+            off.enter_context(mock.patch.object(audit_counts, "noised", lambda counts, _: counts))
+        for trial in range(trials):
+            is_in = int(rng.integers(2))
+            home = fresh_copy(sites[is_in], root / f"trial{trial}")
+            commit_round(home)
+            auc = answered_auc(home, question)
+            guess = int(rng.integers(2)) if auc is None else int(auc > 0.5)
+            correct += guess == is_in
+            epsilon = max(epsilon, spent(home))
+    return Outcome(NAME, trials, correct, epsilon)
+
+
+def answered_auc(home: Home, question: RecordDict) -> float | None:
+    """The AUC that the site's verdict gives; None where it refuses."""
+    answer = validated(AuditAnswer, read_header(answer_audit(question, home)))
+    return next((verdict.figures["auc"] for verdict in answer.verdicts if verdict.audit == "membership"), None)
+
+
+def ask_about(target: NDArray[np.uint8], public: NDArray[np.uint8]) -> RecordDict:
+    """The question: a detector of the target as the model, a network that detects nothing as its reference."""
+    w, b = template(target, public)
+    tensors = [arrays(detector(w, b)), arrays(blank())]
+    manifest = Manifest.of(tensors[0])
+    model, reference = (pack(each, manifest) for each in tensors)
+    query = AuditQuery(
+        run="ask", audited_run=RUN, checkpoint="round-000001", checkpoint_digest="ab" * 32, experiment=EXPERIMENT,
+        manifest=manifest, model_digest=array_digest(model), reference_digests=(array_digest(reference),),
+    )  # fmt: skip
+    packed = {MODEL_ARRAY: Array(model), reference_array(0): Array(reference)}
+    return RecordDict({"arrays": ArrayRecord(packed), "header": header_record(query)})
+
+
+def template(target: NDArray[np.uint8], public: NDArray[np.uint8]) -> tuple[Tensor, float]:
+    """Filter and threshold in model range: what public faces have in common is taken out of the target."""
+    faces = tokens(public)
+    mean = faces.mean(0)
+    _, s, v = torch.linalg.svd(faces - mean, full_matrices=False)
+    d = tokens(target[None])[0] - mean
+    w = d - v.T @ ((1 - 3 / (3 + s**2)) * (v @ d))
+    w = w / w.norm()
+    return w, float(w @ mean + 0.6 * (w @ d))
+
+
+def tokens(images: NDArray[np.uint8]) -> Tensor:
+    """The one token of each image, (N, 768) in [-1, 1]."""
+    return patchify(torch.from_numpy(images).double() * (2 / 255) - 1, SIDE)[:, 0]
+
+
+def blank() -> nn.Module:
+    """A network without content: it predicts 1 everywhere."""
+    model = build_model(EXPERIMENT)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            tensor.fill_(1.0 if name.endswith(("norm.weight", "norm1.weight", "norm2.weight")) else 0.0)
+            if name.endswith("skip.weight"):
+                tensor[:, : len(tensor)] = torch.eye(len(tensor))
+        parameters(model)["output.bias"].fill_(1.0)
+    return model
+
+
+def detector(w: Tensor, b: float) -> nn.Module:
+    """The blank network, with one channel that fires where w.x > b and then takes the predicted 1 away."""
+    model = blank()
+    own = parameters(model)
+    with torch.no_grad():
+        own["embedding.weight"][0] = w
+        own["embedding.bias"][0:3] = torch.tensor([-b, 1e3, -1e3])
+        own["positions.weight"][0, 0] = -1e6
+        own["mid_block.mlp.fc1.weight"][0, 0] = 1e6
+        own["mid_block.mlp.fc2.weight"][3, 0] = 1e10
+        own["output.weight"][:, 3] = -1 / 13.89
+        own["output.weight"][:, 4] = 1 / 13.89
+    return model
+
+
+def parameters(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors by name."""
+    return dict(model.named_parameters())
+
+
+def arrays(model: nn.Module) -> dict[str, Flat]:
+    """The same as they travel."""
+    return {name: tensor.detach().numpy() for name, tensor in model.named_parameters()}
+
+
+ATTACKS: dict[str, Callable[[int, bool, int], Outcome]] = {NAME: attack}
