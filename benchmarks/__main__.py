@@ -6,6 +6,7 @@ A name with options, as one argument, is a row of its own: `python -m benchmarks
 import datetime
 import importlib
 import inspect
+import os
 import pkgutil
 import shlex
 import subprocess
@@ -28,6 +29,8 @@ What is measured and how stands in [README.md](README.md) and at the top of each
 COLUMNS = ("name", "figure", "command", "commit", "hardware", "date", "n", "seed")
 Row = tuple[str, ...]
 NOT_MEASURED = "not measured"
+ENVIRONMENT = dict(os.environ)
+"""As this command got it: modules that `discover` imports set variables for themselves, such as numbers of threads."""
 
 
 def main(arguments: list[str]) -> int:
@@ -85,7 +88,9 @@ def run(name: str) -> tuple[int, str]:
     module, *options = shlex.split(name)
     command = [sys.executable, "-m", f"benchmarks.{module}", *options]
     last = ""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=PAGE.parent.parent) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=PAGE.parent.parent, env=ENVIRONMENT
+    ) as process:
         for line in process.stdout or ():
             print(line, end="", flush=True)
             last = line.strip() or last

@@ -13,6 +13,7 @@ left of the rounding of float64, so it adds nothing to delta. That the key strea
 
 import math
 import secrets
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Protocol
 
@@ -107,9 +108,12 @@ def rounded_pairs(k_1: Tensor, k_2: Tensor, deviation: float) -> Tensor:
     nearest = scaled.round()
     # At 1/2 two grid points are equally near. An infinite or undefined number is never certain.
     is_certain = 0.5 - scaled.sub_(nearest).abs_() > error_bound(u, r).mul_(deviation)
-    for place in (~is_certain.all(0)).nonzero()[:, 0].tolist():
-        exact = _exact_pair(int(k_1[place]) & POSITIVE, int(k_2[place]), deviation)
-        nearest[:, place] = torch.tensor(exact, dtype=nearest.dtype)
+    # In one transfer each: a GPU is slow at single numbers.
+    places = (~is_certain.all(0)).nonzero()[:, 0]
+    wanted = (~is_certain[:, places]).T.tolist()
+    pairs = zip(k_1[places].tolist(), k_2[places].tolist(), wanted, nearest[:, places].T.tolist(), strict=True)
+    exact = [_exact_pair(one & POSITIVE, two, deviation, each, known) for one, two, each, known in pairs]
+    nearest[:, places] = torch.tensor(exact, dtype=nearest.dtype, device=nearest.device).view(-1, 2).T
     return nearest
 
 
@@ -124,8 +128,11 @@ def error_bound(u: Tensor, r: Tensor) -> Tensor:
     return (18 * ULP) * r + (ULP + 2.0**-62 / u) / r
 
 
-def _exact_pair(k_1: int, k_2: int, deviation: float) -> tuple[int, int]:
-    """round(deviation N) of a pair by interval arithmetic; fresh bits are put behind both words as long as needed."""
+def _exact_pair(k_1: int, k_2: int, deviation: float, wanted: Sequence[bool], known: Sequence[float]) -> list[float]:
+    """round(deviation N) of a pair by interval arithmetic; fresh bits are put behind both words as long as needed.
+
+    Only the `wanted` ones are computed; the others are certain already, whatever bits follow, and `known`.
+    """
     from mpmath import iv
 
     bits = 63
@@ -134,9 +141,10 @@ def _exact_pair(k_1: int, k_2: int, deviation: float) -> tuple[int, int]:
         if k_1:
             u, v = (iv.mpf([k, k + 1]) / 2**bits for k in (k_1, k_2))
             r = deviation * iv.sqrt(-2 * iv.log(u))
-            found = [_nearest(r * each(iv.pi * v)) for each in (iv.cos, iv.sin)]
-            if found[0] is not None and found[1] is not None:
-                return found[0], found[1]
+            turns = zip((iv.cos, iv.sin), wanted, known, strict=True)
+            found = [_nearest(r * turn(iv.pi * v)) if is_wanted else value for turn, is_wanted, value in turns]
+            if None not in found:
+                return [float(value) for value in found if value is not None]
         k_1, k_2, bits = k_1 << 64 | secrets.randbits(64), k_2 << 64 | secrets.randbits(64), bits + 64
 
 

@@ -13,6 +13,8 @@ BLOCK_WORDS = 8
 MOST_BLOCKS = 2**32
 GPU_BLOCKS = 2**20
 """Blocks that are computed at once on a GPU: 64 MB, and about as much again in between, four times."""
+FEW_BLOCKS = 2**16
+"""Up to so many, OpenSSL and a copy take less time than the GPU's hundreds of small operations (4 MB)."""
 
 
 class Keystream:
@@ -27,25 +29,29 @@ class Keystream:
         """
         self.device = torch.device(device)
         self._key, self._counter = key, 0
-        # The first four bytes of OpenSSL's nonce are the block counter.
-        self._cipher = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
 
     def bits(self, count: int) -> Tensor:
         """The next `count` words of 64 bits, int64 (count,); the rest of the last block is dropped."""
         blocks = -(-count // BLOCK_WORDS)
         self._counter += blocks
         assert self._counter <= MOST_BLOCKS, "a stream of 256 GB is over"
-        if self.device.type != "cpu":
-            first = self._counter - blocks
-            parts = [
-                chacha20_blocks(self._key, start, min(GPU_BLOCKS, self._counter - start), device=self.device)
-                for start in range(first, self._counter, GPU_BLOCKS)
-            ]
-            return torch.cat([part.flatten().view(torch.int64) for part in parts])[:count]
+        first = self._counter - blocks
+        if self.device.type == "cpu" or blocks <= FEW_BLOCKS:
+            return self._openssl(first, blocks)[:count].to(self.device)
+        parts = [
+            chacha20_blocks(self._key, start, min(GPU_BLOCKS, self._counter - start), device=self.device)
+            for start in range(first, self._counter, GPU_BLOCKS)
+        ]
+        return torch.cat([part.flatten().view(torch.int64) for part in parts])[:count]
+
+    def _openssl(self, first: int, blocks: int) -> Tensor:
         words = np.zeros(blocks * BLOCK_WORDS, np.int64)
         if blocks:
-            self._cipher.update_into(words.view(np.uint8).data, words.view(np.uint8).data)
-        return torch.from_numpy(words)[:count]
+            # The first four bytes of OpenSSL's nonce are the block counter.
+            nonce = first.to_bytes(4, "little") + bytes(12)
+            cipher = Cipher(algorithms.ChaCha20(self._key, nonce), mode=None).encryptor()
+            cipher.update_into(words.view(np.uint8).data, words.view(np.uint8).data)
+        return torch.from_numpy(words)
 
 
 def chacha20_blocks(

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,15 @@ def test_run_passes_output_on_and_returns_the_last_line(capfd, monkeypatch):
     assert status == 0
     assert figure == "gpu: not measured: no GPU here"
     assert "== gpu" in capfd.readouterr().out
+
+
+def test_a_benchmark_runs_in_the_environment_of_the_command_whatever_modules_set(monkeypatch):
+    given = []
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda *_, **options: given.append(options["env"]) or nullcontext())
+    monkeypatch.setenv("OMP_NUM_THREADS", "of another module")
+    with pytest.raises(AttributeError):  # nothing ran
+        runner.run("gpu")
+    assert given[0].get("OMP_NUM_THREADS") != "of another module"
 
 
 def test_round_of_a_gpu_is_never_guessed(monkeypatch, capsys):

@@ -58,7 +58,7 @@ def test_numbers_are_rounded_to_the_nearest_integer_also_where_float64_cannot_te
     deviation = 2.0**42
     found = rounded_pairs(k_1, k_2, deviation)
     assert 100 < len(unsure) < 10_000
-    for k_one, k_two, _ in unsure[:50]:
+    for k_one, k_two, *_ in unsure[:50]:
         place = int(((k_1 & POSITIVE) == k_one).nonzero()[0])
         for number, true in zip(found[:, place].tolist(), exact(k_one, k_two), strict=True):
             # Further bits of the words may move it by as much as they are worth.

@@ -50,19 +50,20 @@ def test_counters_beyond_31_bits_are_unsigned():
 
 def test_tensor_operations_give_openssls_stream(monkeypatch):
     monkeypatch.setattr(keystream, "GPU_BLOCKS", 3)
+    monkeypatch.setattr(keystream, "FEW_BLOCKS", 2)
+    counts = []
 
     def on_cpu(key, counter, count, device):
+        counts.append(count)
         return chacha20_blocks(key, counter, count)
 
-    for sizes in ((5, 100, 1), (64,), (0, 9)):
-        openssl, tensors = Keystream(KEY), Keystream(KEY)
-        tensors.device = torch.device("meta")  # any that is not the CPU takes the other way
-        monkeypatch.setattr(keystream, "chacha20_blocks", on_cpu)
-        for size in sizes:
-            if size:
-                assert torch.equal(openssl.bits(size), tensors.bits(size))
-            else:
-                assert openssl.bits(0).shape == (0,)
+    monkeypatch.setattr(keystream, "chacha20_blocks", on_cpu)
+    openssl, tensors, to = Keystream(KEY), Keystream(KEY), torch.Tensor.to
+    tensors.device = torch.device("meta")  # any that is not the CPU takes the other way
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, at: tensor if at == tensors.device else to(tensor, at))
+    for size in (5, 100, 1, 0, 64, 9):  # few blocks and many in turn
+        assert torch.equal(openssl.bits(size), tensors.bits(size))
+    assert counts == [3, 3, 3, 3, 1, 3, 3, 2]
 
 
 def test_stream_goes_on_and_ends_before_its_counter_repeats():
