@@ -7,7 +7,7 @@ DEMO_FLAGS ?=
 # Files run side by side in one process more than there are cores, at most eight: each loads torch.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup
 
-# Compiled modules are kept: a process starts in a third of the time.
+# Compiled modules are kept: a program does not compile again what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup dev demo test test-fast lint lock bench clean
