@@ -1,5 +1,6 @@
 """Canaries: DP-SGD without noise is caught, with noise the ledger's epsilon holds."""
 
+import math
 from statistics import NormalDist
 
 import numpy as np
@@ -93,3 +94,11 @@ def test_bound_is_the_epsilon_of_the_gaussian_whose_guesses_are_that_good():
 def test_confidence_is_that_of_clopper_and_pearson():
     assert lower_success(760) == pytest.approx(beta.ppf(0.05, 760, 241), abs=1e-9)
     assert tail(760, 0.7) == pytest.approx(binom.sf(759, 1000, 0.7), rel=1e-9)
+
+
+@pytest.mark.parametrize(("correct", "promised"), [(560, 0.3), (731, 1.1), (498, 2.0)])
+def test_a_promise_is_judged_by_the_binomial_tail_of_its_epsilon(correct: int, promised: float):
+    expected = binom.sf(correct - 1, CANARIES, 1 / (1 + math.exp(-promised)))
+    assert canaries.promise_p_value(correct, promised, 0.0) == pytest.approx(expected, rel=1e-9)
+    # Delta forgives some guesses more.
+    assert expected <= canaries.promise_p_value(correct, promised, 1e-5) <= 1

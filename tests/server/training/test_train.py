@@ -209,6 +209,17 @@ def test_command_line_trains_from_a_recipe_name(tmp_path, monkeypatch):
         recipes.find_experiment("tinny")
 
 
+def test_bad_images_are_told_before_the_machine_is_probed(tmp_path, monkeypatch):
+    (tmp_path / "tiny.toml").write_text(TOML)
+    probed = []
+    monkeypatch.setattr(cli_models, "training_plan", lambda experiment: probed.append(experiment.train.steps) or [])
+    arguments = ["train", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "run"), "--set", "train.steps=2"]
+    done = CliRunner().invoke(app, [*arguments, "--data", str(tmp_path / "nowhere")])
+    assert isinstance(done.exception, InputError) and probed == []
+    assert CliRunner().invoke(app, [*arguments, "--data", str(DATA)]).exit_code == 0
+    assert probed == [2]
+
+
 def test_command_line_caches_images(tmp_path):
     folder = tmp_path / "faces"
     for person in "ab":
