@@ -92,9 +92,7 @@ def init(
 @app.command()
 def renew(
     home: Home = DEFAULT_HOME,
-    ca_key: Annotated[
-        Path | None, typer.Option(help="Where you keep the CA key; default: ca/ca.key in the folder.")
-    ] = None,
+    ca_key: Annotated[Path | None, typer.Option(help="File of the CA key; default: ca/ca.key in the folder.")] = None,
     host: Annotated[
         list[str] | None,
         typer.Option(help="Another host name or address to put into the certificate; may be repeated."),
@@ -155,7 +153,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="New folder for everything the demo makes.")] = Path("demo"),
     port: Annotated[int, typer.Option(help="Use ports from this number on; 0: any free ones.")] = 0,
 ) -> None:
-    """Show the whole idea on this machine: pre-training, a federation of sites, fine-tuning rounds, a report."""
+    """Try everything on this machine: pre-training, a federation of sites, fine-tuning rounds, a report."""
     from server.simulation.demo import DemoSettings, run_demo
     from server.simulation.demo_budget import parse_budget
 
