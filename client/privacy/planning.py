@@ -43,8 +43,8 @@ def _crossing(excess: Callable[[float], float], low: float, high: float, above: 
     """Where `excess` crosses 0 between `low` (`above` 0) and `high` (`below` or at 0), to 0.2 percent from above.
 
     Epsilon is close to a power of the noise multiplier, so a chord in logarithms aims well; its aim is moved by 0.05
-    percent to the far side in turn, and an end that stays twice counts half (the Illinois rule), so that both ends close in.
-    Where no number can be put on epsilon the interval is halved.
+    percent to the far side in turn, and an end that stays twice counts half (the Illinois rule), so that both ends
+    close in. Where no number can be put on epsilon the interval is halved.
     """
     nudge, moved = 1.0005, ""
     while high > 1.002 * low:

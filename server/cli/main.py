@@ -12,15 +12,15 @@ from typing import Annotated
 
 import typer
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
 from server.cli import distances, evaluation, models, plan, release, rounds, studies
 from server.cli.membership import sites
 from server.cli.membership.door import certificate_checks, register_sites
-from shared.commandline import owned, run_app, tell_error
+from shared.commandline import new_program, owned, run_app, tell_error
 from shared.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
+app = new_program(__doc__)
 app.add_typer(sites.sites, name="sites")
 models.register(app)
 evaluation.register(app)

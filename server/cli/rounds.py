@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.federation.fleet.registry import check_home
 from shared.commandline import owned
 from shared.errors import InputError
 
@@ -72,6 +71,7 @@ def finetune(
     federation.min_replies sites have accepted.
     """
     from server.federation.finetune import Start, resume_run, start_run
+    from server.federation.fleet.registry import check_home
     from server.federation.status import follow
     from server.runs.run_directory import RunDir
     from shared.experiment.config import load_experiment, parse_experiment
@@ -140,6 +140,7 @@ def status(
     """Show runs: rounds, sites, losses, bytes, epsilon. Exit code 1 if the run you name has failed."""
     from rich.console import Console
 
+    from server.federation.fleet.registry import check_home
     from server.federation.status import all_runs, table
 
     check_home(home)
@@ -161,6 +162,7 @@ def stop(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Stop a run. Its last complete round is kept, and `finetune --resume` continues from there."""
+    from server.federation.fleet.registry import check_home
     from server.federation.fleet.superlink import connect
     from server.federation.resubmission import Wanted
 
@@ -177,6 +179,7 @@ def logs(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Print the log of a run until it ends."""
+    from server.federation.fleet.registry import check_home
     from server.federation.status import print_log
 
     check_home(home)

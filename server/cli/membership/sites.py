@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 from server.cli.membership.door import (
     certificates_left,
     register_sites,
