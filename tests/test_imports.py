@@ -77,6 +77,7 @@ LAYERS = {
     "server": (
         {"server.federation.fleet", "server.planning", "server.runs"},
         {"server.federation.client_level", "server.federation.messaging", "server.report", "server.training"},
+        {"server.federation.updates"},
         {"server.federation.rounds"},
         {"server.evaluation", "server.federation", "server.release"},
         {"server.app", "server.simulation", "server.studies"},
