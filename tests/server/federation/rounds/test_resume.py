@@ -6,7 +6,8 @@ import pytest
 
 from server.federation import evaluation_queue
 from server.federation.messaging import agreement
-from server.federation.rounds import global_model, loop, request
+from server.federation.rounds import loop, request
+from server.federation.updates import global_model
 from shared.errors import InputError
 from shared.storage import room
 from shared.storage.runlog import RunLog, read_metrics
