@@ -34,6 +34,8 @@ from shared.storage.room import SPARE_BYTES, patiently
 from shared.storage.runlog import RunLog
 
 LOCK_SECONDS = 60.0
+PARAMETERS_VARIABLE = "MASKFED_PARAMETERS"
+"""Read where `maskfed-server start` runs: limits of memory follow from it."""
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 log = logging.getLogger("maskfed.server")
 app = ServerApp()
@@ -175,10 +177,19 @@ def _write_end(metrics: RunLog, error: BaseException) -> None:
     else:
         status = "failed"
         is_final = isinstance(error, InputError) or getattr(error, "is_final", False)
-        if not isinstance(error, RunFailedError | InputError | ExchangeError | OSError):
+        if not isinstance(error, RunFailedError | InputError | ExchangeError | OSError | MemoryError):
             log.error("the run failed", exc_info=error)
     with contextlib.suppress(OSError):
-        metrics.write_durably("end", status=status, reason=f"{error}"[:2000] or type(error).__name__, is_final=is_final)
+        metrics.write_durably("end", status=status, reason=reason_of(error), is_final=is_final)
+
+
+def reason_of(error: BaseException) -> str:
+    """One line for the operator."""
+    if isinstance(error, MemoryError):
+        return (
+            f"its process may not have more memory: the limit follows {PARAMETERS_VARIABLE}, the largest model's size"
+        )
+    return f"{error}"[:2000] or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -110,6 +110,24 @@ def test_a_full_disk_is_waited_for_whoever_meets_it(tmp_path, monkeypatch, caplo
     assert same(weights_of(home, 3), weights_of(undisturbed, 3))
 
 
+def test_a_run_whose_process_has_no_memory_left_says_so_and_may_be_submitted_again(tmp_path, monkeypatch, caplog):
+    experiment = make_experiment()
+    home = make_home(tmp_path, experiment)
+
+    def too_much(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(global_model, "save_checkpoint", too_much)
+        run_rounds(home, FakeGrid(honest_sites()), experiment)
+    (end,) = events_of(home, "end")
+    assert "MASKFED_PARAMETERS" in end["reason"]
+    assert not end["is_final"]
+    assert caplog.text.count("Traceback") == 0
+    run_rounds(home, FakeGrid(honest_sites()), experiment)
+    assert [record["round"] for record in rounds_of(home)] == [1, 2]
+
+
 def test_a_run_that_waits_for_a_disk_can_be_stopped(tmp_path, monkeypatch):
     class RunNotRunningException(BaseException):
         """What Flower raises in a ServerApp whose run was stopped."""
