@@ -22,7 +22,7 @@ site.register(app)
 def main() -> None:
     """Run a command; what the user can cure is one line and exit code 2, any other failure exit code 1."""
     os.umask(0o077)
-    set_up_logging(quiet=("httpx", "flwr", "shared.data.decoding"))
+    set_up_logging(quiet=("httpx", "flwr", "alembic", "shared.data.decoding"))
     try:
         status = run_app(app)
     except (InputError, ProvisionError) as error:

@@ -41,7 +41,7 @@ DEFAULT_HOME = Path("coordinator")
 
 def main() -> None:
     """Run a command; what the user can cure is one line and exit code 2, any other failure exit code 1."""
-    set_up_logging(quiet=("httpx", "flwr"))
+    set_up_logging(quiet=("httpx", "flwr", "alembic"))
     try:
         status = run_app(app)
     except (InputError, ProvisionError) as error:
