@@ -15,13 +15,15 @@ OPEN = {
     "ssl_handshake_timeout 5s;": "",
     "client_header_timeout 5s;": "client_header_timeout 15s;",
 }
+MOST_OF_AN_ADDRESS = 2**16 - 1
+"""What nginx takes as a limit: more than there are."""
 CONNECTIONS = 512
 """Of nginx as a whole, its default and the door's before it had limits."""
 
 
 def open_configuration(home: Path, port: int, superlink_port: int, **limits: int) -> Path:
     """The door's configuration without what keeps strangers out."""
-    path = write_configuration(home, port, superlink_port, **limits | {"connections": 10**6})
+    path = write_configuration(home, port, superlink_port, **limits | {"connections": MOST_OF_AN_ADDRESS})
     text = path.read_text(encoding="utf-8")
     for closed, opened in OPEN.items():
         if closed not in text:

@@ -35,7 +35,8 @@ UNFINISHED = "init.unfinished"
 """There while `init` runs; after a kill it tells the next one that it may begin again."""
 _MADE = {SETTINGS, UNFINISHED, "ca", "pki", "superexec.secret"}
 DEFAULT_PORT = 8443
-LEAST_CONNECTIONS = 8
+CONNECTIONS = range(8, 2**16)
+"""What one site needs, and what nginx takes."""
 
 
 @dataclass(frozen=True)
@@ -218,11 +219,9 @@ def check_settings(settings: Coordinator) -> None:
     for name, value in (("port", settings.port), ("health_port", settings.health_port)):
         if not 0 < value < 65536:
             raise ProvisionError(f"{name} {value}: give 1 to 65535")
-    if settings.connections_per_address < LEAST_CONNECTIONS:
-        raise ProvisionError(
-            f"connections_per_address {settings.connections_per_address}: give at least {LEAST_CONNECTIONS}, one site "
-            "needs that many"
-        )
+    if settings.connections_per_address not in CONNECTIONS:
+        least, most = CONNECTIONS[0], CONNECTIONS[-1]
+        raise ProvisionError(f"connections_per_address {settings.connections_per_address}: give {least} to {most}")
     if not settings.edge and ":" in host:
         raise ProvisionError(
             f"address {settings.address!r} has no edge in front, and the SuperLink listens on 127.0.0.1: give that "

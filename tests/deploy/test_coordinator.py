@@ -109,6 +109,8 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path):
         ("port = 8443", 'port = "8443"', "is not of type int"),
         ("edge = true", "edge = false", "is public"),
         ("schema = 1", "schema = ", "not valid TOML"),
+        ("connections_per_address = 64", "connections_per_address = 7", "give 8 to 65535"),
+        ("connections_per_address = 64", "connections_per_address = 65536", "give 8 to 65535"),
     ],
 )
 def test_edited_settings_are_checked_at_each_start(old: str, new: str, line: str, tmp_path: Path):
