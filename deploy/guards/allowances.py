@@ -5,6 +5,7 @@ A JSON line per message: `message`, `node`, `bytes`, `objects`; one file per Flo
 
 import json
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,9 @@ class AllowanceFiles:
                 continue
             self._read[file] = self._read.get(file, 0) + len(whole) + 1
             for line in whole.splitlines():
-                entry = json.loads(line)
-                self._known[entry["message"]] = Allowance(entry["node"], entry["bytes"], entry["objects"])
+                # A line that a kill has torn allows nothing, and the others all the same.
+                with suppress(ValueError, TypeError, KeyError, RecursionError):
+                    entry = json.loads(line)
+                    self._known[entry["message"]] = Allowance(entry["node"], entry["bytes"], entry["objects"])
         for message_id in list(self._known)[: max(0, len(self._known) - MOST_KNOWN)]:
             del self._known[message_id]

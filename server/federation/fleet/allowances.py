@@ -4,6 +4,7 @@ One file per Flower run in the home's `run/allowances`, mode 0600: a JSON line p
 a site pushes is taken, so a site stores at the SuperLink what it was asked for, once, and nothing else.
 """
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -28,10 +29,22 @@ class Allowances:
         Args:
             messages: message id to the node that is asked.
             largest_bytes: all objects of an answer together.
+
+        Raises:
+            OSError: the disk is full; nothing is granted.
         """
         most = {"bytes": largest_bytes, "objects": largest_bytes // CHUNK_BYTES + SPARE_OBJECTS}
         lines = [json.dumps({"message": message, "node": node, **most}) for message, node in messages.items()]
         self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write("".join(f"{line}\n" for line in lines))
+        descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "ab", buffering=0) as file:
+            size = os.fstat(descriptor).st_size
+            # What a kill has left of a line stays a line of its own.
+            torn = b"\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else b""
+            data = torn + "".join(f"{line}\n" for line in lines).encode()
+            try:
+                if file.write(data) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file))
+            except OSError:
+                os.ftruncate(descriptor, size)
+                raise
