@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from client.private_files import check_private, private_files, with_room, write_private
 from shared.errors import InputError
 from shared.messages.envelope import canonical_json
-from shared.storage.files import sync_file
+from shared.storage.files import append_whole, sync_file
 
 SCHEMA_VERSION = 1
 START = "0" * 64
@@ -55,9 +55,9 @@ class Entry:
 class Chain:
     """A chain opened for writing by one process; `entries` grows with each append."""
 
-    def __init__(self, path: Path, descriptor: int, entries: list[Entry], size: int) -> None:
+    def __init__(self, path: Path, descriptor: int, entries: list[Entry]) -> None:
         self.path, self.entries = path, entries
-        self._descriptor, self._size = descriptor, size
+        self._descriptor = descriptor
 
     @property
     def head(self) -> Head | None:
@@ -73,18 +73,9 @@ class Chain:
         previous = self.entries[-1].hash if self.entries else START
         now = dt.datetime.now(dt.UTC)
         line, digest = _line(len(self.entries), now, kind, fields, previous)
-        with_room(lambda: self._write(line), self.path.parent, len(line))
-        self._size += len(line)
+        with_room(lambda: append_whole(self._descriptor, line, is_durable=True), self.path.parent, len(line))
         self.entries.append(Entry(len(self.entries), now, kind, fields, digest))
         return self.entries[-1]
-
-    def _write(self, line: bytes) -> None:
-        try:
-            _write_all(self._descriptor, line)
-            os.fsync(self._descriptor)
-        except OSError:
-            os.ftruncate(self._descriptor, self._size)
-            raise
 
 
 @contextmanager
@@ -112,7 +103,7 @@ def open_chain(path: Path, *, wait: bool) -> Iterator[Chain]:
         with_room(lambda: sync_file(path.parent), path.parent, 0)
         data = path.read_bytes()
         entries, torn = parse_chain(data, path.name)
-        chain = Chain(path, descriptor, entries, len(data) - len(torn))
+        chain = Chain(path, descriptor, entries)
         if torn:
             write_private(path.with_name(f"{path.name}.torn-{len(entries)}"), torn)
             os.ftruncate(descriptor, len(data) - len(torn))
@@ -166,8 +157,3 @@ def _line(sequence: int, time: dt.datetime, kind: str, fields: dict[str, Any], p
 def _seal(body: bytes) -> bytes:
     # "~" sorts after every letter, so the sealed line is canonical JSON as well.
     return body + b',"~hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]

@@ -121,3 +121,25 @@ def write_atomically(path: Path, data: str | bytes, mode: int = 0o644) -> None:
         sync_file(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def append_whole(descriptor: int, data: bytes, *, is_durable: bool = False) -> None:
+    """Append all of `data`, or nothing: a full disk takes a part and says nothing before the next write.
+
+    Args:
+        descriptor: opened for appending; nobody else writes meanwhile.
+        data: to append.
+        is_durable: on disk when this returns.
+
+    Raises:
+        OSError: it could not be written; the file is as before.
+    """
+    size = os.fstat(descriptor).st_size
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+        if is_durable:
+            os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise

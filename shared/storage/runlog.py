@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from shared.storage.files import append_whole
+
 TAIL_BYTES = 1 << 20
 SHOWN_LINES = 10
 """Damaged lines that a warning names by number."""
@@ -77,9 +79,7 @@ class RunLog:
         with self.path.open("ab", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             # Paths may hold bytes that are no text; as escapes they are JSON all the same.
-            file.write(line.encode("utf-8", "backslashreplace"))
-            if is_durable:
-                os.fsync(file.fileno())
+            append_whole(file.fileno(), line.encode("utf-8", "backslashreplace"), is_durable=is_durable)
 
 
 class RunLogReader:

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from server.federation.client_level.mechanism import KEY_BYTES
 from shared.errors import InputError
 from shared.experiment.config import Section, explain
-from shared.storage.files import write_atomically
+from shared.storage.files import append_whole, write_atomically
 
 LEDGER_FILE = "central-ledger.jsonl"
 NOISE_FILE = "central-noise.json"
@@ -83,6 +83,7 @@ class CentralLedger:
 
         Raises:
             InputError: the ledger is damaged.
+            OSError: the disk is full; nothing is counted, and nothing may be released.
         """
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with open(descriptor, "ab", buffering=0) as file:  # noqa: PTH123  # made with its mode
@@ -97,8 +98,7 @@ class CentralLedger:
                 previous=_hash_of_last(entries),
             )
             os.ftruncate(descriptor, sum(len(line) + 1 for line, _ in entries))  # without a line that was cut off
-            file.write(release.model_dump_json().encode() + b"\n")
-            os.fsync(file.fileno())
+            append_whole(descriptor, release.model_dump_json().encode() + b"\n", is_durable=True)
 
 
 def _hash_of_last(entries: list[tuple[bytes, Release]]) -> str:

@@ -4,11 +4,12 @@ One file per Flower run in the home's `run/allowances`, mode 0600: a JSON line p
 a site pushes is taken, so a site stores at the SuperLink what it was asked for, once, and nothing else.
 """
 
-import errno
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+
+from shared.storage.files import append_whole
 
 CHUNK_BYTES = 5 * 2**20
 """Flower cuts arrays into pieces of this size."""
@@ -37,14 +38,10 @@ class Allowances:
         lines = [json.dumps({"message": message, "node": node, **most}) for message, node in messages.items()]
         self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "ab", buffering=0) as file:
+        try:
             size = os.fstat(descriptor).st_size
             # What a kill has left of a line stays a line of its own.
             torn = b"\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else b""
-            data = torn + "".join(f"{line}\n" for line in lines).encode()
-            try:
-                if file.write(data) != len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._file))
-            except OSError:
-                os.ftruncate(descriptor, size)
-                raise
+            append_whole(descriptor, torn + "".join(f"{line}\n" for line in lines).encode())
+        finally:
+            os.close(descriptor)

@@ -12,6 +12,7 @@ from server.federation.fleet.registry import Registry
 from server.federation.rounds.selection import choose
 from server.federation.updates import global_model
 from shared.errors import InputError
+from tests.full_disk import room_for
 from tests.server.fake_federation import (
     honest_sites,
     make_experiment,
@@ -199,3 +200,18 @@ def test_all_are_asked_unless_a_probability_is_given(tmp_path):
     Registry(home / "sites.json").revoke("site-2")
     run_rounds(home, FakeGrid(honest_sites()), experiment)
     assert [entry["site"] for entry in rounds_of(home)[0]["asked"]] == ["site-0", "site-1"]
+
+
+def test_a_release_that_a_full_disk_does_not_count_is_not_made(tmp_path):
+    """The kernel takes a part of the line and says nothing: nobody may go on as if the release were counted."""
+    ledger, run = CentralLedger(tmp_path), tmp_path / "run"
+    run.mkdir()
+    ledger.charge("run", 1, 0.7, INPUTS)
+    size = ledger.path.stat().st_size
+    for spare in (0, 30):
+        with room_for(size + spare), pytest.raises(OSError, match="too large"):
+            NoiseKeys(ledger, "run", run).key(2, 0.7, INPUTS)
+        assert not list(run.iterdir())
+        assert ledger.path.stat().st_size == size
+    NoiseKeys(ledger, "run", run).key(2, 0.7, INPUTS)
+    assert len(ledger.path.read_bytes().splitlines()) == 2
