@@ -21,6 +21,7 @@ from server.federation.fleet.superlink_types import ControlError, RunState
 from shared.errors import InputError
 from shared.experiment.config import Experiment, Section, explain, parse_experiment
 from shared.storage.checkpoint import checkpoint_number, list_checkpoints
+from shared.storage.room import SPARE_BYTES, has_room
 from shared.storage.runlog import RunLog, read_metrics
 
 MAX_SUBMISSIONS = 5
@@ -158,6 +159,8 @@ class Wanted:
         return self._again(control, entry, state, reason)
 
     def _again(self, control: RunControl, entry: WantedRun, state: RunState, reason: str) -> WantedRun:
+        if not has_room(self.home / "runs" / entry.run, SPARE_BYTES):
+            return entry  # a full disk is no fault of the run: it waits, and the attempt is not counted
         submissions = 0 if self._rounds_done(entry.run) > entry.rounds_done else entry.submissions
         if submissions >= MAX_SUBMISSIONS:
             reason = f"given up after {submissions} resubmissions without a new checkpoint; last: {reason}"

@@ -70,6 +70,20 @@ def test_a_run_that_died_without_a_word_is_submitted_again(setting, status):
     assert wanted.runs()["run"].run_id == 2
 
 
+def test_while_the_disk_is_full_nothing_is_submitted_nor_counted(setting, monkeypatch):
+    """With Flower's state on that disk each attempt would die; a long full disk must not give the run up."""
+    _home, control, wanted = setting
+    control.states[1] = "finished:failed"
+    with monkeypatch.context() as patched:
+        patched.setattr("server.federation.resubmission.has_room", lambda *_: False)
+        for _ in range(3 * MAX_SUBMISSIONS):
+            assert tick_until_submitted(wanted, control, patched) == 0
+            patched.setattr("server.federation.resubmission.has_room", lambda *_: False)
+    entry = wanted.runs()["run"]
+    assert (entry.status, entry.submissions, control.submitted) == ("running", 0, ["run"])
+    assert tick_until_submitted(wanted, control, monkeypatch) == 1
+
+
 @pytest.mark.parametrize("status", ["finished:completed", "unknown"])
 def test_what_the_run_itself_wrote_of_its_end_counts(setting, status):
     home, control, wanted = setting
