@@ -16,6 +16,7 @@ from client.records.ledger import read_ledger
 from client.settings import Home, SiteConfig
 from client.training.progress import Progress, read_progress
 from shared.errors import InputError
+from shared.storage.room import room_problem
 
 NEWEST_EVENTS = 5
 FIRST = ("task", "what", "run", "server_round")
@@ -120,6 +121,8 @@ def _by_interest(field: tuple[str, object]) -> tuple[int, str]:
 
 def summary(home: Home, settings: SiteConfig) -> Iterator[str]:
     """Data, spending and newest events, for `status`."""
+    if problem := room_problem(home.path):
+        yield f"DISK: {problem}"
     try:
         data = open_dataset(home, settings.image_size)
         yield f"data set {data.dataset_id}: {len(data.train)} images to train on, {len(data.held_out)} held out"
