@@ -121,8 +121,8 @@ def _by_interest(field: tuple[str, object]) -> tuple[int, str]:
 
 def summary(home: Home, settings: SiteConfig) -> Iterator[str]:
     """Data, spending and newest events, for `status`."""
-    if problem := room_problem(home.path):
-        yield f"DISK: {problem}"
+    if full := room_problem(home.path):
+        yield f"DISK: {full}"
     try:
         data = open_dataset(home, settings.image_size)
         yield f"data set {data.dataset_id}: {len(data.train)} images to train on, {len(data.held_out)} held out"
