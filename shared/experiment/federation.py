@@ -53,6 +53,8 @@ class FederationConfig(Section):
     """Largest L2 norm of one site's update; 0: no bound."""
     update_norm_action: Literal["clip", "reject"] = "reject"
     """What becomes of an update beyond `max_update_norm`."""
+    max_held_out_rise: float = Field(0.1, gt=0)
+    """Largest rise of a held-out loss in one round, as a share of what it was before; beyond it the round is undone."""
     proximal_mu: float = Field(0.0, ge=0)
     """FedProx: mu / 2 times the squared distance to the round's start is added to the local loss."""
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"

@@ -125,13 +125,22 @@ class FixedPointSum:
         """
         if weight < 1 or self.total_weight + weight > MAX_TOTAL_WEIGHT:
             raise UpdateError("weight", f"weight {weight} takes the round's total outside 1..{MAX_TOTAL_WEIGHT}")
+        self._add(wire, dtype, weight, factor)
+        self.total_weight += weight
+        self.count += 1
+
+    def take_out(self, wire: NDArray[Any], dtype: WireDtype, weight: int, factor: float = 1.0) -> None:
+        """Undo `fold` with the same arguments, exactly: integers leave nothing behind."""
+        self._add(wire, dtype, -weight, factor)
+        self.total_weight -= weight
+        self.count -= 1
+
+    def _add(self, wire: NDArray[Any], dtype: WireDtype, weight: int, factor: float) -> None:
         for start, chunk in _chunks(wire, dtype):
             scaled = chunk.astype(np.float64)
             scaled *= factor
             scaled *= float(2**SCALE_BITS)
             self._sum[start : start + len(chunk)] += np.rint(scaled, out=scaled).astype(np.int64) * weight
-        self.total_weight += weight
-        self.count += 1
 
     def clear(self) -> None:
         """Free the sum's memory; the counts stay."""
