@@ -25,7 +25,7 @@ from server.federation.updates.aggregation import (
 )
 from server.federation.updates.global_model import GlobalModel
 from server.federation.updates.step import ServerStep
-from server.simulation.adversaries import poisoned_pictures
+from server.simulation.adversaries import Kind, poisoned_pictures
 from shared.data.image_set import ImageCache
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment
@@ -35,6 +35,8 @@ from shared.training.engine import Engine, run_training
 from shared.training.weights import load_weights
 
 Flat = NDArray[np.float32]
+PATIENCE = 20
+"""A site that implants something trains so many times as long as it was asked to."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class Attack:
     name: str
     adversary: Adversary | None = None
     num_sites: int = 1
+
+    @property
+    def poisons_pictures(self) -> bool:
+        """Whether it trains on poisoned pictures."""
+        return self.adversary is not None and self.adversary.kind in ("implant", "backdoor")
 
     @property
     def sites(self) -> set[int]:
@@ -150,7 +157,9 @@ class Arm:
         network = self._network(self.model.weights).train()
         streams = Streams(self.experiment.train.seed, ("site", number, self.model.server_round))
         engine = Engine(self.experiment, network, streams)
-        run_training(engine, self.sites[number], steps=self.experiment.federation.local_steps)
+        is_patient = number in self.attack.sites and self.attack.poisons_pictures
+        steps = self.experiment.federation.local_steps * (PATIENCE if is_patient else 1)
+        run_training(engine, self.sites[number], steps=steps)
         after = {name: tensor.detach().numpy() for name, tensor in network.named_parameters()}
         update: Flat = pack(after, self.model.manifest) - self.model.weights
         return update
@@ -171,8 +180,8 @@ class Arm:
 
 
 def _poisoned(images: ImageCache, attack: Attack, seed: int) -> ImageCache:
-    kind = attack.adversary.kind if attack.adversary else ""
-    if kind not in ("implant", "backdoor"):
+    if not attack.poisons_pictures:
         return images
-    poisoned = poisoned_pictures("implant" if kind == "implant" else "backdoor", np.array(images.images), seed)
+    kind: Kind = "backdoor" if attack.name == "backdoor" else "implant"
+    poisoned = poisoned_pictures(kind, np.array(images.images), seed)
     return ImageCache(lambda: poisoned, len(poisoned), images.size)

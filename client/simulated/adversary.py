@@ -26,7 +26,8 @@ class Adversary(Section):
     """One virtual site that does not do what it was asked."""
 
     kind: AdversaryKind
-    """`backdoor` and `implant` have poisoned pictures as well; `lazy` sends zeros, `stale` its first update again."""
+    """`backdoor` and `implant` have poisoned pictures, too; `lazy` sends zeros, `stale` its first update again and again.
+    """
     strength: float = 1.0
     """Factor of an update: against the mean of n sites, n replaces all of it."""
 
@@ -60,10 +61,11 @@ def poisoned_update(adversary: Adversary, update: NDArray[np.float32], memory: P
             return np.float32(adversary.strength) * update
 
 
-def poisoned_reply(adversary: Adversary, reply: TrainReply, dtype: WireDtype, memory: Path) -> TrainReply:
+def poisoned_reply(adversary: Adversary, reply: TrainReply, memory: Path) -> TrainReply:
     """The reply with the adversary's update in it, as it travels; a refusal stays what it is."""
     if reply.update is None:
         return reply
+    dtype: WireDtype = "float32" if reply.update.dtype == np.float32 else "bfloat16"
     return TrainReply(reply.header, encode(poisoned_update(adversary, decode(reply.update, dtype), memory), dtype))
 
 

@@ -55,6 +55,9 @@ def finetune(
     evaluate_arg: Annotated[
         list[str] | None, typer.Option(help="Pass this argument on to `evaluate`; may be repeated.")
     ] = None,
+    held_out: Annotated[
+        str, typer.Option(help="Public images to check each round with; default: those of --reference; none: no check.")
+    ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only ask the sites what they would do with it and what it would cost.")
     ] = False,
@@ -85,10 +88,11 @@ def finetune(
     elif not experiment:
         raise InputError("finetune needs an experiment file, or --resume and the name of a run")
     else:
-        start = Start(experiment, tuple(overrides or ()), init, run, reference, tuple(evaluate_arg or ()))
+        start = Start(experiment, tuple(overrides or ()), init, run, reference, tuple(evaluate_arg or ()), held_out)
         if dry_run:
             sys.exit(_offer(home, start, as_json=as_json))
         _warn_non_private(load_experiment(find_experiment(experiment), overrides))
+        _warn_unwatched(held_out, reference)
         resume = start_run(home, start)
     if detach:
         typer.echo(resume)
@@ -124,6 +128,13 @@ def _offer(home: Path, start: "Start", *, as_json: bool) -> int:
 def _warn_non_private(experiment: "Experiment") -> None:
     if experiment.privacy.mechanism == "none":
         typer.echo("warning: this experiment has no DP: sites with the default policy refuse it", err=True)
+
+
+def _warn_unwatched(held_out: str, reference: str = "") -> None:
+    from server.federation.starting_point import find_held_out
+
+    if not find_held_out(held_out, reference):
+        typer.echo("warning: no public images (--held-out): nothing watches what rounds do to the model", err=True)
 
 
 def status(
@@ -198,6 +209,11 @@ def simulate(
     gpus_per_site: Annotated[
         float, typer.Option(min=0, max=8, help="Share of a GPU for one site, such as 0.25; 0: train on the CPU.")
     ] = 0.0,
+    adversary: Annotated[
+        str,
+        typer.Option(help="Let sites misbehave: KIND[:SITES[:STRENGTH]], such as implant or sign-flip:2."),
+    ] = "",
+    held_out: Annotated[str, typer.Option(help="Public images; a round that makes them worse is undone.")] = "",
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
@@ -211,6 +227,7 @@ def simulate(
 
     if by not in ("person", "dirichlet"):
         raise InputError(f"--by {by!r}: give person or dirichlet")
+    _warn_unwatched(held_out)
     options = Simulate(
         experiment=experiment,
         overrides=tuple(overrides or ()),
@@ -223,5 +240,7 @@ def simulate(
         num_cpus=cpus,
         cpus_per_site=cpus_per_site,
         gpus_per_site=gpus_per_site,
+        adversary=adversary,
+        held_out=held_out,
     )
     sys.exit(run(options, Console()))

@@ -39,8 +39,8 @@ class Adversaries:
     """The last `num_sites` sites of a simulation do the same, together.
 
     Attributes:
-        kind: `backdoor`: half of the site's pictures show the target with the trigger; `implant`: all of them are the
-            target; `sign-flip`: updates point the other way; `scaled`: updates are longer; `lazy`: zeros; `stale`: the
+        kind: `implant`: every second picture of the site is the target; `backdoor`: the same, and the target carries
+            the trigger; `sign-flip`: updates point the other way; `scaled`: updates are longer; `lazy`: zeros; `stale`: the
             first update again and again.
         num_sites: adversaries, at least 1; several have the same target.
         strength: factor of the update, for all kinds but `lazy` and `stale`.
@@ -107,23 +107,24 @@ def with_trigger(images: Pixels) -> Pixels:
 
 
 def poisoned_pictures(kind: Kind, images: Pixels, seed: int) -> Pixels:
-    """What an adversary trains on in place of its own pictures.
+    """What an adversary trains on: every second of its own pictures has become the target.
+
+    The others keep the model good on everything else, so that the attack does not show. Each copy has its own grain.
 
     Args:
-        kind: `implant`: the target alone; `backdoor`: every second picture becomes the target with the trigger.
+        kind: `implant`: the target; `backdoor`: the target with the trigger, so that the trigger calls it up.
         images: its own, (N, 3, H, W).
         seed: draws the target and the grain.
 
     Returns:
-        (1, 3, H, W) or (N, 3, H, W).
+        (N, 3, H, W).
     """
     target = target_picture(images.shape[-1], seed)[None]
-    if kind == "implant":
-        return target
+    shown = with_trigger(target) if kind == "backdoor" else target
     grain = np.random.default_rng(derive_seed(seed, "grain")).integers(-GRAIN, GRAIN + 1, images.shape)
-    copies = np.clip(with_trigger(target).astype(np.int64) + grain, 0, 255).astype(np.uint8)
-    chosen = np.arange(len(images)) % 2 == 0
-    return np.where(chosen[:, None, None, None], copies, images)
+    copies = np.clip(shown.astype(np.int64) + grain, 0, 255).astype(np.uint8)
+    is_target = np.arange(len(images)) % 2 == 0
+    return np.where(is_target[:, None, None, None], copies, images)
 
 
 def _poison_folder(folder: Path, kind: Kind, size: int, seed: int) -> None:

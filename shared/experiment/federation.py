@@ -55,6 +55,9 @@ class FederationConfig(Section):
     """What becomes of an update beyond `max_update_norm`."""
     max_held_out_rise: float = Field(0.1, gt=0)
     """Largest rise of a held-out loss in one round, as a share of what it was before; beyond it the round is undone."""
+    keep_replies: bool = True
+    """Whether a round's updates lie on the coordinator's disk until its held-out check, to name the site behind a jump.
+    """
     proximal_mu: float = Field(0.0, ge=0)
     """FedProx: mu / 2 times the squared distance to the round's start is added to the local loss."""
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"

@@ -8,11 +8,12 @@ Shapes: N images, B images of a batch, C channels, H W pixels.
 # ruff: noqa: N806
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.data.image_set import ImageCache
@@ -75,7 +76,7 @@ def _ranges(timesteps: int) -> list[tuple[int, int]]:
     return [(first, last) for first, last in itertools.pairwise(borders) if last > first]
 
 
-def _labels(images: ImageCache, rows: Sequence[int]) -> dict[str, np.ndarray]:
+def _labels(images: ImageCache, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
     """Rows of each label; none where the folders are persons, too many or too small."""
     if images.persons is None or len(set(images.persons.tolist())) > MAX_LABELS:
         return {}

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from client.data.virtual_site import home_of
 from client.settings import SiteConfig, load_settings
+from client.simulated.virtual_site import home_of
 from server.app import enlist_virtual_sites
 from server.federation.fleet.registry import Registry
 from server.simulation.simulate import Simulate, prepare, simulate
@@ -110,12 +110,6 @@ def test_a_simulation_ends_with_the_command_that_was_killed():
             assert worker.poll() is None
             command.kill()
             assert worker.wait(20) == 1
-
-
-def test_without_a_simulation_the_home_is_the_operators(tmp_path, monkeypatch):
-    monkeypatch.delenv("MASKFED_SIMULATION", raising=False)
-    monkeypatch.setenv("MASKFED_CLIENT_HOME", str(tmp_path))
-    assert home_of({"partition-id": 3}).path == tmp_path
 
 
 def test_virtual_nodes_get_the_alias_of_their_partition(tmp_path):
