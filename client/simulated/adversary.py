@@ -26,8 +26,7 @@ class Adversary(Section):
     """One virtual site that does not do what it was asked."""
 
     kind: AdversaryKind
-    """`backdoor` and `implant` have poisoned pictures, too; `lazy` sends zeros, `stale` its first update again and again.
-    """
+    """`backdoor` and `implant` have poisoned pictures, too; `lazy` sends zeros, `stale` its first update every time."""
     strength: float = 1.0
     """Factor of an update: against the mean of n sites, n replaces all of it."""
 

@@ -40,8 +40,8 @@ class Adversaries:
 
     Attributes:
         kind: `implant`: every second picture of the site is the target; `backdoor`: the same, and the target carries
-            the trigger; `sign-flip`: updates point the other way; `scaled`: updates are longer; `lazy`: zeros; `stale`: the
-            first update again and again.
+            the trigger; `sign-flip`: updates point the other way; `scaled`: updates are longer; `lazy`: zeros;
+            `stale`: the first update again and again.
         num_sites: adversaries, at least 1; several have the same target.
         strength: factor of the update, for all kinds but `lazy` and `stale`.
     """
