@@ -20,10 +20,10 @@ from server.federation.updates.aggregation import (
     FixedPointSum,
     UpdateError,
     check_update,
-    clip_factor,
     site_weight,
 )
 from server.federation.updates.global_model import GlobalModel
+from server.federation.updates.norm_bound import clip_factor, norm_bound
 from server.federation.updates.step import ServerStep
 from server.simulation.adversaries import Kind, poisoned_pictures
 from shared.data.image_set import ImageCache
@@ -142,7 +142,8 @@ class Arm:
                 update = poisoned_update(adversary, update, folder / f"memory-{number}")
             try:
                 norm = check_update(update, "float32", self.model.manifest)
-                factor, weight = clip_factor(norm, config), site_weight(len(self.sites[number]), config)
+                bound = norm_bound(self.experiment, len(update))
+                factor, weight = clip_factor(norm, bound, config), site_weight(len(self.sites[number]), config)
             except UpdateError as error:
                 outcome.rejected.append(error.code)
                 continue

@@ -30,6 +30,8 @@ class Scale:
         public_batch: images of a step of it.
         site_images: of each site where the faces are synthetic.
         init: model that ships with the project and starts the public training; empty: fresh weights.
+        rounds: of an arm.
+        honest_rounds: of the honest arms with the check; together more than a hundred.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Scale:
     public_batch: int
     site_images: int
     init: str
+    rounds: int
+    honest_rounds: int
 
     def experiment(self, seed: int, **federation: object) -> Experiment:
         """The rounds; everything else is as in the recipe `demo-faces32-T`."""
@@ -60,8 +64,8 @@ class Scale:
 
 
 SCALES = {
-    "small": Scale("small", 16, 5, 8, 1500, 32, 240, ""),
-    "full": Scale("full", 32, 10, 8, 400, 32, 480, "synthetic32-T-msm"),
+    "small": Scale("small", 16, 5, 8, 1500, 32, 240, "", 10, 35),
+    "full": Scale("full", 32, 10, 8, 400, 32, 480, "synthetic32-T-msm", 20, 35),
 }
 
 

@@ -10,7 +10,8 @@ from flwr.app import Message
 
 from server.federation.acceptance.kept_replies import KeptReplies, Reply
 from server.federation.messaging.exchange import Arrival
-from server.federation.updates.aggregation import FixedPointSum, UpdateError, check_update, clip_factor, site_weight
+from server.federation.updates.aggregation import FixedPointSum, UpdateError, check_update, site_weight
+from server.federation.updates.norm_bound import clip_factor, norm_bound
 from shared.messages.packing import MessageError
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
 from shared.storage.runlog import OUTCOMES, Outcome
@@ -82,6 +83,7 @@ class Tally:
         self.header, self.request_digest, self._kept = header, request_digest, kept
         self.sites = {record.site: record for record in sites}
         self.sum = FixedPointSum(header.manifest.num_elements)
+        self._bound = norm_bound(header.experiment, header.manifest.num_elements)
         self.bytes_received = 0
         self.is_closed = False
         self._lock = threading.Lock()
@@ -206,7 +208,7 @@ class Tally:
         update, header = reply.update, reply.header
         assert update is not None
         norm = check_update(update, config.wire_dtype, self.header.manifest)
-        factor = clip_factor(norm, config)
+        factor = clip_factor(norm, self._bound, config)
         weight = site_weight(header.num_examples, config)
         self.sum.fold(update, config.wire_dtype, weight, factor)
         if self._kept is not None:

@@ -93,22 +93,6 @@ def check_update(wire: NDArray[Any], dtype: WireDtype, manifest: Manifest) -> fl
     return math.sqrt(square)
 
 
-def clip_factor(norm: float, config: FederationConfig) -> float:
-    """What an update is multiplied by: 1, or less where `update_norm_action` is `clip` and the norm is above the bound.
-
-    Raises:
-        UpdateError: above the bound, and the action is `reject`.
-    """
-    bound = config.max_update_norm
-    if not bound:
-        return 1.0
-    if config.update_norm_action == "reject":
-        if norm > bound:
-            raise UpdateError("norm", f"update norm {norm:.6g} is above federation.max_update_norm {bound:g}")
-        return 1.0
-    return min(1.0, bound * CLIP_MARGIN / norm) if norm else 1.0
-
-
 class FixedPointSum:
     """The weighted sum of a round's updates; 8 bytes per element, whatever the number of replies."""
 
