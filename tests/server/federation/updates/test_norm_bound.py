@@ -50,7 +50,7 @@ def walk(betas, gradients, lr=0.01):
     for gradient in gradients:
         weight.grad = torch.tensor([gradient], dtype=torch.float64)
         optimizer.step()
-        path.append(float(weight))
+        path.append(float(weight.detach()))
     return np.abs(np.diff(path)) / lr
 
 
