@@ -70,10 +70,12 @@ class Acceptance:
             CheckError: the check cannot run, so the round is not accepted.
         """
         said: dict[str, Any] = {}
-        if self.is_on and changes["weights_changed"]:
-            said = self._judge(model, attend)
-        if self.replies is not None:
-            self.replies.clear()
+        try:
+            if self.is_on and changes["weights_changed"]:
+                said = self._judge(model, attend)
+        finally:
+            if self.replies is not None:
+                self.replies.clear()
         if self.num_rolled_back:
             said["roll_backs"] = self.num_rolled_back
         return said | ({"held_out": self._losses} if self.is_on else {})

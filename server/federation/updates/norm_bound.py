@@ -11,6 +11,8 @@ from shared.experiment.config import Experiment
 from shared.experiment.federation import FederationConfig
 from shared.experiment.sections import OptimConfig
 
+LARGEST_LOG = 700.0
+"""Of what a float holds."""
 DECAY_MARGIN = 1.01
 """For the pull of weight decay: it is below 1 percent of a step while weights are below 0.3 in root mean square."""
 
@@ -39,10 +41,10 @@ def largest_step(betas: tuple[float, float], count: int) -> float:
     beta_1, beta_2 = betas
     if beta_1 == beta_2:
         return 1.0
-    if not beta_2:
-        return math.inf  # v_hat is the last gradient's alone, which may be as small as it likes
+    ratio = beta_1**2 / beta_2 if beta_2 else math.inf
+    if ratio > 1 and count * math.log(ratio) > LARGEST_LOG:
+        return math.inf  # v_hat forgets so fast that it may be as small as it likes
     first, second = (1 - beta**count for beta in betas)
-    ratio = beta_1**2 / beta_2
     powers = count if ratio == 1 else (1 - ratio**count) / (1 - ratio)
     return (1 - beta_1) / first * math.sqrt(second / (1 - beta_2) * powers)
 

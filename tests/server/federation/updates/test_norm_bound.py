@@ -71,4 +71,5 @@ def test_with_like_betas_a_step_is_at_most_the_learning_rate_and_a_path_their_su
     assert longest_path(OptimConfig(lr=0.3), 5) == pytest.approx(1.5)
     longer = OptimConfig(lr=0.3, betas=(0.9, 0.99))
     assert longest_path(longer, 5) == pytest.approx(0.3 * sum(largest_step((0.9, 0.99), k) for k in range(1, 6)))
-    assert math.isinf(longest_path(OptimConfig(betas=(0.9, 0.0)), 2))
+    for betas, steps in (((0.9, 0.0), 2), ((0.99, 0.5), 3000)):
+        assert math.isinf(longest_path(OptimConfig(betas=betas), steps))
