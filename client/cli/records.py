@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     """Add the command groups to the program."""
     app.add_typer(journal, name="journal")
     app.add_typer(approvals, name="approve")
+    app.command()(evidence)
 
 
 @journal.command("show")
@@ -49,6 +50,21 @@ def journal_verify(home: HomeOption = None) -> None:
 
     place = find_home(home)
     typer.echo(f"{place.journal}: {len(Journal(place.journal).entries())} entries, unbroken")
+
+
+def evidence(
+    run: Annotated[str, typer.Argument(help="Name of a run that this site was asked for.")],
+    out: Annotated[Path, typer.Option(help="New file to write, such as RUN.zip.")],
+    home: HomeOption = None,
+) -> None:
+    """Write what this site was asked, did and spent for a run, signed, for whoever has to check it elsewhere."""
+    from client.operator.evidence import write_evidence
+    from client.privacy.epsilon import epsilon_of
+    from client.settings import load_settings
+
+    place = find_home(home)
+    key = write_evidence(place, load_settings(place), run, out, epsilon_of)
+    typer.echo(f"{out}: check it elsewhere with `maskfed-server verify {out.name} --key {key}`")
 
 
 @approvals.command("list")

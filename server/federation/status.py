@@ -18,6 +18,7 @@ from server.federation.offer_table import newest_offers, offer_table
 from server.federation.resubmission import Wanted, WantedRun
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
+from shared.storage.room import room_problem
 from shared.storage.round_records import rounds_of
 from shared.storage.runlog import OUTCOMES, RunLogReader, damage_text
 
@@ -81,7 +82,7 @@ def summarise(home: Path, entry: WantedRun, log: RunLogReader | None = None) -> 
     return {
         "run": entry.run,
         "status": entry.status,
-        "reason": entry.reason or ("" if is_over else _slow_start(home, entry.run_id)),
+        "reason": entry.reason or ("" if is_over else room_problem(run.path) or _slow_start(home, entry.run_id)),
         "rounds": run.experiment.federation.rounds,
         "rounds_done": max(rounds, default=0),
         "damage": damage_text(log.damaged) if log.damaged else "",
@@ -173,11 +174,8 @@ def _history(event: dict[str, Any], evaluation: dict[str, Any] | None) -> dict[s
         "sites": ", ".join(parts),
         **{state: [entry["site"] for entry in event[state]] for state in OUTCOMES},
         "loss": sum(losses) / len(losses) if losses else None,
-        "update_norm": event["update_norm"],
-        "weights_changed": event["weights_changed"],
+        **{key: event[key] for key in ("update_norm", "weights_changed", "bytes_sent", "bytes_received")},
         **{"undone": event.get("rolled_back"), "reason": event.get("reason", "")},
-        "bytes_sent": event["bytes_sent"],
-        "bytes_received": event["bytes_received"],
         "seconds": event["seconds"]["total"] if "total" in event["seconds"] else sum(event["seconds"].values()),
         "epsilon": _epsilon(event),
         "metrics": (evaluation or {}).get("metrics") or {},
