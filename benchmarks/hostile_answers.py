@@ -26,7 +26,7 @@ Attack = Callable[[RogueNode, Metadata], bool]
 def forged_source(node: RogueNode, asked: Metadata, sites: int = 2) -> bool:
     """Instructions to the coordinator in place of answers: each is booked as whosever answer is waited for."""
     request = TrainRequest.from_record(node.content(asked))
-    update = encode(np.full(request.weights.shape, 1e-3, np.float32), request.header.experiment.federation.wire_dtype)
+    update = encode(np.full(request.weights.shape, 1e-5, np.float32), request.header.experiment.federation.wire_dtype)
     header = ReplyHeader(request_digest=request.digest, status="trained", scalars={"loss": FORGED_LOSS})
     taken = 0
     for _ in range(sites):

@@ -6,10 +6,9 @@ from flwr.clientapp import ClientApp
 from client.answers.audit_request import answer_audit
 from client.answers.signed_answer import answer_signed
 from client.answers.statistics_request import answer_query
-from client.data.virtual_site import home_of
 from client.offers.answer import answer_offer
 from client.records.site_log import site_log
-from client.settings import Home
+from client.settings import Home, find_home
 from client.training_request import handle
 from shared.messages.agreement.offer import OFFER_ACTION
 from shared.messages.audit import AUDIT_ACTION
@@ -18,33 +17,33 @@ app = ClientApp()
 
 
 @app.train()
-def train(message: Message, context: Context) -> Message:
-    """Requests for a round; the coordinator's run configuration in `context` is not read."""
-    home = home_of(context.node_config)
+def train(message: Message, _context: Context) -> Message:
+    """Requests for a round; the coordinator's run configuration, in the context, is not read."""
+    home = find_home()
     with site_log(home):
         return answer_signed(message, home, "train", _trained)
 
 
 @app.query()
-def query(message: Message, context: Context) -> Message:
+def query(message: Message, _context: Context) -> Message:
     """Questions for feature statistics."""
-    home = home_of(context.node_config)
+    home = find_home()
     with site_log(home):
         return answer_signed(message, home, "statistics", answer_query)
 
 
 @app.query(OFFER_ACTION)
-def query_offer(message: Message, context: Context) -> Message:
+def query_offer(message: Message, _context: Context) -> Message:
     """Offers of a plan: what would be trained, before it is asked for."""
-    home = home_of(context.node_config)
+    home = find_home()
     with site_log(home):
         return answer_signed(message, home, "offer", answer_offer)
 
 
 @app.query(AUDIT_ACTION)
-def query_audit(message: Message, context: Context) -> Message:
+def query_audit(message: Message, _context: Context) -> Message:
     """Questions for audits of a model."""
-    home = home_of(context.node_config)
+    home = find_home()
     with site_log(home):
         return answer_signed(message, home, "audit", answer_audit)
 

@@ -14,7 +14,7 @@ import typer
 
 from deploy.errors import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
-from server.cli import distances, evaluation, models, plan, release, rounds, studies
+from server.cli import distances, evaluation, models, plan, release, rounds, simulation, studies
 from server.cli.membership import sites
 from server.cli.membership.door import certificate_checks, register_sites
 from shared.commandline import new_program, owned, run_app, tell_error
@@ -27,6 +27,7 @@ evaluation.register(app)
 distances.register(app)
 release.register(app)
 rounds.register(app)
+simulation.register(app)
 studies.register(app)
 plan.register(app)
 

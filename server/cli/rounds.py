@@ -25,7 +25,7 @@ Home = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the coordinator's."""
-    for command in (finetune, status, stop, logs, simulate):
+    for command in (finetune, status, stop, logs):
         app.command()(command)
 
 
@@ -59,6 +59,9 @@ def finetune(
             "--evaluate-arg=--bootstrap=200; may be repeated."
         ),
     ] = None,
+    held_out: Annotated[
+        str, typer.Option(help="Public images to check each round with; default: those of --reference; none: no check.")
+    ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only ask the sites what they would do with it and what it would cost.")
     ] = False,
@@ -91,10 +94,11 @@ def finetune(
     elif not experiment:
         raise InputError("finetune needs an experiment file, or --resume and the name of a run")
     else:
-        start = Start(experiment, tuple(overrides or ()), init, run, reference, tuple(evaluate_arg or ()))
+        start = Start(experiment, tuple(overrides or ()), init, run, reference, tuple(evaluate_arg or ()), held_out)
         if dry_run:
             sys.exit(_offer(home, start, as_json=as_json))
         _warn_non_private(load_experiment(find_experiment(experiment), overrides))
+        warn_unwatched(held_out, reference)
         resume = start_run(home, start)
     if detach:
         typer.echo(resume)
@@ -130,6 +134,14 @@ def _offer(home: Path, start: "Start", *, as_json: bool) -> int:
 def _warn_non_private(experiment: "Experiment") -> None:
     if experiment.privacy.mechanism == "none":
         typer.echo("warning: this experiment has no DP: sites with the default policy refuse it", err=True)
+
+
+def warn_unwatched(held_out: str, reference: str = "") -> None:
+    """Say, once and in one line, that a run has no public images to check its rounds with."""
+    from server.federation.starting_point import find_held_out
+
+    if not find_held_out(held_out, reference):
+        typer.echo("warning: no public images (--held-out): nothing watches what rounds do to the model", err=True)
 
 
 def status(
@@ -184,61 +196,3 @@ def logs(
 
     check_home(home)
     print_log(home, run, lambda text: typer.echo(json.dumps({"log": text}) if as_json else text, nl=as_json))
-
-
-def simulate(
-    experiment: Annotated[str, typer.Argument(help="Experiment: file or recipe.")],
-    *,
-    sites: Annotated[int, typer.Option(min=1, help="How many sites to simulate.")] = 10,
-    data: Annotated[str, typer.Option(help="Folder or zip of images, or synthetic:IMAGES_PER_SITE.")] = "synthetic:40",
-    by: Annotated[
-        str, typer.Option(help="How to divide the images: whole persons, or class folders by a Dirichlet distribution.")
-    ] = "person",
-    alpha: Annotated[
-        float,
-        typer.Option(
-            min=0.001, help="With --by dirichlet: small values give each site few classes, large ones all alike."
-        ),
-    ] = 0.5,
-    init: Annotated[
-        str,
-        typer.Option(help="Start from this checkpoint, run or shipped model; default: the experiment's train.init."),
-    ] = "",
-    out: Annotated[
-        Path, typer.Option(help="Folder for everything. After an interruption the same command continues there.")
-    ] = Path("simulation"),
-    cpus: Annotated[int, typer.Option(min=0, help="How many CPUs to use; 0: all.")] = 0,
-    cpus_per_site: Annotated[int, typer.Option(min=1, help="CPUs for one site while it trains.")] = 1,
-    gpus_per_site: Annotated[
-        float, typer.Option(min=0, max=8, help="Share of a GPU for one site, such as 0.25; 0: train on the CPU.")
-    ] = 0.0,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
-    ] = None,
-) -> None:
-    """Fine-tune with many simulated sites on this machine. Exit code 0: completed, 1: failed or stopped.
-
-    Needs the extra `simulation`.
-    """
-    from rich.console import Console
-
-    from server.simulation.simulate import Simulate
-    from server.simulation.simulate import simulate as run
-
-    if by not in ("person", "dirichlet"):
-        raise InputError(f"--by {by!r}: give person or dirichlet")
-    options = Simulate(
-        experiment=experiment,
-        overrides=tuple(overrides or ()),
-        init=init,
-        num_sites=sites,
-        data=data,
-        skew="person" if by == "person" else "dirichlet",
-        alpha=alpha,
-        out=out,
-        num_cpus=cpus,
-        cpus_per_site=cpus_per_site,
-        gpus_per_site=gpus_per_site,
-    )
-    sys.exit(run(options, Console()))

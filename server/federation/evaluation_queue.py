@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from server.federation.fleet.registry import write_json
 from server.federation.updates.global_model import round_folder
-from server.runs.child_process import dies_with_parent
+from server.runs.child_process import in_background
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
 from shared.storage.checkpoint import checkpoint_number, list_checkpoints, load_meta
@@ -116,7 +115,7 @@ class Evaluations:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_in_background(),  # noqa: PLW1509  # two system calls, no Python locks
+                preexec_fn=in_background(),  # noqa: PLW1509  # system calls, no Python locks
             )
 
     def _give_up(self, server_round: int, problem: str) -> None:
@@ -144,14 +143,3 @@ def evaluate_command(checkpoint: Path, reference: str, further: list[str]) -> li
     """The operator's own command; its result and its line in `metrics.jsonl` are named like the checkpoint."""
     command = [sys.executable, "-m", "server.cli.main", "evaluate", str(checkpoint)]
     return [*command, "--reference", reference, "--name", checkpoint.name, *further]
-
-
-def _in_background() -> Callable[[], None]:
-    """For the child: yield to the rounds, and die with the ServerApp."""
-    die_with_parent = dies_with_parent()
-
-    def in_child() -> None:
-        os.nice(10)
-        die_with_parent()
-
-    return in_child

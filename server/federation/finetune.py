@@ -9,7 +9,7 @@ from pathlib import Path
 from server.federation.fleet.registry import Registry, write_json
 from server.federation.fleet.superlink import connect
 from server.federation.resubmission import Wanted
-from server.federation.starting_point import check_fits, check_sites, find_init, initial_model
+from server.federation.starting_point import check_fits, check_sites, find_held_out, find_init, initial_model
 from server.federation.updates.global_model import save_global
 from server.runs import run_directory
 from server.runs.run_directory import RunDir
@@ -37,6 +37,7 @@ class Start:
         run: name; empty: the experiment's and the time.
         reference: images or statistics that checkpoints are compared with; empty: no evaluation.
         evaluate_arguments: further arguments of the evaluations.
+        held_out: public images that every round is checked with; empty: the images of `reference`; `none`: no check.
     """
 
     experiment: str
@@ -45,6 +46,7 @@ class Start:
     run: str = ""
     reference: str = ""
     evaluate_arguments: tuple[str, ...] = ()
+    held_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,14 +86,19 @@ def start_run(home: Path, start: Start) -> str:
     folder = home / "runs" / run
     if folder.exists():
         raise InputError(f"run {run} exists in {folder.parent}: give another --run, or continue it with --resume {run}")
-    reference = _absolute(start.reference)
+    reference, held_out = _absolute(start.reference), find_held_out(start.held_out, start.reference)
     with connect(home) as control:
         control.nodes()
         try:
             made = run_directory.create(folder, experiment)
             write_json(
                 made.settings,
-                {"init": str(source), "reference": reference, "evaluate_arguments": list(start.evaluate_arguments)},
+                {
+                    "init": str(source),
+                    "reference": reference,
+                    "evaluate_arguments": list(start.evaluate_arguments),
+                    "held_out": held_out,
+                },
             )
             save_global(made.round_checkpoint(0), initial_model(source, experiment), experiment)
             Wanted(home).submit(control, run)

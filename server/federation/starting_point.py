@@ -6,6 +6,7 @@ from server.federation.rounds.selection import num_asked
 from server.federation.updates.aggregation import check_total_weight
 from server.federation.updates.global_model import GlobalModel, check_float32
 from server.federation.updates.server_optimizer import ServerState
+from shared.data.image_set import SYNTHETIC_PREFIX
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.experiment.trainable import select_trainable
@@ -45,6 +46,29 @@ def find_init(text: str) -> Path:
         raise InputError("finetune starts from a checkpoint: give --init, or train.init in the experiment")
     shipped = Path(__file__).parents[1] / "models" / text
     return resolve_checkpoint(shipped if shipped.is_dir() and not Path(text).exists() else Path(text))
+
+
+def find_held_out(held_out: str, reference: str = "") -> str:
+    """The images that rounds are checked with, as an absolute path or `synthetic:...`; empty: nothing is checked.
+
+    Args:
+        held_out: what the user says; empty: the images of `reference`, where it names images; `none`: no check.
+        reference: what checkpoints are compared with; statistics and arrays are no images to check with.
+
+    Raises:
+        InputError: there is no such path.
+    """
+    asked = held_out or (reference if _names_images(reference) else "")
+    if asked in ("", "none") or asked.startswith(SYNTHETIC_PREFIX):
+        return "" if asked == "none" else asked
+    if not Path(asked).exists():
+        raise InputError(f"--held-out {asked} does not exist: give images (folder, zip, cache), or none")
+    return str(Path(asked).resolve())
+
+
+def _names_images(reference: str) -> bool:
+    is_file = bool(reference) and (Path(reference).is_dir() or Path(reference).suffix == ".zip")
+    return is_file or reference.startswith(SYNTHETIC_PREFIX)
 
 
 def check_fits(source: Path, experiment: Experiment) -> None:

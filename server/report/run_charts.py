@@ -36,6 +36,8 @@ def training_charts(data: RunData) -> list[Chart]:
         charts.append(("Speed", line_chart([speed], "step", "images / s", from_zero=True)))
     if losses := _site_losses(data):
         charts.append(("Loss at the sites", line_chart(losses, "round", "loss")))
+    if held_out := _held_out_losses(data):
+        charts.append(("Held-out loss", line_chart(held_out, "round", "loss")))
     if data.rounds:
         x = [float(event["round"]) for event in data.rounds]
         norms = Series("update", x, [event.get("update_norm") for event in data.rounds])
@@ -98,6 +100,16 @@ def _site_losses(data: RunData) -> list[Series]:
         if any(loss is not None for _, loss in points):
             lines.append(Series(site, [place for place, _ in points], [loss for _, loss in points]))
     return lines
+
+
+def _held_out_losses(data: RunData) -> list[Series]:
+    """What each round's check found, one line a group; empty where nothing watched the run."""
+    watched = [event for event in data.rounds if event.get("held_out")]
+    x, groups = (
+        [float(event["round"]) for event in watched],
+        sorted({key for each in watched for key in each["held_out"]}),
+    )
+    return [Series(group, x, [event["held_out"].get(group) for event in watched]) for group in groups]
 
 
 def _is_wide(values: list[float | None]) -> bool:

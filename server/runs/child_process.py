@@ -1,6 +1,8 @@
 """Processes that must not outlive the one that started them."""
 
 import ctypes
+import os
+import resource
 import signal
 from collections.abc import Callable
 
@@ -18,3 +20,19 @@ def dies_with_parent() -> Callable[[], None]:
         libc.prctl(_PDEATHSIG, signal.SIGKILL)
 
     return die_with_parent
+
+
+def in_background() -> Callable[[], None]:
+    """For a child with torch (`preexec_fn`): it yields to the rounds, and dies with the ServerApp.
+
+    The limit on the ServerApp's addresses is not the child's: torch and CUDA reserve far more than they use.
+    """
+    die_with_parent = dies_with_parent()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+
+    def in_child() -> None:
+        os.nice(10)
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+        die_with_parent()
+
+    return in_child

@@ -1,7 +1,7 @@
 """`maskfed-server simulate`: the same apps with many virtual sites on one machine, on Flower's Ray runtime.
 
 No TLS and no keys: everything is on loopback and of one user. The virtual sites keep ledgers and refuse like real
-ones; `client/data/virtual_site.py` makes their folders from the template written here. One that was cut off goes on.
+ones; `client/simulated/` makes their folders from the template written here. One that was cut off goes on.
 """
 
 import importlib.util
@@ -18,10 +18,11 @@ from server.federation.fleet.registry import write_json
 from server.federation.fleet.superlink import Control
 from server.federation.fleet.superlink_types import Simulation
 from server.federation.resubmission import WantedRun
-from server.federation.starting_point import check_fits, check_sites, find_init, initial_model
+from server.federation.starting_point import check_fits, check_sites, find_held_out, find_init, initial_model
 from server.federation.status import EXIT_CODES, summarise, table
 from server.federation.updates.global_model import save_global
 from server.runs import run_directory
+from server.simulation.adversaries import parse_adversaries, write_adversaries
 from server.simulation.division import Skew, make_site_folders
 from server.simulation.runtime import simulation_runtime
 from server.simulation.simulation_folder import ASKED_FILE, RUN, check_same, is_complete, outcome, run_of
@@ -49,6 +50,8 @@ class Simulate:
         num_cpus: that Ray may use; 0: all.
         cpus_per_site: of one virtual site while it trains.
         gpus_per_site: share of a GPU for one virtual site; 0: train on the CPU.
+        adversary: `KIND[:SITES[:STRENGTH]]`, some of the sites; empty: all are honest.
+        held_out: public images that rounds are checked with; empty: nothing watches them.
     """
 
     experiment: str
@@ -62,6 +65,8 @@ class Simulate:
     num_cpus: int
     cpus_per_site: int
     gpus_per_site: float
+    adversary: str = ""
+    held_out: str = ""
 
 
 def simulate(options: Simulate, console: Console) -> int:
@@ -101,6 +106,8 @@ def prepare(options: Simulate) -> Experiment:
     check_sites(experiment, options.num_sites)
     source = find_init(options.init or experiment.train.init)
     check_fits(source, experiment)
+    adversaries = parse_adversaries(options.adversary, options.num_sites) if options.adversary else None
+    held_out = find_held_out(options.held_out)
     asked = _asked(options, experiment, source)
     if (options.out / ASKED_FILE).exists():
         check_same(options.out, asked)
@@ -109,10 +116,12 @@ def prepare(options: Simulate) -> Experiment:
         raise InputError(f"folder {options.out} is not empty and holds no simulation: name another one with --out")
     size, seed = experiment.model.image_size, experiment.train.seed
     make_site_folders(options.data, options.out / "images", options.num_sites, size, options.skew, options.alpha, seed)
+    if adversaries is not None:
+        write_adversaries(options.out, adversaries, options.num_sites, size, seed)
     template = _site_template(experiment, options.gpus_per_site)
     (options.out / "site.toml").write_text(tomli_w.dumps(template), encoding="utf-8")
     made = run_directory.create(run_of(options.out).path, experiment)
-    write_json(made.settings, {"init": str(source)})
+    write_json(made.settings, {"init": str(source), "held_out": held_out})
     save_global(made.round_checkpoint(0), initial_model(source, experiment), experiment)
     write_json(options.out / ASKED_FILE, asked)
     return experiment
@@ -127,6 +136,8 @@ def _asked(options: Simulate, experiment: Experiment, source: Path) -> dict[str,
         "data": options.data if options.data.startswith("synthetic:") else str(Path(options.data).resolve()),
         "division": f"{options.skew} {options.alpha:g}",
         "gpus_per_site": options.gpus_per_site,
+        "adversary": options.adversary,
+        "held_out": options.held_out,
     }
 
 

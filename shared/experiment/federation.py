@@ -41,18 +41,24 @@ class FederationConfig(Section):
     """How long a round waits for replies."""
     weighting: Literal["equal", "examples"] = "equal"
     """How updates are averaged: alike, or by the number of images that a site tells."""
-    max_examples: int = Field(100_000, ge=1)
-    """A site's claimed number of images is clamped to this."""
+    max_examples: int = Field(400, ge=1)
+    """A site's claimed number of images is clamped to this, four times the grid unless you say otherwise: nobody checks
+    the claim."""
     examples_grid: int = Field(100, ge=1)
-    """... and rounded up to a multiple of this, a public grid."""
+    """... and rounded up to a multiple of this, a public grid: about the images of a small site."""
     wire_dtype: Literal["float32", "bfloat16"] = "float32"
     """Numbers of weights and updates as they travel."""
     trainable: tuple[Annotated[str, Field(max_length=256)], ...] = Field(("*",), max_length=64)
     """Shell patterns over tensor names, or `attention`; only these tensors are trained and travel."""
-    max_update_norm: float = Field(0.0, ge=0)
-    """Largest L2 norm of one site's update; 0: no bound."""
+    max_update_norm: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """Largest L2 norm of one site's update; `auto`: the longest that AdamW can make in the steps; 0: no bound."""
     update_norm_action: Literal["clip", "reject"] = "reject"
     """What becomes of an update beyond `max_update_norm`."""
+    max_held_out_rise: float = Field(0.25, gt=0)
+    """Largest rise of a held-out loss in one round, as a share of what it was before; beyond it the round is undone."""
+    keep_replies: bool = True
+    """Whether a round's updates lie on the coordinator's disk until its held-out check, to name the site behind a jump.
+    """
     proximal_mu: float = Field(0.0, ge=0)
     """FedProx: mu / 2 times the squared distance to the round's start is added to the local loss."""
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
@@ -88,9 +94,10 @@ class FederationConfig(Section):
     def _central(self) -> Self:
         if not self.central_noise_multiplier:
             return self
+        bound = 0.0 if self.max_update_norm == "auto" else self.max_update_norm
         for is_wrong, key, value, why in (
             (
-                not self.max_update_norm,
+                not bound,
                 "max_update_norm",
                 self.max_update_norm,
                 "noise needs a bound: give one above 0",
@@ -99,7 +106,7 @@ class FederationConfig(Section):
             (self.weighting != "equal", "weighting", self.weighting, "one site must not weigh more: use equal"),
             (not self.sites_per_round, "sites_per_round", 0, "the denominator must be a public number: give it"),
             (
-                self.central_noise_multiplier * self.max_update_norm > MAX_CENTRAL_NOISE,
+                self.central_noise_multiplier * bound > MAX_CENTRAL_NOISE,
                 "max_update_norm",
                 self.max_update_norm,
                 f"their product is above {MAX_CENTRAL_NOISE:g}, more than the sum holds: lower one",

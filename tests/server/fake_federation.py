@@ -42,6 +42,7 @@ FAST = Timing(
 
 def make_experiment(**federation: Any) -> Experiment:
     settings = {"rounds": 2, "local_steps": 3, "round_deadline_seconds": 30.0, "available_deadline_seconds": 20.0}
+    settings["max_update_norm"] = 0.0  # made-up updates are longer than three steps allow
     text = "".join(f"{key} = {_toml(value)}\n" for key, value in (settings | federation).items())
     return resolve(parse_experiment(f"[federation]\n{text}"))
 

@@ -26,7 +26,7 @@ fab-include = ["server/**", "client/**", "shared/**"]
 
 [tool.flwr.app.components]
 serverapp = "server.app:app"
-clientapp = "client.app:app"
+clientapp = "{client_app}"
 
 [tool.flwr.app.config]
 experiment = ""
@@ -34,18 +34,25 @@ run = ""
 """
 
 
+SITES, VIRTUAL_SITES = "client.app:app", "client.simulated.app:app"
+"""What the project file names as the sites' app. A real site runs the first, installed there, whatever it names."""
+
+
 class BundleError(RuntimeError):
     """Flower builds no bundle that a site could approve."""
 
 
-def build_bundle() -> bytes:
+def build_bundle(client_app: str = SITES) -> bytes:
     """The Flower bundle: every `*.py` of server, client and shared, and a minimal project file; deterministic.
+
+    Args:
+        client_app: that of real sites, or that of a simulation's.
 
     Raises:
         BundleError: Flower leaves a file out; it drops names like `x_test.py`, and no site would approve the rest.
     """
     root = Path(shared.__file__).parent.parent
-    files: dict[str, bytes | Path] = {"pyproject.toml": _PROJECT.encode()}
+    files: dict[str, bytes | Path] = {"pyproject.toml": _PROJECT.format(client_app=client_app).encode()}
     for package in ("server", "client", "shared"):
         for path in sorted((root / package).rglob("*.py")):
             files[path.relative_to(root).as_posix()] = path.read_bytes()

@@ -36,7 +36,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from server.federation.fleet.bundle import BundleError, build_bundle
+from server.federation.fleet.bundle import SITES, VIRTUAL_SITES, BundleError, build_bundle
 from server.federation.fleet.registry import Site, check_home
 from server.federation.fleet.superlink_types import ControlError, Node, RunState, Simulation
 from shared.experiment.config import Experiment
@@ -128,7 +128,7 @@ class Control:
     def submit(self, experiment: Experiment, run: str, simulation: Simulation | None = None) -> int:
         """Start a ServerApp for the prepared run directory `run`; its Flower run id."""
         try:
-            content = build_bundle()
+            content = build_bundle(SITES if simulation is None else VIRTUAL_SITES)
         except BundleError as error:
             raise ControlError(str(error)) from error
         request = StartRunRequest(

@@ -1,12 +1,12 @@
 """The rounds of a federated fine-tuning: pick sites, ask, fold, step, checkpoint; any crash costs at most one round."""
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
+from server.federation.acceptance.acceptance import Acceptance
+from server.federation.acceptance.check import CheckError
 from server.federation.fleet.registry import Registry
 from server.federation.messaging.agreement import Agreement
 from server.federation.messaging.exchange import Arrival, Exchange
@@ -18,6 +18,7 @@ from server.federation.rounds.selection import Attendance, choose
 from server.federation.rounds.tally import TRANSIENT_STATES, SiteRecord, Tally
 from server.federation.updates.global_model import GlobalModel, load_global, round_folder, save_global
 from server.federation.updates.step import ServerStep
+from server.runs.stages import Stages
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.storage.checkpoint import latest_checkpoint, prune_checkpoints
@@ -79,6 +80,7 @@ class Rounds:
         self._stages = Stages()
         self._closings = Closings(run_folder)
         self._attendance = Attendance({})
+        self._acceptance = Acceptance(run_folder, experiment)
         self._num_unchanged = 0
 
     def finish(self) -> GlobalModel:
@@ -88,11 +90,14 @@ class Rounds:
             RunFailedError: too few sites, no usable reply in a round, or rounds that do not change the weights.
             InputError: there is no checkpoint to start from.
         """
-        model = self._resume()
         try:
+            model = self._resume()
             while model.server_round < self.config.rounds:
                 self._round(model)
+                self._stop_after_roll_backs(model)
                 self._stop_when_in_vain(model)
+        except CheckError as error:
+            raise RunFailedError(str(error), is_final=error.is_final) from error
         finally:
             self.exchange.close()
         if model.optimizer.steps == 0:
@@ -102,7 +107,8 @@ class Rounds:
 
     def _stop_when_in_vain(self, model: GlobalModel) -> None:
         """Training costs the sites, under DP-SGD even budget: rounds that change nothing must not go on for ever."""
-        self._num_unchanged = 0 if model.record["weights_changed"] else self._num_unchanged + 1
+        is_vain = not model.record["weights_changed"] and "rolled_back" not in model.record
+        self._num_unchanged = self._num_unchanged + 1 if is_vain else 0
         default = 1 if self.experiment.privacy.mechanism == "dp-sgd" else UNCHANGED_ROUNDS
         if model.server_round < self.config.rounds and self._num_unchanged >= (
             self.config.max_unchanged_rounds or default
@@ -113,6 +119,14 @@ class Rounds:
                 is_final=True,
             )
 
+    def _stop_after_roll_backs(self, model: GlobalModel) -> None:
+        if "rolled_back" in model.record and self._acceptance.is_over:
+            raise RunFailedError(
+                f"round {model.server_round} was undone, {self._acceptance.num_rolled_back} in this run: "
+                f"{model.record['reason']}: look at the suspects (`maskfed-server sites remove`), then --resume",
+                is_final=True,
+            )
+
     def _resume(self) -> GlobalModel:
         folder = latest_checkpoint(self.checkpoints)
         if folder is None:
@@ -120,9 +134,13 @@ class Rounds:
         model = load_global(folder, self.experiment)
         self.exchange.expect(model.weights.nbytes)
         self._attendance = Attendance(model.record.get("attendance", {}))
-        known = {event["round"] for event in read_metrics(self.metrics.path) if event["kind"] == "round"}
-        if model.record and model.server_round not in known:
+        events = read_metrics(self.metrics.path)
+        if model.record and model.server_round not in {each["round"] for each in events if each["kind"] == "round"}:
             self.metrics.write_durably("round", **model.record)
+        self._acceptance.begin(model, self.observer.attend)
+        if not (events and events[-1]["kind"] == "end"):
+            # Killed before it could stop: an operator who resumes it has seen the end.
+            self._stop_after_roll_backs(model)
         self.metrics.write("start", round=model.server_round, rounds=self.config.rounds, run=self.run)
         log.info("run %s: from round %d of %d (%s)", self.run, model.server_round, self.config.rounds, folder.name)
         return model
@@ -135,6 +153,9 @@ class Rounds:
             changes = self._step.apply(model, tally.sum, tally.inputs_digest())
         model.server_round += 1
         record: dict[str, Any] = {"round": model.server_round, **tally.as_json(), **self._forgeries.take()}
+        with self._stages.stage("check"):
+            self._progress(model.server_round, "checking", tally)
+            changes |= self._acceptance.judge(model, changes, self.observer.attend)
         record |= {"bytes_sent": bytes_sent, "bytes_received": tally.bytes_received, **changes}
         is_vain = not tally.sum.count and not self.config.central_noise_multiplier
         if is_vain and not any(each.code == "closed" for each in tally.in_state("late")):
@@ -195,7 +216,7 @@ class Rounds:
             question = Question(self.exchange, model, self.experiment, self.run, deadline)
             known = self._closings.known(question.digest)
             sites = sites if known is None else [record for record in sites if record.site in known]
-            tally = Tally(question.header, question.digest, sites)
+            tally = Tally(question.header, question.digest, sites, self._acceptance.replies)
         self.tally = tally
         self._progress(question.header.server_round, "sending", tally)
         with self._stages.stage("push"):
@@ -227,22 +248,3 @@ class Rounds:
 
     def _progress(self, server_round: int, stage: str, tally: Tally) -> None:
         self.observer.progress(server_round, stage, {site: record.state for site, record in tally.sites.items()})
-
-
-class Stages:
-    """Seconds that a round has spent, by stage."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """What is done inside belongs to the stage `name`."""
-        start = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - start, 3)
-
-    def total(self) -> float:
-        """Seconds since the round began."""
-        return round(time.monotonic() - self._start, 3)

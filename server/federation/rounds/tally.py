@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from flwr.app import Message
 
+from server.federation.acceptance.kept_replies import KeptReplies, Reply
 from server.federation.messaging.exchange import Arrival
-from server.federation.updates.aggregation import FixedPointSum, UpdateError, check_update, clip_factor, site_weight
+from server.federation.updates.aggregation import FixedPointSum, UpdateError, check_update, site_weight
+from server.federation.updates.norm_bound import clip_factor, norm_bound
 from shared.messages.packing import MessageError
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
 from shared.storage.runlog import OUTCOMES, Outcome
@@ -71,10 +73,17 @@ class SiteRecord:
 class Tally:
     """Outcomes of one round. `arrive` is called by pullers, one at a time; the rest by the round loop."""
 
-    def __init__(self, header: RequestHeader, request_digest: str, sites: list[SiteRecord]) -> None:
-        self.header, self.request_digest = header, request_digest
+    def __init__(
+        self,
+        header: RequestHeader,
+        request_digest: str,
+        sites: list[SiteRecord],
+        kept: KeptReplies | None = None,
+    ) -> None:
+        self.header, self.request_digest, self._kept = header, request_digest, kept
         self.sites = {record.site: record for record in sites}
         self.sum = FixedPointSum(header.manifest.num_elements)
+        self._bound = norm_bound(header.experiment, header.manifest.num_elements)
         self.bytes_received = 0
         self.is_closed = False
         self._lock = threading.Lock()
@@ -169,7 +178,7 @@ class Tally:
                 return self._refusal(record, reply.header)
             if reply.header.request_digest != self.request_digest:
                 raise UpdateError("stale", "the reply answers another request")
-            record.answer = {**self._fold(reply), "seconds": round(seconds, 3)}
+            record.answer = {**self._fold(record.site, reply), "seconds": round(seconds, 3)}
             if reply.update is not None:
                 record.update_digest = hashlib.sha256(reply.update.data).hexdigest()
         except UpdateError as error:
@@ -194,14 +203,16 @@ class Tally:
             return "requeued", code, reason
         return "failed" if code == "failed" else "refused", code, reason
 
-    def _fold(self, reply: TrainReply) -> dict[str, Any]:
+    def _fold(self, site: str, reply: TrainReply) -> dict[str, Any]:
         config = self.header.experiment.federation
         update, header = reply.update, reply.header
         assert update is not None
         norm = check_update(update, config.wire_dtype, self.header.manifest)
-        factor = clip_factor(norm, config)
+        factor = clip_factor(norm, self._bound, config)
         weight = site_weight(header.num_examples, config)
         self.sum.fold(update, config.wire_dtype, weight, factor)
+        if self._kept is not None:
+            self._kept.keep(Reply(site, weight, factor), update)
         self.bytes_received += update.nbytes
         answer: dict[str, Any] = {"weight": weight, "bytes": update.nbytes, "scalars": dict(header.scalars)}
         if not config.central_noise_multiplier:

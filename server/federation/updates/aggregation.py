@@ -93,22 +93,6 @@ def check_update(wire: NDArray[Any], dtype: WireDtype, manifest: Manifest) -> fl
     return math.sqrt(square)
 
 
-def clip_factor(norm: float, config: FederationConfig) -> float:
-    """What an update is multiplied by: 1, or less where `update_norm_action` is `clip` and the norm is above the bound.
-
-    Raises:
-        UpdateError: above the bound, and the action is `reject`.
-    """
-    bound = config.max_update_norm
-    if not bound:
-        return 1.0
-    if config.update_norm_action == "reject":
-        if norm > bound:
-            raise UpdateError("norm", f"update norm {norm:.6g} is above federation.max_update_norm {bound:g}")
-        return 1.0
-    return min(1.0, bound * CLIP_MARGIN / norm) if norm else 1.0
-
-
 class FixedPointSum:
     """The weighted sum of a round's updates; 8 bytes per element, whatever the number of replies."""
 
@@ -125,13 +109,22 @@ class FixedPointSum:
         """
         if weight < 1 or self.total_weight + weight > MAX_TOTAL_WEIGHT:
             raise UpdateError("weight", f"weight {weight} takes the round's total outside 1..{MAX_TOTAL_WEIGHT}")
+        self._add(wire, dtype, weight, factor)
+        self.total_weight += weight
+        self.count += 1
+
+    def take_out(self, wire: NDArray[Any], dtype: WireDtype, weight: int, factor: float = 1.0) -> None:
+        """Undo `fold` with the same arguments, exactly: integers leave nothing behind."""
+        self._add(wire, dtype, -weight, factor)
+        self.total_weight -= weight
+        self.count -= 1
+
+    def _add(self, wire: NDArray[Any], dtype: WireDtype, weight: int, factor: float) -> None:
         for start, chunk in _chunks(wire, dtype):
             scaled = chunk.astype(np.float64)
             scaled *= factor
             scaled *= float(2**SCALE_BITS)
             self._sum[start : start + len(chunk)] += np.rint(scaled, out=scaled).astype(np.int64) * weight
-        self.total_weight += weight
-        self.count += 1
 
     def clear(self) -> None:
         """Free the sum's memory; the counts stay."""

@@ -99,6 +99,12 @@ def save_global(folder: Path, model: GlobalModel, experiment: Experiment) -> Non
     save_checkpoint(folder, groups, meta)
 
 
+def save_candidate(folder: Path, model: GlobalModel, experiment: Experiment) -> None:
+    """Write the weights alone, for whoever has to look at them before they become a checkpoint."""
+    tensors = {**unpack(model.base, model.base_manifest), **unpack(model.weights, model.manifest)}
+    save_checkpoint(folder, {"model": tensors}, {"experiment": experiment, "round": model.server_round})
+
+
 def check_float32(tensors: dict[str, NDArray[Any]], folder: Path) -> None:
     """Refuse a checkpoint whose tensors could not travel unchanged.
 

@@ -10,6 +10,7 @@ from server.federation import finetune, status
 from server.federation.finetune import Start, resume_run, start_run
 from server.federation.fleet.superlink_types import ControlError
 from server.federation.resubmission import Wanted
+from server.federation.starting_point import find_held_out
 from server.federation.status import EXIT_CODES, summarise, table
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
@@ -159,6 +160,37 @@ def test_a_run_is_summarised_as_a_table_and_as_json(home, control):
         assert all(re.search(rf"\b{number}\b.*\b0\.5", text) for number in (1, 2)), text
         assert "94.3" in text
     assert EXIT_CODES == {"completed": 0, "failed": 1, "stopped": 1}
+
+
+def test_a_round_that_was_undone_is_told_as_such_with_the_reason(home, control):
+    resume_run(home, "run")
+    told = {"group": "all", "rise": 0.4, "bound": 0.25, "suspects": ["site-1"]}
+    reason = "rolled back: held-out loss (all) rose by 40.0%"
+    log = RunLog(home / "runs" / "run" / "metrics.jsonl")
+    log.write("round", round=1, weights_changed=False, reason=reason, rolled_back=told, seconds={"total": 1.0})
+    log.write("round", round=2, weights_changed=False, reason="too few replies", seconds={"total": 1.0})
+    summary = summarise(home, Wanted(home).runs()["run"])
+    assert [(line["undone"], line["reason"]) for line in summary["history"]] == [
+        (told, reason),
+        (None, "too few replies"),
+    ]
+    console = Console(width=120, file=io.StringIO())
+    console.print(table(summary, 120))
+    assert re.search(r"1 .* undone .*\n.* 2 .* unchanged ", console.file.getvalue())
+
+
+def test_rounds_are_checked_with_the_images_of_the_reference_unless_said_otherwise(tmp_path):
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces.zip").touch()
+    (tmp_path / "statistics.npz").touch()
+    faces, archive, statistics = (str(tmp_path / name) for name in ("faces", "faces.zip", "statistics.npz"))
+    assert [find_held_out("", reference) for reference in (faces, archive)] == [faces, archive]
+    assert find_held_out("", "synthetic:public:9") == "synthetic:public:9"
+    assert [find_held_out("", reference) for reference in ("", "federated", statistics)] == ["", "", ""]
+    assert find_held_out(archive, faces) == archive
+    assert find_held_out("none", faces) == ""
+    with pytest.raises(InputError, match=r"--held-out .*nowhere does not exist"):
+        find_held_out(str(tmp_path / "nowhere"), faces)
 
 
 def test_every_epsilon_is_shown_with_what_it_protects():

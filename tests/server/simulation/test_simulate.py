@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import tomllib
@@ -6,10 +7,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from client.data.virtual_site import home_of
 from client.settings import SiteConfig, load_settings
+from client.simulated.virtual_site import home_of
 from server.app import enlist_virtual_sites
 from server.federation.fleet.registry import Registry
+from server.runs.run_directory import RunDir
 from server.simulation.simulate import Simulate, prepare, simulate
 from server.simulation.simulation_folder import RUN
 from server.simulation.virtual_keys import make_keys
@@ -46,6 +48,8 @@ def test_everything_is_checked_before_anything_is_written(options):
         (replace(options, num_sites=1), "above the 1 registered"),
         (replace(options, init="nowhere"), "nowhere"),
         (options, "model.image_size"),
+        (replace(options, overrides=(), adversary="lazy:2"), "--adversary"),
+        (replace(options, overrides=(), held_out="nowhere"), "--held-out nowhere"),
     ):
         with pytest.raises(InputError, match=words):
             prepare(wrong)
@@ -81,6 +85,8 @@ def test_the_same_simulation_goes_on_in_its_folder_and_another_is_refused(option
         (replace(fitting, data="synthetic:7"), "data"),
         (replace(fitting, alpha=0.7), "division"),
         (replace(fitting, overrides=("train.seed=5",)), "experiment"),
+        (replace(fitting, adversary="lazy"), "adversary"),
+        (replace(fitting, held_out="synthetic:public:9"), "held_out"),
     ):
         with pytest.raises(InputError, match=f"another {key}: name a new one with --out"):
             prepare(changed)
@@ -88,6 +94,13 @@ def test_the_same_simulation_goes_on_in_its_folder_and_another_is_refused(option
     (tmp_path / "full" / "notes.txt").touch()
     with pytest.raises(InputError, match="is not empty and holds no simulation"):
         prepare(replace(fitting, out=tmp_path / "full"))
+
+
+def test_adversaries_and_held_out_images_are_written_where_the_run_and_its_sites_find_them(options):
+    pytest.importorskip("ray")
+    prepare(replace(options, overrides=(), adversary="stale:1:2", held_out="synthetic:public:9"))
+    assert json.loads((options.out / "adversaries.json").read_text()) == {"site-1": {"kind": "stale", "strength": 2.0}}
+    assert RunDir(options.out / "runs" / RUN).stored_settings["held_out"] == "synthetic:public:9"
 
 
 def test_a_complete_simulation_is_shown_and_not_run_again(options):
@@ -110,12 +123,6 @@ def test_a_simulation_ends_with_the_command_that_was_killed():
             assert worker.poll() is None
             command.kill()
             assert worker.wait(20) == 1
-
-
-def test_without_a_simulation_the_home_is_the_operators(tmp_path, monkeypatch):
-    monkeypatch.delenv("MASKFED_SIMULATION", raising=False)
-    monkeypatch.setenv("MASKFED_CLIENT_HOME", str(tmp_path))
-    assert home_of({"partition-id": 3}).path == tmp_path
 
 
 def test_virtual_nodes_get_the_alias_of_their_partition(tmp_path):

@@ -1,6 +1,6 @@
 """A virtual site of `maskfed-server simulate`: its folder is made when its first message comes.
 
-Only a process whose environment names a simulation gets here; `maskfed-client start` hands no such variable on.
+Only a process whose environment names a simulation can use this; the app of real sites does not import it.
 """
 
 import hashlib
@@ -12,24 +12,27 @@ from pathlib import Path
 from client.data.dataset import scan
 from client.private_files import write_private
 from client.records.data_registry import REGISTRY_VARIABLE
-from client.settings import Home, find_home, parse_settings, save_settings
+from client.settings import Home, parse_settings, save_settings
 
 SIMULATION_VARIABLE = "MASKFED_SIMULATION"
 
 
+def simulation_folder() -> Path:
+    """The folder of the simulation that this process belongs to; a process of none has no business here."""
+    return Path(os.environ[SIMULATION_VARIABLE])
+
+
 def home_of(node_config: Mapping[str, object]) -> Home:
-    """The site's home; in a simulation that of the virtual node, `sites/site-<partition>` in the simulation's folder.
+    """Home of the virtual node, `sites/site-<partition>` in the simulation's folder.
 
     Raises:
         InputError: no usable images for this site.
     """
-    root = os.environ.get(SIMULATION_VARIABLE)
-    if not root:
-        return find_home()
-    os.environ[REGISTRY_VARIABLE] = str(Path(root) / "registry")
-    home = Home(Path(root) / "sites" / f"site-{node_config['partition-id']}")
+    root = simulation_folder()
+    os.environ[REGISTRY_VARIABLE] = str(root / "registry")
+    home = Home(root / "sites" / f"site-{node_config['partition-id']}")
     if not home.settings.exists():
-        _make(home, Path(root))
+        _make(home, root)
     return home
 
 

@@ -1,0 +1,1 @@
+"""Whether a round is kept: its weights against public images, and the way back."""

@@ -1,0 +1,69 @@
+"""How long one site's update may be: a constant of the experiment, the same in every round and for every site.
+
+A recipe says a number that was measured on honest rounds. Where none is said the bound is the longest update that
+AdamW can make in the round's steps, whatever the images are: no honest site is ever above it.
+"""
+
+import math
+
+from server.federation.updates.aggregation import CLIP_MARGIN, UpdateError
+from shared.experiment.config import Experiment
+from shared.experiment.federation import FederationConfig
+from shared.experiment.sections import OptimConfig
+
+LARGEST_LOG = 700.0
+"""Of what a float holds."""
+DECAY_MARGIN = 1.01
+"""For the pull of weight decay: it is below 1 percent of a step while weights are below 0.3 in root mean square."""
+
+
+def norm_bound(experiment: Experiment, num_elements: int) -> float:
+    """Largest L2 norm of one site's update of `num_elements` numbers; 0: none is set."""
+    bound = experiment.federation.max_update_norm
+    if bound != "auto":
+        return bound
+    return DECAY_MARGIN * math.sqrt(num_elements) * longest_path(experiment.optim, experiment.federation.local_steps)
+
+
+def longest_path(optim: OptimConfig, steps: int) -> float:
+    """How far `steps` steps of AdamW from fresh moments can take one weight: learning rates times `largest_step`."""
+    ramp = optim.warmup_steps
+    rates = (optim.lr * (min(1.0, (step + 1) / ramp) if ramp else 1.0) for step in range(steps))
+    return sum(rate * largest_step(optim.betas, step + 1) for step, rate in enumerate(rates))
+
+
+def largest_step(betas: tuple[float, float], count: int) -> float:
+    """Largest |m_hat| / sqrt(v_hat) of the `count`-th step (AdamW, arXiv 1711.05101, Algorithm 2), over all gradients.
+
+    m_hat = sum a_i g_i and v_hat = sum b_i g_i^2 with a_i, b_i geometric weights that add up to 1, so by Cauchy-Schwarz
+    |m_hat| <= sqrt(sum a_i^2 / b_i) sqrt(v_hat): 1 where both betas are alike.
+    """
+    beta_1, beta_2 = betas
+    if beta_1 == beta_2:
+        return 1.0
+    ratio = beta_1**2 / beta_2 if beta_2 else math.inf
+    if ratio > 1 and count * math.log(ratio) > LARGEST_LOG:
+        return math.inf  # v_hat forgets so fast that it may be as small as it likes
+    first, second = (1 - beta**count for beta in betas)
+    powers = count if ratio == 1 else (1 - ratio**count) / (1 - ratio)
+    return (1 - beta_1) / first * math.sqrt(second / (1 - beta_2) * powers)
+
+
+def clip_factor(norm: float, bound: float, config: FederationConfig) -> float:
+    """What an update is multiplied by: 1, or less where `update_norm_action` is `clip` and the norm is above the bound.
+
+    Args:
+        norm: of the update.
+        bound: of `norm_bound`; 0: none.
+        config: says what becomes of an update beyond it.
+
+    Raises:
+        UpdateError: above the bound, and the action is `reject`.
+    """
+    if not bound:
+        return 1.0
+    if config.update_norm_action == "reject":
+        if norm > bound:
+            raise UpdateError("norm", f"update norm {norm:.6g} is above federation.max_update_norm {bound:g}")
+        return 1.0
+    return min(1.0, bound * CLIP_MARGIN / norm) if norm else 1.0

@@ -1,0 +1,75 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from server.federation.updates.aggregation import FixedPointSum, UpdateError
+from server.federation.updates.norm_bound import clip_factor, largest_step, longest_path, norm_bound
+from shared.experiment.config import Experiment
+from shared.experiment.federation import FederationConfig
+from shared.experiment.sections import OptimConfig
+from shared.training.optimizer import lr_at
+
+
+def test_a_norm_above_the_bound_is_clipped_or_rejected_as_configured():
+    clips, rejects = FederationConfig(update_norm_action="clip"), FederationConfig()
+    assert clip_factor(8.0, 2.0, clips) == pytest.approx(0.25, rel=1e-5)
+    assert 8.0 * clip_factor(8.0, 2.0, clips) < 2.0
+    assert clip_factor(1.0, 2.0, clips) == clip_factor(0.0, 2.0, clips) == 1.0
+    assert clip_factor(2.0, 2.0, rejects) == 1.0
+    with pytest.raises(UpdateError, match=r"norm 8 is above federation\.max_update_norm 2"):
+        clip_factor(8.0, 2.0, rejects)
+    assert clip_factor(1e9, 0.0, rejects) == 1.0
+    total = FixedPointSum(1)
+    total.fold(np.array([4.0], np.float32), "float32", 1, 0.25)
+    assert total.mean(total.total_weight).tolist() == [1.0]
+
+
+def experiment(**sections):
+    return Experiment.model_validate(sections)
+
+
+def test_a_number_of_the_experiment_is_the_bound_and_zero_is_none():
+    assert norm_bound(experiment(federation={"max_update_norm": 2.5}), 10**6) == 2.5
+    assert norm_bound(experiment(federation={"max_update_norm": 0.0}), 10**6) == 0.0
+
+
+def test_by_default_the_bound_is_what_adamw_can_reach_in_a_round():
+    with_ramp = experiment(optim={"lr": 0.02, "warmup_steps": 4}, federation={"local_steps": 6})
+    rates = 0.02 * (0.25 + 0.5 + 0.75 + 1 + 1 + 1)
+    assert norm_bound(with_ramp, 400) == pytest.approx(1.01 * 20 * rates)
+    assert sum(lr_at(step, with_ramp.optim) for step in range(6)) == pytest.approx(rates)
+
+
+def walk(betas, gradients, lr=0.01):
+    """Where torch's AdamW takes one weight that gets these gradients."""
+    weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer = torch.optim.AdamW([weight], lr, betas, eps=1e-30, weight_decay=0.0)
+    path = [0.0]
+    for gradient in gradients:
+        weight.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+        path.append(float(weight.detach()))
+    return np.abs(np.diff(path)) / lr
+
+
+@pytest.mark.parametrize("betas", [(0.99, 0.99), (0.9, 0.99), (0.9, 0.999), (0.0, 0.9), (0.95, 0.9)])
+def test_no_gradients_make_a_step_longer_and_some_make_one_as_long(betas):
+    random, count = np.random.default_rng(0), 12
+    for gradients in (random.normal(size=count), random.standard_cauchy(count), np.ones(count)):
+        steps = walk(betas, gradients)
+        assert (steps <= [largest_step(betas, number + 1) + 1e-9 for number in range(count)]).all()
+    # Gradients in proportion to a_i / b_i are those that reach the bound in the last step.
+    worst = [(betas[0] / betas[1]) ** (count - 1 - number) for number in range(count)]
+    if betas[0]:
+        assert walk(betas, worst)[-1] == pytest.approx(largest_step(betas, count))
+
+
+def test_with_like_betas_a_step_is_at_most_the_learning_rate_and_a_path_their_sum():
+    assert largest_step((0.99, 0.99), 7) == 1.0
+    assert longest_path(OptimConfig(lr=0.3), 5) == pytest.approx(1.5)
+    longer = OptimConfig(lr=0.3, betas=(0.9, 0.99))
+    assert longest_path(longer, 5) == pytest.approx(0.3 * sum(largest_step((0.9, 0.99), k) for k in range(1, 6)))
+    for betas, steps in (((0.9, 0.0), 2), ((0.99, 0.5), 3000)):
+        assert math.isinf(longest_path(OptimConfig(betas=betas), steps))
