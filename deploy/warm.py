@@ -1,0 +1,191 @@
+"""A warmed parent for a site's tasks: `python -I -m deploy.warm MODULE` forks one process for each of them.
+
+Each message gets a process of its own, as before, which shares nothing with any other but the code that was loaded
+before the fork. The parent never sees a token nor a byte of a message: the superexec passes it the end of a pipe, which
+the forked process reads. It loads torch only after a task has, never touches CUDA, has one thread when it forks, and
+ends with the superexec or when nothing has come for a while. It forks nothing any more when a file that it has loaded
+is another one now. Whatever goes wrong here, the superexec starts the program itself.
+"""
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import resource
+import select
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from deploy.guards.apps import file_of, run
+
+IDLE_SECONDS = 300.0
+MOST_BYTES = 2**16
+LATER: dict[str, dict[str, tuple[str, ...]]] = {
+    "client.entry": {
+        "torch": ("client.training.local_round", "torch._dynamo"),
+        "opacus": ("client.privacy.dp_sgd",),
+    }
+}
+"""By task: what else is loaded once a task has loaded the first. A task says that it has, never what to load."""
+EVERY_TASK = ("deploy.guards.calls", "deploy.guards.sizes", "deploy.processes.memory")
+"""What `deploy.guards.apps` uses, beside the module of the tasks itself."""
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
+"""Whether there is a GPU is asked of its driver's management library then, which a fork does not harm."""
+PARENT_NAME, TASK_NAMES = b"maskfed-warm", {"client.entry": b"flwr-clientapp"}
+"""What the kernel calls the processes, of which the command lines are the same; at most 15 characters."""
+Stamp = tuple[int, int, int, int, int]
+_PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15
+
+
+class Parent:
+    """The process that forks; `serve` returns in the forked processes only."""
+
+    def __init__(self, connection: socket.socket, module: str) -> None:
+        self._connection, self._module = connection, module
+        self.tell = -1
+        self._tasks: dict[int, tuple[int, int]] = {}
+        self._stamps: dict[str, Stamp] = {}
+        self._later = dict(LATER.get(module, {}))
+        self._wanted: set[str] = set()
+
+    def load(self, *modules: str) -> None:
+        """Import what tasks will need, and remember which files that was."""
+        for name in modules:
+            importlib.import_module(name)
+        for file in {getattr(each, "__file__", None) for each in list(sys.modules.values())} - self._stamps.keys():
+            if file and (stamp := stamp_of(file)):
+                self._stamps[file] = stamp
+        gc.collect()
+        gc.freeze()  # children leave these pages alone, so that they stay shared
+
+    def serve(self) -> list[str]:
+        """Fork until the superexec has gone or nothing has come for a while, which end the process.
+
+        Returns:
+            The arguments of the task, in its own process.
+        """
+        self._connection.sendall(json.dumps({"file": file_of(self._module)}).encode())
+        while True:
+            ready, _, _ = select.select([self._connection.fileno(), *self._tasks], [], [], IDLE_SECONDS)
+            for pidfd in self._tasks.keys() & set(ready):
+                self._reap(pidfd)
+            if not self._tasks:
+                self._load_wanted()
+            if self._connection.fileno() in ready and (arguments := self._answer()) is not None:
+                return arguments
+            if not ready and not self._tasks:
+                sys.exit(0)
+
+    def unfit(self) -> str:
+        """Why nothing is forked any more; empty when all is well."""
+        threads = sum(1 for _ in Path("/proc/self/task").iterdir())
+        if threads > 1:
+            return f"{threads} threads"
+        if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+            return "CUDA has been touched"
+        changed = next((file for file, stamp in self._stamps.items() if stamp_of(file) != stamp), "")
+        return f"{changed} is another file now" if changed else ""
+
+    def _answer(self) -> list[str] | None:
+        content, fds, _, _ = socket.recv_fds(self._connection, MOST_BYTES, 1)
+        if not content or (reason := self.unfit()):
+            sys.exit(f"no process is forked any more: {reason}" if content else 0)
+        asked = json.loads(content)
+        heard, self.tell = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            become_task(fds[0], self.tell, TASK_NAMES.get(self._module, b"maskfed-task"), is_quiet=asked["is_quiet"])
+            return list(asked["arguments"])
+        os.close(fds[0])
+        os.close(self.tell)
+        pidfd = os.pidfd_open(pid)
+        self._tasks[pidfd] = pid, heard
+        socket.send_fds(self._connection, [json.dumps({"pid": pid}).encode()], [pidfd])
+        return None
+
+    def _reap(self, pidfd: int) -> None:
+        """Let go of a task that has ended, and note what it has loaded: a byte counts, whatever a task may write."""
+        pid, heard = self._tasks.pop(pidfd)
+        os.waitpid(pid, 0)
+        os.set_blocking(heard, False)  # something that the task has left behind may hold the other end
+        with contextlib.suppress(BlockingIOError):
+            told = os.read(heard, len(self._later))
+            self._wanted |= {name for number, name in enumerate(self._later) if number in told}
+        os.close(heard)
+        os.close(pidfd)
+
+    def _load_wanted(self) -> None:
+        from deploy.processes.memory import lift_own_limit
+
+        for name, modules in self._later.items():
+            if name in self._wanted and modules:
+                lift_own_limit()  # torch reserves more addresses than a superexec may have
+                self.load(*modules)
+                self._later[name] = ()  # its place stays, for places are what tasks write
+        self._wanted.clear()
+
+
+def stamp_of(file: str) -> Stamp | None:
+    """What changes when a file does: content, name or owner; None: there is no such file."""
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def become_task(token: int, tell: int, name: bytes, *, is_quiet: bool) -> None:
+    """Keep of the parent what a program that was just started would have: standard streams, and the pipe `tell`."""
+    os.dup2(token, 0)
+    if is_quiet:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+    os.closerange(3, tell)
+    os.closerange(tell + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    _prctl()(_PR_SET_NAME, name)
+    _prctl()(_PR_SET_DUMPABLE, 1)  # as after any start of a program
+    if "numpy" in sys.modules:  # Python's own generator does this by itself
+        sys.modules["numpy"].random.seed()
+
+
+def report(tell: int, module: str) -> None:
+    """Tell the parent which of the large libraries this task has loaded."""
+    told = bytes(number for number, name in enumerate(LATER.get(module, {})) if name in sys.modules)
+    with contextlib.suppress(OSError):
+        os.write(tell, told)
+
+
+def _prctl() -> Callable[..., int]:
+    call: Callable[..., int] = ctypes.CDLL(None).prctl
+    return call
+
+
+def main() -> None:
+    """Load, and fork; in a forked process, run the task."""
+    module = sys.argv[1]
+    _prctl()(_PR_SET_NAME, PARENT_NAME)
+    _prctl()(_PR_SET_DUMPABLE, 0)  # no task may look into it or change it
+    os.umask(0o077)
+    connection = socket.socket(fileno=0)
+    parent = Parent(connection, module)
+    before = dict(os.environ)
+    os.environ |= {BLAS_THREADS: "1", NVML_CHECK: "1"}  # numpy's linear algebra would start threads when it is loaded
+    parent.load(*EVERY_TASK, module)
+    os.environ.pop(BLAS_THREADS)
+    os.environ |= {name: before[name] for name in (BLAS_THREADS,) if name in before}
+    arguments = parent.serve()
+    connection.detach()
+    try:
+        run(module, arguments)
+    finally:
+        report(parent.tell, module)
+
+
+if __name__ == "__main__":
+    main()
