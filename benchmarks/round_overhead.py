@@ -67,7 +67,7 @@ def stages(local: LocalFederation) -> dict[str, float]:
     """Seconds of the last round, as the coordinator logs them, and the median site's part of it."""
     events = read_metrics(RunDir(local.home / "runs" / "overhead").metrics)
     (record,) = [event for event in events if event["kind"] == "round"]
-    ended = _instant(record["time"])
+    ended = datetime.fromisoformat(record["time"]).timestamp()
     asked = ended - sum(record["seconds"].get(name, 0.0) for name in ("train", "aggregate", "checkpoint"))
     parts = [_site_parts(local, index, asked) for index in range(local.num_sites)]
     median = {name: statistics.median(each[name] for each in parts) for name in parts[0]}
@@ -84,12 +84,8 @@ def _site_parts(local: LocalFederation, index: int, asked: float) -> dict[str, f
     entries = read_chain(Home(local.site(index)).journal)
     requests = [entry for entry in entries if entry.kind == "request" and entry.fields.get("task") == "train"]
     replies = [entry for entry in entries if entry.kind in ("resent", "release")]
-    taken, answered = _instant(requests[-1].time), _instant(replies[-1].time)
+    taken, answered = requests[-1].time.timestamp(), replies[-1].time.timestamp()
     return {"picked up, process started": max(0.0, taken - asked), "policy, ledger, training": answered - taken}
-
-
-def _instant(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()
 
 
 def processor_seconds(local: LocalFederation) -> dict[str, float]:

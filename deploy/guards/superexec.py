@@ -188,6 +188,8 @@ class OneProgram(SubprocessExecutor):
             arguments += ["--root-certificates", spec.root_certificates_path]
         arguments += ["--parent-pid", str(os.getpid())]
         forked = self._warm.fork(arguments, is_quiet=spec.suppress_output) if self._warm is not None else None
+        if self._warm is not None and forked is None:
+            log.warning("no parent could fork a process: the task's program is started directly, which takes longer")
         process, pipe = forked or _start([*program(self._module), *arguments], is_quiet=spec.suppress_output)
         with suppress(BrokenPipeError), os.fdopen(pipe, "wb") as token:
             token.write(f"{spec.token}\n{self._value}\n".encode())
