@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 from flwr.supercore.protobuf.client import ProtobufClient
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 
 HEADER = "maskfed-caller"
 SHORTEST_SECONDS, WAITED_SHARE = 0.1, 0.25
