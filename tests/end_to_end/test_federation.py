@@ -36,7 +36,8 @@ EXPERIMENT = (
     + '[evaluation]\nsampler = "dpm++"\nsteps = 4\n'
 )
 PROGRAMS = {"maskfed-client": client_cli, "maskfed-server": server_cli}
-pytestmark = pytest.mark.timeout(400)
+# Flower's bundler calls pathspec by a name that is deprecated there.
+pytestmark = [pytest.mark.timeout(400), pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")]
 
 
 class Federation(LocalFederation):
