@@ -54,10 +54,15 @@ class Parent:
         self._wanted: set[str] = set()
 
     def load(self, *modules: str) -> None:
-        """Import what tasks will need, and remember which files that was."""
+        """Import what tasks will need, and remember which files that was.
+
+        All files of our own packages count, also those that nobody has loaded yet: what is loaded later has to be of
+        one version with what is.
+        """
         for name in modules:
             importlib.import_module(name)
-        for file in {getattr(each, "__file__", None) for each in list(sys.modules.values())} - self._stamps.keys():
+        files = {getattr(each, "__file__", None) for each in list(sys.modules.values())} | own_files(self._module)
+        for file in files - self._stamps.keys():
             if file and (stamp := stamp_of(file)):
                 self._stamps[file] = stamp
         gc.collect()
@@ -69,6 +74,8 @@ class Parent:
         Returns:
             The arguments of the task, in its own process.
         """
+        os.close(os.pidfd_open(os.getpid()))  # where there is no such thing, nothing can be forked for the superexec
+        self._exit_unless_fit()
         self._connection.sendall(json.dumps({"file": file_of(self._module)}).encode())
         while True:
             ready, _, _ = select.select([self._connection.fileno(), *self._tasks], [], [], IDLE_SECONDS)
@@ -91,10 +98,15 @@ class Parent:
         changed = next((file for file, stamp in self._stamps.items() if stamp_of(file) != stamp), "")
         return f"{changed} is another file now" if changed else ""
 
+    def _exit_unless_fit(self) -> None:
+        if reason := self.unfit():
+            sys.exit(f"no process is forked any more: {reason}")
+
     def _answer(self) -> list[str] | None:
         content, fds, _, _ = socket.recv_fds(self._connection, MOST_BYTES, 1)
-        if not content or (reason := self.unfit()):
-            sys.exit(f"no process is forked any more: {reason}" if content else 0)
+        if not content:
+            sys.exit(0)
+        self._exit_unless_fit()
         asked = json.loads(content)
         heard, self.tell = os.pipe()
         pid = os.fork()
@@ -124,10 +136,18 @@ class Parent:
 
         for name, modules in self._later.items():
             if name in self._wanted and modules:
+                self._exit_unless_fit()
                 lift_own_limit()  # torch reserves more addresses than a superexec may have
                 self.load(*modules)
                 self._later[name] = ()  # its place stays, for places are what tasks write
         self._wanted.clear()
+
+
+def own_files(module: str) -> set[str]:
+    """Every code file of the packages that lie beside the package of `module` and are loaded."""
+    root = Path(str(sys.modules[module].__file__)).parents[module.count(".")]
+    loaded = {name.partition(".")[0] for name in sys.modules}
+    return {str(file) for name in loaded if (root / name).is_dir() for file in (root / name).rglob("*.py")}
 
 
 def stamp_of(file: str) -> Stamp | None:

@@ -78,7 +78,9 @@ class Place:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self._monkeypatch, self._count = folder, monkeypatch, 0
         (folder / "fake_task.py").write_text(TASK)
-        (folder / "small.py").write_text("")
+        (folder / "small").mkdir()
+        for name in ("__init__", "not_loaded_yet"):
+            (folder / "small" / f"{name}.py").write_text("")
         (folder / "heavy.py").write_text("")
         self.start_as()
         self.warm = Warm("fake_task", folder / "fake_task.py")
@@ -177,8 +179,8 @@ def test_code_that_has_changed_on_disk_is_loaded_anew(place: Place):
     assert place.parent.pid != before
 
 
-@pytest.mark.parametrize("name", ["heavy.py", "small.py"])
-def test_any_file_that_was_loaded_counts_and_no_other(place: Place, name: str):
+@pytest.mark.parametrize("name", ["heavy.py", "small/__init__.py", "small/not_loaded_yet.py"])
+def test_any_file_that_was_or_may_be_loaded_counts_and_no_other(place: Place, name: str):
     place.task("--heavy")
     place.task()
     before = place.parent.pid
@@ -193,6 +195,15 @@ def test_any_file_that_was_loaded_counts_and_no_other(place: Place, name: str):
 def test_a_parent_with_a_second_thread_forks_nothing(place: Place):
     place.start_as("import threading; threading.Thread(target=threading.Event().wait, daemon=True).start()")
     assert place.ask() is None
+
+
+@pytest.mark.parametrize("further", ["del warm.os.pidfd_open", "warm.Path = lambda _: 1 / 0"])
+def test_a_machine_that_lacks_what_a_fork_needs_does_without_a_parent(place: Place, further: str):
+    """And not only when the first task has been forked: the superexec then waits before it tries again."""
+    place.start_as(further)
+    assert place.ask() is None
+    assert place.warm._process is None
+    assert place.warm._not_before > time.monotonic() + 100
 
 
 def test_a_parent_whose_cuda_was_touched_forks_nothing(place: Place):
