@@ -1,10 +1,11 @@
 """A warmed parent for a site's tasks: `python -I -m deploy.warm MODULE` forks one process for each of them.
 
 Each message gets a process of its own, as before, which shares nothing with any other but the code that was loaded
-before the fork. The parent never sees a token nor a byte of a message: the superexec passes it the end of a pipe, which
-the forked process reads. It loads torch only after a task has, never touches CUDA, has one thread when it forks, and
-ends with the superexec or when nothing has come for a while. It forks nothing any more when a file that it has loaded
-is another one now. Whatever goes wrong here, the superexec starts the program itself.
+before the fork. The parent never sees a token nor a byte of a message: the superexec passes it the ends of pipes, which
+the forked process keeps. It loads nothing once it serves; an heir that it forks loads torch, after a task has. It
+never touches CUDA, has one thread when it forks, and ends with the superexec or when nothing has come for a while. It
+forks nothing any more when a file that it has loaded is another one now. Whatever goes wrong here, the superexec starts
+the program itself.
 """
 
 import contextlib
@@ -19,18 +20,13 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from deploy.guards.apps import file_of, run
+from deploy.guards.forks import LATER, MOST_BYTES
+from deploy.processes.memory import lift_own_limit
 
 IDLE_SECONDS = 300.0
-MOST_BYTES = 2**16
-LATER: dict[str, dict[str, tuple[str, ...]]] = {
-    "client.entry": {
-        "torch": ("client.training.local_round", "torch._dynamo"),
-        "opacus": ("client.privacy.dp_sgd",),
-    }
-}
-"""By task: what else is loaded once a task has loaded the first. A task says that it has, never what to load."""
 EVERY_TASK = ("deploy.guards.calls", "deploy.guards.sizes", "deploy.processes.memory")
 """What `deploy.guards.apps` uses, beside the module of the tasks itself."""
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
@@ -43,15 +39,13 @@ _PR_SET_DUMPABLE, _PR_SET_NAME = 4, 15
 
 
 class Parent:
-    """The process that forks; `serve` returns in the forked processes only."""
+    """The process that forks; `serve` returns in the processes of tasks only."""
 
     def __init__(self, connection: socket.socket, module: str) -> None:
         self._connection, self._module = connection, module
         self.tell = -1
-        self._tasks: dict[int, tuple[int, int]] = {}
+        self._children: dict[int, int] = {}
         self._stamps: dict[str, Stamp] = {}
-        self._later = dict(LATER.get(module, {}))
-        self._wanted: set[str] = set()
 
     def load(self, *modules: str) -> None:
         """Import what tasks will need, and remember which files that was.
@@ -69,23 +63,20 @@ class Parent:
         gc.freeze()  # children leave these pages alone, so that they stay shared
 
     def serve(self) -> list[str]:
-        """Fork until the superexec has gone or nothing has come for a while, which end the process.
+        """Fork until the superexec closes its end or nothing has come for a while, which end the process.
 
         Returns:
             The arguments of the task, in its own process.
         """
-        os.close(os.pidfd_open(os.getpid()))  # where there is no such thing, nothing can be forked for the superexec
-        self._exit_unless_fit()
-        self._connection.sendall(json.dumps({"file": file_of(self._module)}).encode())
+        self._announce()
         while True:
-            ready, _, _ = select.select([self._connection.fileno(), *self._tasks], [], [], IDLE_SECONDS)
-            for pidfd in self._tasks.keys() & set(ready):
-                self._reap(pidfd)
-            if not self._tasks:
-                self._load_wanted()
+            ready, _, _ = select.select([self._connection.fileno(), *self._children], [], [], IDLE_SECONDS)
+            for pidfd in self._children.keys() & set(ready):
+                os.waitpid(self._children.pop(pidfd), 0)
+                os.close(pidfd)
             if self._connection.fileno() in ready and (arguments := self._answer()) is not None:
                 return arguments
-            if not ready and not self._tasks:
+            if not ready and not self._children:
                 sys.exit(0)
 
     def unfit(self) -> str:
@@ -98,49 +89,49 @@ class Parent:
         changed = next((file for file, stamp in self._stamps.items() if stamp_of(file) != stamp), "")
         return f"{changed} is another file now" if changed else ""
 
+    def _announce(self) -> None:
+        os.close(os.pidfd_open(os.getpid()))  # where there is no such thing, nothing can be forked for the superexec
+        self._exit_unless_fit()
+        self._connection.sendall(json.dumps({"file": file_of(self._module)}).encode())
+
     def _exit_unless_fit(self) -> None:
         if reason := self.unfit():
             sys.exit(f"no process is forked any more: {reason}")
 
     def _answer(self) -> list[str] | None:
-        content, fds, _, _ = socket.recv_fds(self._connection, MOST_BYTES, 1)
+        content, fds, _, _ = socket.recv_fds(self._connection, MOST_BYTES, 2)
         if not content:
-            sys.exit(0)
+            self._end()
         self._exit_unless_fit()
         asked = json.loads(content)
-        heard, self.tell = os.pipe()
         pid = os.fork()
         if pid == 0:
-            become_task(fds[0], self.tell, TASK_NAMES.get(self._module, b"maskfed-task"), is_quiet=asked["is_quiet"])
-            return list(asked["arguments"])
-        os.close(fds[0])
-        os.close(self.tell)
+            return self._become(asked, *fds)
+        for each in fds:
+            os.close(each)
         pidfd = os.pidfd_open(pid)
-        self._tasks[pidfd] = pid, heard
+        self._children[pidfd] = pid
         socket.send_fds(self._connection, [json.dumps({"pid": pid}).encode()], [pidfd])
         return None
 
-    def _reap(self, pidfd: int) -> None:
-        """Let go of a task that has ended, and note what it has loaded: a byte counts, whatever a task may write."""
-        pid, heard = self._tasks.pop(pidfd)
-        os.waitpid(pid, 0)
-        os.set_blocking(heard, False)  # something that the task has left behind may hold the other end
-        with contextlib.suppress(BlockingIOError):
-            told = os.read(heard, len(self._later))
-            self._wanted |= {name for number, name in enumerate(self._later) if number in told}
-        os.close(heard)
-        os.close(pidfd)
+    def _become(self, asked: dict[str, Any], given: int, tell: int) -> list[str] | None:
+        """In the new process: the task, or the heir, which goes on in the loop of `serve`."""
+        keep_only(given, tell)
+        self._children.clear()
+        self.tell = tell
+        if "load" not in asked:
+            become_task(TASK_NAMES.get(self._module, b"maskfed-task"), is_quiet=asked["is_quiet"])
+            return list(asked["arguments"])
+        lift_own_limit()  # torch reserves more addresses than a superexec may have
+        self.load(*(module for name in asked["load"] for module in LATER[self._module][name]))
+        self._announce()
+        return None
 
-    def _load_wanted(self) -> None:
-        from deploy.processes.memory import lift_own_limit
-
-        for name, modules in self._later.items():
-            if name in self._wanted and modules:
-                self._exit_unless_fit()
-                lift_own_limit()  # torch reserves more addresses than a superexec may have
-                self.load(*modules)
-                self._later[name] = ()  # its place stays, for places are what tasks write
-        self._wanted.clear()
+    def _end(self) -> None:
+        """Wait for what was forked, so that somebody does."""
+        for pid in self._children.values():
+            os.waitpid(pid, 0)
+        sys.exit(0)
 
 
 def own_files(module: str) -> set[str]:
@@ -159,15 +150,20 @@ def stamp_of(file: str) -> Stamp | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def become_task(token: int, tell: int, name: bytes, *, is_quiet: bool) -> None:
-    """Keep of the parent what a program that was just started would have: standard streams, and the pipe `tell`."""
-    os.dup2(token, 0)
+def keep_only(given: int, tell: int) -> None:
+    """Let `given` take the place of standard input, which was the parent's socket, and close all else but `tell`."""
+    os.dup2(given, 0)
+    os.closerange(3, tell)
+    os.closerange(tell + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def become_task(name: bytes, *, is_quiet: bool) -> None:
+    """Be like a program that was just started."""
     if is_quiet:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
-    os.closerange(3, tell)
-    os.closerange(tell + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        os.close(null)
     _prctl()(_PR_SET_NAME, name)
     _prctl()(_PR_SET_DUMPABLE, 1)  # as after any start of a program
     if "numpy" in sys.modules:  # Python's own generator does this by itself
@@ -175,7 +171,7 @@ def become_task(token: int, tell: int, name: bytes, *, is_quiet: bool) -> None:
 
 
 def report(tell: int, module: str) -> None:
-    """Tell the parent which of the large libraries this task has loaded."""
+    """Tell the superexec which of the large libraries this task has loaded."""
     told = bytes(number for number, name in enumerate(LATER.get(module, {})) if name in sys.modules)
     with contextlib.suppress(OSError):
         os.write(tell, told)

@@ -156,11 +156,10 @@ class OneProgram(SubprocessExecutor):
         _end(process)
 
     def end_stopped(self) -> None:
-        """End what is left of runs that the operator stopped and that had `GRACE_SECONDS` to end by themselves."""
+        """End what is left of runs that were stopped and had `GRACE_SECONDS` to end by themselves."""
         for file in (_place() / STOP_FOLDER).glob("*"):
             if file.name.isdigit() and time.time() - file.stat().st_mtime > GRACE_SECONDS:
-                left = self._take(int(file.name))
-                if left is not None:
+                if (left := self._take(int(file.name))) is not None:
                     _end(left[0])
                 file.unlink(missing_ok=True)
 
@@ -168,11 +167,17 @@ class OneProgram(SubprocessExecutor):
         """Let go of processes that have ended: nobody else waits for them, and each would stay in the process table."""
         with self._lock:
             left = {run: kept for run, kept in self._children.items() if kept[0].poll() is None}
-            if len(left) < len(self._children):
+            for run in self._children.keys() - left.keys():
                 self.pauses.begin()  # the next question of a run follows its last answer
+                if self._warm is not None and isinstance(ended := self._children[run][0], Forked):
+                    self._warm.heed(ended)
             self._children = left
+
+    def reconcile(self) -> None:
+        """Called by Flower before it looks for a task."""
+        self.reap()
         if self._warm is not None:
-            self._warm.reap()
+            self._warm.tend()
 
     def _take(self, run_id: int) -> tuple[Process, float] | None:
         self.reap()
@@ -187,9 +192,9 @@ class OneProgram(SubprocessExecutor):
         elif spec.root_certificates_path is not None:
             arguments += ["--root-certificates", spec.root_certificates_path]
         arguments += ["--parent-pid", str(os.getpid())]
-        forked = self._warm.fork(arguments, is_quiet=spec.suppress_output) if self._warm is not None else None
-        if self._warm is not None and forked is None:
-            log.warning("no parent could fork a process: the task's program is started directly, which takes longer")
+        forked = None
+        if self._warm and not (forked := self._warm.fork(arguments, is_quiet=spec.suppress_output)):
+            log.warning("no parent could fork a process: the task's program is started directly")
         process, pipe = forked or _start([*program(self._module), *arguments], is_quiet=spec.suppress_output)
         with suppress(BrokenPipeError), os.fdopen(pipe, "wb") as token:
             token.write(f"{spec.token}\n{self._value}\n".encode())

@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 import pytest
 
-from deploy import warm
 from deploy.guards import forks
 from deploy.guards.forks import Forked, Warm
 from deploy.guards.superexec import installed, program
@@ -39,21 +38,23 @@ def main():
         "limit": resource.getrlimit(resource.RLIMIT_AS)[0], "name": open("/proc/self/comm").read().strip(),
         "umask": os.umask(0o077), "environ": dict(os.environ), "dumpable": os.stat("/proc/self/environ").st_uid,
         "cmdline": open("/proc/self/cmdline").read(),
-        "loaded": "heavy" in sys.modules,
+        "loaded": [each for each in ("heavy", "heavier") if each in sys.modules],
     }
     LEFT.append("something of the first message")
     random.seed(1)
     logging.getLogger().addHandler(logging.StreamHandler())
     logging._acquireLock()
     threading.Thread(target=threading.Event().wait, daemon=True).start()
-    if "--heavy" in sys.argv:
-        import heavy
+    for library in ("heavy", "heavier"):
+        if "--" + library in sys.argv:
+            __import__(library)
     temporary = name + ".partial"
     json.dump(seen, open(temporary, "w"))
     os.rename(temporary, name)
     if "--stay" in sys.argv:
         signal.pause()
 """
+LATER = {"heavy": ("heavy",), "heavier": ("heavier",)}
 PARENT = """
 import sys
 sys.path.insert(0, {place!r})
@@ -66,7 +67,7 @@ def run_without_flower(module, arguments):
     sys.modules[module].main()
 
 warm.EVERY_TASK, warm.run = (), run_without_flower
-warm.LATER["fake_task"] = {{"heavy": ("heavy",)}}
+warm.LATER["fake_task"] = {later!r}
 {further}
 warm.main()
 """
@@ -82,12 +83,14 @@ class Place:
         for name in ("__init__", "not_loaded_yet"):
             (folder / "small" / f"{name}.py").write_text("")
         (folder / "heavy.py").write_text("")
+        (folder / "heavier.py").write_text("")
+        monkeypatch.setitem(forks.LATER, "fake_task", LATER)
         self.start_as()
         self.warm = Warm("fake_task", folder / "fake_task.py")
 
     def start_as(self, further: str = "") -> None:
         """Let parents be started with some more code, which runs last before they load."""
-        argv = [sys.executable, "-c", PARENT.format(place=str(self.folder), further=further), "fake_task"]
+        argv = [sys.executable, "-c", PARENT.format(place=str(self.folder), later=LATER, further=further), "fake_task"]
         self._monkeypatch.setattr(forks, "program", lambda _: argv)
 
     def ask(self, *arguments: str) -> tuple[Forked, Path] | None:
@@ -107,12 +110,13 @@ class Place:
         found = self.ask(*arguments)
         assert found is not None
         assert found[0].wait(30) == 0
+        self.warm.heed(found[0])
         return dict(json.loads(found[1].read_text()))
 
     @property
     def parent(self) -> psutil.Process:
-        assert self.warm._process is not None
-        return psutil.Process(self.warm._process.pid)
+        assert self.warm._line is not None
+        return psutil.Process(self.warm._line.process.pid)
 
 
 @pytest.fixture
@@ -158,10 +162,62 @@ def test_the_token_is_on_no_command_line_in_no_environment_and_unknown_to_the_pa
     assert "OPENBLAS_NUM_THREADS" not in seen["environ"] or "OPENBLAS_NUM_THREADS" in os.environ
 
 
-def test_a_large_library_is_loaded_only_after_a_task_has_loaded_it(place: Place):
-    assert not place.task()["loaded"]
-    assert not place.task("--heavy")["loaded"]
-    assert place.task()["loaded"]
+def test_a_large_library_is_loaded_only_after_a_task_has_loaded_it_and_by_an_heir(place: Place):
+    assert place.task()["loaded"] == []
+    first = place.parent
+    assert place.task("--heavy")["loaded"] == []
+    place.warm.tend()
+    assert place.task()["loaded"] == ["heavy"]
+    assert place.parent.pid != first.pid
+    assert place.parent.name() == "maskfed-warm"
+    assert place.task("--heavier")["loaded"] == ["heavy"]
+    assert place.task()["loaded"] == ["heavy", "heavier"]
+    assert first.is_running()
+    place.warm.close()
+    eventually(lambda: not psutil.pid_exists(first.pid) or first.status() == "zombie")
+
+
+def test_while_an_heir_loads_for_long_tasks_are_forked_from_the_old_parent(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(forks, "HEIR_SECONDS", 0.1)
+    (place.folder / "heavy.py").write_text(
+        "import os, time\nwhile not os.path.exists(__file__ + '.go'): time.sleep(0.01)"
+    )
+    place.task()
+    place.warm._wanted.add("heavy")
+    first = place.parent
+    assert place.task()["loaded"] == []
+    assert place.warm._heir is not None
+    assert place.parent.pid == first.pid
+    (place.folder / "heavy.py.go").touch()
+    eventually(lambda: (place.warm.tend(), place.parent.pid != first.pid)[1])  # type: ignore[func-returns-value]
+    assert place.task()["loaded"] == ["heavy"]
+
+
+@pytest.mark.parametrize("text", ["raise ImportError", "import os; os._exit(0)", "import threading; "
+                                  "threading.Thread(target=threading.Event().wait, daemon=True).start()"])  # fmt: skip
+def test_an_heir_that_fails_leaves_the_parent_as_it_was(place: Place, text: str):
+    place.task()
+    (place.folder / "heavy.py").write_text(text)
+    place.warm.close()
+    place.task()
+    place.warm._wanted.add("heavy")
+    first = place.parent
+    assert place.task()["loaded"] == []
+    assert place.parent.pid == first.pid
+    assert place.warm._heir is None
+
+
+def test_an_heir_that_is_killed_or_frozen_once_it_serves_is_replaced_like_any_parent(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(forks, "ANSWER_SECONDS", 2.0)
+    for end in ("kill", "suspend"):
+        place.task("--heavy")
+        assert place.task()["loaded"] == ["heavy"]
+        getattr(place.parent, end)()
+        assert place.task()["loaded"] == []
 
 
 def test_another_user_of_the_machine_cannot_look_into_the_parent(place: Place):
@@ -202,7 +258,7 @@ def test_a_machine_that_lacks_what_a_fork_needs_does_without_a_parent(place: Pla
     """And not only when the first task has been forked: the superexec then waits before it tries again."""
     place.start_as(further)
     assert place.ask() is None
-    assert place.warm._process is None
+    assert place.warm._line is None
     assert place.warm._not_before > time.monotonic() + 100
 
 
@@ -225,7 +281,7 @@ def test_a_parent_that_was_killed_is_replaced_and_its_tasks_go_on(place: Place, 
         killed.wait(10)
     else:  # it dies with the question in its hands
         killed.suspend()
-        place.warm._socket.sendall(b"{}")  # type: ignore[union-attr]
+        place.warm._line._end.sendall(b"{}")  # type: ignore[union-attr]
         killed.kill()
     assert place.task()["left"] == []
     assert place.parent.pid != killed.pid
@@ -257,7 +313,7 @@ def test_the_parent_ends_when_nothing_comes_for_a_while_and_leaves_no_zombie(pla
     place.start_as("warm.IDLE_SECONDS = 0.05")
     assert place.task()["left"] == []
     ended = place.parent
-    eventually(lambda: (place.warm.reap(), not ended.is_running())[1])  # type: ignore[func-returns-value]
+    eventually(lambda: (place.warm.tend(), not ended.is_running())[1])  # type: ignore[func-returns-value]
     assert place.task()["left"] == []
 
 
@@ -270,7 +326,7 @@ from deploy.guards import forks
 forks.program = lambda _: {forks.program("x")!r}
 warm = forks.Warm("fake_task", Path({str(place.folder / "fake_task.py")!r}))
 assert warm.fork(["--out", "x"], is_quiet=True)
-print(warm._process.pid, flush=True)
+print(warm._line.process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -281,9 +337,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_a_parent_that_would_run_another_file_is_not_used_nor_started_again(place: Place, tmp_path: Path):
     refused = Warm("fake_task", tmp_path / "elsewhere" / "fake_task.py")
     assert refused.fork(["--out", "x"], is_quiet=True) is None
-    assert refused._process is None
+    assert refused._line is None
     assert refused.fork(["--out", "x"], is_quiet=True) is None
-    assert refused._process is None
+    assert refused._line is None
 
 
 def test_a_parent_that_cannot_be_started_costs_nothing_but_the_parent(
@@ -294,20 +350,15 @@ def test_a_parent_that_cannot_be_started_costs_nothing_but_the_parent(
         assert Warm("fake_task", tmp_path).fork([], is_quiet=True) is None
 
 
-def test_what_a_task_writes_to_its_pipe_decides_on_a_fixed_list_only(place: Place):
-    parent = warm.Parent.__new__(warm.Parent)
-    parent._later, parent._wanted, parent._tasks = {"heavy": ("heavy",)}, set(), {}
-    for written, wanted in ((b"", set()), (b"\x01\xff", set()), (b"\x00" * 5000, {"heavy"})):
-        heard, tell = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.write(tell, written)
-            os._exit(0)
-        os.close(tell)
-        pidfd = os.pidfd_open(pid)
-        parent._tasks[pidfd] = pid, heard
-        parent._reap(pidfd)
-        assert parent._wanted == wanted
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [(b"", set()), (b"\x02\xff", set()), (b"\x01" * 5000, {"second"}), (b"\x00\x01", {"first", "second"})],
+)
+def test_what_a_task_writes_to_its_pipe_picks_from_a_fixed_list_only(written: bytes, told: set[str]):
+    heard, tell = os.pipe()
+    os.write(tell, written)  # and the other end stays open, as something that a task leaves behind may hold it
+    assert Forked(os.getpid(), os.dup(heard), heard).told(["first", "second"]) == told
+    os.close(tell)
 
 
 def test_what_a_sites_tasks_need_starts_no_thread_touches_no_gpu_and_loads_torch_last():

@@ -16,6 +16,7 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec
 import deploy
 from deploy.errors import ProvisionError
 from deploy.guards import replace, superexec
+from deploy.guards.forks import Forked
 from deploy.guards.superexec import SLOW_FILE, STOP_FOLDER, TASKS, OneProgram, program, verify_program
 
 TOKEN, VALUE = "ab" * 128, "cd" * 32
@@ -111,8 +112,6 @@ class FakeWarm:
         assert self.process.stdin is not None
         return self.process, os.dup(self.process.stdin.fileno())
 
-    def reap(self) -> None: ...
-
 
 def test_a_task_is_forked_where_there_is_a_parent_and_started_where_there_is_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -129,6 +128,32 @@ def test_a_task_is_forked_where_there_is_a_parent_and_started_where_there_is_non
     assert process is not forked
     assert process.wait(20) == 0
     assert json.loads((tmp_path / "seen.json").read_text())["argv"][1:] == warm.asked[0] == warm.asked[1]
+
+
+def test_what_a_forked_task_had_loaded_is_heeded_once_it_has_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    executor, calls = launch(monkeypatch, tmp_path, ""), list[object]()
+
+    class Noting:
+        def heed(self, ended: Forked) -> None:
+            calls.append(ended)
+
+        def tend(self) -> None:
+            calls.append("tend")
+
+    (heard, tell), task = os.pipe(), os.fork()
+    if task == 0:
+        time.sleep(60)
+        os._exit(0)
+    os.close(tell)
+    forked = Forked(task, os.pidfd_open(task), heard)
+    executor._warm, executor._children = Noting(), {5: (forked, 0.0)}  # type: ignore[assignment]
+    executor.reap()
+    assert calls == []
+    forked.kill()
+    assert forked.wait(20) == 0
+    executor.reconcile()
+    assert calls == [forked, "tend"]
+    os.waitpid(task, 0)
 
 
 def test_the_next_task_is_looked_for_soon_after_one_has_begun_or_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
