@@ -174,6 +174,8 @@ def program_of(process: psutil.Process) -> str:
         line = process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return "gone"
+    if "deploy.warm" in line[3:5]:  # the parent, or what it has forked: the kernel's name tells
+        return process.name()
     for program, module in PROGRAMS.items():
         if module in line[3:5]:
             return program

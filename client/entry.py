@@ -6,6 +6,7 @@ approved, as must the files installed here, and it may bring nothing else that c
 and never on `sys.path`, so its copy of this very code is dead weight.
 """
 
+import argparse
 import io
 import os
 import signal
@@ -23,7 +24,7 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 import flwr.supernode.runtime.run_clientapp as runtime
 from flwr.app.error import Error
-from flwr.supernode.cli import flwr_clientapp
+from flwr.supercore.tls import validate_and_resolve_root_certificates
 
 import client.app
 from client.memory import LARGEST_VARIABLE, largest_message_bytes, largest_task_bytes, watch_memory
@@ -37,6 +38,8 @@ FLWR_VERSION = "1.42.0"
 LARGEST_BUNDLE_BYTES = 64 * 2**20
 FAILURE = "the site's app failed; its operator finds the cause in the site's own log"
 
+LOADED = installed_digest()
+"""The code that this process has loaded: a forked one loaded it long before its message came."""
 NOT_APPROVED = "code_not_approved: the site's operator has not approved this code"
 
 
@@ -47,10 +50,28 @@ class CodeRefusedError(Exception):
 def main() -> None:
     """Run Flower's client process with this site's guards in place."""
     os.umask(0o077)
-    install_guards()
+    options = read_options(sys.argv[1:])
+    install_guards(options.parent_pid)
     limit_memory()
     sys.argv[0] = "flwr-clientapp"
-    flwr_clientapp()
+    runtime.run_clientapp(
+        runtime_api_address=options.runtime_api_address,
+        token=options.token,
+        insecure=options.insecure,
+        certificates=validate_and_resolve_root_certificates(options.root_certificates, options.insecure),
+        parent_pid=options.parent_pid,
+    )
+
+
+def read_options(arguments: list[str]) -> argparse.Namespace:
+    """What the superexec says; Flower's own parser would load half of its server with it."""
+    parser = argparse.ArgumentParser(prog="client.entry")
+    for name in ("--runtime-api-address", "--token"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    parser.add_argument("--insecure", action="store_true")
+    parser.add_argument("--root-certificates")
+    return parser.parse_args(arguments)
 
 
 def limit_memory() -> None:
@@ -63,8 +84,11 @@ def limit_memory() -> None:
     watch_memory(largest_task_bytes(policy))
 
 
-def install_guards() -> None:
-    """Replace the parts of Flower's runtime that would trust the coordinator or tell it too much."""
+def install_guards(superexec: int) -> None:
+    """Replace the parts of Flower's runtime that would trust the coordinator or tell it too much.
+
+    `superexec` is the process that ends when a reply is not sent whole.
+    """
     register, push = vars(runtime)["register_signal_handlers"], runtime.push_task_output
     push_reply = runtime.push_message
 
@@ -78,7 +102,7 @@ def install_guards() -> None:
         push(*args, **kwargs | {"details": FAILURE if kwargs.get("details") else ""})
 
     def push_whole(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401  # Flower's own arguments
-        with all_or_restart(os.getppid()):
+        with all_or_restart(superexec):
             push_reply(*args, **kwargs)
 
     guards = {
@@ -109,9 +133,7 @@ def all_or_restart(superexec: int) -> Iterator[None]:
 def scrubbed_error(code: int, reason: str | None = None) -> Error:
     """Flower's error reply without the text of exceptions, which may carry paths; refused code says so."""
     told = CodeRefusedError.__name__ in (reason or "")
-    return Error(
-        code=code, reason="code_not_approved: the site's operator has not approved this code" if told else FAILURE
-    )
+    return Error(code=code, reason=NOT_APPROVED if told else FAILURE)
 
 
 def check_bundle(content: bytes) -> None:
@@ -147,9 +169,11 @@ def bundle_problem(content: bytes, approved: Approved) -> str | None:
 
 
 def installed_problem(approved: Approved) -> str | None:
-    """Why the code installed here is not acceptable; None when it is."""
-    digest = installed_digest()
-    return None if digest in approved.code else f"the installed client code has digest {digest}, which is not approved"
+    """Why the code installed here, or the code that this process was loaded from, is not acceptable; None: it is."""
+    for place, digest in (("installed client code", installed_digest()), ("client code that runs", LOADED)):
+        if digest not in approved.code:
+            return f"the {place} has digest {digest}, which is not approved"
+    return None
 
 
 def read_bundle(content: bytes) -> dict[str, bytes]:

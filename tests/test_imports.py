@@ -93,7 +93,7 @@ LAYERS = {
         {"deploy.checks"},
         {"deploy.processes"},
         {"deploy.coordinator", "deploy.guards"},
-        {"deploy.doctor"},
+        {"deploy.doctor", "deploy.warm"},
     ),
 }
 """Sub-packages from the bottom to the top; each may import those of lower lines only, late imports included."""

@@ -5,11 +5,12 @@ command line, where every user of the machine could read it. With `--verify` ins
 MODULE would run from, and ends.
 """
 
+import importlib
 import importlib.util
 import os
 import re
-import runpy
 import sys
+from collections.abc import Sequence
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
@@ -21,11 +22,25 @@ _TOKEN = re.compile(r"[\w.+/=-]{16,512}")
 
 
 def main() -> None:
-    """Read what the pipe holds, put the guards in place, run the module."""
+    """Say where the module lies, or run it."""
     module = sys.argv[1]
     if sys.argv[2:] == [VERIFY]:
-        found = importlib.util.find_spec(module)
-        sys.exit(0 if found and found.origin and print(found.origin) is None else 1)  # noqa: T201 - the answer
+        sys.exit(0 if (file := file_of(module)) and print(file) is None else 1)  # noqa: T201 - the answer
+    run(module, sys.argv[2:])
+
+
+def file_of(module: str) -> str | None:
+    """The file that a module would be loaded from; None: there is no such module."""
+    found = importlib.util.find_spec(module)
+    return found.origin if found else None
+
+
+def run(module: str, arguments: Sequence[str]) -> None:
+    """Read what the pipe holds, put the guards in place, run the module's `main`.
+
+    Raises:
+        SystemExit: the pipe does not hold a task, or the task has ended.
+    """
     token, value = read_pipe()
 
     from deploy.processes.memory import lift_own_limit, limit_own_memory
@@ -40,8 +55,8 @@ def main() -> None:
 
     send_with_every_call(value)
     check_before_inflating()
-    sys.argv = [module, *sys.argv[2:], "--token", token]
-    runpy.run_module(module, run_name="__main__", alter_sys=False)
+    sys.argv = [module, *arguments, "--token", token]
+    importlib.import_module(module).main()
 
 
 def read_pipe() -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The secret that goes with every call to a control or runtime path, and clients that send it.
+"""How Flower's processes call: with a secret on control and runtime paths, and not more often than is of use.
 
 Loopback is no authentication: any user of the machine reaches the port. So whoever calls a SuperLink's control and
 runtime paths, or a SuperNode's runtime paths, shows a value derived from the 0600 file that Flower's superexec secret
@@ -7,6 +7,7 @@ lies in. The value is compared before anything of the call is parsed.
 
 import hashlib
 import hmac
+import time
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,8 @@ from flwr.supercore.protobuf.client import ProtobufClient
 from deploy.errors import ProvisionError
 
 HEADER = "maskfed-caller"
+SHORTEST_SECONDS, WAITED_SHARE = 0.1, 0.25
+"""Between two looks: a quarter of what was waited already, so that nobody waits much longer for having looked away."""
 _PURPOSE = b"maskfed calls of control and runtime paths"
 
 
@@ -50,3 +53,27 @@ def send_with_every_call(value: str) -> None:
         kept.close()
 
     ProtobufClient.__init__ = guarded  # type: ignore[method-assign]
+
+
+class Pauses:
+    """Takes the place of the module `time` in one of Flower's loops: it looks often while a run is active.
+
+    After something has come the first looks are `SHORTEST_SECONDS` apart, then ever less often, down to Flower's own
+    interval. So a question waits for a fraction of the time that its run spends anyway, and an idle site asks as
+    rarely as before.
+    """
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(time, name)
+
+    def begin(self) -> None:
+        """Something has come, or gone: the next look is soon."""
+        self._since = time.monotonic()
+
+    def sleep(self, longest_seconds: float) -> None:
+        """Sleep until the next look, at most `longest_seconds`."""
+        waited = time.monotonic() - self._since
+        time.sleep(min(longest_seconds, max(SHORTEST_SECONDS, WAITED_SHARE * waited)))

@@ -3,17 +3,23 @@
 Flower keeps the children that each object names and expands them again when the answer is fetched: objects that name
 each other several times grow exponentially, from a few hundred bytes. So an id is listed once, at most five deep
 (message, record, array record, array, chunk), and what the store knows already must have the same children.
+
+What a node was asked for is read from the files that the ServerApp writes before it asks: a JSON line per message,
+`message`, `node`, `bytes`, `objects`; one file per Flower run, in a folder of the coordinator.
 """
 
 import binascii
 import datetime as dt
+import json
 import logging
 import re
 import threading
 from base64 import b64decode
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from flwr.common.constant import SUPERLINK_NODE_ID, SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
@@ -24,14 +30,56 @@ from flwr.supercore.date import now
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from google.protobuf.message import DecodeError
 
-from deploy.guards.allowances import MOST_KNOWN, Allowance, AllowanceFiles
 from deploy.guards.asgi import PUSH_OBJECT, Refusal
 
 log = logging.getLogger("maskfed.guard")
 DEEPEST = 5
 REMEMBERED = 8
 """Answers of one node that are open at a time; a node sends one after the other."""
+MOST_KNOWN = 100_000
+"""Questions that are remembered, the newest: 200 sites and 500 rounds."""
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """The one answer that a question allows: by which node, how many objects, how many bytes together."""
+
+    node: int
+    largest_bytes: int
+    most_objects: int
+
+
+class AllowanceFiles:
+    """Allowances by message id; a file is read on from where it ended when an id is not known yet."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._lock = folder, threading.Lock()
+        self._read: dict[Path, int] = {}
+        self._known: dict[str, Allowance] = {}
+
+    def find(self, message_id: str) -> Allowance | None:
+        """The allowance of a question; None when nothing was asked under this id."""
+        with self._lock:
+            if message_id not in self._known:
+                self._read_on()
+            return self._known.get(message_id)
+
+    def _read_on(self) -> None:
+        for file in sorted(self._folder.glob("*.jsonl")):
+            with file.open("rb") as opened:
+                opened.seek(self._read.get(file, 0))
+                whole, _, _ = opened.read().rpartition(b"\n")
+            if not whole:
+                continue
+            self._read[file] = self._read.get(file, 0) + len(whole) + 1
+            for line in whole.splitlines():
+                # A line that a kill has torn allows nothing, and the others all the same.
+                with suppress(ValueError, TypeError, KeyError, RecursionError):
+                    entry = json.loads(line)
+                    self._known[entry["message"]] = Allowance(entry["node"], entry["bytes"], entry["objects"])
+        for message_id in list(self._known)[: max(0, len(self._known) - MOST_KNOWN)]:
+            del self._known[message_id]
 
 
 class Store(Protocol):

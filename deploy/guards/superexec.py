@@ -3,7 +3,8 @@
 Flower's own looks for `flwr-serverapp` or `flwr-clientapp` on PATH, which fails open: on a `noexec` mount, with a
 lost x bit or a colon in the path it finds Flower's program, and that runs whatever code the other side sends. Here the
 one program is this Python by its absolute path, and it was tried before the first task is taken. The token goes through
-a pipe. A run has one process: an older one that did not start in time is ended before another is started.
+a pipe. A run has one process: an older one that did not start in time is ended before another is started. A site's
+tasks are forked from a warmed parent (`deploy.warm`) where there is one, and started directly where there is not.
 """
 
 import importlib
@@ -31,7 +32,8 @@ import deploy
 from deploy.errors import ProvisionError
 from deploy.guards import replace
 from deploy.guards.apps import VERIFY
-from deploy.guards.calls import caller_value, send_with_every_call
+from deploy.guards.calls import Pauses, caller_value, send_with_every_call
+from deploy.guards.forks import Forked, Warm
 from deploy.observe.scrubber import scrub_journal
 from deploy.processes.memory import limit_own_memory
 from deploy.processes.process import family
@@ -43,10 +45,13 @@ TASKS = {
     "server.simulation.entry": TaskType.SIMULATION,
 }
 """The module that each kind of superexec starts, and the one kind of task that it takes; every other is refused."""
+WARMED = ("client.entry",)
+"""Tasks that are forked: a site has one for each message, a coordinator one for each run."""
 SLOW_FILE = "slow-start.json"
 """In the superexec's FLWR_HOME: the run whose process did not start in time, read by `status`."""
 STOP_FOLDER = "stopped"
 """In the superexec's FLWR_HOME: a file per stopped Flower run, by its id, written by `stop`."""
+Process = subprocess.Popen[bytes] | Forked
 GRACE_SECONDS = 10.0
 VERIFY_SECONDS = 120.0
 log = logging.getLogger("maskfed.superexec")
@@ -86,8 +91,7 @@ def verify_program(module: str) -> None:
     Raises:
         ProvisionError: it cannot be run, or would run a module that lies elsewhere than this one.
     """
-    argv = [*program(module), VERIFY]
-    expected = Path(deploy.__file__).resolve().parent.parent.joinpath(*module.split(".")).with_suffix(".py")
+    argv, expected = [*program(module), VERIFY], installed(module)
     try:
         done = subprocess.run(
             argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=VERIFY_SECONDS
@@ -100,10 +104,16 @@ def verify_program(module: str) -> None:
         raise ProvisionError(f"{' '.join(argv)} must run {expected}, but {reason}: run `make` again")
 
 
+def installed(module: str) -> Path:
+    """The file of a module beside this one: the code of this installation."""
+    return Path(deploy.__file__).resolve().parent.parent.joinpath(*module.split(".")).with_suffix(".py")
+
+
 def install(module: str, value: str) -> "OneProgram":
-    """Replace what Flower's superexec would start by the one program."""
+    """Replace what Flower's superexec would start by the one program, and how often it asks for tasks."""
     running = importlib.import_module("flwr.supercore.superexec.run_superexec")
-    executor, task_type = OneProgram(module, value), TASKS[module]
+    warm = Warm(module, installed(module)) if module in WARMED else None
+    executor, task_type = OneProgram(module, value, warm), TASKS[module]
 
     class OneTask(AutoExecPlugin):
         supported_task_types = frozenset({task_type})
@@ -112,17 +122,19 @@ def install(module: str, value: str) -> "OneProgram":
             executor.make_room(task.run_id)
             return super().launch_task(token, task)
 
-    replace(running, {"AutoExecPlugin": OneTask, "get_executor": lambda *_, **__: executor})
+    guards = {"AutoExecPlugin": OneTask, "get_executor": lambda *_, **__: executor, "time": executor.pauses}
+    replace(running, guards)
     return executor
 
 
 class OneProgram(SubprocessExecutor):
     """Starts the one program for each task, and remembers which run it works for."""
 
-    def __init__(self, module: str, value: str) -> None:
-        self._module, self._value, self._run_id = module, value, 0
-        self._children: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+    def __init__(self, module: str, value: str, warm: Warm | None = None) -> None:
+        self._module, self._value, self._warm, self._run_id = module, value, warm, 0
+        self._children: dict[int, tuple[Process, float]] = {}
         self._lock = threading.Lock()
+        self.pauses = Pauses()
 
     def make_room(self, run_id: int) -> None:
         """End the process that is left of `run_id`: its claim is over, so it can do nothing but slow the next one."""
@@ -144,44 +156,57 @@ class OneProgram(SubprocessExecutor):
         _end(process)
 
     def end_stopped(self) -> None:
-        """End what is left of runs that the operator stopped and that had `GRACE_SECONDS` to end by themselves."""
+        """End what is left of runs that were stopped and had `GRACE_SECONDS` to end by themselves."""
         for file in (_place() / STOP_FOLDER).glob("*"):
             if file.name.isdigit() and time.time() - file.stat().st_mtime > GRACE_SECONDS:
-                left = self._take(int(file.name))
-                if left is not None:
+                if (left := self._take(int(file.name))) is not None:
                     _end(left[0])
                 file.unlink(missing_ok=True)
 
     def reap(self) -> None:
         """Let go of processes that have ended: nobody else waits for them, and each would stay in the process table."""
         with self._lock:
-            self._children = {run: kept for run, kept in self._children.items() if kept[0].poll() is None}
+            left = {run: kept for run, kept in self._children.items() if kept[0].poll() is None}
+            for run in self._children.keys() - left.keys():
+                self.pauses.begin()  # the next question of a run follows its last answer
+                if self._warm is not None and isinstance(ended := self._children[run][0], Forked):
+                    self._warm.heed(ended)
+            self._children = left
 
-    def _take(self, run_id: int) -> tuple[subprocess.Popen[bytes], float] | None:
+    def reconcile(self) -> None:
+        """Called by Flower before it looks for a task."""
+        self.reap()
+        if self._warm is not None:
+            self._warm.tend()
+
+    def _take(self, run_id: int) -> tuple[Process, float] | None:
         self.reap()
         with self._lock:
             return self._children.pop(run_id, None)
 
     def launch(self, spec: ExecutionSpec) -> LaunchResult:
-        """Start the program for one task; the token goes through its standard input."""
-        argv = [*program(self._module), "--runtime-api-address", spec.runtime_api_address]
+        """Fork or start the program for one task; the token goes through its standard input."""
+        arguments = ["--runtime-api-address", spec.runtime_api_address]
         if spec.insecure:
-            argv.append("--insecure")
+            arguments.append("--insecure")
         elif spec.root_certificates_path is not None:
-            argv += ["--root-certificates", spec.root_certificates_path]
-        argv += ["--parent-pid", str(os.getpid())]
-        output: Any = subprocess.DEVNULL if spec.suppress_output else None
-        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=output, stderr=output)
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):
-            process.stdin.write(f"{spec.token}\n{self._value}\n".encode())
-            process.stdin.close()
+            arguments += ["--root-certificates", spec.root_certificates_path]
+        arguments += ["--parent-pid", str(os.getpid())]
+        forked = None
+        if self._warm and not (forked := self._warm.fork(arguments, is_quiet=spec.suppress_output)):
+            log.warning("no parent could fork a process: the task's program is started directly")
+        process, pipe = forked or _start([*program(self._module), *arguments], is_quiet=spec.suppress_output)
+        with suppress(BrokenPipeError), os.fdopen(pipe, "wb") as token:
+            token.write(f"{spec.token}\n{self._value}\n".encode())
         with self._lock:
             self._children[self._run_id] = process, time.monotonic()
+        self.pauses.begin()
         return LaunchResult.accepted()
 
     def close(self) -> None:
         """End what still runs."""
+        if self._warm is not None:
+            self._warm.close()
         for process, _ in self._children.values():
             with suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
@@ -197,8 +222,21 @@ def _beat(executor: OneProgram) -> None:
         time.sleep(1.0)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    for each in reversed(family(process.pid)):
+def _start(argv: list[str], *, is_quiet: bool) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a program; it, and the end of the pipe to its standard input."""
+    output: Any = subprocess.DEVNULL if is_quiet else None
+    reading, writing = os.pipe()
+    try:
+        return subprocess.Popen(argv, stdin=reading, stdout=output, stderr=output), writing
+    except OSError:
+        os.close(writing)
+        raise
+    finally:
+        os.close(reading)
+
+
+def _end(process: Process) -> None:
+    for each in reversed(family(process.pid) if process.poll() is None else []):
         with suppress(psutil.Error):
             each.kill()
     process.wait()

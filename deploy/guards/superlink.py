@@ -15,10 +15,9 @@ from flwr.superlink.cli import flower_superlink
 
 from deploy.errors import ProvisionError
 from deploy.guards import replace
-from deploy.guards.allowances import AllowanceFiles
 from deploy.guards.asgi import Guard
 from deploy.guards.calls import caller_value
-from deploy.guards.pushes import NodePushes
+from deploy.guards.pushes import AllowanceFiles, NodePushes
 from deploy.processes.memory import limit_own_memory
 
 ALLOWANCES_VARIABLE = "MASKFED_ALLOWANCES"

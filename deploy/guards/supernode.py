@@ -3,7 +3,7 @@
 Its own port has runtime paths only, for the site's superexec and its processes; they show the site's secret value.
 Where no supervisor of ours stands above it, `--health-server-address` is answered here and not by Flower.
 Its calls to the coordinator show the certificate that lies beside the node key, go through the proxy that MASKFED_PROXY
-names and through no other.
+names and through no other. While a run is active it looks for messages more often than Flower does.
 """
 
 import contextlib
@@ -12,8 +12,10 @@ import ssl
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import flwr.supernode.main as application
+import flwr.supernode.start_client_internal as loop
 import httpx
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supernode.cli import flower_supernode
@@ -22,7 +24,7 @@ from deploy.checks.answering import is_listening
 from deploy.errors import ProvisionError
 from deploy.guards import replace
 from deploy.guards.asgi import Guard
-from deploy.guards.calls import caller_value
+from deploy.guards.calls import Pauses, caller_value
 from deploy.identity.addresses import PROXY_VARIABLE
 from deploy.identity.tls import client_context
 from deploy.observe.health import serve_health
@@ -43,6 +45,7 @@ def main() -> None:
     except (ProvisionError, ValueError) as error:
         sys.exit(f"error: the SuperNode does not start: {error}")
     install(value)
+    look_often(Pauses())
     show_certificate(context, os.environ.get(PROXY_VARIABLE, ""))
     sys.argv[0] = "flower-supernode"
     with own_health(sys.argv):
@@ -64,6 +67,23 @@ def install(value: str) -> None:
     """Let Flower's factory of web applications give guarded ones."""
     create = application.create_app
     replace(application, {"create_app": lambda *args, **kwargs: Guard(create(*args, **kwargs), value)})
+
+
+def look_often(pauses: Pauses) -> None:
+    """Let Flower's loop look for messages and answers more often than every 3 and 0.5 s while a run is active."""
+    pull, push = vars(loop)["_pull_and_store_message"], vars(loop)["_push_messages"]
+
+    def pulled(**options: Any) -> int | None:  # noqa: ANN401 - Flower's own arguments
+        run_id: int | None = pull(**options)
+        if run_id is not None:
+            pauses.begin()
+        return run_id
+
+    def pushed(**options: Any) -> None:  # noqa: ANN401 - Flower's own arguments
+        push(**options)
+        pauses.begin()
+
+    replace(loop, {"_pull_and_store_message": pulled, "_push_messages": pushed, "time": pauses})
 
 
 def show_certificate(context: ssl.SSLContext, proxy: str) -> None:

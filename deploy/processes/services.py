@@ -41,7 +41,8 @@ KEPT_VARIABLES = (
     "OMP_NUM_THREADS",
     "OMP_WAIT_POLICY",
 )
-POLL_INTERVAL_SECONDS = "0.2"
+POLL_INTERVAL_SECONDS = "1.0"
+"""Of a superexec without work; with work it looks more often (`deploy.guards.calls`)."""
 ALLOWANCES = "run/allowances"
 """In the coordinator's folder: what the ServerApp lets each asked site push, read by the SuperLink's guard."""
 BEAT_FILE = "alive"

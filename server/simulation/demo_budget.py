@@ -3,13 +3,21 @@
 Of what is left after set-up, real faces give 55 percent to the masked pre-training, synthetic ones a short stretch,
 because they start from a model that ships with the project. Each round costs some seconds besides training (processes
 start anew for each message), and evaluations run beside the rounds. A recipe's own numbers are the upper limits.
+
+A plan's numbers of steps come in notches, so that two runs whose speeds differ by little do the same.
 """
 
+import json
+import math
 import re
+import statistics
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from server.runs.child_process import dies_with_parent
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.storage.runlog import read_metrics
@@ -22,6 +30,9 @@ END_SECONDS = 20.0
 FORWARD_SPEEDUP = 3.5
 """A forward pass alone against a training step, per image; an image's features cost about as much as a step."""
 LEAST_STEPS = 5
+NOTCH = 1.25
+"""Between one number of steps that a plan may have and the next."""
+PROBE_SECONDS = 10.0
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -31,6 +42,10 @@ class Speed:
 
     masked: float
     whole: float
+
+    def at(self, masked: float) -> "Speed":
+        """The speeds of this machine as busy as it was when masked training reached so many images per second."""
+        return Speed(masked, self.whole * masked / self.masked)
 
 
 @dataclass(frozen=True)
@@ -90,11 +105,35 @@ def parse_budget(text: str) -> Budget:
     return Budget(seconds)
 
 
+def measure_speed(masked: str, whole: str, seconds: float = PROBE_SECONDS) -> Speed:
+    """What this machine can do with the recipes `masked` and `whole`, in `seconds` with everything.
+
+    On a busy machine, where loading torch alone takes longer, a few steps of each are measured all the same.
+
+    Raises:
+        RuntimeError: the trainings failed; the last line of what they said.
+    """
+    argv = [sys.executable, "-m", "server.simulation.demo_probe", f"{seconds:g}", masked, whole]
+    done = subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=dies_with_parent(),  # one system call, no Python locks
+    )
+    if done.returncode:
+        raise RuntimeError(f"the speed of this machine cannot be measured: {done.stderr.strip().splitlines()[-1:]}")
+    return Speed(*json.loads(done.stdout.splitlines()[-1]))
+
+
 def read_speed(run: Path) -> float:
-    """Images per second of a short training, from the end of its log, where it is warm."""
+    """Images per second that a training reached, beside whatever else went on: the median of its log."""
     rates = [event["images_per_second"] for event in read_metrics(run / "metrics.jsonl") if event["kind"] == "train"]
-    return float(max(rates[-2:]))
+    return float(statistics.median(rates))
 
 
 def _limited(steps: float, most: int) -> int:
-    return max(LEAST_STEPS, min(most, int(steps)))
+    """The notch at or below `steps`, between the fewest that make sense and `most`."""
+    if steps >= most or steps <= LEAST_STEPS:
+        return max(LEAST_STEPS, min(most, int(steps)))
+    return max(LEAST_STEPS, round(NOTCH ** math.floor(math.log(steps, NOTCH))))

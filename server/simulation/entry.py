@@ -7,6 +7,12 @@ import sys
 
 from flwr.simulation.app import flwr_simulation
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Run Flower's process of a simulation."""
     sys.argv[0] = "flwr-simulation"
     flwr_simulation()
+
+
+if __name__ == "__main__":
+    main()

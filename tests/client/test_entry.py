@@ -105,6 +105,26 @@ def test_installed_code_that_is_not_approved_is_refused(bundle: bytes, tmp_path:
     entry.check_bundle(bundle)
 
 
+def test_code_that_was_loaded_before_its_approval_was_withdrawn_or_files_changed_is_refused(
+    bundle: bytes, own_code: Approved, monkeypatch: pytest.MonkeyPatch
+):
+    """A forked process runs what its parent loaded, which may be older than the files: both must be approved."""
+    assert entry.installed_problem(own_code) is None
+    monkeypatch.setattr(entry, "LOADED", "0" * 64)
+    problem = entry.installed_problem(own_code)
+    assert problem is not None
+    assert "client code that runs has digest 0000" in problem
+
+
+def test_the_superexec_says_where_the_supernode_is_and_who_ends_with_a_torn_reply():
+    told = ["--runtime-api-address", "127.0.0.1:9", "--root-certificates", "ca.crt", "--parent-pid", "7"]
+    options = entry.read_options([*told, "--token", "secret"])
+    assert (options.runtime_api_address, options.root_certificates) == ("127.0.0.1:9", "ca.crt")
+    assert (options.parent_pid, options.insecure, options.token) == (7, False, "secret")
+    with pytest.raises(SystemExit):
+        entry.read_options(told)
+
+
 def test_digest_covers_every_module_of_client_and_shared():
     names = set(site_files(ROOT))
     assert {"client/entry.py", "client/app.py", "shared/messages/training.py", "shared/storage/code_digest.py"} <= names
@@ -154,7 +174,7 @@ def test_guards_replace_loading_unpacking_and_signals(tmp_path: Path):
     code = """
 import signal
 from client import entry
-entry.install_guards()
+entry.install_guards(1)
 runtime = entry.runtime
 load = runtime.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)
 assert load("fab", "version", "hash") is entry.client.app.app
@@ -168,7 +188,8 @@ from flwr.supercore.telemetry import EventType
 runtime.register_signal_handlers(event_type=EventType.FLWR_CLIENTAPP_RUN_LEAVE, exit_message="", exit_handlers=[])
 assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 import sys
-assert "torch" not in sys.modules
+for heavy in ("torch", "sqlalchemy", "flwr.superlink", "flwr.supernode.cli", "flwr.superlink.grid"):
+    assert heavy not in sys.modules, heavy
 """
     environment = {"MASKFED_CLIENT_HOME": str(tmp_path), "FLWR_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT, env=environment, timeout=60)

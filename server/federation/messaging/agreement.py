@@ -147,6 +147,7 @@ class _Asking:
         self._questions = dict.fromkeys(nodes, 1)
         self._lost: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._changed = threading.Event()
         self._forgeries = Forgeries()
         grid.allow(0)
         self._exchange = Exchange(grid, self._arrived, timing)
@@ -161,7 +162,8 @@ class _Asking:
                 self._exchange.raise_fatal()
                 self._ask_lost(deadline)
                 attend()
-                time.sleep(self._timing.poll_seconds)
+                self._changed.wait(self._timing.poll_seconds)
+                self._changed.clear()
         finally:
             self._exchange.close()
         self._exchange.raise_fatal()
@@ -190,6 +192,7 @@ class _Asking:
         with self._lock:
             if site in self._found:
                 return
+            self._changed.set()
             if arrival.message is not None:
                 self._found[site] = _outcome(arrival)
             elif arrival.is_lost and self._questions[site] < MOST_QUESTIONS:

@@ -220,7 +220,8 @@ class Exchange:
             # been somebody else's, the site is asked again.
             return [_arrival(asked, None, f"unreadable reply ({type(error).__name__})", is_lost=True)]
         asked.backoff = self.timing.backoff_seconds
-        asked.due_at = time.monotonic() + self.timing.poll_seconds
+        now = time.monotonic()
+        asked.due_at = now + self.timing.pause(now - asked.asked_at, len(self._asked))
         return [_read(self.grid, message, message_id, asked) for message in messages]
 
     def _deliver(self, message_id: str, arrival: Arrival) -> None:

@@ -95,6 +95,7 @@ class _Outcomes:
     def __init__(self, sites: Collection[str], take: Take, metrics: RunLog, kind: str) -> None:
         self.waiting = set(sites)
         self.forgeries = Forgeries()
+        self.changed = threading.Event()
         self._take, self._metrics, self._kind = take, metrics, kind
         self._lock = threading.Lock()
 
@@ -111,6 +112,7 @@ class _Outcomes:
                 status, reason = self._checked(arrival.message, arrival.site)
             self.note(arrival.site, status, reason)
             self.waiting.discard(arrival.site)
+            self.changed.set()
 
     def note(self, site: str, status: str, reason: str) -> None:
         """Write the outcome; its reason may be the site's own words."""
@@ -185,7 +187,8 @@ def collect(
         exchange.push(record, asked, 0, deadline, message_type)
         while outcomes.waiting and time.monotonic() < deadline:
             exchange.raise_fatal()
-            time.sleep(timing.poll_seconds)
+            outcomes.changed.wait(timing.poll_seconds)
+            outcomes.changed.clear()
         outcomes.close(f"no answer within {deadline_seconds:g} s")
     finally:
         exchange.close()

@@ -14,6 +14,7 @@ log = logging.getLogger("maskfed.server")
 
 SLOW_BYTES_PER_SECOND = 10e6
 """A connection slower than this is not waited for."""
+SHORTEST_SECONDS, WAITED_SHARE, MOST_LOOKS_PER_SECOND = 0.1, 0.1, 20.0
 T = TypeVar("T")
 
 
@@ -69,6 +70,7 @@ class Timing:
     """Seconds between and until things; tests shorten them."""
 
     poll_seconds: float = 1.0
+    """The longest between two looks for an answer."""
     patience_seconds: float = 15.0
     """A pull that lasts longer gives its turn to the next."""
     backoff_seconds: float = 0.5
@@ -87,6 +89,14 @@ class Timing:
     """... and so much longer for each site that is asked."""
     report_seconds: float = 30.0
     """Between two log lines about the same wait."""
+
+    def pause(self, waited: float, num_open: int) -> float:
+        """Seconds until the next look for an answer: a tenth of those waited for it, so that no round waits long.
+
+        All `num_open` answers together are looked for at most 20 times a second; each at least every `poll_seconds`.
+        """
+        shortest = max(SHORTEST_SECONDS, num_open / MOST_LOOKS_PER_SECOND)
+        return min(self.poll_seconds, max(shortest, WAITED_SHARE * waited))
 
 
 def persist(call: Callable[[], T], doing: str, timing: Timing, extra_seconds: float = 0.0) -> T:

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import hmac
+import time
 from pathlib import Path
 
 import httpx
@@ -11,7 +12,7 @@ from flwr.supercore.protobuf.client import ProtobufClient
 
 from deploy.errors import ProvisionError
 from deploy.guards import FLWR_VERSION
-from deploy.guards.calls import HEADER, caller_value, send_with_every_call
+from deploy.guards.calls import HEADER, SHORTEST_SECONDS, Pauses, caller_value, send_with_every_call
 from deploy.identity.keys import create_secret
 from server import entry
 from server.federation.fleet import superlink
@@ -75,3 +76,21 @@ def test_no_call_in_the_packages_leaves_proxies_to_the_environment():
                 assert "grpc.enable_http_proxy" in ast.unparse(node), path
                 found += 1
     assert found >= 4
+
+
+def test_pauses_grow_with_what_was_waited_up_to_flowers_own_and_begin_anew(monkeypatch: pytest.MonkeyPatch):
+    now, slept = [100.0], list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), now.__setitem__(0, now[0] + seconds)))
+    pauses = Pauses()
+    while now[0] < 120:
+        pauses.sleep(3)
+    assert slept[:4] == [SHORTEST_SECONDS] * 4
+    assert slept[-1] == 3
+    assert slept == sorted(slept)
+    assert len(slept) < 30
+    pauses.begin()
+    pauses.sleep(3)
+    pauses.sleep(0.05)
+    assert slept[-2:] == [SHORTEST_SECONDS, 0.05]
+    assert pauses.perf_counter is time.perf_counter

@@ -1,6 +1,9 @@
 """Declared sizes are added up before anything is put together."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from deploy.guards.sizes import OversizedMessageError, check_sizes
 
+ROOT = Path(__file__).resolve().parents[3]
 LIMIT = 1_000_000
 
 
@@ -63,3 +67,23 @@ def test_chunks_that_are_none_of_the_arrays_are_refused(chunks: object):
 def test_a_malformed_or_swollen_object_is_one_typed_error(content: bytes):
     with pytest.raises(OversizedMessageError):
         check_sizes({"x": content}, LIMIT)
+
+
+@pytest.mark.parametrize("first", ["", "import flwr.superlink.grid.http_grid"])
+def test_whoever_puts_messages_together_is_guarded_whenever_it_was_loaded(first: str):
+    code = f"""
+import sys
+{first}
+from deploy.guards.sizes import OversizedMessageError, check_before_inflating
+check_before_inflating()
+assert ("flwr.superlink" in sys.modules) == bool({first!r})
+import flwr.superlink.grid.http_grid as grid
+import flwr.supercore.inflatable.inflatable_utils as utils
+for module in (grid, utils):
+    try:
+        module.inflate_object_from_contents("a", {{"a": b""}})
+    except OversizedMessageError:
+        continue
+    sys.exit(1)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT)

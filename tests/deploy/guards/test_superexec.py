@@ -16,6 +16,7 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec
 import deploy
 from deploy.errors import ProvisionError
 from deploy.guards import replace, superexec
+from deploy.guards.forks import Forked
 from deploy.guards.superexec import SLOW_FILE, STOP_FOLDER, TASKS, OneProgram, program, verify_program
 
 TOKEN, VALUE = "ab" * 128, "cd" * 32
@@ -97,6 +98,84 @@ def test_the_token_is_on_no_command_line_and_in_no_environment(monkeypatch: pyte
     assert "--allow-runtime-dependency-installation" not in seen["argv"]
 
 
+class FakeWarm:
+    """A parent that forks what it is told to, or nothing."""
+
+    def __init__(self, process: subprocess.Popen[bytes] | None) -> None:
+        self.process, self.asked = process, list[list[str]]()
+
+    def fork(self, arguments: list[str], *, is_quiet: bool) -> tuple[subprocess.Popen[bytes], int] | None:
+        self.asked.append(arguments)
+        assert not is_quiet
+        if self.process is None:
+            return None
+        assert self.process.stdin is not None
+        return self.process, os.dup(self.process.stdin.fileno())
+
+
+def test_a_task_is_forked_where_there_is_a_parent_and_started_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    executor = launch(monkeypatch, tmp_path, SHOW)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as forked:
+        warm = executor._warm = FakeWarm(forked)  # type: ignore[assignment]
+        executor.launch(spec())
+        assert executor._children[0][0] is forked
+        assert forked.communicate()[0].decode() == f"{TOKEN}\n{VALUE}\n"
+    warm.process = None
+    executor.launch(spec())
+    process = executor._children[0][0]
+    assert process is not forked
+    assert process.wait(20) == 0
+    assert json.loads((tmp_path / "seen.json").read_text())["argv"][1:] == warm.asked[0] == warm.asked[1]
+
+
+def test_what_a_forked_task_had_loaded_is_heeded_once_it_has_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    executor, calls = launch(monkeypatch, tmp_path, ""), list[object]()
+
+    class Noting:
+        def heed(self, ended: Forked) -> None:
+            calls.append(ended)
+
+        def tend(self) -> None:
+            calls.append("tend")
+
+    (heard, tell), task = os.pipe(), os.fork()
+    if task == 0:
+        time.sleep(60)
+        os._exit(0)
+    os.close(tell)
+    forked = Forked(task, os.pidfd_open(task), heard)
+    executor._warm, executor._children = Noting(), {5: (forked, 0.0)}  # type: ignore[assignment]
+    executor.reap()
+    assert calls == []
+    forked.kill()
+    assert forked.wait(20) == 0
+    executor.reconcile()
+    assert calls == [forked, "tend"]
+    os.waitpid(task, 0)
+
+
+def test_the_next_task_is_looked_for_soon_after_one_has_begun_or_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    executor, begun = launch(monkeypatch, tmp_path, ""), list[str]()
+    monkeypatch.setattr(executor.pauses, "begin", lambda: begun.append("begin"))
+    executor.launch(spec())
+    assert len(begun) == 1
+    assert executor._children[0][0].wait(20) == 0
+    executor.reap()
+    executor.reap()
+    assert len(begun) == 2
+
+
+def test_only_a_sites_superexec_keeps_a_parent_and_each_has_pauses(monkeypatch: pytest.MonkeyPatch):
+    for name in ("AutoExecPlugin", "get_executor", "time"):
+        monkeypatch.setattr(running, name, getattr(running, name))
+    for module in TASKS:
+        executor = superexec.install(module, VALUE)
+        assert (executor._warm is not None) == (module == "client.entry")
+        assert running.time is executor.pauses
+
+
 def test_an_older_process_of_a_run_is_ended_with_its_children_before_the_next_starts(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
@@ -163,7 +242,7 @@ def test_a_stopped_run_ends_even_before_it_has_begun(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("module", TASKS)
 def test_flowers_superexec_offers_and_launches_one_kind_of_task(monkeypatch: pytest.MonkeyPatch, module: str):
-    for name in ("AutoExecPlugin", "get_executor"):
+    for name in ("AutoExecPlugin", "get_executor", "time"):
         monkeypatch.setattr(running, name, getattr(running, name))
     superexec.install(module, VALUE)
     executor = running.get_executor("subprocess")

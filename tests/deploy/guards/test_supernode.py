@@ -1,6 +1,8 @@
 """The SuperNode's way to the coordinator: Flower's own client, with our certificate and proxy."""
 
+import inspect
 import ssl
+import textwrap
 from pathlib import Path
 
 import httpx
@@ -8,7 +10,8 @@ import pytest
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from deploy.guards.supernode import main, show_certificate
+from deploy.guards.calls import Pauses
+from deploy.guards.supernode import look_often, loop, main, show_certificate
 
 
 @pytest.fixture
@@ -38,6 +41,39 @@ def test_flowers_fleet_client_shows_the_certificate_and_takes_the_sites_proxy_on
         assert made[-1]["proxy"] == (proxy or None)
         assert made[-1]["trust_env"] is False
         assert made[-1]["follow_redirects"] is False
+
+
+def test_flowers_loop_looks_again_as_soon_as_something_has_come_or_gone(monkeypatch: pytest.MonkeyPatch):
+    """The loop itself runs: a message, the wait for its answer, and nothing after it."""
+    events: list[str] = []
+    pulled = iter([7, None])
+
+    def pull(**_: object) -> int | None:
+        run_id = next(pulled, "end")
+        if run_id == "end":
+            raise KeyboardInterrupt
+        return run_id  # type: ignore[return-value]
+
+    class Noted(Pauses):
+        def begin(self) -> None:
+            events.append("begin")
+
+        def sleep(self, longest_seconds: float) -> None:
+            events.append(f"sleep {longest_seconds}")
+
+    monkeypatch.setattr(loop, "_pull_and_store_message", pull)
+    monkeypatch.setattr(loop, "_push_messages", lambda **_: events.append("pushed"))
+    monkeypatch.setattr(loop, "time", loop.time)
+    look_often(Noted())
+    source = inspect.getsource(loop)
+    assert source.count("time.sleep(") == source.count("time.sleep(3)") + source.count("time.sleep(0.5)") == 3
+    loop_of = source[source.index("while True:\n            run_id = _pull_and_store_message(") :]
+    body = textwrap.dedent(" " * 8 + loop_of[: loop_of.index("\n\ndef ")])
+    names = ("state", "store", "node_config", "receive", "get_run", "get_fab", "pull_object", "push_object", "send",
+             "confirm_message_received", "trusted_entities")  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        exec(body, vars(loop) | dict.fromkeys(names))
+    assert events == ["begin", "pushed", "begin", "sleep 3"]
 
 
 def test_a_supernode_without_its_certificate_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

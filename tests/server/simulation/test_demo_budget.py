@@ -1,8 +1,11 @@
+import itertools
+import json
 from pathlib import Path
 
 import pytest
 
-from server.simulation.demo_budget import LEAST_STEPS, Budget, Speed, parse_budget, read_speed
+from server.simulation import demo_probe
+from server.simulation.demo_budget import LEAST_STEPS, Budget, Speed, measure_speed, parse_budget, read_speed
 from shared.errors import InputError
 from shared.experiment.config import parse_experiment
 from shared.storage.runlog import RunLog
@@ -56,8 +59,45 @@ def test_the_last_round_is_measured_whatever_the_time_allows():
     assert every == {1, 2, 4}
 
 
-def test_speed_is_that_of_the_warm_end(tmp_path: Path):
+def test_a_training_that_had_to_share_the_machine_lowers_what_is_planned(tmp_path: Path):
     log = RunLog(tmp_path / "metrics.jsonl")
     for rate in (10.0, 90.0, 100.0):
         log.write("train", step=1, loss=0.5, images=16, images_per_second=rate)
-    assert read_speed(tmp_path) == 100.0
+    assert read_speed(tmp_path) == 90.0
+    assert Speed(masked=180.0, whole=40.0).at(90.0) == Speed(masked=90.0, whole=20.0)
+
+
+@pytest.mark.parametrize("difference", [0.93, 0.97, 1.03, 1.07])
+def test_plans_of_two_measurements_of_one_machine_agree(difference: float):
+    """Most are the same, none is more than a notch away."""
+    plans = []
+    for masked in range(200, 3000, 50):
+        one, other = Speed(masked, masked / 4), Speed(masked * difference, masked / 4 * difference)
+        plans.append(
+            [Budget(2400).pretraining_steps(speed, MASKED, is_short=False) for speed in (one, other)]
+            + [Budget(2400).rounds(speed, WHOLE, rounds=4, num_sites=3).local_steps for speed in (one, other)]
+        )
+    assert sum(one == other for one, other, _, _ in plans) > 0.6 * len(plans)
+    for one, other, steps, others in plans:
+        assert 0.75 <= one / other <= 1.35
+        assert 0.75 <= steps / others <= 1.35
+
+
+def test_the_probe_measures_training_of_the_recipes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    """Two seconds a step by the test's clock, of all threads together, three images a step."""
+    import torch
+
+    file, now = tmp_path / "tiny.toml", itertools.count(step=2.0)
+    file.write_text('[train]\nobjective="dsm"\nbatch=3\nprecision="float32"\n[model]\nimage_size=8\npatch_size=4\n')
+    monkeypatch.setattr(demo_probe.time, "process_time", lambda: next(now))
+    monkeypatch.setattr(demo_probe, "MOST_STEPS", 3)
+    demo_probe.main(["0.1", str(file), str(file)])
+    expected = 3 / 2 * torch.get_num_threads()
+    assert json.loads(capsys.readouterr().out) == [expected, expected]
+
+
+def test_a_recipe_that_cannot_be_measured_is_one_line():
+    with pytest.raises(RuntimeError, match=r"cannot be measured.*no such file or recipe"):
+        measure_speed("no-such-recipe", "no-such-recipe")
