@@ -67,6 +67,7 @@ def test_unit_must_be_the_sites():
     person = experiment(privacy={**DP, "unit": "person"})
     assert decide(person, unit="person") == "accepted"
     assert decide(person, unit="person", facts={"own_unit": "image"}) == "unit_mismatch"
+    assert decide(person, unit="image", facts={"own_unit": "person"}) == "unit_mismatch", "an earlier policy's unit"
 
 
 def test_persons_must_be_known_for_person_level_privacy():
