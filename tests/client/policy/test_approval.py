@@ -78,8 +78,8 @@ def test_wrong_lines_and_modes_are_refused(tmp_path: Path):
 
 def test_waiting_experiment_can_be_read_and_is_forgotten_when_approved(tmp_path: Path):
     home, plan = Home(tmp_path), experiment()
-    keep_pending(home, plan)
-    keep_pending(home, plan)
+    keep_pending(home, plan, "trial")
+    keep_pending(home, plan, "trial")
     (path,) = pending(home)
     assert load_experiment(path) == plan
     approve(home, "experiment", experiment_digest(plan))
@@ -89,7 +89,7 @@ def test_waiting_experiment_can_be_read_and_is_forgotten_when_approved(tmp_path:
 def test_waiting_experiments_cannot_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(approval, "MOST_PENDING", 3)
     for seed in range(6):
-        keep_pending(Home(tmp_path), experiment(train={"seed": seed}))
+        keep_pending(Home(tmp_path), experiment(train={"seed": seed}), "trial")
         path = approval.pending_file(Home(tmp_path), experiment_digest(experiment(train={"seed": seed})))
         os.utime(path, (seed, seed))
     kept = [load_experiment(path).train.seed for path in pending(Home(tmp_path))]

@@ -2,8 +2,8 @@
 
 from server.federation.offer_table import newest_offers, offer_table
 from server.federation.offers import OFFER_FILE
-from server.federation.rounds.global_model import load_global
 from server.federation.rounds.request import header_of
+from server.federation.updates.global_model import load_global
 from server.runs.run_directory import RunDir, create
 from shared.messages.agreement.offer import OfferAnswer
 from shared.storage.files import write_atomically
