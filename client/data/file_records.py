@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from client.data.held_out import Picture, recorder
 from shared.data.image_set import ImageCache
 from shared.data.images import ImageSource
-from shared.data.pixels import UnreadableImageError, shorter_side
+from shared.data.pixels import UnreadableImageError, stored_size
 
 
 @dataclass
@@ -41,7 +41,7 @@ def look(
     for number, name in enumerate(source.names):
         try:
             data = source.read(name)
-            side = shorter_side(data) if name in row_of else 0
+            side = min(stored_size(data)) if name in row_of else 0
         except (OSError, UnreadableImageError):
             continue
         seen.files.append(own(data))

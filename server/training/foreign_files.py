@@ -1,8 +1,9 @@
 """Checkpoint files of other programs as plain tensors by group, whatever their wrappers are called and nested.
 
 Trainers wrap networks (`module.` of DDP, `_orig_mod.` of torch.compile, `_forward_module.` of Fabric), averages keep a
-second copy (ema_pytorch's `ema_model.`, torch's `swa`), and files put both below names of their own. A key is cut into
-its parts, and leading parts that are wrappers fall away until the network's own name begins.
+second copy (ema_pytorch's `ema_model.`, torch's `swa`, LitEma's names without points), and files put both below names
+of their own. A key is cut into its parts, and leading parts that are wrappers fall away until the network's own name
+begins.
 """
 
 import re
@@ -23,6 +24,8 @@ _WRAPPERS = frozenset(
         "module",
         "_orig_mod",
         "_forward_module",
+        "_fsdp_wrapped_module",
+        "_checkpoint_wrapped_module",
         "state_dict",
         "model_state_dict",
         "model_state",
@@ -77,6 +80,7 @@ def read_foreign(source: Path) -> ForeignFile:
                 )
             continue
         state[name], origins[group, name] = tensor, whole
+    _restore_points(found.groups)
     found.groups = {group: state for group, state in found.groups.items() if state}
     if not found.groups:
         raise InputError(f"{source}: holds no tensors of a network; it holds {_keys(data)}: give a checkpoint file")
@@ -110,21 +114,61 @@ def _pieces(tree: Mapping[Any, Any], path: tuple[str, ...], source: Path) -> Ite
     for key, value in tree.items():
         parts = tuple(str(key).split("."))
         if not path and _NOT_WEIGHTS.fullmatch(parts[0]):
+            if (average := _average_below(value, parts)) is not None:
+                raise InputError(
+                    f"{source}: {average!r} is an average that has no names: save its state dict by itself"
+                )
             continue
         if isinstance(value, Mapping):
             yield from _pieces(value, path + parts, source)
         elif isinstance(value, Tensor) and parts[-1] not in _COUNTERS:
-            yield path + parts, value
+            yield path + parts, value.detach()
         elif isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value):
             name = ".".join(path + parts)
             raise InputError(f"{source}: {name!r} is a list of tensors without names: save a state dict of the average")
 
 
+def _average_below(value: object, path: tuple[str, ...]) -> str | None:
+    """Whole key of an average that an optimizer or a callback keeps, if there is one."""
+    entries = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    )
+    for key, below in entries:
+        here = (*path, str(key))
+        if len(here) > _MAX_DEPTH:
+            return None
+        if _AVERAGE.fullmatch(str(key).casefold()) and _holds_tensors(below):
+            return ".".join(here)
+        if (found := _average_below(below, here)) is not None:
+            return found
+    return None
+
+
+def _holds_tensors(value: object) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    each = value if isinstance(value, list | tuple) else []
+    return any(isinstance(one, Tensor) and one.ndim > 0 for one in each)
+
+
+def _restore_points(groups: dict[str, dict[str, Tensor]]) -> None:
+    """Give an average whose names lost their points (LitEma of latent diffusion) those of the live network."""
+    whole = {name.replace(".", ""): name for name in groups.get("model", {})}
+    average = groups.get("ema", {})
+    first = next(iter(average), "")
+    # Its wrappers' names stand in front, without points, too.
+    for wrapper in sorted(first.removesuffix(name) for name in whole if first.endswith(name)):
+        names = {key: whole.get(key.removeprefix(wrapper)) for key in average}
+        if len(set(names.values()) - {None}) == len(average):
+            groups["ema"] = {name: average[key] for key, name in names.items() if name is not None}
+            return
+
+
 def _place(path: tuple[str, ...]) -> tuple[str, str]:
     """Group of a tensor and its name without wrappers."""
     parts, is_average = list(path), False
-    while len(parts) > 1 and (parts[0] in _WRAPPERS or _AVERAGE.fullmatch(parts[0])):
-        part = parts.pop(0)
+    while len(parts) > 1 and (parts[0].casefold() in _WRAPPERS or _AVERAGE.fullmatch(parts[0].casefold())):
+        part = parts.pop(0).casefold()
         is_average = part != _LIVE_COPY and (is_average or _AVERAGE.fullmatch(part) is not None)
         # A decay rate in a name, as `ema_0.9999`, was cut at its point.
         if is_average and len(parts) > 1 and parts[0].isdigit():

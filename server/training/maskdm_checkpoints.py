@@ -95,13 +95,14 @@ def _apart(groups: dict[str, dict[str, Tensor]]) -> tuple[dict[str, Tensor], dic
     """The schedule's tables, which all groups of a file must agree on, and the groups without them.
 
     Raises:
-        InputError: two groups with different tables, or none with weights.
+        InputError: tables that are no plain numbers, two groups with different ones, or none with weights.
     """
     names = maskdm_layouts.schedule_tables("linear", 1000).keys()
     tables: dict[str, Tensor] = {}
     for state in groups.values():
         for name in names & state.keys():
-            if not torch.equal(tables.setdefault(name, state[name]), state[name]):
+            table = maskdm_layouts.dense_numbers(name, state[name])
+            if not torch.equal(tables.setdefault(name, table), table):
                 raise InputError(f"key {name!r}: the live network and its average have different schedules: damaged")
     states = {group: {k: x for k, x in state.items() if k not in names} for group, state in groups.items()}
     states = {group: state for group, state in states.items() if state}

@@ -6,6 +6,7 @@ What is no image by its suffix is counted, what cannot be told apart is refused:
 import errno
 import hashlib
 import os
+import struct
 import threading
 import zipfile
 import zlib
@@ -29,7 +30,7 @@ SUFFIXES = frozenset(
 )
 _SHOWN_KINDS = 6
 _LOCAL_HEADER = b"PK\x03\x04"
-_END_RECORD_BYTES, _MANY_ENTRIES = 22, 0xFFFF
+_END_RECORD, _END_RECORD_BYTES, _IN_ZIP64 = b"PK\x05\x06", 22, 0xFFFF
 _BROKEN_LINK, _SPECIAL_FILE, _SEEN_FOLDER = "broken links", "special files", "folders met before"
 _NO_SUFFIX = "without suffix"
 
@@ -73,7 +74,8 @@ def list_images(path: Path) -> ImageSource:
     except OSError as error:
         raise InputError(f"images {path}: {error.strerror or error}: {error.filename or path}; cure it") from error
     if source is None:
-        raise InputError(f"images {path}: does not exist; give a folder of images or a zip of one")
+        what = "is neither folder nor file" if path.exists() else "does not exist"
+        raise InputError(f"images {path}: {what}; give a folder of images or a zip of one")
     if not source.names:
         others = f" ({ignored_text(source.ignored)})" if source.ignored else ""
         known = " ".join(sorted(SUFFIXES))
@@ -190,9 +192,10 @@ def _ambiguity(archive: zipfile.ZipFile, path: Path) -> str:
     members = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     with path.open("rb") as file:
         file.seek(-_END_RECORD_BYTES - len(archive.comment), os.SEEK_END)
-        counted = int.from_bytes(file.read(_END_RECORD_BYTES)[10:12], "little")
-        if counted not in (len(members), _MANY_ENTRIES):
-            return f"its end counts {counted} members, its directory has {len(members)}"
+        if problem := _doubt_of_end(file.read(_END_RECORD_BYTES), len(members)):
+            return problem
+        if members and members[0].header_offset < 0:
+            return "its beginning is missing"
         place = 0
         for start, end in [(one.header_offset, one.header_offset + _least_bytes(one)) for one in members] + [
             (archive.start_dir, archive.start_dir)
@@ -202,6 +205,18 @@ def _ambiguity(archive: zipfile.ZipFile, path: Path) -> str:
             if start > place and _LOCAL_HEADER in file.read(start - place):
                 return "it holds members that its directory does not list"
             place = max(place, end)
+    return ""
+
+
+def _doubt_of_end(record: bytes, num_members: int) -> str:
+    """What is wrong with an archive's end record; an empty text where nothing is."""
+    if not record.startswith(_END_RECORD):
+        return "it has bytes behind its end"
+    disk, first_disk, _, counted = struct.unpack("<4H", record[4:12])
+    if {disk, first_disk} - {0, _IN_ZIP64}:
+        return "it is one part of a split archive"
+    if counted not in (num_members, _IN_ZIP64):
+        return f"its end counts {counted} members, its directory has {num_members}"
     return ""
 
 

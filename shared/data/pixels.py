@@ -8,10 +8,11 @@ import functools
 import struct
 import zlib
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
 
 
 def register_heif() -> bool:
@@ -24,31 +25,20 @@ def register_heif() -> bool:
     return True
 
 
-DECODING_VERSION = 2
+DECODING_VERSION = 3
 HAS_HEIF = register_heif()
 """Whether `.heic` and `.heif` can be read: by the extra `heic`."""
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 # Everything Pillow raises on damaged or hostile files; its own error classes derive from these.
 _DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    SyntaxError,
-    EOFError,
-    OverflowError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
+    *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, SyntaxError, EOFError, OverflowError),
+    *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 _BYTE, _TWELVE_BITS, _TWO_BYTES = 255, 4095, 65535
 _USUAL_GAMMA = 1 / 2.2
-_BITS_PER_SAMPLE = 258  # TIFF tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANES = 258, 262, 284  # TIFF tags
+_WHITE_IS_ZERO, _APART = 0, 2
 
 
 class UnreadableImageError(ValueError):
@@ -74,11 +64,12 @@ def decode(data: bytes, size: int, crop: int = 0) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(BytesIO(data)) as opened:
+            _refuse_misread(opened, data)
             # JPEG can decode at a fraction of its size; twice the target leaves the antialiasing to the resize.
             if not crop:
                 opened.draft(None, (2 * size, 2 * size))
             upright = ImageOps.exif_transpose(opened)
-            picture = to_rgb(upright if upright is not None else opened)
+            picture = to_rgb(upright if upright is not None else opened, is_inverted=_is_inverted(opened))
             _refuse_lost_depth(opened, picture, data)
     except UnreadableImageError:
         raise
@@ -89,15 +80,6 @@ def decode(data: bytes, size: int, crop: int = 0) -> NDArray[np.uint8]:
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     square = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
-
-
-def shorter_side(data: bytes) -> int:
-    """Pixels of a picture's shorter side, from its header alone.
-
-    Raises:
-        UnreadableImageError: not an image.
-    """
-    return min(stored_size(data))
 
 
 def stored_size(data: bytes) -> tuple[int, int]:
@@ -120,22 +102,37 @@ def unreadable(error: BaseException) -> UnreadableImageError:
     return UnreadableImageError(f"{type(error).__name__}: {error}")
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
+def to_rgb(picture: Image.Image, *, is_inverted: bool = False) -> Image.Image:
     """Any mode to RGB in sRGB: palettes, CMYK and deep grey converted, profiles applied, alpha over black.
+
+    Args:
+        picture: upright.
+        is_inverted: whether the lowest value of deep grey is white.
 
     Raises:
         UnreadableImageError: a deep file whose range cannot be told.
     """
     info = picture.info
     if picture.mode in _DEEP_MODES:
-        picture = Image.fromarray(to_eight_bits(np.asarray(picture)))
+        picture = _deep_grey(picture, is_inverted)
     has_alpha = picture.mode in _ALPHA_MODES or "transparency" in info
     if picture.mode in ("P", "PA", "RGBa", "La") or (has_alpha and picture.mode != "LA"):
         picture = picture.convert("RGBA" if has_alpha else "RGB")
     alpha = picture.getchannel("A") if has_alpha else None
     colours = picture.convert("L" if picture.mode == "LA" else "RGB") if has_alpha else picture
-    colours = _to_srgb(colours, info.get("icc_profile"), info.get("gamma"))
+    # PNG's own word for sRGB stands above its gamma.
+    colours = _to_srgb(colours, info.get("icc_profile"), None if "srgb" in info else info.get("gamma"))
     return colours if alpha is None else Image.composite(colours, Image.new("RGB", colours.size), alpha)
+
+
+def _deep_grey(picture: Image.Image, is_inverted: bool) -> Image.Image:
+    """Mode L; LA where one of the deep values means transparent."""
+    values, hidden = np.asarray(picture), picture.info.get("transparency")
+    grey = Image.fromarray(to_eight_bits(values))
+    grey = ImageChops.invert(grey) if is_inverted else grey
+    if hidden is not None:
+        grey.putalpha(Image.fromarray(np.where(values == hidden, 0, _BYTE).astype(np.uint8)))
+    return grey
 
 
 def to_eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -199,16 +196,41 @@ def _gamma_table(gamma: float) -> list[int]:
     return [int(value) for value in np.rint(255 * srgb)]
 
 
+def _is_inverted(opened: Image.Image) -> bool:
+    """Whether white is the lowest value of deep grey, which Pillow turns round in files of 8 bits only."""
+    is_deep = opened.format == "TIFF" and opened.mode in _DEEP_MODES
+    return is_deep and opened.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
+
+
+def _refuse_misread(opened: Image.Image, data: bytes) -> None:
+    """Refuse what Pillow would read as another picture than the file holds.
+
+    Raises:
+        UnreadableImageError: deep colours in separate planes or with a transparent one, or a palette without colours.
+    """
+    if opened.format == "PNG" and opened.mode == "P" and b"PLTE" not in data:
+        raise UnreadableImageError("a palette picture without its palette: save it again")
+    if not _has_deep_colours(opened, data):
+        return
+    if opened.format == "TIFF" and opened.tag_v2.get(_PLANES) == _APART:  # type: ignore[attr-defined]
+        raise UnreadableImageError("16 bits per channel in separate planes: save it with 8 bits, or interleaved")
+    if "transparency" in opened.info:
+        raise UnreadableImageError("16 bits per channel and a transparent colour: save it with 8 bits")
+
+
 def _refuse_lost_depth(opened: Image.Image, picture: Image.Image, data: bytes) -> None:
     """Refuse colour files with deep samples of which Pillow's high bytes leave next to nothing.
 
     Raises:
         UnreadableImageError: 16 bits per channel hold 8 or 12.
     """
-    if opened.mode in _DEEP_MODES or _bits(opened, data) <= 8:
-        return
-    if max(high for _, high in picture.getextrema()) <= _TWELVE_BITS >> 8:  # type: ignore[misc]  # one pair per channel
+    extrema: Any = picture.getextrema()  # one pair per channel
+    if _has_deep_colours(opened, data) and max(high for _, high in extrema) <= _TWELVE_BITS >> 8:
         raise UnreadableImageError("16 bits per channel hold 12 or fewer, which shows black: save it with 8 bits")
+
+
+def _has_deep_colours(opened: Image.Image, data: bytes) -> bool:
+    return opened.mode not in _DEEP_MODES and _bits(opened, data) > 8
 
 
 def _bits(opened: Image.Image, data: bytes) -> int:

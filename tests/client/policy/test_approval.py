@@ -1,11 +1,13 @@
 """What the operator has approved, and what waits."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from client.policy import approval
-from client.policy.approval import approve, keep_pending, pending, read_approved, revoke
+from client.policy.approval import Kind, approve, keep_pending, pending, read_approved, require_approved, revoke
+from client.policy.refusals import RefusedError
 from client.settings import Home
 from shared.errors import InputError
 from shared.experiment.config import load_experiment
@@ -37,6 +39,24 @@ def test_approval_can_be_taken_back(tmp_path: Path):
     assert revoke(home, A)
     assert not revoke(home, A)
     assert read_approved(home).code == frozenset()
+    approve(home, "code", B)
+    for part in ("", B[:10], "code"):
+        assert not revoke(home, part)
+    assert read_approved(home).code == {B}, "a part of a digest takes nothing back"
+
+
+def test_approval_of_one_kind_is_none_of_another(make_site):
+    home, settings = make_site(experiments="approved")
+    kinds: tuple[Kind, ...] = ("experiment", "projection", "reference")
+    for number, kind in enumerate(kinds):
+        approve(home, kind, str(number) * 64)
+    for number in range(3):
+        for kind in kinds:
+            if kind == kinds[number]:
+                require_approved(home, settings, kind, str(number) * 64)
+            else:
+                with pytest.raises(RefusedError, match=f"has not approved the {kind} {number}"):
+                    require_approved(home, settings, kind, str(number) * 64)
 
 
 @pytest.mark.parametrize("digest", ["", "a" * 63, "g" * 64, "A" * 64, "a" * 64 + "\ncode " + "b" * 64])
@@ -70,4 +90,7 @@ def test_waiting_experiments_cannot_fill_the_disk(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(approval, "MOST_PENDING", 3)
     for seed in range(6):
         keep_pending(Home(tmp_path), experiment(train={"seed": seed}), "trial")
-    assert len(pending(Home(tmp_path))) == 3
+        path = approval.pending_file(Home(tmp_path), experiment_digest(experiment(train={"seed": seed})))
+        os.utime(path, (seed, seed))
+    kept = [load_experiment(path).train.seed for path in pending(Home(tmp_path))]
+    assert kept == [5, 4, 3], "the newest stay, newest first"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from client.data.dataset import open_dataset
-from client.policy.budget import own_unit, reserve, told_fields, told_total
+from client.policy.budget import budget_refusal, own_unit, reserve, told_fields, told_total
 from client.policy.refusals import RefusedError
 from client.records.ledger import open_ledger
 from client.records.spending import Charge, Total
@@ -57,6 +57,34 @@ def test_a_cap_that_own_requests_pass_is_named(make_site):
         with pytest.raises(RefusedError, match=r"would be 11.000, the cap is 10") as refused:
             reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint), settings.policy, steps)
         assert refused.value.code == "budget_exceeded"
+
+
+def test_offer_says_what_the_charge_would_meet(make_site):
+    home, settings = make_site()
+    data = open_dataset(home, 16)
+    asked = charge(data.dataset_id, fingerprint=data.fingerprint, steps=4)
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        ledger.register("older", [data.dataset_id], "f")
+        reserve(ledger, charge("stranger", steps=9), settings.policy, steps)
+        assert budget_refusal(ledger, asked, settings.policy, steps) is None, "nothing is shared with a stranger"
+        reserve(ledger, charge("older", steps=6), settings.policy, steps)
+        assert budget_refusal(ledger, asked, settings.policy, steps) is None, "6 + 4 are within the cap of 10"
+        one_more = asked.model_copy(update={"steps": 5})
+        refusal = budget_refusal(ledger, one_more, settings.policy, steps)
+        assert refusal is not None and (refusal.code, "11.000" in refusal.note) == ("policy", True)
+        own = budget_refusal(ledger, asked.model_copy(update={"steps": 11}), settings.policy, steps)
+        assert own is not None and own.code == "budget_exceeded"
+        free = asked.model_copy(update={"mechanism": "none", "steps": 99})
+        assert budget_refusal(ledger, free, settings.policy, steps) is None, "no cap bounds training without DP"
+
+
+def test_charges_are_counted_at_the_sites_delta(make_site):
+    home, settings = make_site()
+    policy, seen = settings.policy.model_copy(update={"delta": 3e-7}), set()
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        reserve(ledger, charge("x"), policy, lambda _, delta: seen.add(delta) or 1.0)
+        told_total(ledger, policy, lambda _, delta: seen.add(delta) or 1.0)
+    assert seen == {3e-7}
 
 
 def test_epsilon_is_never_negative_and_infinity_is_unbounded(make_site):

@@ -36,9 +36,10 @@ def test_questions_of_a_kind_and_run_are_taken_in_the_order_in_which_they_were_a
     with pytest.raises(ReplayError, match="a newer train request of run run"):
         check_fresh(file, asked(10))
     check_fresh(file, asked(9, run="other"))
-    check_fresh(file, asked(9, purpose="audit"))
-    with pytest.raises(ReplayError, match="the same audit request"):
-        check_fresh(file, asked(9, purpose="audit"))
+    for purpose in ("audit", "statistics", "offer"):
+        check_fresh(file, asked(9, purpose=purpose))
+        with pytest.raises(ReplayError, match=f"the same {purpose} request"):
+            check_fresh(file, asked(9, purpose=purpose))
 
 
 def test_only_questions_that_still_stand_are_remembered(file, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from client.limits import Ranges
 from client.policy.charges import charge_for, released_count, released_scalars
-from client.policy.rules import Facts, review
+from client.policy.rules import Facts, experiment_refusals, review
 from client.settings import SitePolicy
 from shared.experiment.config import Experiment
 from shared.messages.agreement.plan import plan_digest
@@ -67,6 +67,7 @@ def test_unit_must_be_the_sites():
     person = experiment(privacy={**DP, "unit": "person"})
     assert decide(person, unit="person") == "accepted"
     assert decide(person, unit="person", facts={"own_unit": "image"}) == "unit_mismatch"
+    assert decide(person, unit="image", facts={"own_unit": "person"}) == "unit_mismatch", "an earlier policy's unit"
 
 
 def test_persons_must_be_known_for_person_level_privacy():
@@ -169,6 +170,8 @@ def test_charge_holds_the_plans_constants():
     assert (charge.noise_multiplier, charge.sample_rate, charge.steps) == (1.0, 0.2, 2)
     plain = charge_for(header(PLAIN), "d", "f", "r")
     assert (plain.mechanism, plain.steps) == ("none", 2)
+    person = charge_for(header(experiment(privacy={**DP, "unit": "person"})), "d", "f", "r")
+    assert (charge.unit, person.unit) == ("image", "person")
 
 
 @pytest.mark.parametrize(
@@ -202,6 +205,18 @@ def test_the_images_of_a_round_are_bounded_together():
 
 def test_a_model_larger_than_the_site_allows_is_refused():
     assert decide(ranges=Ranges(parameters=(1, 1))) == "out_of_range"
+    frozen = Manifest(tensors=(TensorSpec(name="frozen", shape=(3,)),))
+    some = header(experiment(privacy=DP, federation={"trainable": ("w",)}), base_manifest=frozen)
+    assert decide(head=some, ranges=Ranges(parameters=(1, 5))) == "accepted"
+    assert decide(head=some, ranges=Ranges(parameters=(1, 4))) == "out_of_range", "frozen tensors take room, too"
+
+
+def test_an_experiment_is_judged_before_anybody_asks_for_it():
+    known = Facts(num_images=10, has_persons=True, image_size=SIZE, approved_experiments=frozenset())
+    for bad, code in (({"draws": 100_000}, "out_of_range"), ({"noise_multiplier": 0.6}, "noise_too_small")):
+        policy = SitePolicy(**{**OPEN_POLICY, "min_noise_multiplier": 1.0})
+        found = experiment_refusals(experiment(privacy={**DP, **bad}), policy, known)
+        assert [each.code for each in found] == [code]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
-from opacus.accountants.analysis.prv import PoissonSubsampledGaussianPRV, compute_safe_domain_size
+from opacus.accountants.analysis.prv import Domain, PoissonSubsampledGaussianPRV, compute_safe_domain_size
+from scipy.integrate import quad
+from scipy.stats import norm
 
 from client.privacy import accounting
 from client.privacy.accounting import epsilon, safe_reach
@@ -52,4 +55,27 @@ def test_epsilon_at_the_edges():
     assert epsilon([], 1e-5) == 0
     assert epsilon([Spending(1.0, 0.1, 0)], 1e-5) == 0
     assert epsilon([Spending(0.0, 0.1, 1)], 1e-5) == math.inf
+    assert epsilon([Spending(1.0, 0.1, 1), Spending(0.0, 0.1, 1)], 1e-5) == math.inf, "one step without noise is enough"
     assert 0 < epsilon([Spending(5.0, 1.0, 1)], 1e-5) < 2, "the plain Gaussian mechanism"
+
+
+def test_the_grid_holds_the_whole_distribution_of_a_step_with_its_tails():
+    prv, domain = PoissonSubsampledGaussianPRV(0.02, 1.0), Domain.create_aligned(-20.0, 20.0, 1e-3)
+    pmf, shift = accounting._discretized(prv, domain)
+    edges = np.linspace(domain.t_min - domain.dt / 2, domain.t_max + domain.dt / 2, domain.size + 1)
+    with np.errstate(all="ignore"):
+        cdf = np.nan_to_num(prv.cdf(edges))
+    assert np.abs(pmf - np.diff(cdf) / (cdf[-1] - cdf[0])).max() < 1e-16
+    assert abs(shift) < domain.dt / 2
+
+
+def test_the_mean_of_the_loss_of_many_steps_is_that_of_one_times_their_number():
+    sigma, rate, steps = 1.0, 0.2, 400
+
+    def weighted(x: float) -> float:
+        density = (1 - rate) * norm.pdf(x, 0, sigma) + rate * norm.pdf(x, 1, sigma)
+        return float(density * math.log(1 - rate + rate * math.exp((2 * x - 1) / (2 * sigma**2))))
+
+    loss = accounting._privacy_loss([Spending(sigma, rate, steps)], 1.0, 1e-8)
+    mean = float(np.dot(loss.domain.ts, loss.pmf))
+    assert mean == pytest.approx(steps * quad(weighted, -12, 13, epsabs=1e-13)[0], abs=1e-6)

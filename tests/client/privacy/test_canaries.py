@@ -100,5 +100,19 @@ def test_confidence_is_that_of_clopper_and_pearson():
 def test_a_promise_is_judged_by_the_binomial_tail_of_its_epsilon(correct: int, promised: float):
     expected = binom.sf(correct - 1, CANARIES, 1 / (1 + math.exp(-promised)))
     assert canaries.promise_p_value(correct, promised, 0.0) == pytest.approx(expected, rel=1e-9)
-    # Delta forgives some guesses more.
-    assert expected <= canaries.promise_p_value(correct, promised, 1e-5) <= 1
+    # Delta forgives some guesses more: theorem 5.2, term by term.
+    law = binom(CANARIES, 1 / (1 + math.exp(-promised)))
+    alpha = max((law.cdf(correct - 1) - law.cdf(correct - 1 - i)) / i for i in range(1, correct + 1))
+    forgiven = canaries.promise_p_value(correct, promised, 1e-5)
+    assert forgiven == pytest.approx(expected + 2 * CANARIES * 1e-5 * alpha, rel=1e-9) and forgiven <= 1
+
+
+@pytest.mark.parametrize(("noise", "promise", "is_sound"), [(1, 1, True), (1e-4, 1, False), (1, 1e-4, False)])
+def test_a_training_is_sound_when_neither_noise_nor_promise_is_refuted(noise: float, promise: float, is_sound: bool):
+    found = canaries.CanaryResult(0.0, CANARIES, 500, 1.0, noise, promise)
+    assert found.is_sound is is_sound
+
+
+def test_canaries_train_for_all_rounds_of_a_plan():
+    plan = canaries.canary_plan(experiment(steps=7, rounds=5))
+    assert plan.federation.local_steps == 35

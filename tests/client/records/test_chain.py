@@ -61,6 +61,27 @@ def test_missing_moved_or_repeated_lines_are_noticed(path: Path, order: list[int
         parse_chain(b"".join(lines[index] for index in order), "x")
 
 
+def test_line_of_another_chain_is_noticed(path: Path, tmp_path: Path):
+    with open_chain(tmp_path / "other.jsonl", wait=False) as other:
+        for number in range(3):
+            other.append("event", number=number + 10)
+    lines, others = (each.read_bytes().splitlines(keepends=True) for each in (path, tmp_path / "other.jsonl"))
+    with pytest.raises(ChainError, match="line 2 does not follow"):
+        parse_chain(lines[0] + others[1] + others[2], "x")
+
+
+def test_entry_is_forced_to_disk_before_append_returns(path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls: list[tuple[str, int]] = []
+    write, fsync = os.write, os.fsync
+    monkeypatch.setattr(os, "write", lambda file, data: calls.append(("write", file)) or write(file, data))
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append(("fsync", file)) or fsync(file))
+    with open_chain(path, wait=False) as opened:
+        calls.clear()
+        opened.append("event", number=3)
+        (first, file), *_, last = calls
+    assert (first, last) == ("write", ("fsync", file))
+
+
 @pytest.mark.parametrize("cut", [1, 10, 100])
 def test_torn_last_line_is_set_aside_and_recorded(path: Path, cut: int):
     with open_chain(path, wait=False) as opened:

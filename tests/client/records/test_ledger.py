@@ -9,7 +9,9 @@ from unittest import mock
 import pytest
 
 from client.records import chain
-from client.records.chain import BusyError, ChainError
+from client.records.chain import BusyError, ChainError, Entry
+from client.records.data_registry import DataRegistry, Identity, Records, registry_folder
+from client.records.history import History
 from client.records.ledger import BudgetError, Ledger, OutdatedDataError, UnitError, open_ledger, read_ledger
 from client.records.spending import Charge, Spending
 from shared.errors import InputError
@@ -136,9 +138,10 @@ def test_plan_and_rounds_of_a_run_are_remembered(path: Path, head: Path):
         spend(ledger, plan_digest="first")
         spend(ledger, plan_digest="second", commit=False)
         spend(ledger, run="other")
+        spend(ledger, plan_digest="of a question", task="statistics")
         assert ledger.plan_of("run") == "first"
         assert ledger.num_committed("run") == 1
-        assert ledger.num_since(dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)) == 3
+        assert ledger.num_since(dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)) == 4
         assert ledger.num_since(dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)) == 0
 
 
@@ -215,15 +218,112 @@ def test_reserve_counts_its_own_charge_as_open(path: Path, head: Path):
     assert (total.num_charges, total.num_uncommitted) == (3, 2)
 
 
+@pytest.mark.parametrize("mechanism", ["dp-sgd", "gaussian"])
+def test_cap_holds_for_every_private_mechanism(path: Path, head: Path, mechanism: str):
+    with open_ledger(path, head) as ledger:
+        assert spend(ledger, cap=2.0, mechanism=mechanism) == 2.0
+        with pytest.raises(BudgetError):
+            spend(ledger, cap=3.9, mechanism=mechanism)
+
+
+def test_question_about_a_run_is_no_round_of_it(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        spend(ledger, plan_digest="question", task="statistics")
+        assert ledger.plan_of("run") is None and ledger.num_committed("run") == 0
+        spend(ledger, plan_digest="plan")
+        assert ledger.plan_of("run") == "plan" and ledger.num_committed("run") == 1
+
+
 def test_only_the_newest_generation_of_a_data_set_is_charged(path: Path, head: Path):
     with open_ledger(path, head) as ledger:
         for fingerprint in ("one", "two", "one"):
             ledger.register("a", [], fingerprint)
+        ledger.register("b", [], "two")
         entries = len(ledger.entries)
         with pytest.raises(OutdatedDataError):
             spend(ledger, fingerprint="two")
         assert len(ledger.entries) == entries
         assert spend(ledger, fingerprint="one") == 2.0
+
+
+def test_registration_is_that_of_the_newest_scan(path: Path, head: Path):
+    with open_ledger(path, head) as ledger:
+        for fingerprint in ("one", "two"):
+            ledger.register("a", [], fingerprint)
+        newest = ledger.registration("a")
+        assert newest is not None and newest["fingerprint"] == "two"
+        assert spend(ledger, fingerprint="two") == 2.0
+
+
+@pytest.mark.parametrize("is_charged", [False, True])
+def test_lost_head_matters_from_the_first_reservation_on(path: Path, head: Path, is_charged: bool):
+    with open_ledger(path, head) as ledger:
+        if is_charged:
+            spend(ledger, commit=False)
+        else:
+            for name in "abc":
+                ledger.register(name, [], "f")
+    head.unlink()
+    if is_charged:
+        with pytest.raises(ChainError, match="--adopt"), open_ledger(path, head):
+            pass
+    else:
+        with open_ledger(path, head) as ledger:
+            assert len(ledger.entries) == 4
+
+
+ONE, TWO, STRANGER = "1" * 32, "2" * 32, "3" * 32
+
+
+@pytest.fixture
+def homes(tmp_path: Path) -> dict[str, tuple[Path, Path]]:
+    """Three sites of one machine; the first two share records."""
+    registry = DataRegistry(registry_folder())
+    registry.prepare()
+    places = {}
+    for dataset_id, linked in ((ONE, ()), (TWO, (ONE,)), (STRANGER, ())):
+        place = tmp_path / dataset_id[:1]
+        places[dataset_id] = place / "ledger.jsonl", tmp_path / f"{place.name}.head"
+        with open_ledger(*places[dataset_id]) as ledger:
+            ledger.register(dataset_id, list(linked), "f")
+            ledger_id = str(ledger.ledger_id)
+        identity = Identity(
+            dataset_id=dataset_id, ledger_id=ledger_id, home=str(place), key_id="k", fingerprint="f", linked=linked
+        )
+        registry.publish(identity, Records(key_id="k", records={}))
+    return places
+
+
+def spent(homes: dict[str, tuple[Path, Path]], dataset_id: str) -> float:
+    with open_ledger(*homes[dataset_id]) as ledger:
+        return ledger.total(dataset_id, 1e-5, epsilon_of).epsilon
+
+
+def test_homes_of_one_machine_count_what_any_of_them_has_spent_on_shared_records(homes: dict[str, tuple[Path, Path]]):
+    with open_ledger(*homes[ONE]) as ledger:
+        spend(ledger, dataset_id=ONE, steps=2)
+    assert spent(homes, TWO) == 2.0, "seen as soon as the ledger is opened"
+    with open_ledger(*homes[TWO]) as ledger:
+        assert spend(ledger, dataset_id=TWO, steps=3) == 5.0
+        assert spend(ledger, dataset_id=TWO, steps=4) == 9.0
+    with open_ledger(*homes[ONE]) as ledger:
+        assert ledger.linked(ONE) == {ONE, TWO}, "the other home has found the link"
+        assert ledger.total(ONE, 1e-5, epsilon_of).epsilon == 9.0
+        with pytest.raises(BudgetError):
+            spend(ledger, cap=9.9, dataset_id=ONE, steps=1)
+
+
+def test_home_takes_over_each_charge_once_and_nothing_of_strangers(homes: dict[str, tuple[Path, Path]]):
+    for dataset_id, places in homes.items():
+        with open_ledger(*places) as ledger:
+            spend(ledger, dataset_id=dataset_id)
+    assert [spent(homes, each) for each in (ONE, TWO, STRANGER)] == [4.0, 4.0, 2.0]
+    for dataset_id, others in ((ONE, 1), (TWO, 1), (STRANGER, 0)):
+        with open_ledger(*homes[dataset_id]) as ledger:
+            size = len(ledger.entries)
+            assert len(ledger.inherited) == others
+        with open_ledger(*homes[dataset_id]) as ledger:
+            assert len(ledger.entries) == size, "nothing new, nothing written"
 
 
 @pytest.mark.parametrize("damage", ["missing", "garbled"])
@@ -311,6 +411,15 @@ def test_accepted_clock_forgets_nothing_and_counts_what_was_ahead_for_a_day(
         assert ledger.is_clock_behind(now), "a wrong clock once more is noticed once more"
     with open_ledger(path, head) as ledger:
         assert ledger.total("a", 1e-5, epsilon_of).epsilon == 6.0
+
+
+def test_clock_that_was_accepted_ahead_and_then_set_right_is_accepted_again():
+    start = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    days = ((0, "open"), (900, "reserve"), (300, "clock"), (1, "clock"), (2, "reserve"))
+    entries = [Entry(number, start + dt.timedelta(days=day), kind, {}, "") for number, (day, kind) in enumerate(days)]
+    history = History(entries)
+    assert [(time - start).days for time in history.times] == [0, 1, 1, 1, 2]
+    assert not history.is_clock_behind(start + dt.timedelta(days=2))
 
 
 @pytest.mark.parametrize("name", ["head.json", "kept/elsewhere/head.json"])

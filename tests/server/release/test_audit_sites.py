@@ -272,6 +272,8 @@ def test_verdict_files_are_all_taken_or_none(run, tmp_path):
 
 
 def test_the_question_names_whom_it_asks(run, plan, tmp_path, outcome, monkeypatch):
+    # The checkpoint of this later round is not there yet: who took part in it is not in the audited weights.
+    RunLog(run.metrics).write("round", round=2, asked=[{"site": "site7"}], answered=[{"site": "site7"}])
     ask(run, plan, [make_site(tmp_path, 0), make_site(tmp_path, 1)], monkeypatch)
     (file,) = run.path.parent.glob(f"audit-*/{AUDIT_FILE}")
     assert json.loads(file.read_text())["sites"] == ["site0", "site1"]

@@ -209,7 +209,9 @@ def test_verdict_files_of_sites_are_taken_into_the_run(tmp_path):
     (kept,) = add_verdicts(run.path, [file])
     assert kept.parent == run.path / "audits"
     assert [each["site"] for each in gather(run.round_checkpoint(1)).audits] == ["north"]
-    for content in ("nonsense", "{}", json.dumps(verdict("../../x", "membership", digest))):
+    elsewhere = {**verdict("north", "membership", digest), "checkpoint_digest": "../" * 20 + "abcd"}
+    strangers = [json.dumps(each) for each in (verdict("../../x", "membership", digest), elsewhere)]
+    for content in ("nonsense", "{}", *strangers):
         file.write_text(content)
         with pytest.raises(InputError, match="not an audit verdict"):
             add_verdicts(run.path, [file])
@@ -305,9 +307,22 @@ def test_constants_of_dp_and_the_source_of_the_start_stand_in_the_card(tmp_path)
     assert "Client-level DP at the coordinator: noise multiplier 0.9, updates clipped to 3.5" in card
     assert f"objective msm on 600 public images (celeba), 4,000 steps of 32 images, checkpoint `{saved.digest}`" in card
     assert "/home/" not in card
+    # Another checkpoint lies there now: its facts are not those of the start.
+    save_checkpoint(tmp_path / "start", {"ema": OTHER_WEIGHTS}, {"experiment": start, "step": 9, "provenance": facts})
+    card = (release(run.path, tmp_path / "replaced", override="x") / "MODEL_CARD.md").read_text()
+    assert f"- Started from: checkpoint `{saved.digest}`." in card
     (tmp_path / "start" / "meta.json").unlink()
     card = (release(run.path, tmp_path / "later", override="x") / "MODEL_CARD.md").read_text()
     assert f"- Started from: checkpoint `{saved.digest}`." in card
+
+
+@pytest.mark.parametrize("passed", [None, 0, ""])
+def test_only_an_audit_that_says_it_passed_has_passed(tmp_path, passed):
+    run, digest = finish(tmp_path / "run")
+    measure(run, digest)
+    audited(run, digest, passed=passed)
+    with pytest.raises(InputError, match="memorisation audit of south failed"):
+        release(run.path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("value", ["0.9", float("nan"), None])

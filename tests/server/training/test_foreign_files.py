@@ -25,6 +25,9 @@ def groups(tmp_path, tree):
         "_orig_mod.module.model.norm.weight",
         "_forward_module.net.norm.weight",
         "nnet.norm.weight",
+        "module._fsdp_wrapped_module.norm.weight",
+        "_checkpoint_wrapped_module.norm.weight",
+        "Model.Net.norm.weight",
     ],
 )
 @pytest.mark.parametrize("nest", [(), ("state_dict",), ("model",), ("model_state_dict", "net")])
@@ -51,6 +54,9 @@ def test_wrappers_fall_away_in_any_nesting(tmp_path, key, nest):
         {"params_ema": {"norm.weight": MEAN}},
         {"swa_model": {"norm.weight": MEAN}},
         {"module.ema.norm.weight": MEAN},
+        {"EMA": {"norm.weight": MEAN}},
+        {"model_ema.normweight": MEAN, "model_ema.decay": torch.tensor(0.99)},
+        {"model_ema.diffusion_modelnormweight": MEAN, "model_ema.num_updates": torch.tensor(3)},
     ],
 )
 def test_no_average_that_is_there_is_ignored(tmp_path, average):
@@ -68,6 +74,25 @@ def test_two_different_averages_are_refused_and_equal_ones_are_one(tmp_path):
 def test_averages_without_names_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"'ema\.shadow_params' is a list of tensors without names"):
         groups(tmp_path, {"model": {"norm.weight": LIVE}, "ema": {"shadow_params": [LIVE, MEAN]}})
+
+
+@pytest.mark.parametrize(
+    ("hidden", "place"),
+    [
+        ({"optimizer": {"ema": [LIVE, MEAN]}}, "optimizer.ema"),
+        ({"optimizer_states": [{"state": {0: {}}, "ema": [MEAN]}]}, "optimizer_states.0.ema"),
+        ({"callbacks": {"EMA": {"norm.weight": MEAN}}}, "callbacks.EMA"),
+    ],
+)
+def test_an_average_that_optimizer_or_callback_keeps_is_not_passed_over(tmp_path, hidden, place):
+    with pytest.raises(InputError, match=f"'{place}' is an average that has no names"):
+        groups(tmp_path, {"model": {"norm.weight": LIVE}, **hidden})
+
+
+def test_weights_that_still_ask_for_gradients_are_taken(tmp_path):
+    torch.save({"norm.weight": torch.nn.Parameter(LIVE.clone())}, tmp_path / "file.pt")
+    found = read_foreign(tmp_path / "file.pt").groups["model"]["norm.weight"]
+    assert torch.equal(found, LIVE) and not found.requires_grad
 
 
 @pytest.mark.parametrize(

@@ -161,15 +161,16 @@ def test_what_contradicts_the_tables_is_refused(tmp_path, maskdm):
     refused(lambda _: None, "the linear schedule, not cosine", schedule="cosine")
     refused(lambda _: None, "leaves 0.36 of the signal", timesteps=100)
     refused(lambda state: state["model"].update(betas=torch.full((1000,), 0.01)), "have different schedules")
-    other = schedule_tables("cosine", 1000)["alphas_cumprod"]
+    for name in ("alphas_cumprod", "sqrt_alphas_cumprod", "posterior_mean_coef1"):
+        other = schedule_tables("cosine", 1000)[name]
 
-    def both(state):
-        return (
-            state["model"].update(alphas_cumprod=other),
-            state["ema"].update({"ema_model.alphas_cumprod": other}),
-        )
+        def both(state, name=name, other=other):
+            state["model"].update({name: other})
+            state["ema"].update({f"ema_model.{name}": other})
 
-    refused(both, "'alphas_cumprod' contradicts 'betas'")
+        refused(both, f"'{name}' contradicts 'betas'")
+    for bad, words in ((lambda betas: betas.to_sparse(), "is sparse"), (lambda betas: betas / 0, "not finite")):
+        refused(lambda state, bad=bad: state["model"].update(betas=bad(state["model"]["betas"])), f"'betas' .*{words}")
     refused(lambda state: state.update(step=-5), "step is -5, which no training counts")
 
 

@@ -184,6 +184,19 @@ def one_unlisted(data):
     return data[:first] + data[second:end] + record
 
 
+def with_bytes_behind(data):
+    return data + b"junk" * 9
+
+
+def last_half(data):
+    return data[len(data) // 2 - 8 :]
+
+
+def part_of_a_split_one(data):
+    end = data.rindex(b"PK\5\6")
+    return data[: end + 4] + b"\1\0\1\0" + data[end + 8 :]
+
+
 def encrypted(data):
     data = bytearray(data)
     data[data.index(b"PK\3\4") + 6] |= 1
@@ -199,6 +212,9 @@ def encrypted(data):
         (two_in_a_row, "members that its directory does not list"),
         (one_unlisted, "members that its directory does not list"),
         (fewer_than_its_end_counts, "its end counts 9 members, its directory has 2"),
+        (with_bytes_behind, "bytes behind its end"),
+        (last_half, "its beginning is missing"),
+        (part_of_a_split_one, "one part of a split archive"),
         (encrypted, "is encrypted"),
     ],
 )

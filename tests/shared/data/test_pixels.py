@@ -110,8 +110,7 @@ def test_a_profile_that_is_damaged_or_of_other_channels_is_ignored_as_viewers_do
 
 
 def with_gamma(png, gamma):
-    body = b"gAMA" + struct.pack(">I", round(gamma * 100_000))
-    return png[:33] + struct.pack(">I", 4) + body + struct.pack(">I", zlib.crc32(body)) + png[33:]
+    return png[:33] + chunk(b"gAMA", struct.pack(">I", round(gamma * 100_000))) + png[33:]
 
 
 def test_linear_png_is_brightened_by_its_gamma_and_the_usual_one_changes_nothing():
@@ -119,6 +118,14 @@ def test_linear_png_is_brightened_by_its_gamma_and_the_usual_one_changes_nothing
     pixels = np.asarray(picture).transpose(2, 0, 1)
     assert np.abs(decode(with_gamma(encode(picture), 1.0), 8) - srgb_of(pixels / 255)).max() <= 0.5
     assert np.array_equal(decode(with_gamma(encode(picture), 0.45455), 8), pixels)
+    # PNG, 11.3.2.5: the chunk sRGB stands above the gamma.
+    assert np.array_equal(
+        decode(
+            raw_png(np.asarray(picture), 2, chunk(b"sRGB", b"\0"), chunk(b"gAMA", struct.pack(">I", 100_000)), bits=8),
+            8,
+        ),
+        pixels,
+    )
 
 
 BYTES = RNG.integers(0, 256, (8, 8))
@@ -163,16 +170,71 @@ def test_deep_files_without_a_known_range_are_refused_with_the_reason(values, wo
         to_eight_bits(np.zeros((0, 3)))
 
 
-def deep_rgb_png(values_HWC):
-    """PNG with 16 bits per channel, which Pillow reads and does not write."""
+def chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    height, width, _ = values_HWC.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values_HWC)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+def raw_png(values, colour_type, *chunks, bits=16):
+    """PNG as Pillow does not write it: 16 bits per channel, or with chunks of one's own before the pixels."""
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(f">u{bits // 8}").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), *chunks, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def deep_rgb_png(values_HWC, *chunks):
+    return raw_png(values_HWC, 2, *chunks)
+
+
+def test_one_deep_grey_that_means_transparent_is_laid_over_black():
+    values = RNG.integers(1, 2**16, (8, 8))
+    values[2, 3] = values[4, 5] = 0xBEEF
+    expected = np.where(values == 0xBEEF, 0, values >> 8)
+    found = decode(raw_png(values, 0, chunk(b"tRNS", struct.pack(">H", 0xBEEF))), 8)
+    assert np.array_equal(found, np.broadcast_to(expected, (3, 8, 8)))
+
+
+def tiff_tag(data, tag, value):
+    """The same little-endian TIFF with another value of a short tag that it has."""
+    start = data.index(struct.pack("<HHI", tag, 3, 1))
+    return data[: start + 8] + struct.pack("<I", value) + data[start + 12 :]
+
+
+def test_deep_grey_whose_zero_is_white_is_turned_round():
+    values = RNG.integers(0, 2**16, (8, 8)).astype(np.uint16)
+    found = decode(tiff_tag(encode(Image.fromarray(values), "TIFF"), 262, 0), 8)
+    assert np.array_equal(found, np.broadcast_to(65535 - values >> 8, (3, 8, 8)))
+
+
+def test_what_pillow_would_read_as_another_picture_is_refused():
+    values = RNG.integers(0, 2**16, (8, 8, 3))
+    with pytest.raises(UnreadableImageError, match="transparent colour"):
+        decode(deep_rgb_png(values, chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))), 8)
+    with pytest.raises(UnreadableImageError, match="without its palette"):
+        decode(raw_png(BYTES, 3, bits=8), 8)
+    assert decode(raw_png(BYTES, 3, chunk(b"PLTE", bytes(range(256)) * 3), bits=8), 8).any()
+
+
+def test_deep_planes_are_refused_and_shallow_ones_read():
+    pixels = np.asarray(noise(8, 8))
+    for bits, store in ((8, "u1"), (16, "<u2")):
+        planes = np.ascontiguousarray(pixels.transpose(2, 0, 1).astype(store) * (257 if bits == 16 else 1)).tobytes()
+        size = len(planes) // 3
+        long = [(258, 3, [bits] * 3), (273, 4, [8, 8 + size, 8 + 2 * size]), (279, 4, [size] * 3)]
+        short = [(256, 8), (257, 8), (259, 1), (262, 2), (277, 3), (278, 8), (284, 2)]
+        place, extra, tags = 8 + len(planes), b"", []
+        for tag, kind, values in long:
+            tags.append(struct.pack("<HHII", tag, kind, 3, place + 2 + 12 * 10 + 4 + len(extra)))
+            extra += struct.pack("<3H" if kind == 3 else "<3I", *values)
+        tags += [struct.pack("<HHII", tag, 3, 1, value) for tag, value in short]
+        table = struct.pack("<H", 10) + b"".join(sorted(tags, key=lambda each: each[:2][::-1])) + bytes(4)
+        data = b"II*\0" + struct.pack("<I", place) + planes + table + extra
+        if bits == 8:
+            assert np.array_equal(decode(data, 8), pixels.transpose(2, 0, 1))
+        else:
+            with pytest.raises(UnreadableImageError, match="separate planes"):
+                decode(data, 8)
 
 
 def test_deep_colours_are_cut_to_their_high_bytes_but_never_to_black():
@@ -252,9 +314,6 @@ def test_large_jpeg_at_a_fraction_of_its_size_looks_the_same():
 
 
 def huge_png():
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 

@@ -1,0 +1,55 @@
+"""When a round ends before all have answered, and what is kept of its end."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from server.federation.rounds.request import CLOSING_FILE, Closings, _End
+from tests.server.fake_federation import make_experiment
+
+CENTRAL = {"central_noise_multiplier": 0.7, "max_update_norm": 3.0, "update_norm_action": "clip", "sites_per_round": 3}
+
+
+def tally(answered, possible):
+    return SimpleNamespace(in_state=lambda _: [None] * answered, can_reach=lambda needed: possible >= needed)
+
+
+def make_end(*, is_repeated=False, **federation):
+    return _End(make_experiment(**federation).federation, 100.0, is_repeated)
+
+
+def test_the_deadline_ends_every_round():
+    for settings in ({}, CENTRAL):
+        end = make_end(min_replies=2, **settings)
+        assert end.reason(tally(0, 3), 99.9) is None
+        assert end.reason(tally(0, 3), 100.0) == ""
+
+
+def test_a_round_that_cannot_reach_min_replies_ends_at_once_but_not_under_client_level_dp():
+    assert "min_replies 2 cannot be reached" in (make_end(min_replies=2).reason(tally(1, 1), 1.0) or "")
+    assert make_end(min_replies=2, **CENTRAL).reason(tally(1, 1), 1.0) is None
+
+
+def test_quorum_ends_a_round_after_its_grace_and_never_a_repeated_one():
+    settings = {"min_replies": 1, "quorum": 2, "quorum_grace_seconds": 5.0}
+    end = make_end(**settings)
+    assert end.reason(tally(1, 3), 10.0) is None
+    assert end.reason(tally(2, 3), 20.0) is None
+    assert end.reason(tally(2, 3), 24.9) is None
+    assert "5 s after federation.quorum 2" in (end.reason(tally(2, 3), 25.0) or "")
+    repeated = make_end(is_repeated=True, **settings)
+    assert [repeated.reason(tally(2, 3), now) for now in (20.0, 30.0)] == [None, None]
+
+
+def test_who_closed_a_round_is_known_for_that_very_request(tmp_path):
+    closings = Closings(tmp_path)
+    assert closings.known("a") is None
+    closings.keep("a", ["site-2", "site-0"])
+    assert closings.known("a") == ["site-0", "site-2"] and closings.known("b") is None
+    (tmp_path / CLOSING_FILE).write_text("{")
+    assert closings.known("a") is None
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_without_a_quorum_a_round_waits(answered):
+    assert make_end(min_replies=1).reason(tally(answered, 3), 50.0) is None
