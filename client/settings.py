@@ -17,7 +17,7 @@ from shared.errors import InputError
 from shared.experiment.config import Section, explain
 from shared.storage.files import write_atomically
 
-Task = Literal["train", "statistics", "audit"]
+Task = Literal["train", "statistics", "mean_image", "audit"]
 Unit = Literal["image", "person"]
 CURE_SIGNING_KEY = "`maskfed-client enroll ALIAS` makes it; send the coordinator the line, for `sites renew`"
 HOME_VARIABLE = "MASKFED_CLIENT_HOME"
@@ -48,7 +48,9 @@ class SitePolicy(Section):
     min_images_train: int = Field(1, ge=1)
     """Fewer training images than this, and training is refused."""
     min_images_statistics: int = Field(1000, ge=1)
-    """Fewer images than this, and no statistics are released."""
+    """Fewer images than this, and no statistics and no mean image are released."""
+    mean_image_norm: float = Field(0.6, gt=0, le=1)
+    """Clipping norm of a unit's pixels in a mean image: their root mean square, on the scale from -1 to 1."""
     extractors: tuple[str, ...] = ()
     """Feature networks of statistics: `name`, `onnx:FILE`, or `name=FILE` with weights; requests name a sha256."""
     ranges: Ranges = Ranges()
@@ -154,6 +156,11 @@ class Home:
     def replies(self) -> Path:
         """The last reply of each run."""
         return self.path / "last_reply"
+
+    @property
+    def mean_images(self) -> Path:
+        """The mean image that was released for each question."""
+        return self.path / "last_mean_image"
 
     @property
     def logs(self) -> Path:

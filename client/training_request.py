@@ -5,7 +5,6 @@ no torch is loaded before: `prepare` is its door. Whatever goes wrong becomes a 
 exceptions stay in the site's own log, they may name files or carry data.
 """
 
-import datetime as dt
 import logging
 import time
 from dataclasses import dataclass
@@ -18,11 +17,11 @@ from numpy.typing import NDArray
 
 from client.data.dataset import Dataset, open_dataset
 from client.policy import rules
-from client.policy.approval import keep_pending, read_approved
-from client.policy.budget import own_unit, reserve, told_fields, told_total
+from client.policy.approval import keep_pending
+from client.policy.budget import reserve, told_fields, told_total
 from client.policy.charges import charge_for, released_count, released_scalars
+from client.policy.facts import gather_facts
 from client.policy.refusals import UNKNOWN_REQUEST, RefusedError, note_refusal, refusal_of
-from client.policy.rules import Facts
 from client.privacy.epsilon import epsilon_of
 from client.records.chain import Entry
 from client.records.journal import Journal
@@ -139,7 +138,8 @@ def review(asked: Asked, ledger: Ledger) -> Accepted:
         RefusedError: with the code and reason that the coordinator is told.
     """
     data = open_dataset(asked.home, asked.settings.image_size)
-    refusal = rules.review(asked.request.header, asked.settings.policy, _facts(asked, data, ledger))
+    facts = gather_facts(asked.home, asked.settings, asked.run, data, ledger)
+    refusal = rules.review(asked.request.header, asked.settings.policy, facts)
     if refusal is None:
         return Accepted(asked, data)
     if refusal.code == "experiment_not_approved":
@@ -212,19 +212,3 @@ def keep(trained: Trained, answered: TrainReply, journal: Journal) -> TrainReply
         is_unbounded=header.is_unbounded,
     )
     return answered
-
-
-def _facts(asked: Asked, data: Dataset, ledger: Ledger) -> Facts:
-    now = dt.datetime.now(dt.UTC)
-    return Facts(
-        num_images=len(data.train),
-        has_persons=data.persons is not None,
-        image_size=asked.settings.image_size,
-        approved_experiments=read_approved(asked.home).experiments,
-        run_plan=ledger.plan_of(asked.run),
-        committed_rounds=ledger.num_committed(asked.run),
-        rounds_last_day=ledger.num_since(now - dt.timedelta(days=1)),
-        own_unit=own_unit(ledger, data.dataset_id),
-        spent_unit=ledger.unit_of(data.dataset_id),
-        is_clock_behind=ledger.is_clock_behind(now),
-    )

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "client", "shared", "deploy")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 ALLOWED = {"server": {"server", "shared"}, "client": {"client", "shared"}, "shared": {"shared"}, "deploy": {"deploy"}}
-MAY_IMPORT_DEPLOY = ("server/cli/", "client/cli/", "server/simulation/demo.py", "server/simulation/virtual_keys.py")
+MAY_IMPORT_DEPLOY = ("server/cli/", "client/cli/", "server/demo/", "server/simulation/virtual_keys.py")
 MAY_USE_FLOWERS_INTERNALS = (
     "deploy/guards/",
     "client/entry.py",
@@ -28,7 +28,8 @@ WITH_FLWR = ("training", "envelope", "sealing")
 INSIDE_FUNCTIONS_ONLY = {"torch_fidelity", "onnxruntime", "diffusers"}
 WITHOUT_TORCH = (
     "client.answers.audit_request",
-    "client.answers.statistics_request",
+    "client.answers.statistics.mean_image",
+    "client.answers.statistics.request",
     "client.app",
     "client.cli",
     "client.entry",
@@ -36,8 +37,10 @@ WITHOUT_TORCH = (
     "client.policy",
     "client.records",
     "client.training_request",
+    "server.alignment",
     "server.app",
     "server.cli",
+    "server.demo",
     "server.federation",
     "server.release",
     "server.report",
@@ -67,7 +70,8 @@ LAYERS = {
         {"client.data"},
         {"client.policy", "client.privacy"},
         {"client.training"},
-        {"client.answers", "client.operator"},
+        {"client.answers.statistics", "client.operator"},
+        {"client.answers"},
         {"client.training_request"},
         {"client.app"},
         {"client.cli", "client.entry"},
@@ -76,9 +80,9 @@ LAYERS = {
         {"server.federation.fleet", "server.runs"},
         {"server.federation.client_level", "server.federation.messaging", "server.report", "server.training"},
         {"server.federation.rounds"},
-        {"server.evaluation", "server.federation", "server.release"},
+        {"server.alignment", "server.evaluation", "server.federation", "server.release"},
         {"server.app", "server.simulation", "server.studies"},
-        {"server.studies.page", "server.studies.run"},
+        {"server.demo", "server.studies.page", "server.studies.run"},
         {"server.cli", "server.entry"},
     ),
     "deploy": (

@@ -83,6 +83,19 @@ def review_experiment(experiment: Experiment, policy: SitePolicy, facts: Facts) 
     )
 
 
+def review_mean_image(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
+    """Decide on a question for the mean image that belongs to an experiment, whose rounds must be acceptable, too."""
+    if "mean_image" not in policy.tasks:
+        return Refusal("task_not_allowed", "this site releases no mean image: policy.tasks has no 'mean_image'")
+    if not experiment.privacy.mean_image_noise:
+        return Refusal("task_not_allowed", "the experiment has no mean image: privacy.mean_image_noise is 0")
+    if refusal := review_experiment(experiment, policy, facts):
+        return refusal
+    if facts.num_images < policy.min_images_statistics:
+        return hidden(f"{facts.num_images} images, policy.min_images_statistics is {policy.min_images_statistics}")
+    return None
+
+
 def review_task(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Refusal | None:
     """Whether the site trains at all, this experiment, now."""
     if "train" not in policy.tasks:
@@ -149,11 +162,11 @@ def _review_privacy(experiment: Experiment, policy: SitePolicy, facts: Facts) ->
 
 def _review_constants(experiment: Experiment, policy: SitePolicy) -> Refusal | None:
     privacy = experiment.privacy
-    if privacy.noise_multiplier < policy.min_noise_multiplier:
-        return Refusal(
-            "noise_too_small",
-            f"noise multiplier {privacy.noise_multiplier:g} is below the site's {policy.min_noise_multiplier:g}",
-        )
+    for noise in filter(None, (privacy.noise_multiplier, privacy.mean_image_noise)):
+        if noise < policy.min_noise_multiplier:
+            return Refusal(
+                "noise_too_small", f"noise multiplier {noise:g} is below the site's {policy.min_noise_multiplier:g}"
+            )
     if privacy.delta > policy.delta:
         # The ledger counts at the site's delta anyway; a plan that promises less must not look agreed to.
         return Refusal("budget_exceeded", f"the plan's delta {privacy.delta:g} is above the site's {policy.delta:g}")

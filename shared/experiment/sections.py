@@ -125,7 +125,8 @@ class PrivacyConfig(Section):
     mechanism: Literal["none", "dp-sgd"] = "none"
     unit: Literal["image", "person"] = "image"
     noise_multiplier: float = Field(1.0, gt=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(0.01, gt=0)
+    """C: gradients of units are longer almost always, so each counts alike and Adam's steps do not depend on C."""
     sample_rate: float = Field(0.01, gt=0, le=1)
     """Poisson sampling rate q of units per step."""
     expected_batch: int = Field(64, ge=1)
@@ -136,6 +137,16 @@ class PrivacyConfig(Section):
     micro_batch: int = Field(64, ge=1)
     """Units per physical batch, for memory."""
     clipping: Literal["fast", "hooks"] = "fast"
+    mean_image_noise: float = Field(0.0, ge=0)
+    """sigma of the one mean image that each site releases when `maskfed-server align` asks; 0: none is asked for."""
+
+    @model_validator(mode="after")
+    def _mean_image_is_private(self) -> Self:
+        if self.mean_image_noise and self.mechanism == "none":
+            raise ValueError(
+                f"mean_image_noise {self.mean_image_noise:g} does not go with mechanism 'none': give 'dp-sgd', or 0"
+            )
+        return self
 
 
 class EvaluationConfig(Section):

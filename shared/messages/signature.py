@@ -23,9 +23,14 @@ DOMAIN = b"maskfed message 1"
 SIGNATURE_BYTES = 64
 KEY_PATTERN = r"^[0-9a-f]{64}$"
 """A public key as text: its 32 bytes, hexadecimal."""
-Purpose = Literal["train", "audit", "statistics"]
+Purpose = Literal["train", "audit", "statistics", "mean_image"]
 Direction = Literal["request", "reply"]
-PURPOSES: dict[str, Purpose] = {"train": "train", "query": "statistics", "query.audit": "audit"}
+PURPOSES: dict[str, Purpose] = {
+    "train": "train",
+    "query": "statistics",
+    "query.audit": "audit",
+    "query.mean_image": "mean_image",
+}
 """Purpose by the message type that routes a message to its handler; a type that is not listed is never sent."""
 
 

@@ -1,0 +1,1 @@
+"""The whole idea on one machine, for show."""
