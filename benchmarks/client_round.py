@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.measure import hardware, verdict
 from client.data.dataset import Dataset, open_dataset, scan
 from client.privacy.clipping import clipped_gradients
-from client.records.registry import REGISTRY_VARIABLE
+from client.records.data_registry import REGISTRY_VARIABLE
 from client.settings import Home, SiteConfig, SitePolicy, save_settings
 from client.training.local_round import Round
 from shared.data.synthetic import write_folder

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from benchmarks.local import ONLINE_SECONDS, OPEN_POLICY, command, make_experiment, random_checkpoint
-from client.records.registry import REGISTRY_VARIABLE
+from client.records.data_registry import REGISTRY_VARIABLE
 from deploy.processes.process import adopt_orphans, end_descendants
 from shared.data.synthetic import write_folder
 from shared.storage.runlog import read_metrics

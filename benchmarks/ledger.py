@@ -28,8 +28,8 @@ from benchmarks.measure import verdict
 from client import training_request
 from client.data.dataset import scan
 from client.records.chain import open_chain, read_chain
+from client.records.data_registry import REGISTRY_VARIABLE
 from client.records.ledger import open_ledger, read_ledger
-from client.records.registry import REGISTRY_VARIABLE
 from client.records.spending import Charge, Spending
 from client.settings import Home, SiteConfig, SitePolicy, save_settings
 from client.training import local_round

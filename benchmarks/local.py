@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from client.records.registry import REGISTRY_VARIABLE
+from client.records.data_registry import REGISTRY_VARIABLE
 from deploy.processes.process import free_ports, spawn
 from shared.data.synthetic import write_folder
 from shared.experiment.config import Experiment, parse_experiment

@@ -25,7 +25,7 @@ from deploy.identity.request_key import REQUEST_KEY, issue_request_key
 from deploy.processes.process import free_ports
 from server.federation.finetune import initial_model, resolve
 from server.federation.fleet.bundle import build_bundle
-from server.federation.fleet.registry import Registry, write_json
+from server.federation.fleet.registry import DataRegistry, write_json
 from server.federation.fleet.superlink import Control, wait_ready
 from server.federation.rounds.global_model import save_global
 from server.runs.run_directory import create
@@ -107,11 +107,11 @@ def make_experiment(num_nodes: int, optimizer: str) -> Experiment:
 
 
 def prepare(home: Path, experiment: Experiment, size: int, control: Control) -> None:
-    """Registry of the nodes that are online, and a run directory whose model is one flat tensor."""
+    """DataRegistry of the nodes that are online, and a run directory whose model is one flat tensor."""
     authority = {"ca_key": home / "ca" / "ca.key", "ca_certificate": home / "pki" / "ca.crt"}
     create_authority(**authority)
     issue_request_key(**authority, path=home / REQUEST_KEY)
-    registry = Registry(home / "sites.json")
+    registry = DataRegistry(home / "sites.json")
     for index, node in enumerate(sorted(control.nodes(), key=lambda each: each.node_id)):
         alias = alias_of(node.node_id)
         registry.add(alias, f"ecdsa-sha2-nistp384 {index}", public_text(key_of(alias)))

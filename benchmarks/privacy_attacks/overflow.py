@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.privacy_attacks.detector import Weights, detector, make_arena, make_experiment, make_request
 from benchmarks.privacy_attacks.outcome import Outcome
-from client.data.units import Images, Shown, read_images
+from client.data.units import ImageReader, Shown, read_images
 from client.privacy import clipping
 from client.privacy.accounting import epsilon
 from client.privacy.dp_sgd import PrivateStep
@@ -100,7 +100,7 @@ def partial_factors(_model: object, norms_B: Tensor, _length_B: Tensor, bound: f
     return (bound / norms_B).clamp(max=1.0) * is_present_B
 
 
-def partial_add(self: PrivateStep, images: Images, shown: Shown, draw: Draw) -> None:
+def partial_add(self: PrivateStep, images: ImageReader, shown: Shown, draw: Draw) -> None:
     """Adding a micro-batch that is not done again."""
     batch, is_present = self._blank(), self._nobody()
     batch[: len(shown.ids_BK)] = read_images(images, shown, 1)

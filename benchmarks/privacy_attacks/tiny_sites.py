@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.privacy_attacks.outcome import Outcome
 from client.data.dataset import current_id, open_dataset
+from client.records.data_registry import REGISTRY_VARIABLE
 from client.records.ledger import open_ledger
-from client.records.registry import REGISTRY_VARIABLE
 from client.records.spending import Charge, Spending
 from client.settings import Home, SiteConfig, save_settings
 

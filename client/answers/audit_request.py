@@ -35,7 +35,7 @@ Flat = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReceivedAudit:
     """A question that follows the protocol, with its arrays as they came."""
 
     query: AuditQuery
@@ -54,7 +54,7 @@ def answer_audit(content: RecordDict, home: Home) -> RecordDict:
         journal.write(
             "request", task="audit", run=query.run, checkpoint_digest=query.checkpoint_digest, request_digest=digest
         )
-        found = _verdicts(Asked(query, content, home, settings), journal)
+        found = _verdicts(ReceivedAudit(query, content, home, settings), journal)
         note_release(journal, found, digest)
         answer = AuditAnswer(status="audited", verdicts=tuple(_released(verdict) for verdict in found))
     except Exception as error:  # every failure becomes a typed refusal
@@ -80,7 +80,7 @@ def read_weights(query: AuditQuery, content: RecordDict) -> tuple[Flat, ...]:
     return tuple(found)
 
 
-def _verdicts(asked: Asked, journal: Journal) -> list[Verdict]:
+def _verdicts(asked: ReceivedAudit, journal: Journal) -> list[Verdict]:
     # Held to the end: no round meanwhile, and no second audit past the limit of the run.
     with open_ledger(asked.home.ledger, Path(asked.settings.head_file)) as ledger:
         data = open_dataset(asked.home, asked.settings.image_size)
@@ -96,7 +96,7 @@ def _verdicts(asked: Asked, journal: Journal) -> list[Verdict]:
         return found
 
 
-def review(asked: Asked, data: Dataset, ledger: Ledger, journal: Journal) -> None:
+def review(asked: ReceivedAudit, data: Dataset, ledger: Ledger, journal: Journal) -> None:
     """Hold the question against the policy; nothing is charged yet.
 
     Raises:
@@ -110,7 +110,7 @@ def review(asked: Asked, data: Dataset, ledger: Ledger, journal: Journal) -> Non
     raise RefusedError(refusal.code, refusal.reason, refusal.note)
 
 
-def prepare(asked: Asked) -> "Subject":
+def prepare(asked: ReceivedAudit) -> "Subject":
     """The networks of the question, ready; torch is loaded here.
 
     Raises:
@@ -127,7 +127,7 @@ def prepare(asked: Asked) -> "Subject":
     return subject_in(asked.query, model, references, choose_device(asked.settings.device))
 
 
-def count(asked: Asked, subject: "Subject", data: Dataset) -> list[Verdict]:
+def count(asked: ReceivedAudit, subject: "Subject", data: Dataset) -> list[Verdict]:
     """The verdicts of the charged, noisy counts."""
     from client.answers.audit_counts import counted_verdicts
 
@@ -135,7 +135,7 @@ def count(asked: Asked, subject: "Subject", data: Dataset) -> list[Verdict]:
     return counted_verdicts(asked.settings.alias, subject, data, policy.unit, policy.audit)
 
 
-def find_canaries(asked: Asked) -> list[Verdict]:
+def find_canaries(asked: ReceivedAudit) -> list[Verdict]:
     """Attack the DP-SGD that is installed here, at the plan's constants; no private image is in it.
 
     Raises:
@@ -158,7 +158,7 @@ def find_canaries(asked: Asked) -> list[Verdict]:
     return [Verdict(settings.alias, "canaries", query.checkpoint, query.checkpoint_digest, not reason, reason, figures)]
 
 
-def _facts(asked: Asked, data: Dataset, ledger: Ledger, journal: Journal) -> AuditFacts:
+def _facts(asked: ReceivedAudit, data: Dataset, ledger: Ledger, journal: Journal) -> AuditFacts:
     now, policy, approved = dt.datetime.now(dt.UTC), asked.settings.policy, read_approved(asked.home)
     return AuditFacts(
         image_size=asked.settings.image_size,

@@ -1,4 +1,4 @@
-"""`maskfed-client audit`: is this model safe to release, by this site's own images? And is the DP here what it says?"""
+"""`maskfed-client audit`: attacks on a model with this site's images, and on DP-SGD as it is installed here."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -37,9 +37,10 @@ def audit(
         list[Path] | None, typer.Option(help="Public checkpoint that never saw this site's images; the model's start.")
     ] = None,
     public: Annotated[
-        str, typer.Option(help="PUBLIC images: the first reference, fine-tuned on them, becomes another one.")
+        str,
+        typer.Option(help="PUBLIC images: a copy of the first reference is fine-tuned on them as one more reference."),
     ] = "",
-    public_steps: Annotated[int, typer.Option(min=1, help="Length of that fine-tuning.")] = 500,
+    public_steps: Annotated[int, typer.Option(min=1, help="Steps of the fine-tuning on --public.")] = 500,
     out: Annotated[
         Path | None, typer.Option(help="Folder for what the coordinator gets: verdicts on noisy counts, charged.")
     ] = None,

@@ -25,9 +25,9 @@ from client.data.generations import (
 from client.data.scan import Scanner
 from client.data.scan_report import CURE_PERSONS, Scan
 from client.records.data_key import read_data_key
+from client.records.data_registry import DataRegistry, existing_registry, registry_folder
 from client.records.history import History
 from client.records.ledger import open_ledger, read_ledger
-from client.records.registry import Registry, existing_registry, registry_folder
 from client.settings import Home, SiteConfig, Unit, private_files
 from shared.data.image_set import ImageCache, open_cache
 from shared.errors import InputError
@@ -95,7 +95,7 @@ def scan(
         InputError: no usable images, none left to train on, persons that are not clear, or another key than before.
         BusyError: a round or another scan is running.
     """
-    Registry(registry_folder()).prepare()
+    DataRegistry(registry_folder()).prepare()
     with private_files(), open_ledger(home.ledger, Path(settings.head_file)) as ledger:
         scanner = Scanner(home, settings, ledger, is_new=is_new, is_key_lost=is_key_lost)
         images = build_images(

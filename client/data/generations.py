@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from client.data.held_out import Split
-from client.records.registry import key_id
+from client.records.data_registry import key_id
 from client.settings import Home, SiteConfig, private_files, write_private
 from shared.data.decoding import OnProgress
 from shared.data.image_cache import BuildOptions, build_cache

@@ -24,8 +24,8 @@ from client.data.held_out import Place, Sides, Split
 from client.data.person_mapping import persons_of
 from client.data.scan_report import Scan, report
 from client.records.data_key import create_data_key, read_data_key
+from client.records.data_registry import DataRegistry, Identity, Records, key_id, registry_folder
 from client.records.ledger import Ledger
-from client.records.registry import Identity, Records, Registry, key_id, registry_folder
 from client.settings import Home, SiteConfig
 from shared.data.image_set import ImageCache
 from shared.data.images import ImageSource, list_images
@@ -42,7 +42,7 @@ class Scanner:
         self.home, self.settings, self.ledger, self.is_new = home, settings, ledger, is_new
         self.source: ImageSource = list_images(Path(settings.data))
         self.persons = persons_of(self.source, settings)
-        self.registry = Registry(registry_folder())
+        self.registry = DataRegistry(registry_folder())
         with self.registry.locked():
             self.machine_key = self.registry.machine_key()
         self.machine_key_id = key_id(self.machine_key)

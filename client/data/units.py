@@ -18,11 +18,11 @@ from shared.random_numbers import Random, randint
 Ids = NDArray[np.int64]
 
 
-class Images(Protocol):
-    """Where batches come from."""
+class ImageReader(Protocol):
+    """Where the pixels of a step come from."""
 
     def batch(self, ids: Ids) -> Tensor:
-        """uint8 (B, 3, H, W)."""
+        """Images `ids` as uint8 (B, 3, H, W)."""
 
 
 class Shown(NamedTuple):
@@ -49,7 +49,7 @@ def choose_images(units: Sequence[Ids], experiment: Experiment, random: Random) 
     return Shown(ids_BK, coins_BK if experiment.data.horizontal_flip else torch.zeros_like(coins_BK))
 
 
-def read_images(images: Images, shown: Shown, draws: int) -> Tensor:
+def read_images(images: ImageReader, shown: Shown, draws: int) -> Tensor:
     """uint8 (B, K, 3, H, W): an image for each of the K `draws` of a unit, on the CPU."""
     x_BCHW = images.batch(shown.ids_BK.reshape(-1))
     is_flipped = shown.is_flipped_BK.flatten()[:, None, None, None]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from client.data.dataset import scan
-from client.records.registry import REGISTRY_VARIABLE
+from client.records.data_registry import REGISTRY_VARIABLE
 from client.settings import Home, find_home, parse_settings, save_settings, write_private
 
 SIMULATION_VARIABLE = "MASKFED_SIMULATION"

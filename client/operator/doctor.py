@@ -11,9 +11,9 @@ from client.data.dataset import CURE_PERSONS, open_dataset
 from client.data.person_mapping import persons_of
 from client.policy.approval import read_approved
 from client.records.chain import read_chain
+from client.records.data_registry import MACHINE_FOLDER, DataRegistry, registry_folder
 from client.records.history import head_problem
 from client.records.ledger import read_ledger
-from client.records.registry import MACHINE_FOLDER, Registry, registry_folder
 from client.settings import CURE_SIGNING_KEY, Home, SiteConfig, check_private, load_settings
 from shared.data.images import list_images
 from shared.data.pixels import UnreadableImageError, decode
@@ -129,7 +129,7 @@ def _dataset(home: Home, settings: SiteConfig) -> str:
 
 
 def _registry() -> str:
-    registry = Registry(registry_folder())
+    registry = DataRegistry(registry_folder())
     registry.prepare()
     with registry.locked():
         number = len({each.home for each in registry.identities().values()})

@@ -23,7 +23,7 @@ import torch
 from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 from torch import Tensor, nn
 
-from client.data.units import Ids, Images, Shown, choose_images, read_images
+from client.data.units import Ids, ImageReader, Shown, choose_images, read_images
 from client.privacy.clipping import clipped_gradients, position_gradients, sum_clipped, validate
 from client.privacy.grid_noise import add_noise, clipping_bound, grid_exponent
 from client.privacy.keystream import Keystream
@@ -48,7 +48,7 @@ def _sample_positions(layer: Positions, activations: list[Tensor], backprops: Te
 def train_private(
     model: nn.Module,
     experiment: Experiment,
-    images: Images,
+    images: ImageReader,
     units: Sequence[Ids],
     *,
     device: torch.device,
@@ -121,7 +121,7 @@ class PrivateStep:
         """Add a micro-batch without units: memory of the largest pass is claimed before the first image is read."""
         self._add(self._blank(), self._nobody(), self._draw(SecretRandom(bytes(32), self.device)))
 
-    def take(self, images: Images, units: Sequence[Ids], streams: Streams) -> None:
+    def take(self, images: ImageReader, units: Sequence[Ids], streams: Streams) -> None:
         """Leave the noised mean gradient of a Poisson sample of the units in `.grad`.
 
         Args:
@@ -143,7 +143,7 @@ class PrivateStep:
             parameter.grad = part.mul(self.grid / privacy.expected_batch).to(parameter.dtype).view_as(parameter)
         self.total.zero_()
 
-    def add(self, images: Images, shown: Shown, draw: Draw) -> None:
+    def add(self, images: ImageReader, shown: Shown, draw: Draw) -> None:
         """Add the clipped gradients of a micro-batch of at most `slots` units; never raises for what a unit is."""
         count = len(shown.ids_BK)
         batch, is_present = self._blank(), self._nobody()
@@ -156,7 +156,7 @@ class PrivateStep:
             for place in range(count):
                 self._add_alone(images, shown.unit(place), place, draw)
 
-    def _add_alone(self, images: Images, shown: Shown, place: int, draw: Draw) -> None:
+    def _add_alone(self, images: ImageReader, shown: Shown, place: int, draw: Draw) -> None:
         batch, is_present = self._blank(), self._nobody()
         is_present[place] = True
         try:

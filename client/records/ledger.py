@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client.records.chain import Chain, ChainError, Entry, Head, open_chain, read_chain
+from client.records.data_registry import DataRegistry, existing_registry
 from client.records.history import CLOCK_TOLERANCE, History, check_head_file, closure, head_problem, write_head
-from client.records.registry import Registry, existing_registry
 from client.records.spending import Charge, EpsilonOf, Total, total_of
 from client.settings import Unit
 from shared.errors import InputError
@@ -40,7 +40,7 @@ class OutdatedDataError(InputError):
 class Ledger(History):
     """The ledger, held by this process alone; see `open_ledger`."""
 
-    def __init__(self, chain: Chain, head_path: Path, registry: Registry | None = None) -> None:
+    def __init__(self, chain: Chain, head_path: Path, registry: DataRegistry | None = None) -> None:
         super().__init__(chain.entries)
         self._chain, self._head_path, self._registry = chain, head_path, registry
 
@@ -148,7 +148,7 @@ class Ledger(History):
             if len(self._registry.charges(str(self.ledger_id))) != len(own):
                 self._registry.publish_charges(str(self.ledger_id), own)
 
-    def _inherit(self, registry: Registry) -> None:
+    def _inherit(self, registry: DataRegistry) -> None:
         identities = registry.identities()
         links = [{each.dataset_id, *each.linked} for each in identities.values()]
         found = closure(self.dataset_ids, [*self.links, *links])

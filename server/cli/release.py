@@ -18,23 +18,24 @@ def audit(
         list[Path] | None, typer.Option(help="Public checkpoint that saw no site's images; the model's start first.")
     ] = None,
     public: Annotated[
-        str, typer.Option(help="PUBLIC images: the first reference, fine-tuned on them, becomes another one.")
+        str,
+        typer.Option(help="PUBLIC images: a copy of the first reference is fine-tuned on them as one more reference."),
     ] = "",
-    public_steps: Annotated[int, typer.Option(min=1, help="Length of that fine-tuning.")] = 500,
+    public_steps: Annotated[int, typer.Option(min=1, help="Steps of the fine-tuning on --public.")] = 500,
     site: Annotated[
         list[str] | None, typer.Option(help="Alias to ask; default: who took part, or everybody online.")
     ] = None,
     canaries: Annotated[
         bool, typer.Option("--canaries", help="Ask for the canary audit of each site's DP-SGD: costs no privacy.")
     ] = False,
-    deadline: Annotated[float, typer.Option(min=1, help="Seconds that sites have.")] = 4 * 3600.0,
+    deadline: Annotated[float, typer.Option(min=1, help="Seconds until sites must have answered.")] = 4 * 3600.0,
     home: Annotated[
         Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.")
     ] = Path("coordinator"),
 ) -> None:
     """Ask the sites to attack a model with their own images: how, and at what cost, is each site's policy."""
     from server.federation.fleet.registry import check_home
-    from server.release.audit_request import AuditPlan
+    from server.release.audit_question import AuditPlan
     from server.release.audit_sites import ask_audits
 
     check_home(home)
@@ -53,8 +54,8 @@ def audit(
 def release(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of a run, or a run directory: its newest.")],
     out: Annotated[Path, typer.Option(help="New folder: weights, experiment, model card.")],
-    verdict: Annotated[list[Path] | None, typer.Option(help="Audit verdict that a site has sent; is kept.")] = None,
-    override: Annotated[str, typer.Option(help="Reason to release in spite of the gate; stands in the card.")] = "",
+    verdict: Annotated[list[Path] | None, typer.Option(help="Audit verdict file of a site; a copy is kept.")] = None,
+    override: Annotated[str, typer.Option(help="Reason to release against the gate; printed in the model card.")] = "",
     license_text: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "",
 ) -> None:
     """Release a model with its evidence; refused while a required result is missing or bad."""

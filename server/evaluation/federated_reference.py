@@ -55,7 +55,7 @@ class StatisticsQuestion:
     projection: Path | None = None
 
 
-class _Asked(Section):
+class _StatisticsFile(Section):
     """The file that tells the ServerApp what to ask."""
 
     query: StatisticsQuery
@@ -134,7 +134,7 @@ def ask_sites(
 
 def write_question(folder: Path, question: StatisticsQuestion) -> None:
     """Put the question into the folder of its run, where `gather` finds it."""
-    asked = _Asked(query=question.query, width=question.width)
+    asked = _StatisticsFile(query=question.query, width=question.width)
     write_atomically(folder / QUESTION_FILE, asked.model_dump_json(indent=2) + "\n")
     if question.projection is not None:
         write_atomically(folder / PROJECTION_FILE, question.projection.read_bytes())
@@ -161,7 +161,7 @@ def gather(
     Raises:
         ExchangeError: the SuperLink does not answer, or does not take the question.
     """
-    asked = _Asked.model_validate_json((folder / QUESTION_FILE).read_text(encoding="utf-8"))
+    asked = _StatisticsFile.model_validate_json((folder / QUESTION_FILE).read_text(encoding="utf-8"))
     file = folder / PROJECTION_FILE
     nothing = _nothing(asked, load_projection(file) if file.exists() else None)
     collect(
@@ -180,7 +180,7 @@ def gather(
     )
 
 
-def _nothing(asked: _Asked, projection: Projection | None) -> Statistics:
+def _nothing(asked: _StatisticsFile, projection: Projection | None) -> Statistics:
     """Statistics of no image, of the very kind that is asked for: whatever adds to them adds to every good answer."""
     width = asked.width if projection is None else projection.basis_DP.shape[1]
     facts = {} if projection is None else noise_facts(projection.radius, asked.query.noise_multiplier)

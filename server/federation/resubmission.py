@@ -31,7 +31,7 @@ log = logging.getLogger("maskfed.server")
 Status = Literal["running", "completed", "failed", "stopped"]
 
 
-class Control(Protocol):
+class RunControl(Protocol):
     """What this module asks of the SuperLink; `server.federation.fleet.superlink.Control` does it."""
 
     def submit(self, experiment: Experiment, run: str) -> int:
@@ -83,7 +83,7 @@ class Wanted:
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.path} is damaged ({error}): remove it, and resume runs with --resume") from error
 
-    def submit(self, control: Control, run: str) -> WantedRun:
+    def submit(self, control: RunControl, run: str) -> WantedRun:
         """Submit the prepared run and want it finished.
 
         Raises:
@@ -96,7 +96,7 @@ class Wanted:
             runs[run] = self._submitted(control, WantedRun(run=run, run_id=0))
             return runs[run]
 
-    def stop(self, control: Control, run: str) -> bool:
+    def stop(self, control: RunControl, run: str) -> bool:
         """Stop a run and want it no longer; false when it was over already.
 
         Raises:
@@ -124,7 +124,7 @@ class Wanted:
         """Whether any run is still to be finished."""
         return any(entry.status == "running" for entry in self.runs().values())
 
-    def tick(self, control: Control) -> None:
+    def tick(self, control: RunControl) -> None:
         """Look after every running run: note how it ended, or submit it again. Never raises for a SuperLink away."""
         if not self.has_running():
             return
@@ -139,7 +139,7 @@ class Wanted:
                         log.error("run %s: %s", run, error)
                         runs[run] = entry.model_copy(update={"status": "failed", "reason": str(error)})
 
-    def _look_after(self, control: Control, entry: WantedRun) -> WantedRun:
+    def _look_after(self, control: RunControl, entry: WantedRun) -> WantedRun:
         state = control.run_state(entry.run_id)
         if not state.is_finished:
             return entry
@@ -153,7 +153,7 @@ class Wanted:
             return entry.model_copy(update={"status": "failed", "reason": reason})
         return self._again(control, entry, state, reason)
 
-    def _again(self, control: Control, entry: WantedRun, state: RunState, reason: str) -> WantedRun:
+    def _again(self, control: RunControl, entry: WantedRun, state: RunState, reason: str) -> WantedRun:
         submissions = 0 if self._rounds_done(entry.run) > entry.rounds_done else entry.submissions
         if submissions >= MAX_SUBMISSIONS:
             reason = f"given up after {submissions} resubmissions without a new checkpoint; last: {reason}"
@@ -169,7 +169,7 @@ class Wanted:
         self._log(entry.run).write("resubmitted", reason=reason, submissions=submissions + 1)
         return self._submitted(control, entry.model_copy(update={"submissions": submissions + 1, "reason": reason}))
 
-    def _submitted(self, control: Control, entry: WantedRun) -> WantedRun:
+    def _submitted(self, control: RunControl, entry: WantedRun) -> WantedRun:
         folder = self.home / "runs" / entry.run
         experiment = parse_experiment((folder / "experiment.toml").read_text(encoding="utf-8"), name="experiment.toml")
         facts = {

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, RecordDict
 
 from server.federation.messaging.question import collect, reasons, submit
 from server.federation.messaging.transport import Grid, Timing
-from server.release.audit_request import AuditPlan, make_question
+from server.release.audit_question import AuditPlan, make_question
 from server.release.verdict_files import VERDICT_SCHEMA, add_verdicts
 from server.runs.history import read_run
 from server.runs.run_directory import RunDir, create
@@ -36,7 +36,7 @@ from shared.storage.versions import installed_versions
 AUDIT_FILE, SITES_FOLDER = "audit.json", "sites"
 
 
-class _Asked(Section):
+class _AuditFile(Section):
     """The file that tells the ServerApp what to ask of whom."""
 
     query: AuditQuery
@@ -76,7 +76,7 @@ def ask_audits(
     asked = create(home / "runs" / question.query.run, question.query.experiment)
     for name, flat in question.arrays.items():
         np.save(asked.path / f"{name}.npy", flat, allow_pickle=False)
-    record = _Asked(query=question.query, sites=sites, deadline_seconds=plan.deadline_seconds)
+    record = _AuditFile(query=question.query, sites=sites, deadline_seconds=plan.deadline_seconds)
     write_atomically(asked.path / AUDIT_FILE, record.model_dump_json(indent=2) + "\n")
     try:
         outcomes = submit(
@@ -100,7 +100,7 @@ def ask_audits(
 
 def gather_verdicts(grid: Grid, home: Path, folder: Path, timing: Timing | None = None) -> None:
     """Ask, and write what comes: `sites/<alias>-<audit>.json`, and one line per site in the run log."""
-    asked = _Asked.model_validate_json((folder / AUDIT_FILE).read_text(encoding="utf-8"))
+    asked = _AuditFile.model_validate_json((folder / AUDIT_FILE).read_text(encoding="utf-8"))
     references = [reference_array(number) for number in range(len(asked.query.reference_digests))]
     names = [MODEL_ARRAY, *references] if asked.query.evidence == "counts" else []
     arrays = {name: Array(np.load(folder / f"{name}.npy", allow_pickle=False)) for name in names}

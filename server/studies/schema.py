@@ -16,7 +16,7 @@ Scale = Literal["cpu", "gpu", "paper"]
 Source = Literal["public", "private"]
 
 
-class Split(Section):
+class ImagePart(Section):
     """A part of one of the two image sets; no person is in two parts of a set."""
 
     source: Source
@@ -117,7 +117,7 @@ class Study(Section):
     """By hand: what the figures mean and do not mean."""
     seed: int = Field(0, ge=0)
     """Of the division into splits."""
-    splits: dict[str, Split]
+    splits: dict[str, ImagePart]
     scales: dict[Scale, ScalePlan]
     arms: dict[str, Arm]
     figures: tuple[Figure, ...] = ()

@@ -209,9 +209,9 @@ def _changed(experiment: Experiment, **fields: str) -> Experiment:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[float]]:
-    """A list that fills when the process is asked to stop; asked again later, it stops at once.
+    """Collect requests to stop (SIGINT, SIGTERM) in a list; a second one, seconds later, ends the process at once.
 
-    Under torchrun one Ctrl-C arrives twice, from the terminal and from the launcher; that is still one wish.
+    Under torchrun one Ctrl-C arrives twice, from the terminal and from the launcher; that still counts as one request.
     """
     received: list[float] = []
 

@@ -35,7 +35,7 @@ LOST_CODES = {3: "reply unavailable", 4: "reply unavailable", 5: "node unavailab
 
 
 @dataclass
-class _Asked:
+class _OpenQuestion:
     """A question that is open; whoever pulls its answer is the only one that changes it."""
 
     site: str
@@ -76,7 +76,7 @@ class Exchange:
     def __init__(self, grid: Grid, on_arrival: Callable[[Arrival], None], timing: Timing | None = None) -> None:
         self.grid, self.on_arrival, self.timing = grid, on_arrival, timing or Timing()
         self._patience = self.timing.patience_seconds
-        self._asked: dict[str, _Asked] = {}
+        self._asked: dict[str, _OpenQuestion] = {}
         self._is_closed = False
         self._fatal: BaseException | None = None
         # Guards everything above; notified whenever a pull may start earlier than was known before.
@@ -127,7 +127,7 @@ class Exchange:
             for (site, node_id), message_id in zip(nodes.items(), ids, strict=True):
                 if message_id is None:
                     raise ExchangeError(f"{what}: the SuperLink did not take the message to {site}")
-                self._asked[message_id] = _Asked(
+                self._asked[message_id] = _OpenQuestion(
                     site, node_id, server_round, now, expires_at, now, self.timing.backoff_seconds
                 )
             self._changed.notify_all()
@@ -190,7 +190,7 @@ class Exchange:
             start = max(start, min(asked.expires_at for asked in pulls))
         return (message_id, None) if start <= now else (None, start - now)
 
-    def _pull(self, message_id: str, asked: _Asked) -> None:
+    def _pull(self, message_id: str, asked: _OpenQuestion) -> None:
         try:
             arrivals = self._fetch(message_id, asked)
             with self._changed:
@@ -204,7 +204,7 @@ class Exchange:
                 asked.pulled_since = None
                 self._changed.notify_all()
 
-    def _fetch(self, message_id: str, asked: _Asked) -> list[Arrival]:
+    def _fetch(self, message_id: str, asked: _OpenQuestion) -> list[Arrival]:
         """What a pull brings, and when to look again."""
         try:
             messages = list(self.grid.pull_messages([message_id]))
@@ -231,7 +231,7 @@ class Exchange:
             self.on_arrival(arrival)
 
 
-def _read(grid: Grid, message: Message, message_id: str, asked: _Asked) -> Arrival:
+def _read(grid: Grid, message: Message, message_id: str, asked: _OpenQuestion) -> Arrival:
     if problem := forgery(message, message_id, asked.node_id) or grid.forgery(message):
         return _arrival(asked, None, problem, is_forged=True)
     if message.has_error():
@@ -242,7 +242,7 @@ def _read(grid: Grid, message: Message, message_id: str, asked: _Asked) -> Arriv
 
 
 def _arrival(
-    asked: _Asked, message: Message | None, problem: str = "", *, is_lost: bool = False, is_forged: bool = False
+    asked: _OpenQuestion, message: Message | None, problem: str = "", *, is_lost: bool = False, is_forged: bool = False
 ) -> Arrival:
     seconds = time.monotonic() - asked.asked_at
     return Arrival(asked.site, asked.server_round, message, problem, is_lost, is_forged, seconds)

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Message
 
 from server.federation.fleet.registry import Registry
-from server.federation.messaging.transport import FlowerGrid, GuardedGrid, NodeInfo
+from server.federation.messaging.transport import BoundedGrid, FlowerGrid, NodeInfo
 from shared.errors import InputError
 from shared.messages.sealing import Digests, digests_of, read_seal, seal_request
 from shared.messages.signature import PURPOSES, SignatureError, Statement, check_signature, read_key
@@ -90,7 +90,7 @@ class SignedGrid:
 
     def allow(self, reply_bytes: int) -> None:
         """Tell a guarded Grid how many bytes of arrays the answers to the next questions may have."""
-        if isinstance(self._grid, GuardedGrid):
+        if isinstance(self._grid, BoundedGrid):
             self._grid.allow(reply_bytes)
 
     def _sign(self, message: Message, aliases: dict[int | None, str], known: dict[int, Digests]) -> Statement:

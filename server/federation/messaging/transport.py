@@ -53,7 +53,7 @@ class Grid(FlowerGrid, Protocol):
 
 
 @runtime_checkable
-class GuardedGrid(Protocol):
+class BoundedGrid(Protocol):
     """Flower's Grid where it takes answers up to a size only."""
 
     def allow(self, reply_bytes: int) -> None:

@@ -31,14 +31,14 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ArmPlan:
     """The places of an arm in order; the last is its end."""
 
     places: tuple[Place, ...]
     sites: int
 
 
-def plan(experiment: Experiment, arm: Arm, stage: Stage) -> Plan:
+def plan(experiment: Experiment, arm: Arm, stage: Stage) -> ArmPlan:
     """Image counts as steps and rounds, rounded up to whole ones.
 
     Raises:
@@ -48,12 +48,12 @@ def plan(experiment: Experiment, arm: Arm, stage: Stage) -> Plan:
     if not arm.sites:
         total = stage.images or experiment.train.steps * batch
         steps = sorted({math.ceil(images / batch) for images in (*stage.at, total)})
-        return Plan(tuple(Place(count * batch, count) for count in steps), 0)
+        return ArmPlan(tuple(Place(count * batch, count) for count in steps), 0)
     local_steps = experiment.federation.local_steps
     per_round = arm.sites * local_steps * batch
     total = stage.images or experiment.federation.rounds * per_round
     rounds = sorted({math.ceil(images / per_round) for images in (*stage.at, total)})
-    return Plan(tuple(Place(count * per_round, count * local_steps, count) for count in rounds), arm.sites)
+    return ArmPlan(tuple(Place(count * per_round, count * local_steps, count) for count in rounds), arm.sites)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Trainer:
     """Brings an arm to its next place."""
 
     experiment: Experiment
-    plan: Plan
+    plan: ArmPlan
     folder: Path
     data: Part
     init: Path | None

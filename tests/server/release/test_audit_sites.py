@@ -19,7 +19,7 @@ from client.settings import Home, SiteConfig, SitePolicy, save_settings, write_p
 from server.app import conduct
 from server.cli import main as cli
 from server.federation.messaging.transport import Timing
-from server.release.audit_request import AuditPlan, make_question
+from server.release.audit_question import AuditPlan, make_question
 from server.release.audit_sites import AUDIT_FILE, ask_audits
 from server.release.gate import gather
 from server.release.verdict_files import add_verdicts, read_verdict

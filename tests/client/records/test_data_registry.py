@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from client.records import registry as registry_module
+from client.records import data_registry as registry_module
 from client.records.chain import BusyError
-from client.records.registry import Identity, Records, Registry, existing_registry, key_id, registry_folder
+from client.records.data_registry import DataRegistry, Identity, Records, existing_registry, key_id, registry_folder
 from client.records.spending import Charge
 from shared.errors import InputError
 
@@ -23,20 +23,20 @@ def identity(dataset_id: str = ONE) -> Identity:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Registry:
-    made = Registry(tmp_path / "registry")
+def registry(tmp_path: Path) -> DataRegistry:
+    made = DataRegistry(tmp_path / "registry")
     made.prepare()
     return made
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Registry:
+def shared(tmp_path: Path) -> DataRegistry:
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared").chmod(0o2770)
-    return Registry(tmp_path / "shared")
+    return DataRegistry(tmp_path / "shared")
 
 
-def test_what_is_published_comes_back(registry: Registry):
+def test_what_is_published_comes_back(registry: DataRegistry):
     with registry.locked():
         registry.publish(identity(), Records(key_id="k", records={"x": True, "y": False, "z": None}))
         registry.publish_charges("a" * 32, [(3, CHARGE)])
@@ -48,7 +48,7 @@ def test_what_is_published_comes_back(registry: Registry):
     assert not any((registry.knows(OTHER, "f", "k"), registry.knows(ONE, "g", "k"), registry.knows(ONE, "f", "l")))
 
 
-def test_records_under_another_key_or_damaged_cannot_be_compared(registry: Registry):
+def test_records_under_another_key_or_damaged_cannot_be_compared(registry: DataRegistry):
     registry.publish(identity(), Records(key_id="k", records={}))
     assert registry.records(ONE, "another") is None
     (registry.folder / f"{ONE}.records").write_text("{")
@@ -56,7 +56,7 @@ def test_records_under_another_key_or_damaged_cannot_be_compared(registry: Regis
     assert registry.records(OTHER, "k") is None
 
 
-def test_files_are_the_users_own_or_the_groups(registry: Registry, shared: Registry):
+def test_files_are_the_users_own_or_the_groups(registry: DataRegistry, shared: DataRegistry):
     for each, mode in ((registry, 0o600), (shared, 0o660)):
         with each.locked():
             each.machine_key()
@@ -65,13 +65,13 @@ def test_files_are_the_users_own_or_the_groups(registry: Registry, shared: Regis
         assert {path.stat().st_mode & 0o777 for path in each.folder.iterdir()} == {mode}
 
 
-def test_registry_that_everybody_can_look_into_is_refused(registry: Registry):
+def test_registry_that_everybody_can_look_into_is_refused(registry: DataRegistry):
     registry.folder.chmod(0o777)
     with pytest.raises(InputError, match="others may look: chmod o-rwx"), registry.locked():
         pass
 
 
-def test_machine_key_is_made_once_and_never_in_place_of_a_lost_one(registry: Registry):
+def test_machine_key_is_made_once_and_never_in_place_of_a_lost_one(registry: DataRegistry):
     key = registry.machine_key()
     assert registry.machine_key() == key
     assert len(key) == 32
@@ -85,13 +85,13 @@ def test_machine_key_is_made_once_and_never_in_place_of_a_lost_one(registry: Reg
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"dataset_id": "../x"}', identity(OTHER).model_dump_json()])
-def test_file_that_is_no_data_set_is_named(registry: Registry, text: str):
+def test_file_that_is_no_data_set_is_named(registry: DataRegistry, text: str):
     (registry.folder / f"{ONE}.json").write_text(text)
     with pytest.raises(InputError, match=f"{ONE}.json is damaged: restore it, or remove it and scan again"):
         registry.identities()
 
 
-def test_links_and_pipes_of_other_users_are_not_opened(registry: Registry, tmp_path: Path):
+def test_links_and_pipes_of_other_users_are_not_opened(registry: DataRegistry, tmp_path: Path):
     (tmp_path / "secret").write_text(identity().model_dump_json())
     (registry.folder / f"{ONE}.json").symlink_to(tmp_path / "secret")
     with pytest.raises(InputError, match="is damaged"):
@@ -102,7 +102,7 @@ def test_links_and_pipes_of_other_users_are_not_opened(registry: Registry, tmp_p
         registry.identities()
 
 
-def test_home_that_holds_the_registry_for_ever_is_named(registry: Registry, monkeypatch: pytest.MonkeyPatch):
+def test_home_that_holds_the_registry_for_ever_is_named(registry: DataRegistry, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(registry_module, "LOCK_SECONDS", 0.05)
     with registry.locked(), pytest.raises(BusyError, match="held by another home"), registry.locked():
         pass

@@ -85,7 +85,7 @@ def registry_folder() -> Path:
     return state / "maskfed" / "registry"
 
 
-class Registry:
+class DataRegistry:
     """The registry in one folder; what others have written there is checked before it is used."""
 
     def __init__(self, folder: Path) -> None:
@@ -243,7 +243,7 @@ class Registry:
             os.close(descriptor)
 
 
-def existing_registry() -> Registry | None:
+def existing_registry() -> DataRegistry | None:
     """The registry in use; None before the first scan has made it."""
     folder = registry_folder()
-    return Registry(folder) if folder.is_dir() else None
+    return DataRegistry(folder) if folder.is_dir() else None
