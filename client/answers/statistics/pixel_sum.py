@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client.data.units import Ids, Images
+from client.data.units import Ids, ImageReader
 from client.privacy.grid_noise import add_noise, clipping_bound, grid_exponent
 from client.privacy.keystream import Keystream
 from client.privacy.secret_random import secret_streams
@@ -60,14 +60,14 @@ class PixelSummation:
         self._pixel_steps = scale * bound * math.sqrt(1 - COUNT_SHARE**2) / self._longest
         self._count_steps = round(scale * bound * COUNT_SHARE)
 
-    def run(self, images: Images, units: Sequence[Ids]) -> PixelSum:
+    def run(self, images: ImageReader, units: Sequence[Ids]) -> PixelSum:
         """Sum over all units and add noise that nobody can repeat."""
         total = torch.from_numpy(self.exact(images, units))
         add_noise(total, self._deviation, Keystream(secret_streams().key("noise")))
         noisy_D = total.numpy()
         return PixelSum(noisy_D[:-1] / self._pixel_steps, float(noisy_D[-1]) / self._count_steps)
 
-    def exact(self, images: Images, units: Sequence[Ids]) -> Float64:
+    def exact(self, images: ImageReader, units: Sequence[Ids]) -> Float64:
         """The sum without noise in steps of the grid, whole numbers (d + 1,): it must not leave the site."""
         total_D = np.zeros(self.num_pixels + 1)
         for unit in units:
@@ -75,7 +75,7 @@ class PixelSummation:
             total_D[-1] += self._count_steps
         return total_D
 
-    def _contribution(self, images: Images, unit: Ids) -> Float64:
+    def _contribution(self, images: ImageReader, unit: Ids) -> Float64:
         parts = (unit[start : start + BLOCK] for start in range(0, len(unit), BLOCK))
         bytes_D = sum(images.batch(part).numpy().astype(np.float64).sum(0).ravel() for part in parts)
         x_D = np.asarray(bytes_D, np.float64) / len(unit) * (2 / 255) - 1
