@@ -44,7 +44,7 @@ def held_out_loss(path: Path, data: str, num_images: int = NUM_IMAGES, seed: int
     Raises:
         InputError: bad checkpoint or images.
     """
-    loaded = load_model(resolve_checkpoint(path), overrides=("mask.kind=none", "mask.ratio=0.0"))
+    loaded = load_model(resolve_checkpoint(path), overrides=("train.objective=dsm", "mask.kind=none", "mask.ratio=0.0"))
     experiment, model = loaded.experiment, loaded.model
     images = open_images(data, experiment.model.image_size)
     rows = np.unique(np.linspace(0, len(images) - 1, min(num_images, len(images))).astype(np.int64))

@@ -22,14 +22,6 @@ END_SECONDS = 20.0
 FORWARD_SPEEDUP = 3.5
 """A forward pass alone against a training step, per image; an image's features cost about as much as a step."""
 LEAST_STEPS = 5
-FIRST_STEPS = 15
-"""Of the private demo's public training, after which its speed is known."""
-DP_COST = 1.7
-"""A unit of DP-SGD against an image of plain training, in time (`benchmarks.dp_step`)."""
-PRIVATE_OVERHEAD_SECONDS = 200.0
-"""What the private demo takes on two cores besides training and measuring: processes start some hundred times."""
-PRIVATE_EVALUATIONS = 4
-"""The start, public training alone, and the rounds' first and last model."""
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -39,18 +31,6 @@ class Speed:
 
     masked: float
     whole: float
-
-
-@dataclass(frozen=True)
-class PublicSteps:
-    """Steps of the public stages of the private demo.
-
-    The private stages are aligned training and rounds; `alone` is public training that takes as long as both.
-    """
-
-    public: int
-    aligned: int
-    alone: int
 
 
 @dataclass(frozen=True)
@@ -81,24 +61,6 @@ class Budget:
         share = SHORT_PRETRAINING_SHARE if is_short else PRETRAINING_SHARE
         seconds = share * (self.left() - START_SECONDS - END_SECONDS)
         return _limited(seconds * speed.masked / experiment.train.batch, experiment.train.steps)
-
-    def public_steps(self, whole: float, public: Experiment, private: Experiment, num_sites: int) -> PublicSteps:
-        """Steps of the public stages, such that these, rounds and measurements fit.
-
-        Args:
-            whole: images per second of public training.
-            public: recipe of the public stages.
-            private: recipe of the rounds; their length is fixed, for its price is.
-            num_sites: sites on this machine.
-        """
-        federation, evaluation = private.federation, private.evaluation
-        steps = federation.rounds * federation.local_steps * num_sites
-        rounds = DP_COST * steps * private.privacy.expected_batch * private.privacy.draws
-        measured = PRIVATE_EVALUATIONS * evaluation.num_images * (evaluation.steps / FORWARD_SPEEDUP + 1)
-        images = (self.left() - PRIVATE_OVERHEAD_SECONDS) * whole - 2 * rounds - measured
-        # Thirds: public, aligned, and as much as aligned for the comparison, which gets the rounds' share on top.
-        each = _limited(images / 3 / public.train.batch, public.train.steps)
-        return PublicSteps(max(each, FIRST_STEPS), each, each + round(rounds / public.train.batch))
 
     def rounds(self, speed: Speed, experiment: Experiment, rounds: int, num_sites: int) -> RoundPlan:
         """Steps per site and round such that rounds and evaluations fit; few evaluations when time is short."""

@@ -2,16 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from server.demo.budget import (
-    DP_COST,
-    FIRST_STEPS,
-    LEAST_STEPS,
-    PRIVATE_OVERHEAD_SECONDS,
-    Budget,
-    Speed,
-    parse_budget,
-    read_speed,
-)
+from server.simulation.demo_budget import LEAST_STEPS, Budget, Speed, parse_budget, read_speed
 from shared.errors import InputError
 from shared.experiment.config import parse_experiment
 from shared.storage.runlog import RunLog
@@ -70,24 +61,3 @@ def test_speed_is_that_of_the_warm_end(tmp_path: Path):
     for rate in (10.0, 90.0, 100.0):
         log.write("train", step=1, loss=0.5, images=16, images_per_second=rate)
     assert read_speed(tmp_path) == 100.0
-
-
-PUBLIC = parse_experiment("[train]\nbatch=32\nsteps=1000")
-PRIVATE = parse_experiment(
-    '[federation]\nrounds=2\nlocal_steps=3\n[privacy]\nmechanism="dp-sgd"\nexpected_batch=100\n'
-    "[evaluation]\nnum_images=200\nsteps=7"
-)
-
-
-def test_public_training_alone_takes_as_long_as_the_private_stages():
-    steps = Budget(3600).public_steps(40.0, PUBLIC, PRIVATE, num_sites=3)
-    dp_images = 2 * 3 * 3 * 100
-    assert (steps.alone - steps.aligned) * 32 == pytest.approx(DP_COST * dp_images, abs=32)
-    assert steps.public == steps.aligned
-    images = 32 * (steps.public + steps.aligned + steps.alone) + DP_COST * dp_images + 4 * 200 * 3
-    assert images / 40.0 == pytest.approx(3600 - PRIVATE_OVERHEAD_SECONDS, rel=0.03)
-
-
-def test_public_steps_have_a_least_and_a_most():
-    assert Budget(60).public_steps(40.0, PUBLIC, PRIVATE, 3).public == FIRST_STEPS
-    assert Budget(36000).public_steps(4000.0, PUBLIC, PRIVATE, 3).aligned == 1000

@@ -1,1 +1,0 @@
-"""The whole idea on one machine, for show."""
