@@ -5,7 +5,8 @@ from flwr.clientapp import ClientApp
 
 from client.answers.audit_request import answer_audit
 from client.answers.signed_answer import answer_signed
-from client.answers.statistics_request import answer_query
+from client.answers.statistics.mean_image import answer_mean_image
+from client.answers.statistics.request import answer_query
 from client.data.virtual_site import home_of
 from client.offers.answer import answer_offer
 from client.records.site_log import site_log
@@ -13,6 +14,7 @@ from client.settings import Home
 from client.training_request import handle
 from shared.messages.agreement.offer import OFFER_ACTION
 from shared.messages.audit import AUDIT_ACTION
+from shared.messages.statistics import MEAN_IMAGE_ACTION
 
 app = ClientApp()
 
@@ -39,6 +41,14 @@ def query_offer(message: Message, context: Context) -> Message:
     home = home_of(context.node_config)
     with site_log(home):
         return answer_signed(message, home, "offer", answer_offer)
+
+
+@app.query(MEAN_IMAGE_ACTION)
+def query_mean_image(message: Message, context: Context) -> Message:
+    """Questions for the mean image."""
+    home = home_of(context.node_config)
+    with site_log(home):
+        return answer_signed(message, home, "mean_image", answer_mean_image)
 
 
 @app.query(AUDIT_ACTION)

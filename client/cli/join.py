@@ -80,7 +80,9 @@ def join(  # every rule of the policy is one option
     allow_any_experiment: Annotated[
         bool, typer.Option("--allow-any-experiment", help="Do not ask for approval of each experiment.")
     ] = False,
-    task: Annotated[list[str] | None, typer.Option(help="Task to allow; may be repeated. Default: train.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Task to allow; may be repeated. Default: train and mean_image.")
+    ] = None,
     release: Annotated[
         list[str] | None,
         typer.Option(help="Number to send with each reply: loss, grad_norm or seconds; may be repeated."),
@@ -128,7 +130,7 @@ def join(  # every rule of the policy is one option
             "device": device,
             "threads": threads,
             "policy": {
-                "tasks": task or ["train"],
+                "tasks": task or ["train", "mean_image"],
                 "experiments": "any" if allow_any_experiment else "approved",
                 "require_dp": not allow_non_private,
                 "unit": unit or "image",

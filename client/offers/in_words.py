@@ -18,6 +18,10 @@ def in_words(home: Home, settings: SiteConfig, experiment: Experiment) -> Iterat
     """One fact a line; nothing is charged, and no picture is opened."""
     model, federation = experiment.model, experiment.federation
     yield f"experiment {experiment_digest(experiment)}"
+    if noise := experiment.privacy.mean_image_noise:
+        is_allowed = "mean_image" in settings.policy.tasks
+        without = "" if is_allowed else "; policy.tasks has no mean_image, so none is released"
+        yield f"one mean image of all training images, with noise multiplier {noise:g}{without}"
     yield (
         f"{federation.rounds} rounds of {federation.local_steps} steps, model {model.size} at {model.image_size} "
         f"pixels, learning rate {experiment.optim.lr:g}, trains {', '.join(federation.trainable)}"
@@ -55,9 +59,10 @@ def _constants(experiment: Experiment) -> str:
 
 def _cost(experiment: Experiment, policy: SitePolicy) -> str:
     costs, rounds = plan_costs(experiment, policy, epsilon_of), experiment.federation.rounds
+    image = f"{_bound(costs['epsilon_mean_image'])} for its mean image, " if experiment.privacy.mean_image_noise else ""
     return (
-        f"epsilon of this plan alone at delta {policy.delta:g}: {_bound(costs['epsilon_round'])} after one round, "
-        f"{_bound(costs['epsilon_run'])} after all {rounds}; your cap over all plans is {policy.epsilon_cap:g}"
+        f"epsilon of this plan alone at delta {policy.delta:g}: {image}{_bound(costs['epsilon_round'])} after one "
+        f"round, {_bound(costs['epsilon_run'])} after all {rounds}; your cap over all plans is {policy.epsilon_cap:g}"
     )
 
 

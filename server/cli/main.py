@@ -14,7 +14,7 @@ import typer
 
 from deploy.identity.keys import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
-from server.cli import distances, evaluation, models, plan, release, rounds, studies
+from server.cli import alignment, distances, evaluation, models, plan, release, rounds, studies
 from server.cli.membership import sites
 from server.cli.membership.door import certificate_checks, register_sites
 from shared.commandline import owned, run_app, tell_error
@@ -25,6 +25,7 @@ app.add_typer(sites.sites, name="sites")
 models.register(app)
 evaluation.register(app)
 distances.register(app)
+alignment.register(app)
 release.register(app)
 rounds.register(app)
 studies.register(app)

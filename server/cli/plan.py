@@ -44,8 +44,9 @@ def plan(
         typer.echo(json.dumps(told | asdict(work)))
         return
     if one is not None and whole is not None:
+        image = f"{epsilon_after(loaded, 0):.3g} after its mean image, " if privacy.mean_image_noise else ""
         typer.echo(
-            f"epsilon per {privacy.unit} at delta {privacy.delta:g}, at each site: {one:.3g} after one round, "
+            f"epsilon per {privacy.unit} at delta {privacy.delta:g}, at each site: {image}{one:.3g} after one round, "
             f"{whole:.3g} after all {rounds}"
         )
     for line in lines(loaded, work, sites):
