@@ -18,7 +18,7 @@ from benchmarks.attacks import ATTACKS, Attack
 from benchmarks.coordinator import Coordinator
 from deploy.checks.answering import is_healthy
 from deploy.coordinator import read_coordinator
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 from deploy.processes.nginx import find_nginx
 from deploy.processes.process import end_together
 

@@ -26,8 +26,8 @@ from deploy.processes.process import free_ports
 from server.federation.fleet.bundle import build_bundle
 from server.federation.fleet.registry import Registry, write_json
 from server.federation.fleet.superlink import Control, wait_ready
-from server.federation.rounds.global_model import save_global
 from server.federation.starting_point import initial_model
+from server.federation.updates.global_model import save_global
 from server.runs.run_directory import create
 from shared.experiment.config import Experiment, parse_experiment
 from shared.messages.agreement.plan import resolve

@@ -11,10 +11,10 @@ import tomli_w
 
 from deploy.checks.clock import check_own_clock, warn_of_free_clock
 from deploy.checks.database import check_database
+from deploy.errors import ProvisionError
 from deploy.identity.addresses import split_address
 from deploy.identity.certificates import create_authority, issue_server_certificate, renew_server_certificate
 from deploy.identity.keys import (
-    ProvisionError,
     certificate_hosts,
     check_certificate,
     check_private,

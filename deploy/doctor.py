@@ -11,11 +11,11 @@ from deploy.checks.connection import Finding, door_checks
 from deploy.checks.dial import Way
 from deploy.checks.probe import probe
 from deploy.coordinator import Coordinator, is_loopback, read_coordinator
+from deploy.errors import ProvisionError
 from deploy.guards.superexec import program, verify_program
 from deploy.identity.addresses import split_address
 from deploy.identity.keys import (
     EXPIRY_WARNING_DAYS,
-    ProvisionError,
     check_certificate,
     check_private,
     days_left,

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated
 
 import click
 import typer
@@ -24,6 +25,32 @@ _CURABLE = frozenset(
 
 # What pathlib of Python 3.11 and 3.12 raises beside `OSError`, and the cure.
 _PATHLIB = {"Symlink loop": "", "Could not determine home": " set HOME, or MASKFED_CACHE and XDG_STATE_HOME"}
+
+
+def new_program(text: str | None) -> typer.Typer:
+    """A program to add commands to: `-h`, `--version`, completion for shells, and `text` at the head of its help."""
+    settings = {"help_option_names": ["-h", "--help"]}
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=text, context_settings=settings)
+
+    @app.callback()
+    def program(
+        *,
+        _version: Annotated[
+            bool,
+            typer.Option("--version", is_eager=True, callback=_tell_version, help="Print version and commit."),
+        ] = False,
+    ) -> None: ...
+
+    return app
+
+
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        from shared.storage.versions import git_commit, installed_versions
+
+        commit = git_commit()
+        typer.echo(f"maskfed {installed_versions()['maskfed']}" + (f", commit {commit}" if commit else ""))
+        raise typer.Exit
 
 
 def run_app(app: typer.Typer) -> int:

@@ -18,8 +18,8 @@ for name in ("MASKFED_SERVER_HOME", "MASKFED_CLIENT_HOME", "MASKFED_REGISTRY"):
     os.environ.pop(name, None)
 
 
+END_TO_END = "tests/end_to_end/"
 REAL_PROCESSES = (
-    "tests/end_to_end/",
     "tests/deploy/processes/",
     "tests/deploy/test_",
     "tests/server/simulation/test_simulate.py",
@@ -27,6 +27,7 @@ REAL_PROCESSES = (
 )
 """Files that start programs: one after the other in one process, or they would take each other's ports and time."""
 SLOW = (
+    END_TO_END,
     *REAL_PROCESSES,
     "tests/benchmarks/",
     "tests/client/answers/",
@@ -55,18 +56,31 @@ SLOW = (
     "tests/shared/training/test_engine.py",
 )
 """Files that train, sample or start programs; `make test-fast` leaves them out."""
-FULL_SIZE = ("tests/end_to_end/", "tests/server/simulation/")
+FULL_SIZE = (END_TO_END, "tests/server/simulation/")
 """Files whose models are trained by programs that they start, which know the real sizes only."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist a file stays in one process, so that what its tests share is made once."""
+    """Under pytest-xdist a file stays in one process, so that what its tests share is made once; the longest begin."""
     for item in items:
         file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group("real processes" if file.startswith(REAL_PROCESSES) else file))
+        item.add_marker(pytest.mark.xdist_group(_group(file)))
         if file.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: _turn(item.nodeid))
+
+
+def _group(file: str) -> str:
+    if file.startswith(END_TO_END):
+        return "end to end"
+    return "real processes" if file.startswith(REAL_PROCESSES) else file
+
+
+def _turn(name: str) -> int:
+    """What takes longest, and mostly waits, begins: at the end short tests fill all processes."""
+    order = (END_TO_END, REAL_PROCESSES, SLOW)
+    return next((turn for turn, group in enumerate(order) if name.startswith(group)), len(order))
 
 
 @pytest.hookimpl(optionalhook=True)

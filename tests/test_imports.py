@@ -58,11 +58,11 @@ WITHOUT_TORCH = (
 LAYERS = {
     "shared": (
         {"shared.errors"},
-        {"shared.commandline", "shared.experiment", "shared.random_numbers", "shared.seeding"},
+        {"shared.experiment", "shared.random_numbers", "shared.seeding"},
         {"shared.data.portraits", "shared.diffusion", "shared.storage"},
         {"shared.data", "shared.evaluation", "shared.planning"},
         {"shared.messages", "shared.training"},
-        {"shared.audits", "shared.messages.agreement"},
+        {"shared.audits", "shared.commandline", "shared.messages.agreement"},
     ),
     "client": (
         {"client.limits", "client.private_files"},
@@ -80,6 +80,7 @@ LAYERS = {
     "server": (
         {"server.evaluation.measures", "server.federation.fleet", "server.planning", "server.runs"},
         {"server.federation.client_level", "server.federation.messaging", "server.report", "server.training"},
+        {"server.federation.updates"},
         {"server.federation.rounds"},
         {"server.alignment", "server.evaluation", "server.federation", "server.release"},
         {"server.app", "server.simulation", "server.studies"},
@@ -88,6 +89,7 @@ LAYERS = {
         {"server.cli", "server.entry"},
     ),
     "deploy": (
+        {"deploy.errors"},
         {"deploy.identity", "deploy.observe"},
         {"deploy.checks"},
         {"deploy.processes"},
@@ -164,6 +166,21 @@ def test_commands_rounds_and_refusals_never_load_torch():
     assert len(modules) > len(WITHOUT_TORCH)
     code = f"import sys, importlib\nfor m in {modules}: importlib.import_module(m)\nsys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
+@pytest.mark.parametrize("program", ["server", "client"])
+@pytest.mark.parametrize("option", ["--help", "-h", "--version"])
+def test_help_loads_what_it_prints_and_no_more(program, option):
+    code = (
+        f"import sys\nfrom {program}.cli.main import app\n"
+        f"try: app([{option!r}])\nexcept SystemExit as ended: assert ended.code == 0\n"
+        "heavy = {'torch', 'numpy', 'pywt', 'flwr', 'cryptography', 'PIL', 'opacus', 'httpx', 'grpc'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT, timeout=120, capture_output=True, text=True
+    )
+    assert ("maskfed 0." if option == "--version" else "Usage:") in done.stdout
 
 
 def graph() -> dict[str, set[str]]:

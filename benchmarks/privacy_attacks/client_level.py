@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from benchmarks.privacy_attacks.outcome import Outcome
 from server.federation.client_level.ledger import CentralLedger, NoiseKeys
 from server.federation.client_level.mechanism import central_epsilon, grid_noise, sensitivity
-from server.federation.rounds.aggregation import CLIP_MARGIN, SCALE_BITS, FixedPointSum
 from server.federation.rounds.selection import choose
+from server.federation.updates.aggregation import CLIP_MARGIN, SCALE_BITS, FixedPointSum
 from shared.experiment.config import Experiment, parse_experiment
 from shared.seeding import derive_seed
 

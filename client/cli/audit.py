@@ -28,7 +28,11 @@ class _ModelFirst(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-audits = typer.Typer(cls=_ModelFirst, no_args_is_help=True, help="Audit a model (audit CHECKPOINT ...), or DP-SGD.")
+audits = typer.Typer(
+    cls=_ModelFirst,
+    no_args_is_help=True,
+    help="Check a model for leaks of your images (audit CHECKPOINT ...), or the DP training itself (audit canaries).",
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -40,28 +44,50 @@ def register(app: typer.Typer) -> None:
 def audit(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder or run directory of the model.")],
     reference: Annotated[
-        list[Path] | None, typer.Option(help="Public checkpoint that never saw this site's images; the model's start.")
+        list[Path] | None,
+        typer.Option(
+            help="Public checkpoint trained without this site's images, to compare with; may be "
+            "repeated, the model's start first."
+        ),
     ] = None,
     public: Annotated[
         str,
-        typer.Option(help="PUBLIC images: a copy of the first reference is fine-tuned on them as one more reference."),
+        typer.Option(
+            help="Public images: a copy of the first reference is fine-tuned on them and used as one more reference."
+        ),
     ] = "",
     public_steps: Annotated[int, typer.Option(min=1, help="Steps of the fine-tuning on --public.")] = 500,
     out: Annotated[
         Path | None, typer.Option(help="Folder for what the coordinator gets: verdicts on noisy counts, charged.")
     ] = None,
     figures: Annotated[
-        bool, typer.Option("--figures", help="Write exact figures instead: charged as a release without DP.")
+        bool,
+        typer.Option(
+            "--figures",
+            help="Write exact figures instead of noisy ones. The data set's epsilon is unbounded from then on.",
+        ),
     ] = False,
     extractor: Annotated[str, typer.Option(help="Feature space of the copy test: pixels, onnx:FILE, ...")] = "pixels",
     weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
     num: Annotated[int, typer.Option(min=1, help="Generated images of the copy test.")] = 1000,
-    control_steps: Annotated[int, typer.Option(min=1, help="Training of the control model, in steps.")] = 1000,
+    control_steps: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Training steps of the control model, which learns images by heart to prove that the attack works.",
+        ),
+    ] = 1000,
     device: Annotated[str, typer.Option(help="cpu or cuda; default: as site.toml says.")] = "",
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the experiment.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
+    ] = None,
     home: HomeOption = None,
 ) -> None:
-    """Attack a model with this site's images: membership inference, copies. Looking is free, nothing leaves."""
+    """Attack a model with this site's images: membership inference, copies.
+
+    Without --out nothing is charged and nothing leaves.
+    """
     from client.answers.attacks import AuditOptions
     from client.answers.attacks import audit as run
     from client.answers.audit_counts import counted_verdicts
@@ -110,9 +136,13 @@ def audit(
 def canaries(
     experiment: Annotated[Path, typer.Argument(help="Experiment file whose plan is audited: [privacy], all rounds.")],
     precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Of the run; bfloat16 matters to hooks clipping.")
+        Literal["float32", "bfloat16"],
+        typer.Option(help="Precision of the run, float32 or bfloat16; it matters with privacy.clipping = hooks only."),
     ] = "float32",
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="section.key=value of the experiment.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
+    ] = None,
     home: HomeOption = None,
 ) -> None:
     """Audit DP-SGD as installed here: a throw-away training of canaries at a plan's constants. Costs no budget."""

@@ -36,7 +36,7 @@ def enroll(
     ] = None,
     node_key: Annotated[
         Path | None,
-        typer.Option(is_eager=True, help="Where the node key is, when another user holds it; run as root then."),
+        typer.Option(is_eager=True, help="File of the node key if another user owns it; run the command as root then."),
     ] = None,
 ) -> None:
     """Make the keys that your site lacks, and print the line to send to the coordinator."""
@@ -52,12 +52,13 @@ def enroll(
 
 def join(  # every rule of the policy is one option
     bundle: Annotated[Path, typer.Argument(help="The join bundle that the coordinator sent.")],
-    data: Annotated[Path, typer.Option(help="Folder or zip of images; class folders are persons.")],
+    data: Annotated[Path, typer.Option(help="Folder or zip of images; one folder per person.")],
     image_size: Annotated[int, typer.Option(min=8, help="Image size in pixels.")],
     home: HomeOption = None,
     identities: Annotated[Path | None, typer.Option(help="File with `<file name> <person>` lines.")] = None,
     person_depth: Annotated[
-        int, typer.Option(min=0, help="Which folder is the person, counted from the first below the top; for trees.")
+        int,
+        typer.Option(min=0, help="In nested folders: the level that names the person; 1 is the first below the top."),
     ] = 0,
     num_persons: PersonsOption = None,
     epsilon_cap: Annotated[
@@ -68,9 +69,11 @@ def join(  # every rule of the policy is one option
         str | None, typer.Option(help="What epsilon protects: image or person; default: person where there are any.")
     ] = None,
     min_noise: Annotated[float, typer.Option(help="Refuse plans with a smaller noise multiplier.")] = MIN_NOISE,
-    max_steps: Annotated[int, typer.Option(help="Refuse rounds of more optimizer steps.")] = MAX_STEPS,
-    max_rounds: Annotated[int, typer.Option(help="Refuse more rounds than this in 24 hours.")] = MAX_ROUNDS,
-    max_audits: Annotated[int, typer.Option(min=0, help="Refuse more audits than this of one run's models.")] = 0,
+    max_steps: Annotated[int, typer.Option(help="Most optimizer steps in one round.")] = MAX_STEPS,
+    max_rounds: Annotated[int, typer.Option(help="Most rounds in 24 hours.")] = MAX_ROUNDS,
+    max_audits: Annotated[
+        int, typer.Option(min=0, help="Most audits per run, with --task audit; a release of a DP run needs 1.")
+    ] = 0,
     audit_noise: Annotated[
         float, typer.Option(help="Noise multiplier of an audit's counts: less finds more, and costs more.")
     ] = 4.0,
@@ -78,10 +81,18 @@ def join(  # every rule of the policy is one option
         bool, typer.Option("--allow-non-private", help="Accept training without DP: updates can then be inverted.")
     ] = False,
     allow_any_experiment: Annotated[
-        bool, typer.Option("--allow-any-experiment", help="Do not ask for approval of each experiment.")
+        bool,
+        typer.Option(
+            "--allow-any-experiment",
+            help="Accept every experiment within the other limits without `approve experiment`.",
+        ),
     ] = False,
     task: Annotated[
-        list[str] | None, typer.Option(help="Task to allow; may be repeated. Default: train and mean_image.")
+        list[str] | None,
+        typer.Option(
+            help="Kind of request to answer: train, mean_image, statistics or audit; may be repeated. "
+            "Default: train and mean_image."
+        ),
     ] = None,
     release: Annotated[
         list[str] | None,
@@ -90,11 +101,13 @@ def join(  # every rule of the policy is one option
     image_count: Annotated[
         str, typer.Option(help="What the coordinator learns of the number of images: hidden, rounded or exact.")
     ] = "hidden",
-    min_images: Annotated[int, typer.Option(help="Refuse to train with fewer images.")] = 1,
+    min_images: Annotated[int, typer.Option(help="Fewest images to train with.")] = 1,
     held_out: Annotated[float, typer.Option(help="Share of the images to keep out of training, for audits.")] = 0.1,
     head_file: Annotated[
         Path | None,
-        typer.Option(help="File outside --home that remembers the newest ledger, so that an old copy is noticed."),
+        typer.Option(
+            help="File outside --home that notes the newest ledger entry, so that an old copy of the ledger is noticed."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="Where to train: auto, cpu or cuda.")] = "auto",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads to train with; 0: torch decides.")] = 0,
@@ -168,10 +181,10 @@ def certificate(
     home: HomeOption = None,
     node_key: Annotated[
         Path | None,
-        typer.Option(is_eager=True, help="Where the node key is, when another user holds it; run as root then."),
+        typer.Option(is_eager=True, help="File of the node key if another user owns it; run the command as root then."),
     ] = None,
 ) -> None:
-    """Take a new certificate for the coordinator's door, which `maskfed-server sites certify` has written."""
+    """Install a new site certificate: the file that the coordinator made with `maskfed-server sites certify`."""
     from deploy.identity.site_identity import accept_certificate
 
     place = find_home(home)

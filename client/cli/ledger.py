@@ -89,7 +89,7 @@ def ledger_verify(
 
 @ledger.command("accept-clock")
 def ledger_accept_clock(home: HomeOption = None) -> None:
-    """Say that the clock is right and entries were dated ahead by a wrong one; recorded, nothing is forgotten."""
+    """Confirm that the clock is right now, after a wrong one dated entries ahead. Recorded; no charge is forgotten."""
     import datetime as dt
 
     from client.records.ledger import open_ledger
@@ -104,8 +104,13 @@ def ledger_accept_clock(home: HomeOption = None) -> None:
 def ledger_plan(
     experiment: Annotated[str, typer.Argument(help="Experiment file with a [privacy] section, or a recipe's name.")],
     home: HomeOption = None,
-    override: Annotated[list[str] | None, typer.Option("--set", help="section.key=value")] = None,
-    sites: Annotated[int, typer.Option(min=1, max=100_000, help="Sites that the noise is averaged over.")] = 1,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
+    ] = None,
+    sites: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Sites per round; the more, the less noise in their mean.")
+    ] = 1,
     probe_seconds: Annotated[float, typer.Option(min=0.1, max=60, help="How long to measure this machine.")] = 3.0,
 ) -> None:
     """Say what an experiment would cost here, how many rounds fit under the cap, and which noise would fit all."""

@@ -3,15 +3,13 @@
 import os
 import sys
 
-import typer
-
 from client.cli import audit, join, ledger, policy, records, site, statistics
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 from deploy.observe.logs import set_up_logging
-from shared.commandline import run_app, tell_error
+from shared.commandline import new_program, run_app, tell_error
 from shared.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
+app = new_program(__doc__)
 join.register(app)
 ledger.register(app)
 records.register(app)

@@ -9,7 +9,8 @@ from client.settings import Home, SiteConfig
 from shared.errors import InputError
 
 PersonsOption = Annotated[
-    int | None, typer.Option("--persons", min=1, help="Number of persons that is right: nothing is asked.")
+    int | None,
+    typer.Option("--persons", min=1, help="How many persons there are; if that is so, no question is asked."),
 ]
 
 

@@ -37,14 +37,14 @@ def data_scan(
         bool, typer.Option("--new", help="Begin another data set. Files that are in both keep what they have spent.")
     ] = False,
     new_key: Annotated[
-        bool, typer.Option("--new-key", help="Draw another data.key for one that is lost; all spending is kept.")
+        bool, typer.Option("--new-key", help="Make a new data.key if the old one is lost. All spending is kept.")
     ] = False,
     num_persons: PersonsOption = None,
     allow_unreadable: Annotated[
-        bool, typer.Option("--allow-unreadable", help="Leave out more than 1 percent of the files.")
+        bool, typer.Option("--allow-unreadable", help="Go on even if more than 1 percent of the files cannot be read.")
     ] = False,
     retry_unreadable: Annotated[
-        bool, typer.Option("--retry-unreadable", help="Decode again where files were left out.")
+        bool, typer.Option("--retry-unreadable", help="Try the files again that could not be read before.")
     ] = False,
 ) -> None:
     """Decode your images, drop duplicates and set a share aside for audits. After an interruption run it again."""

@@ -30,7 +30,7 @@ def statistics(
     noise: Annotated[float, typer.Option(help="Noise multiplier of a DP release.")] = 1.1,
     home: HomeOption = None,
 ) -> None:
-    """Release feature statistics, charged to the ledger: with a projection under DP, else exact and unbounded."""
+    """Write feature statistics for the coordinator; charged. Exact, so of unbounded epsilon, without --projection."""
     from client.answers.statistics.release import StatisticsPlan, release_statistics
     from client.privacy.epsilon import epsilon_of
     from shared.evaluation.feature_statistics import save_statistics

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from deploy.checks.dial import Way
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 from deploy.identity.tls import client_context
 
 logger = logging.getLogger(__name__)

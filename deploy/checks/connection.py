@@ -14,8 +14,8 @@ import httpx
 
 from deploy.checks.clock import check_clock
 from deploy.checks.dial import ProxyError, Way, dial
+from deploy.errors import ProvisionError
 from deploy.identity.addresses import split_address
-from deploy.identity.keys import ProvisionError
 from deploy.identity.site_certificates import CURE_MISSING
 from deploy.identity.tls import client_context
 

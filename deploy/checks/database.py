@@ -4,7 +4,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 
 
 def check_database(path: Path) -> None:

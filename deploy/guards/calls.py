@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 from flwr.supercore.protobuf.client import ProtobufClient
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 
 HEADER = "maskfed-caller"
 _PURPOSE = b"maskfed calls of control and runtime paths"

@@ -28,10 +28,10 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec, LaunchResult
 from flwr.supercore.superexec.plugin import AutoExecPlugin
 
 import deploy
+from deploy.errors import ProvisionError
 from deploy.guards import replace
 from deploy.guards.apps import VERIFY
 from deploy.guards.calls import caller_value, send_with_every_call
-from deploy.identity.keys import ProvisionError
 from deploy.observe.scrubber import scrub_journal
 from deploy.processes.memory import limit_own_memory
 from deploy.processes.process import family

@@ -13,12 +13,12 @@ from typing import Any
 import flwr.superlink.main as application
 from flwr.superlink.cli import flower_superlink
 
+from deploy.errors import ProvisionError
 from deploy.guards import replace
 from deploy.guards.allowances import AllowanceFiles
 from deploy.guards.asgi import Guard
 from deploy.guards.calls import caller_value
 from deploy.guards.pushes import NodePushes
-from deploy.identity.keys import ProvisionError
 from deploy.processes.memory import limit_own_memory
 
 ALLOWANCES_VARIABLE = "MASKFED_ALLOWANCES"

@@ -19,11 +19,11 @@ from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supernode.cli import flower_supernode
 
 from deploy.checks.answering import is_listening
+from deploy.errors import ProvisionError
 from deploy.guards import replace
 from deploy.guards.asgi import Guard
 from deploy.guards.calls import caller_value
 from deploy.identity.addresses import PROXY_VARIABLE
-from deploy.identity.keys import ProvisionError
 from deploy.identity.tls import client_context
 from deploy.observe.health import serve_health
 from deploy.observe.scrubber import scrub_journal

@@ -3,7 +3,7 @@
 import ipaddress
 import re
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.\-]*[A-Za-z0-9])?\.?")
 _PROXY_PREFIX = "http://"

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from deploy.identity.keys import ProvisionError, check_private, create_file, fingerprint, load_certificate
+from deploy.errors import ProvisionError
+from deploy.identity.keys import check_private, create_file, fingerprint, load_certificate
 
 CA_NAME = "maskfed ca"
 CA_DAYS = 3650

@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from deploy.errors import ProvisionError
 from deploy.identity.addresses import split_address
 from deploy.identity.keys import (
-    ProvisionError,
     check_private,
     create_file,
     fingerprint,

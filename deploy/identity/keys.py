@@ -22,15 +22,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from deploy.errors import ProvisionError
+
 logger = logging.getLogger(__name__)
 
 SECRET_BYTES = 32
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 EXPIRY_WARNING_DAYS = 30
-
-
-class ProvisionError(ValueError):
-    """Something about keys, files, ports or programs is wrong. One line: the value, the limit and the remedy."""
 
 
 def create_file(path: Path, data: bytes, mode: int = 0o644) -> None:

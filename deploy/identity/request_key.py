@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
+from deploy.errors import ProvisionError
 from deploy.identity.certificates import CLOCK_SKEW, SERVER_DAYS, load_authority
-from deploy.identity.keys import ProvisionError, check_private, create_file, load_certificate
+from deploy.identity.keys import check_private, create_file, load_certificate
 
 REQUEST_KEY = Path("pki", "request.pem")
 """In the coordinator's folder."""

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from deploy.errors import ProvisionError
 from deploy.identity.certificates import (
     CLOCK_SKEW,
     certificate_builder,
@@ -26,7 +27,7 @@ from deploy.identity.certificates import (
     make_authority,
     private_pem,
 )
-from deploy.identity.keys import ProvisionError, check_private, load_certificate, public_key_digest, replace_file
+from deploy.identity.keys import check_private, load_certificate, public_key_digest, replace_file
 
 DOOR_KEY = "door-ca.pem"
 """In the coordinator's `pki`: private key and certificate of the CA in one file, so that no crash parts them."""

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 
+from deploy.errors import ProvisionError
 from deploy.identity.certificates import LOCAL_TLS, create_local_tls
 from deploy.identity.enrolment import JoinBundle, check_alias, write_request
 from deploy.identity.keys import (
-    ProvisionError,
     create_file,
     create_node_key,
     create_secret,

@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 
 
 def client_context(ca_certificate: Path, identity: Path | None = None) -> ssl.SSLContext:

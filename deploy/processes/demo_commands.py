@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 from deploy.processes.process import adopt_orphans, end_descendants, end_together, last_line, spawn
 
 START_SECONDS = 90.0

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 
 PARAMETERS_VARIABLE = "MASKFED_PARAMETERS"
 DEFAULT_PARAMETERS = 300e6

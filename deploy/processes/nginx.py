@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from deploy.checks.answering import is_alive_behind, is_answering
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 from deploy.identity.site_certificates import check_door_authority
 from deploy.processes.door import SOCKET
 from deploy.processes.services import environment

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from deploy.checks.answering import is_healthy, is_listening
 from deploy.checks.connection import diagnose, lease_still_lives
 from deploy.checks.dial import Way
+from deploy.errors import ProvisionError
 from deploy.identity.addresses import PROXY_VARIABLE, split_address, split_proxy
 from deploy.identity.keys import (
-    ProvisionError,
     check_certificate,
     check_private,
     warn_of_expiry,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 from deploy.observe.health import HealthProcess
 from deploy.observe.logs import cap_logs
 from deploy.processes.liveness import CHECK_SECONDS, Liveness

@@ -24,14 +24,16 @@ def evaluate(
     reference: Annotated[
         str,
         typer.Option(
-            help="Images (folder, zip, cache, FILE.npy, synthetic:SITE:N), statistics A,B, FILE.npz:N with mu and "
+            help="What to compare with: images (folder, zip, cache, FILE.npy, synthetic:SITE:N), "
+            "statistics files A,B, FILE.npz:N (mu and sigma of N images), "
             "sigma, or `federated` to compare with."
         ),
     ],
     extractor: Annotated[
         str,
         typer.Option(
-            help="Network: inception-v3-compat, random-inception, onnx:FILE, clip-*, dinov2-*; default: as trained."
+            help="Network: inception-v3-compat, random-inception, onnx:FILE, clip-*, dinov2-*; "
+            "default: as the experiment says."
         ),
     ] = "",
     weights: Annotated[
@@ -48,7 +50,12 @@ def evaluate(
     ] = 0,
     num: Annotated[
         int,
-        typer.Option("--num", "--num-images", min=0, help="How many images to generate; 0: as the experiment says."),
+        typer.Option(
+            "--num",
+            "--num-images",
+            min=0,
+            help="How many images to generate (--num-images under torchrun); 0: as the experiment says.",
+        ),
     ] = 0,
     home: Annotated[
         Path,

@@ -77,7 +77,7 @@ def sample(
 def check(
     images: Annotated[list[Path], typer.Argument(help="Pictures, or arrays (.npy) of `sample`.")],
 ) -> None:
-    """Read the mark of generated pictures: kind, model, seed; exit code 3 where one has none."""
+    """Read the mark of generated pictures: kind, model, seed. Exit code 3 if a picture has no mark."""
     from shared.storage.synthetic_mark import read_mark
 
     marks = {path: read_mark(path) for path in images}

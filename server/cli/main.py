@@ -12,15 +12,15 @@ from typing import Annotated
 
 import typer
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
 from server.cli import alignment, distances, evaluation, models, plan, release, rounds, studies
 from server.cli.membership import sites
 from server.cli.membership.door import certificate_checks, register_sites
-from shared.commandline import owned, run_app, tell_error
+from shared.commandline import new_program, owned, run_app, tell_error
 from shared.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
+app = new_program(__doc__)
 app.add_typer(sites.sites, name="sites")
 models.register(app)
 evaluation.register(app)
@@ -93,9 +93,7 @@ def init(
 @app.command()
 def renew(
     home: Home = DEFAULT_HOME,
-    ca_key: Annotated[
-        Path | None, typer.Option(help="Where you keep the CA key; default: ca/ca.key in the folder.")
-    ] = None,
+    ca_key: Annotated[Path | None, typer.Option(help="File of the CA key; default: ca/ca.key in the folder.")] = None,
     host: Annotated[
         list[str] | None,
         typer.Option(help="Another host name or address to put into the certificate; may be repeated."),
@@ -156,7 +154,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="New folder for everything the demo makes.")] = Path("demo"),
     port: Annotated[int, typer.Option(help="Use ports from this number on; 0: any free ones.")] = 0,
 ) -> None:
-    """Show the whole idea on this machine: pre-training, a federation of sites, fine-tuning rounds, a report."""
+    """Try everything on this machine: pre-training, a federation of sites, fine-tuning rounds, a report."""
     from server.simulation.demo import DemoSettings, run_demo
     from server.simulation.demo_budget import parse_budget
 

@@ -40,14 +40,20 @@ def train(
         ),
     ],
     init: Annotated[
-        Path | None, typer.Option(help="Start from the averaged weights of this checkpoint or run.")
+        Path | None,
+        typer.Option(
+            help="Start from the averaged weights of this checkpoint or run; default: the experiment's train.init."
+        ),
     ] = None,
     accept_other_data: Annotated[
-        bool, typer.Option("--accept-other-data", help="Go on with other images than the run began with; recorded.")
+        bool,
+        typer.Option(
+            "--accept-other-data", help="Go on although the images are not those the run began with; it is recorded."
+        ),
     ] = False,
     overrides: Overrides = None,
 ) -> None:
-    """Train a model on public images, masked or not, as the experiment says; on several GPUs by torchrun."""
+    """Train a model on public images. The experiment says which patches are masked. torchrun uses several GPUs."""
     from server.training.train import train as run_stage
     from shared.experiment.config import load_experiment
     from shared.experiment.recipes import find_experiment
@@ -152,10 +158,10 @@ def cache_images(
     ] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="How many processes to use; default: all cores.")] = None,
     allow_unreadable: Annotated[
-        bool, typer.Option("--allow-unreadable", help="Leave out more than 1 percent of the files.")
+        bool, typer.Option("--allow-unreadable", help="Go on even if more than 1 percent of the files cannot be read.")
     ] = False,
     retry_unreadable: Annotated[
-        bool, typer.Option("--retry-unreadable", help="Decode again where files were left out.")
+        bool, typer.Option("--retry-unreadable", help="Try the files again that could not be read before.")
     ] = False,
 ) -> None:
     """Decode images once, for `train --data` to read. After an interruption run it again: it continues."""
@@ -232,9 +238,9 @@ def experiment_schema() -> None:
 def toy(
     name: Annotated[Literal["swiss-roll", "rose"], typer.Argument(help="Which of the paper's toy distributions.")],
     out: Annotated[Path, typer.Option(help="Folder for the figure and the distances.")],
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all random numbers.")] = 0,
 ) -> None:
-    """Repeat the paper's Figure 2 in seconds: masked pre-training against training from scratch, on a toy."""
+    """Repeat the paper's Figure 2 in seconds: masked pre-training against training from scratch, in two dimensions."""
     from server.studies.toys import run_toy
 
     result = run_toy(name, out, seed=seed)

@@ -17,15 +17,24 @@ def register(app: typer.Typer) -> None:
 def audit(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of a run, or a run directory: its newest.")],
     reference: Annotated[
-        list[Path] | None, typer.Option(help="Public checkpoint that saw no site's images; the model's start first.")
+        list[Path] | None,
+        typer.Option(
+            help="Public checkpoint trained without any site's images, to compare with; may be "
+            "repeated, the model's start first."
+        ),
     ] = None,
     public: Annotated[
         str,
-        typer.Option(help="PUBLIC images: a copy of the first reference is fine-tuned on them as one more reference."),
+        typer.Option(
+            help="Public images: a copy of the first reference is fine-tuned on them and used as one more reference."
+        ),
     ] = "",
     public_steps: Annotated[int, typer.Option(min=1, help="Steps of the fine-tuning on --public.")] = 500,
     site: Annotated[
-        list[str] | None, typer.Option(help="Alias to ask; default: who took part, or everybody online.")
+        list[str] | None,
+        typer.Option(
+            help="Alias to ask; may be repeated. Default: the sites that took part in the run, else all sites online."
+        ),
     ] = None,
     canaries: Annotated[
         bool, typer.Option("--canaries", help="Ask for the canary audit of each site's DP-SGD: costs no privacy.")
@@ -35,7 +44,7 @@ def audit(
         Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", callback=owned(), help="The coordinator's folder.")
     ] = Path("coordinator"),
 ) -> None:
-    """Ask the sites to attack a model with their own images: how, and at what cost, is each site's policy."""
+    """Ask the sites to attack a model with their own images. Each site's policy says how, and at what cost."""
     from server.federation.fleet.registry import check_home
     from server.release.audit_question import AuditPlan
     from server.release.audit_sites import ask_audits
@@ -56,14 +65,17 @@ def audit(
 def release(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of a run, or a run directory: its newest.")],
     out: Annotated[Path, typer.Option(help="New folder: weights, experiment, model card.")],
-    verdict: Annotated[list[Path] | None, typer.Option(help="Audit verdict file of a site; a copy is kept.")] = None,
+    verdict: Annotated[
+        list[Path] | None,
+        typer.Option(help="Verdict file that a site sent you; may be repeated. It is copied into the run."),
+    ] = None,
     override: Annotated[str, typer.Option(help="Reason to release against the gate; printed in the model card.")] = "",
     license_text: Annotated[str, typer.Option("--license", help="Licence of the weights.")] = "",
     name_sites: Annotated[
         bool, typer.Option("--name-sites", help="Name the sites in the card; default: they are numbered.")
     ] = False,
 ) -> None:
-    """Release a model with its evidence; refused while a required result is missing or bad."""
+    """Write a model with its model card. Refused while required evidence is missing or beyond its limits."""
     from server.release.gate import LICENSE
     from server.release.gate import release as run
     from server.release.verdict_files import add_verdicts

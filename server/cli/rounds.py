@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.federation.fleet.registry import check_home
 from shared.commandline import owned
 from shared.errors import InputError
 
@@ -37,7 +36,8 @@ def finetune(
     ] = "",
     home: Home = DEFAULT_HOME,
     init: Annotated[
-        str, typer.Option(help="Start from this checkpoint, run or shipped model; default: train.init.")
+        str,
+        typer.Option(help="Start from this checkpoint, run or shipped model; default: the experiment's train.init."),
     ] = "",
     run: Annotated[str, typer.Option(help="Name for the run; default: made from experiment and time.")] = "",
     resume: Annotated[str, typer.Option(help="Resume this run from its last complete round.")] = "",
@@ -53,19 +53,25 @@ def finetune(
     ] = None,
     reference: Annotated[str, typer.Option(help="Images or statistics files to measure rounds against.")] = "",
     evaluate_arg: Annotated[
-        list[str] | None, typer.Option(help="Pass this argument on to `evaluate`; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Argument for the evaluations beside the rounds, as in "
+            "--evaluate-arg=--bootstrap=200; may be repeated."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only ask the sites what they would do with it and what it would cost.")
     ] = False,
-    detach: Annotated[bool, typer.Option(help="Do not wait for the end; see `status`.")] = False,
+    detach: Annotated[bool, typer.Option(help="Submit the run and return; follow it with `status`.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Fine-tune a model with the sites, and show it until it ends. Exit code 0: completed, 1: failed or stopped.
 
-    Before round 1 the plan is offered to every site, free of charge; it starts with federation.min_replies acceptances.
+    Before round 1 the plan is offered to every site, free of charge. The run starts once
+    federation.min_replies sites have accepted.
     """
     from server.federation.finetune import Start, resume_run, start_run
+    from server.federation.fleet.registry import check_home
     from server.federation.status import follow
     from server.runs.run_directory import RunDir
     from shared.experiment.config import load_experiment, parse_experiment
@@ -134,6 +140,7 @@ def status(
     """Show runs: rounds, sites, losses, bytes, epsilon. Exit code 1 if the run you name has failed."""
     from rich.console import Console
 
+    from server.federation.fleet.registry import check_home
     from server.federation.status import all_runs, table
 
     check_home(home)
@@ -150,9 +157,12 @@ def status(
 
 
 def stop(
-    run: str, home: Home = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False
+    run: Annotated[str, typer.Argument(help="Name of a run.")],
+    home: Home = DEFAULT_HOME,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Stop a run. Its last complete round is kept, and `finetune --resume` continues from there."""
+    from server.federation.fleet.registry import check_home
     from server.federation.fleet.superlink import connect
     from server.federation.resubmission import Wanted
 
@@ -164,9 +174,12 @@ def stop(
 
 
 def logs(
-    run: str, home: Home = DEFAULT_HOME, as_json: Annotated[bool, typer.Option("--json", help="JSON lines.")] = False
+    run: Annotated[str, typer.Argument(help="Name of a run.")],
+    home: Home = DEFAULT_HOME,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
     """Print the log of a run until it ends."""
+    from server.federation.fleet.registry import check_home
     from server.federation.status import print_log
 
     check_home(home)
@@ -188,7 +201,8 @@ def simulate(
         ),
     ] = 0.5,
     init: Annotated[
-        str, typer.Option(help="Start from this checkpoint, run or shipped model; default: train.init.")
+        str,
+        typer.Option(help="Start from this checkpoint, run or shipped model; default: the experiment's train.init."),
     ] = "",
     out: Annotated[
         Path, typer.Option(help="Folder for everything. After an interruption the same command continues there.")
@@ -203,7 +217,10 @@ def simulate(
         typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
     ] = None,
 ) -> None:
-    """Fine-tune with many simulated sites on this machine. Needs the extra `simulation`. Exit codes as for finetune."""
+    """Fine-tune with many simulated sites on this machine. Exit code 0: completed, 1: failed or stopped.
+
+    Needs the extra `simulation`.
+    """
     from rich.console import Console
 
     from server.simulation.simulate import Simulate

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from server.federation.fleet.registry import write_json
-from server.federation.rounds.global_model import round_folder
+from server.federation.updates.global_model import round_folder
 from server.runs.child_process import dies_with_parent
 from server.runs.run_directory import RunDir
 from shared.errors import InputError

@@ -9,8 +9,8 @@ from pathlib import Path
 from server.federation.fleet.registry import Registry, write_json
 from server.federation.fleet.superlink import connect
 from server.federation.resubmission import Wanted
-from server.federation.rounds.global_model import save_global
 from server.federation.starting_point import check_fits, check_sites, find_init, initial_model
+from server.federation.updates.global_model import save_global
 from server.runs import run_directory
 from server.runs.run_directory import RunDir
 from shared.errors import InputError

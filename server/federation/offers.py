@@ -12,8 +12,8 @@ from server.federation.fleet.registry import Registry
 from server.federation.messaging.agreement import Agreement, Outcome
 from server.federation.messaging.question import submit
 from server.federation.messaging.transport import Grid, Timing, persist
-from server.federation.rounds.global_model import GlobalModel
 from server.federation.rounds.request import header_of
+from server.federation.updates.global_model import GlobalModel
 from server.runs.run_directory import create
 from shared.experiment.config import Experiment
 from shared.messages.training import RequestHeader

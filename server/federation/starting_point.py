@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from server.federation.rounds.aggregation import check_total_weight
-from server.federation.rounds.global_model import GlobalModel, check_float32
 from server.federation.rounds.selection import num_asked
-from server.federation.rounds.server_optimizer import ServerState
+from server.federation.updates.aggregation import check_total_weight
+from server.federation.updates.global_model import GlobalModel, check_float32
+from server.federation.updates.server_optimizer import ServerState
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.experiment.trainable import select_trainable

@@ -18,9 +18,9 @@ from server.federation.fleet.registry import write_json
 from server.federation.fleet.superlink import Control
 from server.federation.fleet.superlink_types import Simulation
 from server.federation.resubmission import WantedRun
-from server.federation.rounds.global_model import save_global
 from server.federation.starting_point import check_fits, check_sites, find_init, initial_model
 from server.federation.status import EXIT_CODES, summarise, table
+from server.federation.updates.global_model import save_global
 from server.runs import run_directory
 from server.simulation.division import Skew, make_site_folders
 from server.simulation.runtime import simulation_runtime

@@ -3,9 +3,6 @@
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
-import pywt
-
 from shared.errors import InputError
 
 _TOLERANCE = 1e-6
@@ -34,6 +31,8 @@ def filters(wavelet: str) -> Filters:
     Raises:
         InputError: PyWavelets has no discrete wavelet of this name, or it is not orthogonal to 1e-6.
     """
+    import pywt  # a third of a second with numpy, for those experiments only that have wavelets
+
     try:
         bank = pywt.Wavelet(wavelet)
     except ValueError as error:
@@ -50,6 +49,8 @@ def filters(wavelet: str) -> Filters:
 
 def _deviation(found: Filters) -> float:
     """Largest distance of the even shifts of both filters from an orthonormal set."""
+    import numpy as np
+
     if len(found.low) != len(found.high):
         return float("inf")
     low, high = np.array(found.low), np.array(found.high)

@@ -16,7 +16,8 @@ from deploy.coordinator import (
     renew_certificate,
     start_plan,
 )
-from deploy.identity.keys import ProvisionError, certificate_hosts, load_certificate
+from deploy.errors import ProvisionError
+from deploy.identity.keys import certificate_hosts, load_certificate
 from deploy.processes.process import free_ports
 from server.federation.fleet.metrics import coordinator_gauges
 from tests.server.fake_federation import honest_sites, make_experiment, make_home, run_rounds

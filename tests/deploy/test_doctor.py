@@ -13,10 +13,10 @@ from deploy.checks.connection import Finding, check_door, diagnose, door_checks,
 from deploy.checks.dial import Way
 from deploy.coordinator import Coordinator, create_coordinator, read_settings, renew_certificate
 from deploy.doctor import coordinator_checks, site_checks
+from deploy.errors import ProvisionError
 from deploy.guards import superexec
 from deploy.identity.certificates import create_authority
 from deploy.identity.enrolment import read_request
-from deploy.identity.keys import ProvisionError
 from deploy.identity.site_certificates import issue_site_certificate
 from deploy.identity.site_identity import accept_certificate, create_identity
 from deploy.processes.process import free_ports

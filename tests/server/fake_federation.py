@@ -12,8 +12,8 @@ from flwr.app import RecordDict
 from server.app import conduct
 from server.federation.fleet.registry import Registry, write_json
 from server.federation.messaging.transport import Timing
-from server.federation.rounds.global_model import save_global
 from server.federation.starting_point import initial_model
+from server.federation.updates.global_model import save_global
 from server.runs.run_directory import create
 from shared.experiment.config import Experiment, parse_experiment
 from shared.messages.agreement.plan import resolve

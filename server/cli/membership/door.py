@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploy.identity.enrolment import EnrolmentRequest
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 from shared.errors import InputError
 
 if TYPE_CHECKING:
     from deploy.checks.connection import Finding
+    from deploy.identity.enrolment import EnrolmentRequest
 
 
 def register_sites(home: Path) -> bool:
@@ -70,7 +70,7 @@ def certificate_checks(home: Path) -> "Iterator[Finding]":
         yield Finding("site certificates", True, text if ending else "none ends within 30 days")
 
 
-def write_bundles(home: Path, address: str, requests: Mapping[Path, EnrolmentRequest]) -> None:
+def write_bundles(home: Path, address: str, requests: "Mapping[Path, EnrolmentRequest]") -> None:
     """All bundles or none: this comes before the registry, so that no site is in that nobody could enrol again."""
     from deploy.identity.enrolment import write_bundle
     from shared.storage.code_digest import installed_digest

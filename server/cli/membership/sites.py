@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 from server.cli.membership.door import (
     certificates_left,
     register_sites,
@@ -79,7 +79,7 @@ def sites_renew(
         Path | None, typer.Option(help="Also write a join bundle, for a site that has not joined.")
     ] = None,
 ) -> None:
-    """Take a site's new node key or signing key: the one that stays vouches for it, the old one is out for ever."""
+    """Accept a site's new node key or signing key, vouched for by the other one. The old key is refused for ever."""
     from deploy.coordinator import read_coordinator
     from deploy.identity.enrolment import read_request
     from server.federation.fleet.admission import recorded
@@ -106,14 +106,14 @@ def sites_renew(
 
 
 @sites.command("certify")
-def siteswrite_certificates(
+def sites_certify(
     aliases: Annotated[
         list[str] | None, typer.Argument(help="Sites; default: all whose certificate ends soon.")
     ] = None,
     home: Home = DEFAULT_HOME,
     folder: Annotated[Path, typer.Option(help="Where to write ALIAS.certificate.pem.")] = Path(),
 ) -> None:
-    """Write new certificates for the door; a folder of an earlier version gets the CA that signs them."""
+    """Write new certificates for sites; a folder set up by an earlier version also gets the CA that signs them."""
     from deploy.coordinator import read_settings
     from deploy.identity.site_certificates import RENEW_DAYS, create_door_authority
     from server.federation.fleet.admission import recorded
@@ -174,7 +174,7 @@ def _status(site: "Site", online: Mapping[str, str]) -> str:
 
 @sites.command("remove")
 def sites_remove(
-    alias: str,
+    alias: Annotated[str, typer.Argument(help="Name of a site, as `sites list` shows it.")],
     home: Home = DEFAULT_HOME,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:

@@ -1,1 +1,1 @@
-"""The round loop: select, request, aggregate, step, record."""
+"""The round loop: wait, select, request, count, fold, keep."""

@@ -12,12 +12,12 @@ from server.federation.messaging.agreement import Agreement
 from server.federation.messaging.exchange import Arrival, Exchange
 from server.federation.messaging.sender import Forgeries
 from server.federation.messaging.transport import Grid, Timing
-from server.federation.rounds.global_model import GlobalModel, load_global, round_folder, save_global
 from server.federation.rounds.presence import Presence, TooFewSitesError
 from server.federation.rounds.request import Closings, Question, header_of
 from server.federation.rounds.selection import Attendance, choose
-from server.federation.rounds.step import ServerStep
 from server.federation.rounds.tally import TRANSIENT_STATES, SiteRecord, Tally
+from server.federation.updates.global_model import GlobalModel, load_global, round_folder, save_global
+from server.federation.updates.step import ServerStep
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.storage.checkpoint import latest_checkpoint, prune_checkpoints

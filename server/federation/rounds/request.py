@@ -9,8 +9,8 @@ from pathlib import Path
 from flwr.app import RecordDict
 
 from server.federation.messaging.exchange import Exchange
-from server.federation.rounds.global_model import GlobalModel
 from server.federation.rounds.tally import MAX_QUESTIONS, SiteRecord, Tally
+from server.federation.updates.global_model import GlobalModel
 from shared.experiment.config import Experiment
 from shared.experiment.federation import FederationConfig
 from shared.messages.packing import Manifest, array_digest, decode, encode

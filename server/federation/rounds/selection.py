@@ -5,7 +5,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
-from server.federation.rounds.aggregation import check_total_weight
+from server.federation.updates.aggregation import check_total_weight
 from shared.experiment.config import Experiment
 from shared.experiment.federation import FederationConfig
 from shared.seeding import SEED_BITS, derive_seed

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from flwr.app import Message
 
 from server.federation.messaging.exchange import Arrival
-from server.federation.rounds.aggregation import FixedPointSum, UpdateError, check_update, clip_factor, site_weight
+from server.federation.updates.aggregation import FixedPointSum, UpdateError, check_update, clip_factor, site_weight
 from shared.messages.packing import MessageError
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
 from shared.storage.runlog import OUTCOMES, Outcome

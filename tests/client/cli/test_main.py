@@ -25,8 +25,8 @@ from client.records.spending import Charge
 from client.settings import Home, load_settings, save_settings
 from client.training.progress import told
 from deploy.checks.connection import Finding
+from deploy.errors import ProvisionError
 from deploy.identity.enrolment import read_request, write_bundle
-from deploy.identity.keys import ProvisionError
 from deploy.processes.process import free_ports
 from shared.errors import InputError
 from shared.storage.code_digest import installed_digest

@@ -10,7 +10,7 @@ import pytest
 from deploy.checks import clock
 from deploy.checks.clock import check_clock, check_own_clock, refused_clocks, warn_of_free_clock
 from deploy.checks.dial import Way
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 
 
 @pytest.mark.parametrize(("ahead", "says"), [(6.0, "6 s ahead of"), (-130.0, "130 s behind"), (400.0, "400 s ahead")])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deploy.checks.database import check_database
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from deploy.checks.dial import LARGEST_ANSWER_BYTES, ProxyError, Way, dial
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 
 
 @contextlib.contextmanager

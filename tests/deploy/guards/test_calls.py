@@ -9,9 +9,10 @@ import httpx
 import pytest
 from flwr.supercore.protobuf.client import ProtobufClient
 
+from deploy.errors import ProvisionError
 from deploy.guards import FLWR_VERSION
 from deploy.guards.calls import HEADER, caller_value, send_with_every_call
-from deploy.identity.keys import ProvisionError, create_secret
+from deploy.identity.keys import create_secret
 from server import entry
 from server.federation.fleet import superlink
 

@@ -14,9 +14,9 @@ from flwr.supercore.constant import TaskType
 from flwr.supercore.superexec.executor.types import ExecutionSpec
 
 import deploy
+from deploy.errors import ProvisionError
 from deploy.guards import replace, superexec
 from deploy.guards.superexec import SLOW_FILE, STOP_FOLDER, TASKS, OneProgram, program, verify_program
-from deploy.identity.keys import ProvisionError
 
 TOKEN, VALUE = "ab" * 128, "cd" * 32
 ROOT = Path(deploy.__file__).resolve().parent.parent

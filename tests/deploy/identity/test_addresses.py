@@ -1,7 +1,7 @@
 import pytest
 
+from deploy.errors import ProvisionError
 from deploy.identity.addresses import join_address, split_address, split_proxy
-from deploy.identity.keys import ProvisionError
 
 
 @pytest.mark.parametrize(

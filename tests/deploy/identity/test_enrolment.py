@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.errors import ProvisionError
 from deploy.identity.enrolment import (
     PREFIX,
     check_alias,
@@ -13,7 +14,7 @@ from deploy.identity.enrolment import (
     read_request,
     write_bundle,
 )
-from deploy.identity.keys import ProvisionError, fingerprint, public_key_digest
+from deploy.identity.keys import fingerprint, public_key_digest
 from deploy.identity.site_certificates import issue_site_certificate
 from deploy.identity.site_identity import accept_bundle, create_identity
 from tests.signing import make_federation, public_of

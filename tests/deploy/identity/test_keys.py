@@ -13,8 +13,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from deploy.errors import ProvisionError
 from deploy.identity import certificates, keys
-from deploy.identity.keys import ProvisionError
 from deploy.identity.tls import client_context
 
 

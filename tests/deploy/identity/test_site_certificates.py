@@ -10,8 +10,9 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from deploy.errors import ProvisionError
 from deploy.identity.certificates import create_authority, issue_server_certificate
-from deploy.identity.keys import ProvisionError, load_certificate
+from deploy.identity.keys import load_certificate
 from deploy.identity.site_certificates import (
     check_door_authority,
     create_door_authority,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy.errors import ProvisionError
 from deploy.identity.enrolment import read_request
-from deploy.identity.keys import ProvisionError
 from deploy.identity.site_identity import create_identity
 
 WHOLE = {"node.key", "node.key.pub", "site-sign.key", "site-sign.key.pub", "site.secret", "tls"}

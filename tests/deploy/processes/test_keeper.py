@@ -18,9 +18,10 @@ MASTER = (
     "pathlib.Path(sys.argv[1]).write_text(str(worker.pid)); time.sleep(600)"
 )
 SUPERVISOR = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from deploy.processes.process import spawn
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests that run under nohup would hand on that it is ignored
 keeper = [sys.executable, "-I", "-m", "deploy.processes.keeper", sys.executable, "-c", *sys.argv[1:]]
 print(spawn(keeper, {}, None).pid, flush=True)
 time.sleep(600)

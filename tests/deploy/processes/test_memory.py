@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 from deploy.processes.memory import DEFAULT_PARAMETERS, NEEDS, PARAMETERS_VARIABLE, SPARE_BYTES, main, parameters
 
 

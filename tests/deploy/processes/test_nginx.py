@@ -15,9 +15,9 @@ import pytest
 
 from deploy.checks.answering import is_alive_behind
 from deploy.coordinator import Coordinator, create_coordinator, start_plan
+from deploy.errors import ProvisionError
 from deploy.identity.certificates import create_authority
 from deploy.identity.enrolment import read_request
-from deploy.identity.keys import ProvisionError
 from deploy.identity.site_certificates import issue_site_certificate
 from deploy.identity.site_identity import accept_certificate, create_identity
 from deploy.identity.tls import client_context

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from deploy.checks.probe import probe
-from deploy.identity.keys import ProvisionError
+from deploy.errors import ProvisionError
 from deploy.processes.process import check_port_free, free_ports, only_one
 from deploy.processes.supervision import Service, Supervisor
 

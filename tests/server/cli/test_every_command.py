@@ -24,3 +24,9 @@ def test_odd_words_are_one_line(words, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setenv("MASKFED_CACHE", str(place / "cache"))
     check_command(cli.main, "maskfed-server", words, COMMANDS[words], USUAL, tmp_path)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_argument_and_option_is_explained(words):
+    parameters = COMMANDS[words].params
+    assert [each.name for each in parameters if each.name != "help" and not getattr(each, "help", None)] == []

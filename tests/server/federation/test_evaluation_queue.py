@@ -7,7 +7,7 @@ import pytest
 
 from server.federation import evaluation_queue
 from server.federation.evaluation_queue import Evaluations, evaluate_command
-from server.federation.rounds.global_model import round_folder
+from server.federation.updates.global_model import round_folder
 from shared.storage.checkpoint import save_checkpoint
 from shared.storage.runlog import RunLog
 from tests.server.fake_federation import events_of, honest_sites, make_experiment, make_home, run_rounds

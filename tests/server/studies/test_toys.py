@@ -6,7 +6,7 @@ import torch
 from server.studies.toys import CoordinateMlp, rose, run_toy, sliced_wasserstein, swiss_roll
 from shared.seeding import generator
 
-SHORT = {"pretrain_steps": 300, "finetune_steps": 40, "num_samples": 500}
+SHORT = {"pretrain_steps": 150, "finetune_steps": 30, "num_samples": 300}
 
 
 @pytest.mark.parametrize("name", ["swiss-roll", "rose"])

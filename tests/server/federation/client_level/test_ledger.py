@@ -9,8 +9,8 @@ import pytest
 from server.federation.client_level.ledger import LEDGER_FILE, CentralLedger, NoiseKeys
 from server.federation.client_level.mechanism import central_epsilon
 from server.federation.fleet.registry import Registry
-from server.federation.rounds import global_model
 from server.federation.rounds.selection import choose
+from server.federation.updates import global_model
 from shared.errors import InputError
 from tests.server.fake_federation import (
     honest_sites,
@@ -174,7 +174,7 @@ def test_a_charge_is_on_disk_before_the_noise_is_used(tmp_path, monkeypatch):
                      len(CentralLedger(home).releases())))  # fmt: skip
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("server.federation.rounds.step.grid_noise", look)
+    monkeypatch.setattr("server.federation.updates.step.grid_noise", look)
     with pytest.raises(KeyboardInterrupt):
         run_rounds(home, FakeGrid(honest_sites()), experiment)
     assert seen == [(True, 1)]

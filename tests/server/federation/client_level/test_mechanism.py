@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from server.federation.client_level.mechanism import central_epsilon, grid_noise, sensitivity
-from server.federation.rounds.aggregation import CLIP_MARGIN, SCALE_BITS, FixedPointSum
+from server.federation.updates.aggregation import CLIP_MARGIN, SCALE_BITS, FixedPointSum
 from shared.errors import InputError
 from shared.experiment.config import parse_experiment
 from tests.server.fake_federation import make_experiment

@@ -6,9 +6,9 @@ import pytest
 from flwr.app import Array, Error, RecordDict
 
 from server.federation.fleet.registry import Registry
-from server.federation.rounds import global_model
 from server.federation.rounds.loop import RunFailedError
 from server.federation.rounds.tally import MAX_QUESTIONS, Tally
+from server.federation.updates import global_model
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 from tests.server.fake_federation import (
     events_of,

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from server.federation.rounds import global_model
+from server.federation.updates import global_model
 from shared.errors import InputError
 from shared.storage.runlog import read_metrics
 from tests.server.fake_federation import (

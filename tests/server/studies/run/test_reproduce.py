@@ -8,8 +8,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from server.cli import main as cli
-from server.federation.rounds.global_model import save_global
 from server.federation.starting_point import initial_model
+from server.federation.updates.global_model import save_global
 from server.runs.run_directory import create
 from server.simulation.simulation_folder import RUN
 from server.studies.run import arm_training, reproduce

@@ -4,7 +4,7 @@ from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, Rec
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
 from flwr.supercore.task_identity import TaskIdentity
 
-from server.federation.rounds.server_optimizer import ServerState, apply_update, average, ema_decay
+from server.federation.updates.server_optimizer import ServerState, apply_update, average, ema_decay
 from shared.experiment.federation import FederationConfig
 
 SIZE, ROUNDS = 500, 5

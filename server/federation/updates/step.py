@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from server.federation.client_level.ledger import CentralLedger, NoiseKeys
 from server.federation.client_level.mechanism import central_epsilon, grid_noise, sensitivity
-from server.federation.rounds.aggregation import CLIP_MARGIN, SCALE_BITS, FixedPointSum, update_norm
-from server.federation.rounds.global_model import GlobalModel
-from server.federation.rounds.server_optimizer import apply_update, average, ema_decay
+from server.federation.updates.aggregation import CLIP_MARGIN, SCALE_BITS, FixedPointSum, update_norm
+from server.federation.updates.global_model import GlobalModel
+from server.federation.updates.server_optimizer import apply_update, average, ema_decay
 from shared.experiment.config import Experiment
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.federation.rounds.server_optimizer import ServerState
+from server.federation.updates.server_optimizer import ServerState
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.experiment.trainable import select_trainable

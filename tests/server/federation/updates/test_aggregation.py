@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from server.federation.rounds.aggregation import (
+from server.federation.updates.aggregation import (
     MAX_TOTAL_WEIGHT,
     FixedPointSum,
     UpdateError,

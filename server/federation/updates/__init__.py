@@ -1,0 +1,1 @@
+"""What becomes of the sites' updates: the exact sum, the server's step, the global model."""
