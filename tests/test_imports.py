@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "client", "shared", "deploy")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 ALLOWED = {"server": {"server", "shared"}, "client": {"client", "shared"}, "shared": {"shared"}, "deploy": {"deploy"}}
-MAY_IMPORT_DEPLOY = ("server/cli/", "client/cli/", "server/simulation/demo.py", "server/simulation/virtual_keys.py")
+MAY_IMPORT_DEPLOY = ("server/cli/", "client/cli/", "server/simulation/demo/", "server/simulation/virtual_keys.py")
 MAY_USE_FLOWERS_INTERNALS = (
     "deploy/guards/",
     "client/entry.py",
@@ -84,7 +84,7 @@ LAYERS = {
         {"server.federation.rounds"},
         {"server.alignment", "server.evaluation", "server.federation", "server.release"},
         {"server.app", "server.simulation", "server.studies"},
-        {"server.studies.page", "server.studies.run"},
+        {"server.simulation.demo", "server.studies.page", "server.studies.run"},
         {"server.cli.membership"},
         {"server.cli", "server.entry"},
     ),

@@ -149,16 +149,20 @@ def demo(
     ] = None,
     faces: Annotated[Path | None, typer.Option(help="Folder or zip of private images, a folder per person.")] = None,
     sites: Annotated[int, typer.Option(min=2, max=16, help="How many sites to run on this machine.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="How many fine-tuning rounds to run.")] = 4,
-    budget: Annotated[str, typer.Option(help="How long everything may take, for example 90s, 8m or 1h.")] = "7m",
+    rounds: Annotated[int, typer.Option(min=1, help="How many fine-tuning rounds to run, with --non-private.")] = 4,
+    budget: Annotated[str, typer.Option(help="How long everything may take, for example 90s, 8m or 1h.")] = "8m",
     out: Annotated[Path, typer.Option(help="New folder for everything the demo makes.")] = Path("demo"),
     port: Annotated[int, typer.Option(help="Use ports from this number on; 0: any free ones.")] = 0,
+    non_private: Annotated[
+        bool, typer.Option("--non-private", help="Rounds without differential privacy, also on photographs of yours.")
+    ] = False,
 ) -> None:
-    """Try everything on this machine: pre-training, a federation of sites, fine-tuning rounds, a report."""
-    from server.simulation.demo import DemoSettings, run_demo
+    """Try everything on this machine: public training, a federation of sites, private stages, audit, release."""
+    from server.simulation.demo.run import run_demo
+    from server.simulation.demo.settings import DemoSettings
     from server.simulation.demo_budget import parse_budget
 
-    settings = DemoSettings(public, faces, sites, rounds, out, port)
+    settings = DemoSettings(public, faces, sites, rounds, out, port, not non_private)
     run_demo(settings, parse_budget(budget), lambda text: print(text, flush=True))
 
 

@@ -22,7 +22,6 @@ Overrides = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the coordinator's."""
     app.command()(train)
-    app.command()(loss)
     app.command("import-checkpoint")(import_checkpoint)
     app.command()(export)
     app.command()(toy)
@@ -93,31 +92,6 @@ def training_plan(experiment: "Experiment") -> list[str]:
             f"that is long: take a machine with a GPU, `--set train.steps=N`, or a smaller recipe such as {stage}"
         )
     return told
-
-
-def loss(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Checkpoint folders, or run directories: their newest.")],
-    data: Annotated[str, typer.Option(help="Images that no model saw: folder, zip, cache, or synthetic:SITE:NUMBER.")],
-    num: Annotated[int, typer.Option(min=2, help="At most so many of them.")] = 512,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise, the same for all models.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per checkpoint.")] = False,
-) -> None:
-    """Compare models by the denoising loss of their averaged weights on the same images with the same noise."""
-    import json
-    from dataclasses import asdict
-
-    from server.evaluation.measures.held_out_loss import held_out_loss
-
-    for checkpoint in checkpoints:
-        found = held_out_loss(checkpoint, data, num, seed)
-        if as_json:
-            typer.echo(json.dumps({"checkpoint": str(checkpoint), **asdict(found)}))
-            continue
-        parts = " ".join(f"{part:.4f}" for part in found.parts)
-        typer.echo(
-            f"{checkpoint}: {found.mean:.5f} +- {found.error:.5f} on {found.num_images} images; by quarters of the "
-            f"time steps, little noise first: {parts}"
-        )
 
 
 def import_checkpoint(

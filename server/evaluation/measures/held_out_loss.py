@@ -3,11 +3,12 @@
 Shapes: N images, C channels, H W pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from shared.data.image_cache import open_images
 from shared.diffusion.losses import Draw, draw_noise, per_image_loss
@@ -17,6 +18,7 @@ from shared.seeding import Streams
 from shared.storage.checkpoint import resolve_checkpoint
 
 NUM_IMAGES, BATCH, PARTS = 512, 64, 4
+NORMAL_QUANTILE = 1.96
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,18 @@ class HeldOutLoss:
     error: float
     """Standard error of the mean over images."""
     num_images: int
+    losses: NDArray[np.float32] = field(compare=False, repr=False)
+    """Of each image, in the order of the set."""
+
+
+def interval_of_difference(one: HeldOutLoss, other: HeldOutLoss) -> tuple[float, float]:
+    """95 percent interval of `one`'s mean loss less `other`'s, image by image on the same images and noise.
+
+    What images have in common with each other, as those of one person, is not counted.
+    """
+    differences = one.losses.astype(np.float64) - other.losses
+    half = NORMAL_QUANTILE * float(differences.std(ddof=1)) / len(differences) ** 0.5
+    return float(differences.mean()) - half, float(differences.mean()) + half
 
 
 @torch.no_grad()
@@ -63,4 +77,4 @@ def held_out_loss(path: Path, data: str, num_images: int = NUM_IMAGES, seed: int
     by_time = losses[places.argsort()]
     parts = tuple(float(part.mean()) for part in by_time.chunk(PARTS))
     error = float(losses.std()) / len(rows) ** 0.5 if len(rows) > 1 else 0.0
-    return HeldOutLoss(float(losses.mean()), parts, error, len(rows))
+    return HeldOutLoss(float(losses.mean()), parts, error, len(rows), losses.numpy())
