@@ -1,4 +1,4 @@
-"""Models that were measured beside a run's own, to say what the run was worth: a file in the run, a table on its page."""
+"""Models that were measured beside a run's own, to say what it was worth: a file in the run, a table on its page."""
 
 import json
 from pathlib import Path
