@@ -124,6 +124,22 @@ def gather_mean_images(grid: Grid, home: Path, folder: Path, timing: Timing | No
     )
 
 
+def mean_of(sum_D: NDArray[np.float32], num_units: float, norm: float, noise: float, site: str) -> MeanImage:  # noqa: N803
+    """The mean image in a noisy sum of pixels.
+
+    Args:
+        sum_D: (3 S S,), of units whose root mean square is at most `norm`.
+        num_units: in the sum, with noise.
+        norm: the site's.
+        noise: multiplier sigma; 0 for a sum without.
+        site: alias.
+    """
+    size = math.isqrt(len(sum_D) // 3)
+    pixels = (sum_D.astype(np.float64) / num_units).reshape(3, size, size)
+    length = norm * math.sqrt(pixels.size)
+    return MeanImage(site, pixels, noise * length / math.sqrt(1 - COUNT_SHARE**2) / num_units)
+
+
 def load_mean_images(run: Path) -> list[MeanImage]:
     """The mean images of a question's run, by alias.
 
@@ -154,18 +170,15 @@ def _take(message: Message, query: MeanImageQuery, alias: str, folder: Path) -> 
             f"{answer.num_units:.0f} units after noise, of use are {least:.0f} to federation.max_examples "
             f"{federation.max_examples}: give less noise, or raise the latter"
         )
-    size = query.experiment.model.image_size
     sum_D = read_array(message.content, PIXEL_SUM, _num_pixels(query))  # noqa: N806
     if sum_D.dtype != np.float32 or not np.isfinite(sum_D).all():
         raise MessageError("a pixel sum that is not of finite float32 numbers")
-    pixels = (sum_D.astype(np.float64) / answer.num_units).reshape(3, size, size)
-    length = answer.norm * math.sqrt(pixels.size)
-    deviation = privacy.mean_image_noise * length / math.sqrt(1 - COUNT_SHARE**2) / answer.num_units
-    if np.abs(pixels).max() > 1 + LARGEST_NOISE * deviation:
+    mean = mean_of(sum_D, answer.num_units, answer.norm, privacy.mean_image_noise, alias)
+    if np.abs(mean.pixels).max() > 1 + LARGEST_NOISE * mean.deviation:
         raise MessageError("a pixel sum that no images have")
-    facts = _Facts(site=alias, deviation=deviation, num_units=answer.num_units, epsilon=answer.epsilon)
+    facts = _Facts(site=alias, deviation=mean.deviation, num_units=answer.num_units, epsilon=answer.epsilon)
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"{alias}.safetensors", save({"mean": pixels}, {"facts": facts.model_dump_json()}))
+    write_atomically(folder / f"{alias}.safetensors", save({"mean": mean.pixels}, {"facts": facts.model_dump_json()}))
     return "released", "" if answer.epsilon is None else f"epsilon {answer.epsilon:.2f} per {answer.unit} in all"
 
 
