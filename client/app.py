@@ -5,13 +5,15 @@ from flwr.clientapp import ClientApp
 
 from client.answers.audit_request import answer_audit
 from client.answers.signed_answer import answer_signed
-from client.answers.statistics_request import answer_query
+from client.answers.statistics.mean_image import answer_mean_image
+from client.answers.statistics.request import answer_query
 from client.offers.answer import answer_offer
 from client.records.site_log import site_log
 from client.settings import Home, find_home
 from client.training_request import handle
 from shared.messages.agreement.offer import OFFER_ACTION
 from shared.messages.audit import AUDIT_ACTION
+from shared.messages.statistics import MEAN_IMAGE_ACTION
 
 app = ClientApp()
 
@@ -38,6 +40,14 @@ def query_offer(message: Message, _context: Context) -> Message:
     home = find_home()
     with site_log(home):
         return answer_signed(message, home, "offer", answer_offer)
+
+
+@app.query(MEAN_IMAGE_ACTION)
+def query_mean_image(message: Message, _context: Context) -> Message:
+    """Questions for the mean image."""
+    home = find_home()
+    with site_log(home):
+        return answer_signed(message, home, "mean_image", answer_mean_image)
 
 
 @app.query(AUDIT_ACTION)

@@ -124,4 +124,5 @@ def _constants(experiment: Experiment) -> list[tuple[str, float]]:
     if is_private:
         names = ("max_grad_norm", "noise_multiplier", "delta", "draws", "micro_batch", "expected_batch")
         found += [(name, getattr(privacy, name)) for name in names]
+        found += [("noise_multiplier", privacy.mean_image_noise)] if privacy.mean_image_noise else []
     return found

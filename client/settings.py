@@ -14,7 +14,7 @@ from client.private_files import check_private, write_private
 from shared.errors import InputError
 from shared.experiment.config import Section, explain
 
-Task = Literal["train", "statistics", "audit"]
+Task = Literal["train", "statistics", "mean_image", "audit"]
 Unit = Literal["image", "person"]
 CURE_SIGNING_KEY = "`maskfed-client enroll ALIAS` makes it; send the coordinator the line, for `sites renew`"
 HOME_VARIABLE = "MASKFED_CLIENT_HOME"
@@ -47,7 +47,9 @@ class SitePolicy(Section):
     min_images_train: int = Field(1, ge=1)
     """Fewer training images than this, and training is refused."""
     min_images_statistics: int = Field(1000, ge=1)
-    """Fewer images than this, and no statistics are released."""
+    """Fewer images than this, and no statistics and no mean image are released."""
+    mean_image_norm: float = Field(0.6, gt=0, le=1)
+    """Clipping norm of a unit's pixels in a mean image: their root mean square, on the scale from -1 to 1."""
     extractors: tuple[str, ...] = ()
     """Feature networks of statistics: `name`, `onnx:FILE`, or `name=FILE` with weights; requests name a sha256."""
     ranges: Ranges = Ranges()
@@ -165,6 +167,11 @@ class Home:
     def offers(self) -> Path:
         """Answers to the offers of the last 24 hours."""
         return self.path / "offers.json"
+
+    @property
+    def mean_images(self) -> Path:
+        """The mean image that was released for each question."""
+        return self.path / "last_mean_image"
 
     @property
     def logs(self) -> Path:

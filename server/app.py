@@ -19,6 +19,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from server.alignment.mean_images import MEAN_IMAGE_FILE, gather_mean_images
 from server.evaluation.federated_reference import QUESTION_FILE, gather
 from server.federation.evaluation_queue import Evaluations
 from server.federation.fleet.registry import Registry
@@ -126,6 +127,8 @@ def _work(
         raise InputError(f"run {folder.name}: the submitted experiment is not the one in its directory: resume it")
     if (folder / QUESTION_FILE).exists():
         gather(signed, home, folder, experiment, timing)
+    elif (folder / MEAN_IMAGE_FILE).exists():
+        gather_mean_images(signed, home, folder, timing)
     elif (folder / AUDIT_FILE).exists():
         gather_verdicts(signed, home, folder, timing)
     elif (folder / OFFER_FILE).exists():

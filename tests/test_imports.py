@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("server", "client", "shared", "deploy")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 ALLOWED = {"server": {"server", "shared"}, "client": {"client", "shared"}, "shared": {"shared"}, "deploy": {"deploy"}}
-MAY_IMPORT_DEPLOY = ("server/cli/", "client/cli/", "server/simulation/demo.py", "server/simulation/virtual_keys.py")
+MAY_IMPORT_DEPLOY = ("server/cli/", "client/cli/", "server/simulation/demo/", "server/simulation/virtual_keys.py")
 MAY_USE_FLOWERS_INTERNALS = (
     "deploy/guards/",
     "client/entry.py",
@@ -28,7 +28,8 @@ WITH_FLWR = ("training", "envelope", "sealing", "agreement/offer")
 INSIDE_FUNCTIONS_ONLY = {"torch_fidelity", "onnxruntime", "diffusers"}
 WITHOUT_TORCH = (
     "client.answers.audit_request",
-    "client.answers.statistics_request",
+    "client.answers.statistics.mean_image",
+    "client.answers.statistics.request",
     "client.app",
     "client.cli",
     "client.entry",
@@ -38,6 +39,7 @@ WITHOUT_TORCH = (
     "client.records",
     "client.simulated",
     "client.training_request",
+    "server.alignment",
     "server.app",
     "server.cli",
     "server.federation",
@@ -70,20 +72,21 @@ LAYERS = {
         {"client.data"},
         {"client.policy", "client.privacy"},
         {"client.training"},
-        {"client.answers", "client.offers", "client.operator"},
+        {"client.answers.statistics", "client.offers", "client.operator"},
+        {"client.answers"},
         {"client.training_request"},
         {"client.app", "client.simulated"},
         {"client.cli", "client.entry"},
     ),
     "server": (
-        {"server.federation.fleet", "server.planning", "server.runs"},
+        {"server.evaluation.measures", "server.federation.fleet", "server.planning", "server.runs"},
         {"server.federation.client_level", "server.federation.messaging", "server.report", "server.training"},
         {"server.federation.updates"},
         {"server.federation.acceptance"},
         {"server.federation.rounds"},
-        {"server.evaluation", "server.evaluation.held_out", "server.federation", "server.release"},
+        {"server.alignment", "server.evaluation", "server.evaluation.held_out", "server.federation", "server.release"},
         {"server.app", "server.simulation", "server.studies"},
-        {"server.studies.page", "server.studies.run"},
+        {"server.simulation.demo", "server.studies.page", "server.studies.run"},
         {"server.cli.membership"},
         {"server.cli", "server.entry"},
     ),

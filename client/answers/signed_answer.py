@@ -21,7 +21,7 @@ from shared.messages.packing import MessageError
 from shared.messages.request_key import check_certificate, serial_of
 from shared.messages.sealing import Seal, digests_of, read_seal, seal_reply
 from shared.messages.signature import Purpose, SignatureError, Statement, check_signature, read_key
-from shared.messages.statistics import StatisticsAnswer
+from shared.messages.statistics import MeanImageAnswer, StatisticsAnswer
 from shared.messages.training import RefusalCode, ReplyHeader
 
 CA_CERTIFICATE = "ca.crt"
@@ -115,6 +115,7 @@ def _refusal(purpose: Purpose, code: RefusalCode, reason: str) -> RecordDict:
         "train": ReplyHeader(request_digest=UNKNOWN_REQUEST, status="refused", refusal=code, reason=reason),
         "offer": OfferAnswer(status="refused", reasons=(Reason(code=code, text=reason),)),
         "audit": AuditAnswer(status="refused", refusal=code, reason=reason),
+        "mean_image": MeanImageAnswer(request_digest=UNKNOWN_REQUEST, status="refused", refusal=code, reason=reason),
         "statistics": StatisticsAnswer(status="refused", reason=reason),
     }
     return RecordDict({"arrays": ArrayRecord(), "header": header_record(headers[purpose])})

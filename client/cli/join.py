@@ -89,7 +89,10 @@ def join(  # every rule of the policy is one option
     ] = False,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="Kind of request to answer: train, statistics or audit; may be repeated. Default: train."),
+        typer.Option(
+            help="Kind of request to answer: train, mean_image, statistics or audit; may be repeated. "
+            "Default: train and mean_image."
+        ),
     ] = None,
     release: Annotated[
         list[str] | None,
@@ -141,7 +144,7 @@ def join(  # every rule of the policy is one option
             "device": device,
             "threads": threads,
             "policy": {
-                "tasks": task or ["train"],
+                "tasks": task or ["train", "mean_image"],
                 "experiments": "any" if allow_any_experiment else "approved",
                 "require_dp": not allow_non_private,
                 "unit": unit or "image",

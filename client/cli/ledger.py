@@ -137,10 +137,13 @@ def ledger_plan(
     history, data = read_ledger(place.ledger), open_dataset(place, settings.image_size)
     spent = history.spending(data.dataset_id)
     rounds, steps = planned.federation.rounds, planned.federation.local_steps
-    sigma, rate = planned.privacy.noise_multiplier, planned.privacy.sample_rate
+    sigma, rate, image = planned.privacy.noise_multiplier, planned.privacy.sample_rate, planned.privacy.mean_image_noise
+    typer.echo(f"spent: {history.total(data.dataset_id, policy.delta, epsilon)}, cap {policy.epsilon_cap:g}")
+    if image:
+        spent = [*spent, Spending(image, 1.0, 1)]
+        typer.echo(f"one mean image at sigma {image:g}: epsilon {epsilon(spent, policy.delta):.3f}")
     one, after = (epsilon([*spent, Spending(sigma, rate, count * steps)], policy.delta) for count in (1, rounds))
     fit = num_that_fit(spent, Spending(sigma, rate, steps), policy.delta, policy.epsilon_cap, rounds)
-    typer.echo(f"spent: {history.total(data.dataset_id, policy.delta, epsilon)}, cap {policy.epsilon_cap:g}")
     typer.echo(f"{rounds} rounds of {steps} steps at sigma {sigma:g}, q {rate:g}: epsilon {after:.3f}")
     typer.echo(f"epsilon after one round: {one:.3f}")
     typer.echo(f"rounds that fit under the cap: {fit} of {rounds}")

@@ -31,7 +31,7 @@ def statistics(
     home: HomeOption = None,
 ) -> None:
     """Write feature statistics for the coordinator; charged. Exact, so of unbounded epsilon, without --projection."""
-    from client.answers.statistics_release import StatisticsPlan, release_statistics
+    from client.answers.statistics.release import StatisticsPlan, release_statistics
     from client.privacy.epsilon import epsilon_of
     from shared.evaluation.feature_statistics import save_statistics
     from shared.evaluation.networks import load_extractor

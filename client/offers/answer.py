@@ -141,18 +141,23 @@ def _data(offered: Offered) -> tuple[Dataset | None, list[Refusal]]:
 
 
 def plan_costs(experiment: Experiment, policy: SitePolicy, accountant: EpsilonOf) -> dict[str, object]:
-    """Unit and epsilon of this plan alone after one round and after all, at the site's delta; nothing without DP."""
+    """Unit and epsilon of this plan alone, at the site's delta; nothing without DP.
+
+    Its mean image is asked for before the first round, so it is in the rounds' figures.
+    """
     privacy, federation = experiment.privacy, experiment.federation
     if privacy.mechanism == "none":
         return {}
+    mean_image = [Spending(privacy.mean_image_noise, 1.0, 1)] if privacy.mean_image_noise else []
 
     def after(rounds: int) -> float | None:
-        steps = Spending(privacy.noise_multiplier, privacy.sample_rate, rounds * federation.local_steps)
-        epsilon = accountant([steps], policy.delta)
+        steps = [Spending(privacy.noise_multiplier, privacy.sample_rate, rounds * federation.local_steps)]
+        epsilon = accountant(mean_image + (steps if rounds else []), policy.delta)
         return epsilon if math.isfinite(epsilon) and epsilon <= LARGEST_EPSILON else None
 
     return {
         "unit": privacy.unit,
+        "epsilon_mean_image": after(0) if mean_image else None,
         "epsilon_round": after(1),
         "epsilon_run": after(federation.rounds),
         "delta": policy.delta,

@@ -25,6 +25,10 @@ def in_words(home: Home, settings: SiteConfig, experiment: Experiment, probe_sec
     """
     model, federation = experiment.model, experiment.federation
     yield f"experiment {experiment_digest(experiment)}"
+    if noise := experiment.privacy.mean_image_noise:
+        is_allowed = "mean_image" in settings.policy.tasks
+        without = "" if is_allowed else "; policy.tasks has no mean_image, so none is released"
+        yield f"one mean image of all training images, with noise multiplier {noise:g}{without}"
     yield (
         f"{federation.rounds} rounds of {federation.local_steps} steps, model {model.size} at {model.image_size} "
         f"pixels, learning rate {experiment.optim.lr:g}, trains {', '.join(federation.trainable)}"
@@ -81,9 +85,10 @@ def _cost(experiment: Experiment, policy: SitePolicy) -> str:
     costs, rounds = plan_costs(experiment, policy, epsilon_of), experiment.federation.rounds
     whole = costs["epsilon_run"]
     fits = isinstance(whole, float) and whole <= policy.epsilon_cap
+    image = f"{_bound(costs['epsilon_mean_image'])} for its mean image, " if experiment.privacy.mean_image_noise else ""
     return (
-        f"epsilon of this plan alone at delta {policy.delta:g}: {_bound(costs['epsilon_round'])} after one round, "
-        f"{_bound(costs['epsilon_run'])} after all {rounds}; your cap over all plans is {policy.epsilon_cap:g}"
+        f"epsilon of this plan alone at delta {policy.delta:g}: {image}{_bound(costs['epsilon_round'])} after one "
+        f"round, {_bound(whole)} after all {rounds}; your cap over all plans is {policy.epsilon_cap:g}"
         + ("" if fits else ": ALL ROUNDS DO NOT FIT UNDER IT")
     )
 

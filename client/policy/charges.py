@@ -4,6 +4,7 @@ from client.records.spending import Charge
 from client.settings import SitePolicy
 from shared.experiment.config import Experiment
 from shared.messages.agreement.plan import plan_digest
+from shared.messages.statistics import MeanImageQuery
 from shared.messages.training import RequestHeader
 
 
@@ -29,6 +30,26 @@ def charge_for(header: RequestHeader, dataset_id: str, fingerprint: str, request
             "sample_rate": privacy.sample_rate,
             "unit": privacy.unit,
         }
+    )
+
+
+def mean_image_charge(query: MeanImageQuery, dataset_id: str, fingerprint: str) -> Charge:
+    """What a mean image costs: one step of the Gaussian mechanism on all units."""
+    privacy = query.experiment.privacy
+    return Charge(
+        dataset_id=dataset_id,
+        fingerprint=fingerprint,
+        task="mean_image",
+        run=query.run,
+        server_round=0,
+        request_digest=query.digest,
+        plan_digest=query.digest,
+        mechanism="gaussian",
+        noise_multiplier=privacy.mean_image_noise,
+        sample_rate=1.0,
+        steps=1,
+        unit=privacy.unit,
+        remarks="mean image",
     )
 
 

@@ -78,6 +78,17 @@ def experiment_refusals(experiment: Experiment, policy: SitePolicy, facts: Facts
     yield from _constants(experiment, policy, facts)
 
 
+def mean_image_refusals(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
+    """What stands against a mean image for an experiment, whose rounds must be acceptable, too."""
+    if "mean_image" not in policy.tasks:
+        yield Refusal("task_not_allowed", "this site releases no mean image: policy.tasks has no 'mean_image'")
+    if not experiment.privacy.mean_image_noise:
+        yield Refusal("task_not_allowed", "the experiment has no mean image: privacy.mean_image_noise is 0")
+    yield from experiment_refusals(experiment, policy, facts)
+    if facts.num_images < policy.min_images_statistics:
+        yield hidden(f"{facts.num_images} images, policy.min_images_statistics is {policy.min_images_statistics}")
+
+
 def _constants(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
     yield from _privacy(experiment, policy, facts)
     yield from _limits(experiment, policy, facts)
@@ -144,11 +155,10 @@ def _privacy(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterat
         yield Refusal("unit_mismatch", f"spending of this data set is counted per {facts.own_unit}")
     if experiment.model.backbone != "uvit":
         yield Refusal("task_not_allowed", f"DP training knows the backbone 'uvit', not {experiment.model.backbone!r}")
-    if privacy.noise_multiplier < policy.min_noise_multiplier:
-        yield Refusal(
-            "noise_too_small",
-            f"noise multiplier {privacy.noise_multiplier:g} is below the site's {policy.min_noise_multiplier:g}",
-        )
+    for noise in filter(None, (privacy.noise_multiplier, privacy.mean_image_noise)):
+        if noise < policy.min_noise_multiplier:
+            text = f"noise multiplier {noise:g} is below the site's {policy.min_noise_multiplier:g}"
+            yield Refusal("noise_too_small", text)
     if privacy.delta > policy.delta:
         # The ledger counts at the site's delta anyway; a plan that promises less must not look agreed to.
         yield Refusal("budget_exceeded", f"the plan's delta {privacy.delta:g} is above the site's {policy.delta:g}")

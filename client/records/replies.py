@@ -4,13 +4,17 @@ import io
 import os
 import shutil
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from client.private_files import write_private
 from shared.errors import InputError
+from shared.messages.statistics import MeanImageAnswer
 from shared.messages.training import ReplyHeader, TrainReply
 
+AnswerHeader = TypeVar("AnswerHeader", ReplyHeader, MeanImageAnswer)
 MOST_RUNS = 4
 """Runs whose last reply is kept; a reply is as large as the model."""
 
@@ -22,11 +26,20 @@ def keep_reply(folder: Path, run: str, reply: TrainReply) -> None:
         OSError: the disk is full; nothing half-written is left.
     """
     assert reply.update is not None
+    keep_answer(folder, run, reply.header, reply.update)
+
+
+def keep_answer(folder: Path, run: str, header: AnswerHeader, array: NDArray[Any]) -> None:
+    """Store header and array of any charged answer as `keep_reply` does.
+
+    Raises:
+        OSError: the disk is full; nothing half-written is left.
+    """
     buffer = io.BytesIO()
-    buffer.write(reply.header.model_dump_json().encode() + b"\n")
-    np.save(buffer, reply.update, allow_pickle=False)
+    buffer.write(header.model_dump_json().encode() + b"\n")
+    np.save(buffer, array, allow_pickle=False)
     own = folder / run
-    path = own / f"{reply.header.request_digest}.reply"
+    path = own / f"{header.request_digest}.reply"
     write_private(path, buffer.getvalue())
     # Also what kills in the middle of a write have left; the ledger's lock keeps other writers away.
     for other in own.iterdir():
@@ -40,11 +53,23 @@ def keep_reply(folder: Path, run: str, reply: TrainReply) -> None:
 
 def find_reply(folder: Path, run: str, request_digest: str) -> TrainReply | None:
     """The stored reply to exactly this request, if it is still there."""
+    found = find_answer(folder, run, request_digest, ReplyHeader)
+    return None if found is None else TrainReply(*found)
+
+
+def find_answer(
+    folder: Path, run: str, request_digest: str, kind: type[AnswerHeader]
+) -> tuple[AnswerHeader, NDArray[Any]] | None:
+    """Header and array of the stored answer to exactly this request, if it is still there.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     path = folder / run / f"{request_digest}.reply"
     if not path.exists():
         return None
     head, _, body = path.read_bytes().partition(b"\n")
     try:
-        return TrainReply(ReplyHeader.model_validate_json(head), np.load(io.BytesIO(body), allow_pickle=False))
+        return kind.model_validate_json(head), np.load(io.BytesIO(body), allow_pickle=False)
     except ValueError as error:
         raise InputError(f"{path} is damaged: remove it, the round is then charged again") from error

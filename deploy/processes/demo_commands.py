@@ -48,6 +48,21 @@ class Commands:
         path = self.logs / log if log else None
         self._wait(self._spawn(command, path), command, path)
 
+    def refused(self, *command: str, log: str) -> str:
+        """One command that has to fail; all that it said.
+
+        Raises:
+            CommandError: it did not, or not by its own decision.
+        """
+        self.say(f"$ {_text(command)}")
+        path = self.logs / log
+        process = self._spawn(command, path)
+        code = process.wait()
+        self._running.remove(process)
+        if code not in (1, 2):
+            raise CommandError(f"`{_text(command)}` ended with code {code} where a refusal was expected")
+        return path.read_text(encoding="utf-8", errors="replace")
+
     def together(self, commands: Sequence[Sequence[str]]) -> list[str]:
         """The same command for several sites side by side; the last line that each printed."""
         self.say(f"$ {_text(commands[0])}" + ("" if len(commands) == 1 else "   (and so at each site)"))

@@ -14,7 +14,7 @@ import typer
 
 from deploy.errors import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
-from server.cli import distances, evaluation, models, plan, release, rounds, simulation, studies
+from server.cli import alignment, distances, evaluation, models, rehearsal, release, rounds, studies
 from server.cli.membership import sites
 from server.cli.membership.door import certificate_checks, register_sites
 from shared.commandline import new_program, owned, run_app, tell_error
@@ -25,11 +25,11 @@ app.add_typer(sites.sites, name="sites")
 models.register(app)
 evaluation.register(app)
 distances.register(app)
+alignment.register(app)
 release.register(app)
 rounds.register(app)
-simulation.register(app)
+rehearsal.register(app)
 studies.register(app)
-plan.register(app)
 
 Home = Annotated[
     Path,
@@ -149,16 +149,20 @@ def demo(
     ] = None,
     faces: Annotated[Path | None, typer.Option(help="Folder or zip of private images, a folder per person.")] = None,
     sites: Annotated[int, typer.Option(min=2, max=16, help="How many sites to run on this machine.")] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="How many fine-tuning rounds to run.")] = 4,
-    budget: Annotated[str, typer.Option(help="How long everything may take, for example 90s, 8m or 1h.")] = "7m",
+    rounds: Annotated[int, typer.Option(min=1, help="How many fine-tuning rounds to run, with --non-private.")] = 4,
+    budget: Annotated[str, typer.Option(help="How long everything may take, for example 90s, 8m or 1h.")] = "8m",
     out: Annotated[Path, typer.Option(help="New folder for everything the demo makes.")] = Path("demo"),
     port: Annotated[int, typer.Option(help="Use ports from this number on; 0: any free ones.")] = 0,
+    non_private: Annotated[
+        bool, typer.Option("--non-private", help="Rounds without differential privacy, also on photographs of yours.")
+    ] = False,
 ) -> None:
-    """Try everything on this machine: pre-training, a federation of sites, fine-tuning rounds, a report."""
-    from server.simulation.demo import DemoSettings, run_demo
+    """Try everything on this machine: public training, a federation of sites, private stages, audit, release."""
+    from server.simulation.demo.run import run_demo
+    from server.simulation.demo.settings import DemoSettings
     from server.simulation.demo_budget import parse_budget
 
-    settings = DemoSettings(public, faces, sites, rounds, out, port)
+    settings = DemoSettings(public, faces, sites, rounds, out, port, not non_private)
     run_demo(settings, parse_budget(budget), lambda text: print(text, flush=True))
 
 

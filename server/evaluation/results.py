@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from server.evaluation.measures.scores import Scores
 from server.evaluation.reference import Reference
-from server.evaluation.scores import Scores
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
 from shared.evaluation.feature_statistics import FeatureSpace

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from server.evaluation.drawing import Drawing
+from server.evaluation.measures.scores import Scores, private_scores, scores
 from server.evaluation.reference import Reference, open_reference, refuse_generated
-from server.evaluation.scores import Scores, private_scores, scores
 from shared.evaluation.extractor import Extractor
 from shared.evaluation.feature_statistics import check_same_space, statistics_of
 from shared.evaluation.networks import load_extractor

@@ -5,7 +5,11 @@ from typing import Any
 
 from rich.table import Table
 
-COLUMNS = ("site", "answer", "unit", "epsilon after a round", "after all rounds", "cap", "why not")
+COLUMNS = (
+    *("site", "answer", "unit", "epsilon of a mean image"),
+    *("after a round", "after all rounds", "cap", "why not"),
+)
+FIGURES = ("epsilon_mean_image", "epsilon_round", "epsilon_run", "epsilon_cap")
 
 
 def newest_offers(events: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -20,7 +24,7 @@ def offer_table(offers: Iterable[Mapping[str, Any]], rounds: int) -> Table:
     for column in COLUMNS:
         shown.add_column(column, overflow="fold")
     for offer in offers:
-        numbers = (_number(offer.get(name)) for name in ("epsilon_round", "epsilon_run", "epsilon_cap"))
+        numbers = (_number(offer.get(name)) for name in FIGURES)
         shown.add_row(offer["site"], offer["status"], str(offer.get("unit") or ""), *numbers, _why(offer, rounds))
     return shown
 

@@ -6,6 +6,7 @@ the sites' accountant: the coordinator needs neither Opacus nor torch for it, an
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,20 +38,43 @@ class _Outcomes(NamedTuple):
     without: Floats
 
 
-def epsilon(steps: Steps, delta: float) -> float:
+class _Losses(NamedTuple):
+    """Losses of one step with their weights, and how many such steps there are."""
+
+    loss: Floats
+    weight: Floats
+    steps: int
+
+    @property
+    def mean(self) -> float:
+        """Of one step."""
+        return float(self.weight @ self.loss)
+
+    @property
+    def variance(self) -> float:
+        """Of one step."""
+        return max(0.0, float(self.weight @ (self.loss - self.mean) ** 2))
+
+
+def epsilon(parts: Sequence[Steps], delta: float) -> float:
     """Epsilon at `delta` of add/remove neighbours, to about 1 percent; infinity where the grid does not hold it.
+
+    Args:
+        parts: all steps of a plan, in any order.
+        delta: in (0, 1).
 
     Raises:
         InputError: a constant out of range.
     """
-    sigma, rate, count = steps
-    if not (0 < sigma <= 1e4 and 0 < rate <= 1 and 0 <= count <= 10**8 and 0 < delta < 1):
-        raise InputError(f"epsilon of sigma {sigma:g}, q {rate:g}, {count} steps at delta {delta:g}: out of range")
-    if count == 0:
+    for sigma, rate, count in parts:
+        if not (0 < sigma <= 1e4 and 0 < rate <= 1 and 0 <= count <= 10**8 and 0 < delta < 1):
+            raise InputError(f"epsilon of sigma {sigma:g}, q {rate:g}, {count} steps at delta {delta:g}: out of range")
+    taken = [(part.steps, _outcomes(part.noise_multiplier, part.sample_rate)) for part in parts if part.steps]
+    if not taken:
         return 0.0
-    one = _outcomes(sigma, rate)
-    removed, added = (one.loss, one.with_unit), (-one.loss, one.without)
-    return max(_of_losses(*direction, count, delta) for direction in (removed, added))
+    removed = [_Losses(one.loss, one.with_unit, count) for count, one in taken]
+    added = [_Losses(-one.loss, one.without, count) for count, one in taken]
+    return max(_of_losses(removed, delta), _of_losses(added, delta))
 
 
 def _outcomes(sigma: float, rate: float) -> _Outcomes:
@@ -65,21 +89,25 @@ def _outcomes(sigma: float, rate: float) -> _Outcomes:
     return _Outcomes(np.logaddexp(outside, math.log(rate) + (2 * x - 1) / (2 * sigma**2)), with_unit, without)
 
 
-def _of_losses(loss: Floats, weight: Floats, count: int, delta: float) -> float:
-    mean = float(weight @ loss)
-    spread = math.sqrt(max(0.0, float(weight @ (loss - mean) ** 2)))
-    kept = weight > delta * 1e-6
-    half = max(float(np.abs(loss[kept]).max()), count * abs(mean) + DEVIATIONS * spread * math.sqrt(count)) + 1
+def _of_losses(parts: Sequence[_Losses], delta: float) -> float:
+    count = sum(part.steps for part in parts)
+    mean = sum(part.steps * part.mean for part in parts)
+    spread = math.sqrt(sum(part.steps * part.variance for part in parts))
+    widest = max(float(np.abs(part.loss[part.weight > delta * 1e-6]).max()) for part in parts)
+    half = max(widest, abs(mean) + DEVIATIONS * spread) + 1
     size = 2 ** math.ceil(math.log2(2 * half / MESH))
     if size > LARGEST_GRID:
         return math.inf
     center = size // 2
-    places = np.clip(np.rint(loss / MESH), -center, center - 1).astype(np.int64) + center
-    one = np.bincount(places, weight, size)
-    # Losses add up modulo the length: n steps at places j_1, ..., j_n come to lie at their sum less (n - 1) centers.
-    total = np.roll(np.fft.irfft(np.fft.rfft(one) ** count, size), -(count - 1) * center)
     grid = (np.arange(size) - center) * MESH
-    shift = count * (mean - float(one @ grid))
+    spectrum, shift = np.ones(size // 2 + 1, np.complex128), 0.0
+    for part in parts:
+        places = np.clip(np.rint(part.loss / MESH), -center, center - 1).astype(np.int64) + center
+        one = np.bincount(places, part.weight, size)
+        spectrum *= np.fft.rfft(one) ** part.steps
+        shift += part.steps * (part.mean - float(one @ grid))
+    # Losses add up modulo the length: n steps at places j_1, ..., j_n come to lie at their sum less (n - 1) centers.
+    total = np.roll(np.fft.irfft(spectrum, size), -(count - 1) * center)
     return _solved(grid + shift, np.maximum(total, 0.0), delta)
 
 

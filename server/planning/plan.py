@@ -6,12 +6,13 @@ from shared.messages.agreement import defaults
 
 
 def epsilon_after(experiment: Experiment, rounds: int) -> float | None:
-    """Epsilon of so many rounds of a plan at the plan's delta; None without DP."""
+    """Epsilon of a plan's mean image, where it has one, and so many rounds, at the plan's delta; None without DP."""
     privacy = experiment.privacy
     if privacy.mechanism == "none":
         return None
     steps = Steps(privacy.noise_multiplier, privacy.sample_rate, rounds * experiment.federation.local_steps)
-    return epsilon(steps, privacy.delta)
+    mean_image = [Steps(privacy.mean_image_noise, 1.0, 1)] if privacy.mean_image_noise else []
+    return epsilon([*mean_image, steps], privacy.delta)
 
 
 def default_refusals(experiment: Experiment) -> list[str]:
@@ -20,8 +21,9 @@ def default_refusals(experiment: Experiment) -> list[str]:
     if privacy.mechanism == "none":
         return ["it has no DP"]
     found = []
-    if privacy.noise_multiplier < defaults.MIN_NOISE:
-        found.append(f"noise multiplier {privacy.noise_multiplier:g} is below {defaults.MIN_NOISE:g}")
+    for noise in filter(None, (privacy.noise_multiplier, privacy.mean_image_noise)):
+        if noise < defaults.MIN_NOISE:
+            found.append(f"noise multiplier {noise:g} is below {defaults.MIN_NOISE:g}")
     if privacy.delta > defaults.DELTA:
         found.append(f"delta {privacy.delta:g} is above {defaults.DELTA:g}")
     if federation.local_steps > defaults.MAX_STEPS:

@@ -67,6 +67,7 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
         pages=pages,
         comparison=compared if len(pages) > 1 else "",
         symbols=SYMBOLS,
+        trends={"better": "down", "worse": "up", "not told apart": ""},
         open_rows=OPEN_ROWS,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         versions=installed_versions(),

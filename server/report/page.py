@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+from server.report.beside import Beside, read_beside
 from server.report.formatting import reference_label
 from server.report.pictures import ends, strip
 from server.report.run_charts import Chart, distance_chart, dp_epsilon, epsilon_chart, training_charts
@@ -41,6 +42,7 @@ class Page:
     """One run, prepared for the template."""
 
     data: RunData
+    beside: Beside | None = None
     metric: str = ""
     reference: str = ""
     rows: list[Row] = field(default_factory=list)
@@ -61,7 +63,7 @@ class Page:
 
 def build_page(data: RunData) -> Page:
     """Everything the template shows of one run."""
-    page = Page(data)
+    page = Page(data, read_beside(data.path))
     groups = [list(group) for _, group in groupby(sorted(data.evaluations, key=_by_group), key=lambda one: one.group)]
     groups.sort(key=lambda group: group[0].group != data.main_group)
     if groups:

@@ -141,8 +141,8 @@ class PrivacyConfig(Section):
     """What one epsilon protects: one image, or one person with all images."""
     noise_multiplier: float = Field(1.0, gt=0)
     """sigma: the noise on the sum of a step is sigma times `max_grad_norm`."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """C, the norm that each unit's gradient is clipped to."""
+    max_grad_norm: float = Field(0.01, gt=0)
+    """C, the norm that each unit's gradient is clipped to; most are longer, and Adam's steps do not depend on C."""
     sample_rate: float = Field(0.01, gt=0, le=1)
     """Poisson sampling rate q of units per step."""
     expected_batch: int = Field(64, ge=1)
@@ -155,6 +155,16 @@ class PrivacyConfig(Section):
     """Units per physical batch, for memory."""
     clipping: Literal["fast", "hooks"] = "fast"
     """How norms are computed: `fast` in one backward pass, `hooks` by Opacus-like hooks on layers."""
+    mean_image_noise: float = Field(0.0, ge=0)
+    """sigma of the one mean image that each site releases when `maskfed-server align` asks; 0: none is asked for."""
+
+    @model_validator(mode="after")
+    def _mean_image_is_private(self) -> Self:
+        if self.mean_image_noise and self.mechanism == "none":
+            raise ValueError(
+                f"mean_image_noise {self.mean_image_noise:g} does not go with mechanism 'none': give 'dp-sgd', or 0"
+            )
+        return self
 
 
 class EvaluationConfig(Section):

@@ -24,13 +24,14 @@ DOMAIN = b"maskfed message 2"
 SIGNATURE_BYTES = 64
 KEY_PATTERN = r"^[0-9a-f]{64}$"
 """A public key as text: its 32 bytes, hexadecimal."""
-Purpose = Literal["train", "offer", "audit", "statistics"]
+Purpose = Literal["train", "offer", "audit", "statistics", "mean_image"]
 Direction = Literal["request", "reply"]
 PURPOSES: dict[str, Purpose] = {
     "train": "train",
     "query": "statistics",
     "query.audit": "audit",
     "query.offer": "offer",
+    "query.mean_image": "mean_image",
 }
 """Purpose by the message type that routes a message to its handler; a type that is not listed is never sent."""
 

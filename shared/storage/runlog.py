@@ -41,7 +41,10 @@ _FIELDS: dict[str, dict[str, tuple[tuple[type, ...], Any]]] = {
         **dict.fromkeys(("site", "status"), ((str,), _NEEDED)),
         "reason": ((str,), ""),
         "unit": ((str, type(None)), None),
-        **dict.fromkeys(("epsilon_round", "epsilon_run", "epsilon_cap", "delta"), ((int, float, type(None)), None)),
+        **dict.fromkeys(
+            ("epsilon_mean_image", "epsilon_round", "epsilon_run", "epsilon_cap", "delta"),
+            ((int, float, type(None)), None),
+        ),
     },
 }
 """Types of what readers use of an event, by kind, and what stands in for a field that is not there."""

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from server.evaluation.measures.scores import scores
 from server.evaluation.reference import Reference, kept_rows, open_reference
-from server.evaluation.scores import scores
 from shared.audits.memorisation import MIN_HELD_OUT, Features, Views, copies, pixel_features, views_of
 from shared.data.image_cache import open_images
 from shared.data.image_set import ImageCache

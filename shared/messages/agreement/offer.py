@@ -37,10 +37,12 @@ class OfferAnswer(Section):
     """All that the policy refuses, at once; empty when the plan is accepted."""
     unit: Literal["image", "person"] | None = None
     """What the epsilons below protect; None without DP."""
+    epsilon_mean_image: Epsilon | None = None
+    """Of the plan's mean image alone, at `delta`; None where it has none, without DP, or where it was not computed."""
     epsilon_round: Epsilon | None = None
-    """Of this plan alone, after one round, at `delta`; None without DP, or where it was not computed."""
+    """Of this plan alone, after its mean image and one round."""
     epsilon_run: Epsilon | None = None
-    """Of this plan alone, after all of its rounds."""
+    """Of this plan alone, after its mean image and all of its rounds."""
     delta: float | None = Field(None, gt=0, lt=1)
     epsilon_cap: Epsilon | None = None
     """The policy's, over all plans."""
@@ -49,8 +51,9 @@ class OfferAnswer(Section):
     def _agree(self) -> Self:
         if (self.status == "refused") != bool(self.reasons):
             raise ValueError("a refused offer has its reasons, an accepted one has none")
-        if self.epsilon_round is not None and self.epsilon_run is not None and self.epsilon_run < self.epsilon_round:
-            raise ValueError("a whole plan does not cost less than its first round")
+        told = [each for each in (self.epsilon_mean_image, self.epsilon_round, self.epsilon_run) if each is not None]
+        if told != sorted(told):
+            raise ValueError("a plan does not cost less than its beginning")
         return self
 
 

@@ -272,3 +272,15 @@ def test_a_bad_array_record_is_no_offer(make_site: MakeSite):
     record = offer_record(request_for(PRIVATE).header)
     record["arrays"] = ArrayRecord({"weights": Array("float32", (2**40,), "numpy.ndarray", b"")})
     assert codes(read_answer(answer_offer(record, home))) == ["malformed"]
+
+
+def test_a_plans_mean_image_is_told_alone_and_counts_in_what_follows(make_site: MakeSite):
+    home, _ = make_site()
+    plan = experiment(privacy={**DP, "mean_image_noise": 2.5})
+    answer = ask(home, plan)
+    image, steps = Spending(2.5, 1.0, 1), plan.federation.local_steps
+    sigma, rate = plan.privacy.noise_multiplier, plan.privacy.sample_rate
+    assert answer.epsilon_mean_image == epsilon_of([image], 1e-5)
+    assert answer.epsilon_round == epsilon_of([image, Spending(sigma, rate, steps)], 1e-5)
+    assert ask(home, experiment(privacy=DP)).epsilon_mean_image is None
+    assert read_ledger(home.ledger).charges == []

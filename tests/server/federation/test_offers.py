@@ -42,11 +42,12 @@ def test_every_registered_site_has_an_outcome_and_nobody_is_sent_weights(tmp_pat
 
 def test_the_table_says_what_a_plan_costs_and_where_a_cap_ends_it(tmp_path):
     sites = honest_sites(1)
-    told = {"unit": "person", "epsilon_round": 1.25, "epsilon_run": 9.5, "delta": 1e-5, "epsilon_cap": 8.0}
+    told = {"unit": "person", "epsilon_mean_image": 1.01, "epsilon_round": 1.25, "epsilon_run": 9.5}
+    told |= {"delta": 1e-5, "epsilon_cap": 8.0}
     sites[100].offer = lambda _: answer_record(OfferAnswer(status="accepted", **told))
     _, offers = ask(tmp_path, sites, min_replies=1, rounds=4)
     rows = [list(column.cells) for column in offer_table(offers, 4).columns]
-    assert [row[0] for row in rows] == ["site-0", "accepted", "person", "1.25", "9.5", "8", rows[-1][0]]
+    assert [row[0] for row in rows] == ["site-0", "accepted", "person", "1.01", "1.25", "9.5", "8", rows[-1][0]]
     assert rows[-1][0] == "its cap ends the plan before round 4"
 
 

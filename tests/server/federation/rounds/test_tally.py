@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from server.federation.rounds.aggregation import CLIP_MARGIN
 
 from server.federation.messaging.exchange import Arrival
 from server.federation.rounds import tally as tally_module
-from server.federation.rounds.aggregation import CLIP_MARGIN
 from server.federation.rounds.tally import SiteRecord, Tally
 from shared.messages.packing import Manifest
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch_fidelity.metric_kid import mmd2
 
-from server.evaluation.scores import kernel_distance, kernel_name, precision_recall, scores
+from server.evaluation.measures.scores import kernel_distance, kernel_name, precision_recall, scores
 from shared.evaluation.feature_statistics import INCEPTION_2015_SHA256, FeatureSpace, statistics_of
 from shared.evaluation.frechet import frechet_distance
 

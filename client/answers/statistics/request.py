@@ -55,7 +55,7 @@ def _text(content: RecordDict) -> str:
 def _release(query: StatisticsQuery, content: RecordDict, digest: str, home: Home, settings: SiteConfig) -> bytes:
     if "statistics" not in settings.policy.tasks:
         raise PolicyError("policy.tasks does not list `statistics`: this site releases none")
-    from client.answers.statistics_release import StatisticsPlan, release_statistics
+    from client.answers.statistics.release import StatisticsPlan, release_statistics
     from client.privacy.epsilon import epsilon_of
     from shared.evaluation.feature_statistics import statistics_bytes
     from shared.evaluation.private_statistics import Projection, load_projection

@@ -1,73 +1,30 @@
-"""`maskfed-server demo`: the whole idea on one machine, by the very commands that operators type.
+"""The demo without privacy: masked pre-training, a federation, plain rounds, a report.
 
-Every site has its own folder, settings, keys and processes; nothing is simulated. Whatever happens, Ctrl-C included,
-the processes are taken down in the right order: sites first, then the coordinator.
+Everything goes by the very commands that operators type. Every site has its own folder, settings, keys and processes;
+nothing is simulated. Whatever happens, Ctrl-C included, the processes are taken down in the right order: sites first,
+then the coordinator.
 """
 
 import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.processes.demo_commands import CommandError, Commands
-from deploy.processes.process import check_port_free, free_ports
+from server.simulation.demo.settings import REPORT, DemoSettings
 from server.simulation.demo_budget import Budget, Speed, read_speed
 from server.simulation.division import divide_by_person
-from shared.data.images import list_images
 from shared.data.synthetic import write_folder
-from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment
 from shared.experiment.recipes import find_experiment
 
-SHIPPED_MODEL = Path(__file__).parents[1] / "models" / "synthetic32-T-msm"
+SHIPPED_MODEL = Path(__file__).parents[2] / "models" / "synthetic32-T-msm"
 RUN = "demo"
 PUBLIC_IMAGES, SITE_IMAGES, REFERENCE_IMAGES = 2000, 1000, 1200
 REFERENCE_RATIO = 0.2
 SEED = 0
 ONLINE_SECONDS = 90.0
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """What the demo shows.
-
-    Attributes:
-        public: public images for the pre-training; None: synthetic ones.
-        faces: private images, divided by person among the sites and the evaluator; None: synthetic ones.
-        num_sites: sites on this machine.
-        rounds: fine-tuning rounds.
-        out: new folder for all that the demo makes.
-        port: first port to use; 0: any free ones.
-    """
-
-    public: Path | None
-    faces: Path | None
-    num_sites: int
-    rounds: int
-    out: Path
-    port: int = 0
-
-
-def run_demo(settings: DemoSettings, budget: Budget, say: Callable[[str], None]) -> Path:
-    """Show everything within the budget; the report.
-
-    Raises:
-        InputError: bad input, before anything is started.
-        CommandError: a step failed; all processes are down again then.
-    """
-    if (settings.public is None) != (settings.faces is None):
-        raise InputError("demo: give both --public and --faces, or neither for synthetic faces")
-    if settings.out.exists() and any(settings.out.iterdir()):
-        raise InputError(f"demo: folder {settings.out} is not empty: give another --out, or remove it")
-    count = 2 + 2 * settings.num_sites
-    ports = list(range(settings.port, settings.port + count)) if settings.port else free_ports(count)
-    for port in ports:
-        check_port_free("127.0.0.1", port, "demo")
-    for images in filter(None, (settings.public, settings.faces)):
-        list_images(images)
-    return Demo(settings, budget, say, ports).run()
 
 
 class Demo:
@@ -83,10 +40,7 @@ class Demo:
 
     def run(self) -> Path:
         """All stages; the report."""
-        # Many processes share the cores here: threads that spin while they wait would take them from each other.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        # Sites of another demo may have had the same faces: they are strangers.
-        os.environ["MASKFED_REGISTRY"] = str(self.out / "registry")
+        self._prepare_environment()
         with self.commands.everything_ends():
             reference = self._divide()
             speed = self._measure_speed()
@@ -97,6 +51,12 @@ class Demo:
             report = self._report()
         self._title(f"done: open {report}")
         return report
+
+    def _prepare_environment(self) -> None:
+        # Many processes share the cores here: threads that spin while they wait would take them from each other.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # Sites of another demo may have had the same faces: they are strangers.
+        os.environ["MASKFED_REGISTRY"] = str(self.out / "registry")
 
     def _divide(self) -> Path:
         """Lay out the images: one folder per site, and the evaluator's held-out persons."""
@@ -151,7 +111,7 @@ class Demo:
 
     def _start_sites(self) -> None:
         """Enrol, register, join, scan and start every site, then wait until the coordinator sees them."""
-        homes = [self._at(self.out / "sites" / alias) for alias in self.aliases]
+        homes = [self._site_home(alias) for alias in self.aliases]
         sites = list(zip(self.aliases, homes, strict=True))
         requests = self.commands.together([("maskfed-client", "enroll", alias, *home) for alias, home in sites])
         for alias, request in zip(self.aliases, requests, strict=True):
@@ -165,23 +125,14 @@ class Demo:
         self._wait_online()
 
     def _join(self, alias: str, *home: str) -> tuple[str, ...]:
-        threads = max(1, len(os.sched_getaffinity(0)) // len(self.aliases))
         size = self._experiment()[1].model.image_size
         images = self.out / "images" / alias
         return (
             *("maskfed-client", "join", str(self._bundle(alias)), *home, "--data", str(images)),
-            *(
-                "--unit",
-                "image",
-                "--image-size",
-                str(size),
-                "--allow-non-private",
-                "--allow-any-experiment",
-                "--max-steps",
-                "100000",
-            ),
-            *("--release", "loss", "--release", "seconds", "--image-count", "rounded", "--threads", str(threads)),
-            *("--head-file", str(self.out / "heads" / f"{alias}.json")),
+            *("--unit", "image", "--image-size", str(size), "--max-steps", "100000"),
+            *("--allow-non-private", "--allow-any-experiment"),
+            *("--release", "loss", "--release", "seconds", "--image-count", "rounded"),
+            *("--threads", str(self._threads()), "--head-file", str(self.out / "heads" / f"{alias}.json")),
         )
 
     def _wait_online(self) -> None:
@@ -220,13 +171,23 @@ class Demo:
         self._title("report")
         run = self.home / "runs" / RUN
         self.commands.run("maskfed-server", "report", str(run))
-        report = self.out / "report.html"
+        report = self.out / REPORT
         shutil.copyfile(run / "report.html", report)
         return report
 
     def _experiment(self, suffix: str = "") -> tuple[str, Experiment]:
         name = f"demo-{'synthetic' if self.is_synthetic else 'faces'}32-T{suffix}"
-        return name, load_experiment(find_experiment(name))
+        return name, self._experiment_of(name)
+
+    @staticmethod
+    def _experiment_of(name: str, overrides: list[str] | None = None) -> Experiment:
+        return load_experiment(find_experiment(name), overrides)
+
+    def _threads(self) -> int:
+        return max(1, len(os.sched_getaffinity(0)) // len(self.aliases))
+
+    def _site_home(self, alias: str) -> tuple[str, str]:
+        return self._at(self.out / "sites" / alias)
 
     def _bundle(self, alias: str) -> Path:
         return self.out / "bundles" / f"{alias}.join.json"

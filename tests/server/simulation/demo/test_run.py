@@ -19,7 +19,8 @@ def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
     ("arguments", "line"),
     [
         (["--public", "faces"], "give both --public and --faces"),
-        (["--public", "none", "--faces", "none"], "images none: does not exist"),
+        (["--non-private", "--public", "none", "--faces", "none"], "images none: does not exist"),
+        (["--public", "none", "--faces", "none"], "give --non-private with --public and --faces"),
         (["--budget", "soon"], "budget 'soon': give at least 60s"),
     ],
 )

@@ -1,0 +1,1 @@
+"""Statistics of the site's images: features, and the mean image."""

@@ -1,0 +1,1 @@
+"""`maskfed-server demo`: the whole idea on one machine, by the very commands that operators type."""
