@@ -173,15 +173,15 @@ class Warm:
             self.close()
         if self._heir is None and time.monotonic() >= self._no_heir_before:
             self._beget()
-        if self._heir is None or self._line is None:
+        if (heir := self._heir) is None or self._line is None:
             return
         try:
-            if self._heir.await_ready(self._expected, seconds):
+            if heir.await_ready(self._expected, seconds):
                 self._line.retire()
                 self._retired.append(self._line.process)
-                self._line, self._heir = self._heir, None
+                self._line, self._heir = heir, None
         except (OSError, ValueError):
-            self._heir.end()
+            heir.end()
             self._heir, self._no_heir_before = None, time.monotonic() + RETRY_SECONDS
 
     def close(self) -> None:
