@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from server.cli.rounds import warn_unwatched
 from shared.errors import InputError
 
 
@@ -66,7 +65,6 @@ def simulate(
 
     if by not in ("person", "dirichlet"):
         raise InputError(f"--by {by!r}: give person or dirichlet")
-    warn_unwatched(held_out)
     options = Simulate(
         experiment=experiment,
         overrides=tuple(overrides or ()),

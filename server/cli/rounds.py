@@ -75,6 +75,7 @@ def finetune(
     """
     from server.federation.finetune import Start, resume_run, start_run
     from server.federation.fleet.registry import check_home
+    from server.federation.starting_point import UNWATCHED, find_held_out
     from server.federation.status import follow
     from server.runs.run_directory import RunDir
     from shared.experiment.config import load_experiment, parse_experiment
@@ -98,8 +99,9 @@ def finetune(
         if dry_run:
             sys.exit(_offer(home, start, as_json=as_json))
         _warn_non_private(load_experiment(find_experiment(experiment), overrides))
-        warn_unwatched(held_out, reference)
         resume = start_run(home, start)
+        if not find_held_out(held_out, reference):
+            typer.echo(UNWATCHED, err=True)
     if detach:
         typer.echo(resume)
     else:
@@ -134,14 +136,6 @@ def _offer(home: Path, start: "Start", *, as_json: bool) -> int:
 def _warn_non_private(experiment: "Experiment") -> None:
     if experiment.privacy.mechanism == "none":
         typer.echo("warning: this experiment has no DP: sites with the default policy refuse it", err=True)
-
-
-def warn_unwatched(held_out: str, reference: str = "") -> None:
-    """Say, once and in one line, that a run has no public images to check its rounds with."""
-    from server.federation.starting_point import find_held_out
-
-    if not find_held_out(held_out, reference):
-        typer.echo("warning: no public images (--held-out): nothing watches what rounds do to the model", err=True)
 
 
 def status(

@@ -14,6 +14,8 @@ from shared.messages.packing import Manifest, pack
 from shared.storage.checkpoint import load_group, load_meta, resolve_checkpoint
 from shared.storage.versions import git_commit
 
+UNWATCHED = "warning: no public images (--held-out): nothing watches what rounds do to the model"
+
 
 def check_sites(experiment: Experiment, num_sites: int) -> None:
     """Refuse a federation that the registered sites cannot fill.

@@ -18,7 +18,14 @@ from server.federation.fleet.registry import write_json
 from server.federation.fleet.superlink import Control
 from server.federation.fleet.superlink_types import Simulation
 from server.federation.resubmission import WantedRun
-from server.federation.starting_point import check_fits, check_sites, find_held_out, find_init, initial_model
+from server.federation.starting_point import (
+    UNWATCHED,
+    check_fits,
+    check_sites,
+    find_held_out,
+    find_init,
+    initial_model,
+)
 from server.federation.status import EXIT_CODES, summarise, table
 from server.federation.updates.global_model import save_global
 from server.runs import run_directory
@@ -80,6 +87,8 @@ def simulate(options: Simulate, console: Console) -> int:
     if is_complete(options.out):
         console.print(table(summarise(options.out, WantedRun(run=RUN, run_id=0, status="completed"))))
         return 0
+    if not find_held_out(options.held_out):
+        console.print(UNWATCHED, markup=False)
     make_keys(options.out, options.num_sites)
     num_gpus = -(-options.gpus_per_site // 1)
     limits = Simulation(
