@@ -1,11 +1,11 @@
-"""Where the defaults of `[policy.audit]` come from: scores and copies of real faces under two models of known conduct.
+"""Where the defaults of `[policy.audit]` come from: scores and copies of real faces under two models.
 
-As in `gate`, T at 32 px: a memoriser that has learned 64 faces by heart, and a model of 4,000 faces, both from one public
-start, which is their reference. Each face held out or trained on gets the score of a site's audit and the ratio of its
-distances to the samples of model and reference.
+As in `gate`, T at 32 px: a memoriser that has learned 64 faces by heart, and a model of 4,000 faces, both from one
+public start, which is their reference. Each face held out or trained on gets the score of a site's audit and the ratio
+of its distances to the samples of model and reference.
 
-* `score_edges`: tenths between which scores of held-out faces lie, thinned to the fewest cells whose AUC is at most 0.01
-  below that of the scores themselves.
+* `score_edges`: tenths between which scores of held-out faces lie, thinned to the fewest cells whose AUC is at most
+  0.01 below that of the scores themselves.
 * `copy_ratio`: the largest twentieth below which at most 1 in 100 faces lie that are no copies.
 * power: of models that are mixtures of both with AUC 0.65, at least 90 % must fail at `least_units` faces a side.
 """
@@ -45,7 +45,9 @@ def main(arguments: Sequence[str] = ()) -> int:
     """Print what the faces say and the defaults that follow; 0 when those of the policy keep both promises."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faces", type=Path, help="Folder or zip, class folders are persons.")
-    parser.add_argument("--scores", type=Path, help="File (.npz) of an earlier run, or where to keep those of this one.")
+    parser.add_argument(
+        "--scores", type=Path, help="File (.npz) of an earlier run, or where to keep those of this one."
+    )
     parser.add_argument("--steps", type=int, default=STEPS, help="Optimizer steps of either model, of 16 faces each.")
     options = parser.parse_args(arguments)
     if options.faces is None and not (options.scores and options.scores.is_file()):
@@ -94,18 +96,25 @@ def judge(measured: Measured) -> int:
     """Print the figures and hold the policy's defaults against them."""
     audit = AuditPolicy()
     for name in measured:
-        print(f"{name}: quantiles 1, 25, 50, 75, 99 %: {np.quantile(measured[name], [0.01, 0.25, 0.5, 0.75, 0.99]).round(3)}")
+        print(
+            f"{name}: quantiles 1, 25, 50, 75, 99 %:",
+            np.quantile(measured[name], [0.01, 0.25, 0.5, 0.75, 0.99]).round(3),
+        )
     for name in MODELS:
         trained, held_out = sides(measured, name)
-        print(f"{name}: AUC {area(trained, held_out):.3f}, in the cells {binned(audit.score_edges, trained, held_out):.3f}")
+        in_cells = binned(audit.score_edges, trained, held_out)
+        print(f"{name}: AUC {area(trained, held_out):.3f}, in the cells {in_cells:.3f}")
     edges, ratio = derived_edges(measured), derived_ratio(measured)
     print(f"derived: score_edges {edges}, copy_ratio {ratio}")
     lost = largest_loss(audit.score_edges, measured)
-    false, copied = false_copies(measured, audit.copy_ratio), share_below(measured, "memoriser", "trained", audit.copy_ratio)
+    false, copied = (
+        false_copies(measured, audit.copy_ratio),
+        share_below(measured, "memoriser", "trained", audit.copy_ratio),
+    )
     seen = detected(measured, audit)
     text = (
-        f"cells lose {lost:.3f} AUC (needs {LARGEST_LOSS}), copy_ratio {audit.copy_ratio:g} calls {false:.3f} of the others "
-        f"copies (needs {MOST_FALSE_COPIES}) and {copied:.3f} of the memorised (needs {audit.max_copied}), "
+        f"cells lose {lost:.3f} AUC (needs {LARGEST_LOSS}), copy_ratio {audit.copy_ratio:g} calls {false:.3f} of the "
+        f"others copies (needs {MOST_FALSE_COPIES}) and {copied:.3f} of the memorised (needs {audit.max_copied}), "
         f"{seen:.3f} of models with AUC {DETECTED_AUC} fail at {least_units(audit)} faces a side (needs {POWER})"
     )
     reached = lost <= LARGEST_LOSS and false <= MOST_FALSE_COPIES and copied > audit.max_copied and seen >= POWER
@@ -162,12 +171,17 @@ def share_below(measured: Measured, name: str, side: str, ratio: float) -> float
 
 def false_copies(measured: Measured, ratio: float) -> float:
     """The largest such share among faces that no model has learned by heart."""
-    return max(share_below(measured, *each, ratio) for each in itertools.product(MODELS, ("held_out",))) if ratio else 0.0
+    return (
+        max(share_below(measured, *each, ratio) for each in itertools.product(MODELS, ("held_out",))) if ratio else 0.0
+    )
 
 
 def derived_ratio(measured: Measured) -> float:
     """The largest twentieth that takes few others for copies."""
-    return max(ratio for ratio in np.arange(1, 20).tolist() if false_copies(measured, ratio / 20) <= MOST_FALSE_COPIES) / 20
+    return (
+        max(ratio for ratio in np.arange(1, 20).tolist() if false_copies(measured, ratio / 20) <= MOST_FALSE_COPIES)
+        / 20
+    )
 
 
 def detected(measured: Measured, audit: AuditPolicy) -> float:
