@@ -3,10 +3,15 @@
 
 Rows: K = 1, B = 64 against plain 64; K = 4, B = 16 against the plain step of 64 draws, and against four DP steps with
 K = 1, B = 16. Memory is the highest resident size of a fresh process above what it had with all modules loaded.
+
+`--against TREE` instead times the DP step here and that of another checkout (with its own `.venv`) in turn, B = 64:
+what a change of the mechanism costs. 813eedd is the last commit with noise of torch's generator, without a grid.
 """
 
 import argparse
 import itertools
+import os
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +33,17 @@ from shared.training.optimizer import make_optimizer
 
 SEED = 0
 ROUNDS = 7
+PAIRS, NEEDED_AGAINST = 20, 1.15
+TIMER = """
+import sys, time, torch
+torch.set_num_threads(1)
+from benchmarks.dp_step import dp_step
+step = dp_step(64, 1)
+for _ in sys.stdin:
+    start = time.process_time()
+    step()
+    print(time.process_time() - start, flush=True)
+"""
 NEEDED_STEP, GOAL_STEP, NEEDED_MEMORY, NEEDED_DRAWS, NEEDED_AGAINST_FOUR = 3.0, 2.2, 1.6, 2.3, 0.85
 
 
@@ -35,8 +51,11 @@ def main(arguments: Sequence[str] = ()) -> int:
     """Print each ratio; 0 when all limits are kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--memory", choices=["plain", "dp"], help="run a few steps and print the extra peak in MB")
+    parser.add_argument("--against", type=Path, metavar="TREE", help="another checkout whose DP step is the measure")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    if options.against:
+        return compare(options.against)
     if options.memory:
         print(extra_peak_mb(plain_step if options.memory == "plain" else dp_step))
         return 0
@@ -99,6 +118,37 @@ def dp_step(batch: int, draws: int) -> Action:
         optimizer.step()
 
     return step
+
+
+def compare(other: Path) -> int:
+    """Time this tree's DP step and another's alternately, each in a process of its own."""
+    here = Path(__file__).parent.parent
+    with timer(other) as theirs, timer(here) as ours:
+        times = [(seconds(theirs), seconds(ours)) for _ in range(PAIRS + 1)][1:]
+    ratios = sorted(mine / its for its, mine in times)
+    quarters = statistics.quantiles(ratios, n=4)
+    text = (
+        f"{quarters[1]:.2f}x that of the other tree (quartiles {quarters[0]:.2f} to {quarters[2]:.2f}, {PAIRS} pairs, "
+        f"limit {NEEDED_AGAINST}), {statistics.median(mine for _, mine in times):.2f} s a step"
+    )
+    return verdict("DP-SGD step", text, reached=quarters[1] <= NEEDED_AGAINST)
+
+
+def timer(tree: Path) -> "subprocess.Popen[str]":
+    """A process that makes a DP step of a checkout for each line it gets, and answers with its CPU seconds."""
+    return subprocess.Popen(
+        [tree / ".venv" / "bin" / "python", "-W", "ignore", "-c", TIMER],
+        cwd=tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(tree.resolve()), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def seconds(timing: "subprocess.Popen[str]") -> float:
+    """CPU seconds of one more step."""
+    assert timing.stdin and timing.stdout
+    timing.stdin.write("step\n")
+    timing.stdin.flush()
+    return float(timing.stdout.readline())
 
 
 class Stored:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from client.data.dataset import Dataset, open_dataset
 from client.policy import rules
 from client.policy.approval import keep_pending
-from client.policy.budget import reserve, told_fields, told_total
+from client.policy.budget import reserve, told_fields, told_head, told_total
 from client.policy.charges import charge_for, released_count, released_scalars
 from client.policy.facts import gather_facts
 from client.policy.refusals import UNKNOWN_REQUEST, RefusedError, note_refusal, refusal_of
@@ -191,8 +191,7 @@ def reply(trained: Trained, ledger: Ledger) -> TrainReply:
         "status": "trained",
         "num_examples": released_count(len(accepted.data.train), experiment, policy),
         "scalars": released_scalars(trained.scalars, experiment, policy),
-        "ledger_sequence": ledger.head.sequence,
-        "ledger_hash": ledger.head.hash,
+        **told_head(ledger),
         **told_fields(told_total(ledger, policy, epsilon_of), policy),
     }
     return TrainReply(ReplyHeader.model_validate(fields), encode(trained.update, experiment.federation.wire_dtype))

@@ -25,6 +25,8 @@ class Outcome:
     """Of them right."""
     epsilon: float
     """What the ledger charged for all that one guess was made from; 0 where it charged nothing."""
+    remark: str = ""
+    """What a reader needs to know of the attack beside its figures."""
 
     @property
     def lowest_success(self) -> float:

@@ -62,6 +62,15 @@ def told_fields(total: Total, policy: SitePolicy) -> dict[str, object]:
     }
 
 
+def told_head(history: History) -> dict[str, object]:
+    """The fields of a reply that bind it to the ledger: how often this coordinator was charged, and the newest hash.
+
+    Not the newest sequence number: scans, and what other homes have charged on shared images, are entries, too, and
+    whoever counts them would learn of one shared picture.
+    """
+    return {"ledger_sequence": len(history.charges) + len(history.committed), "ledger_hash": history.entries[-1].hash}
+
+
 def own_unit(history: History, dataset_id: str) -> Unit | None:
     """The unit that the first DP charge on this very data set has fixed, whatever it shares with others."""
     own = (charge for _, charge in history.charges if charge.dataset_id == dataset_id)

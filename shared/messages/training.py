@@ -91,7 +91,9 @@ class ReplyHeader(Section):
     epsilon_cap: Epsilon | None = None
     unit: Literal["image", "person"] | None = None
     ledger_sequence: int | None = Field(None, ge=0, lt=2**63)
+    """Charges and completed charges of the site's ledger; entries of other kinds are not counted."""
     ledger_hash: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Of its newest entry."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

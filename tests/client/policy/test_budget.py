@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from client.data.dataset import open_dataset
-from client.policy.budget import budget_refusal, own_unit, reserve, told_fields, told_total
+from client.policy.budget import budget_refusal, own_unit, reserve, told_fields, told_head, told_total
 from client.policy.refusals import RefusedError
+from client.records.data_registry import Identity, Records, existing_registry
 from client.records.ledger import open_ledger
 from client.records.spending import Charge, Total
 
@@ -35,6 +36,24 @@ def test_replies_are_the_same_whether_data_sets_share_records_or_not(make_site, 
         assert ledger.total(data.dataset_id, 1e-5, steps).epsilon == (7 if is_linked else 4)
         assert told_total(ledger, settings.policy, steps).epsilon == 7
         assert own_unit(ledger, data.dataset_id) == "image" and own_unit(ledger, "another") is None
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_replies_do_not_count_what_another_home_has_charged_on_a_shared_image(make_site, is_shared: bool):
+    home, settings = make_site()
+    data, registry = open_dataset(home, 16), existing_registry()
+    other = Identity(
+        dataset_id="c" * 32, ledger_id="d" * 32, home="/other", key_id="k", fingerprint="f",
+        linked=(data.dataset_id,) if is_shared else (),
+    )  # fmt: skip
+    assert registry is not None
+    with registry.locked():
+        registry.publish(other, Records(key_id="k", records={}))
+        registry.publish_charges(other.ledger_id, [(1, charge(other.dataset_id))])
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        ledger.commit(reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint), settings.policy, steps))
+        assert len(ledger.inherited) == is_shared
+        assert told_head(ledger) == {"ledger_sequence": 2, "ledger_hash": ledger.head.hash}
 
 
 def test_a_cap_that_shared_records_pass_is_refused_as_policy_and_nothing_is_charged(make_site, caplog):
