@@ -80,7 +80,7 @@ class SiteConfig(Section):
     """Text file with a `<file name> <person>` line per image, absolute; empty: class folders are persons, if any."""
     person_depth: int = Field(0, ge=0)
     """Which folder below the common top is the person, from 1; 0: the first, and deeper trees are refused."""
-    image_size: int = Field(ge=8)
+    image_size: int = Field(ge=8, le=4096)
     """Side of the images in the private cache, in pixels; requests for another size are refused."""
     held_out_ratio: float = Field(0.1, ge=0, lt=1)
     """Share of the persons (or images) that is never trained on, for audits."""
@@ -201,7 +201,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         InputError: it is none.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML ({error})") from error
 

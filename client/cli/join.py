@@ -53,7 +53,7 @@ def enroll(
 def join(  # every rule of the policy is one option
     bundle: Annotated[Path, typer.Argument(help="The join bundle that the coordinator sent.")],
     data: Annotated[Path, typer.Option(help="Folder or zip of images; one folder per person.")],
-    image_size: Annotated[int, typer.Option(min=8, help="Image size in pixels.")],
+    image_size: Annotated[int, typer.Option(min=8, max=4096, help="Image size in pixels.")],
     home: HomeOption = None,
     identities: Annotated[Path | None, typer.Option(help="File with `<file name> <person>` lines.")] = None,
     person_depth: Annotated[

@@ -123,7 +123,7 @@ def evaluate(
 def projection(
     data: Annotated[str, typer.Option(help="PUBLIC images: folder, zip, cache, synthetic:SITE:N.")],
     out: Annotated[Path, typer.Option(help="File to write; send it to the sites.")],
-    size: Annotated[int, typer.Option(min=8, help="Image size in pixels; the same as at the sites.")],
+    size: Annotated[int, typer.Option(min=8, max=4096, help="Image size in pixels; the same as at the sites.")],
     extractor: Annotated[str, typer.Option(help="Feature network.")] = "inception-v3-compat",
     weights: Annotated[
         Path | None, typer.Option(help="Weights file of the feature network; default: download it.")

@@ -124,7 +124,7 @@ def export(
 @data.command("cache")
 def cache_images(
     source: Annotated[Path, typer.Argument(help="Folder or zip of images.")],
-    size: Annotated[int, typer.Option(min=8, help="Image size in pixels.")],
+    size: Annotated[int, typer.Option(min=8, max=4096, help="Image size in pixels.")],
     out: Annotated[Path | None, typer.Option(help="Folder of the cache; default: beside the source.")] = None,
     identities: Annotated[Path | None, typer.Option(help="Text file with `<file name> <identity>` lines.")] = None,
     crop: Annotated[

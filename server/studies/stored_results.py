@@ -18,7 +18,8 @@ SYNTHETIC = "synthetic"
 """Folder in it for results on synthetic faces, which may have pictures."""
 
 Metrics = dict[str, dict[str, dict[str, float]]]
-"""By reference (`test`, `validation`), distance name, and `distance`, `kernel`, `precision` or `recall`."""
+"""By reference (`test`, `validation`), distance name, and `distance`, `kernel`, `precision` or `recall`; the first two
+with `_low` and `_high`, their 95 percent intervals over the draw of the generated images, where measured."""
 
 
 class Point(Section):
@@ -79,6 +80,16 @@ class ArmResult(Section):
     def last(self) -> Point:
         """The end of the training."""
         return self.curve[-1]
+
+    @property
+    def has_intervals(self) -> bool:
+        """Whether every distance has its interval; arms that ran before they were measured have none."""
+        return all(
+            "distance_low" in values
+            for point in self.curve
+            for by_distance in point.metrics.values()
+            for values in by_distance.values()
+        )
 
     @property
     def total_flops(self) -> float:

@@ -164,7 +164,7 @@ def parse_experiment(text: str, overrides: list[str] | None = None, name: str = 
 def load_experiment(path: Path, overrides: list[str] | None = None) -> Experiment:
     """Read an experiment file; see `parse_experiment`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"experiment {path}: not a text file in UTF-8; give a TOML file") from error
     except OSError as error:

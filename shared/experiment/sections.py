@@ -53,7 +53,7 @@ class ModelConfig(Section):
     """U-ViT, or a convolutional U-Net for crop masks."""
     size: Literal["T", "S", "B", "L"] = "T"
     """Width and depth: T 3.4 M, S 44 M, B 99 M, L 231 M parameters."""
-    image_size: int = Field(32, ge=8)
+    image_size: int = Field(32, ge=8, le=4096)
     """Height and width of the images in pixels."""
     patch_size: int = Field(4, ge=1)
     """Patch side; in pixels, or in coefficients when `data.wavelet` is set."""
@@ -83,7 +83,7 @@ class DiffusionConfig(Section):
 
     schedule: Literal["linear", "cosine"] = "cosine"
     """Of the betas: linear from 1e-4 to 0.02, or cosine."""
-    timesteps: int = Field(1000, ge=2)
+    timesteps: int = Field(1000, ge=2, le=100_000)
     """T, the number of noise levels."""
     prediction: Literal["eps", "v", "x_0"] = "eps"
     """What the network predicts: the noise, v, or the clean image."""

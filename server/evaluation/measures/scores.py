@@ -39,7 +39,6 @@ def scores(
     reference_features_MD: NDArray[np.floating] | None,
     *,
     bootstrap: int = 0,
-    has_interval: bool = True,
 ) -> Scores:
     """All metrics that the reference allows, each distance with its 95 percent interval.
 
@@ -49,13 +48,10 @@ def scores(
         reference: statistics of the reference.
         reference_features_MD: (M, D), or None where only statistics are known: then no KID, precision or recall.
         bootstrap: resamples for the interval of the Frechet distance; 0: by the jackknife.
-        has_interval: whether the Frechet distance's interval is wanted, which costs 20 distances or more.
     """
     name = reference.space.distance_name
     metrics = {name: frechet_distance(statistics, reference)}
-    intervals: dict[str, tuple[float, float]] = {}
-    if has_interval:
-        intervals |= _named(name, _interval(features_ND, reference, bootstrap))
+    intervals = _named(name, _interval(features_ND, reference, bootstrap))
     if reference_features_MD is not None and min(len(features_ND), len(reference_features_MD)) > 2 * NEIGHBOURS:
         kernel = kernel_name(reference.space)
         metrics[kernel], intervals[kernel] = kernel_distance(features_ND, reference_features_MD)

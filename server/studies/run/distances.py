@@ -33,7 +33,8 @@ class Measurement:
     """What was found, and how."""
 
     metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    """By name of the reference, then of the distance: `distance`, `kernel`, `precision`, `recall`."""
+    """By name of the reference, then of the distance: `distance`, `kernel`, `precision`, `recall`, and the ends of
+    the 95 percent intervals of the first two, `distance_low`, `distance_high`, `kernel_low`, `kernel_high`."""
     copied: dict[str, float] = field(default_factory=dict)
     """Share of generated images that are copies of training images: by `PIXELS`, and by distance in its features."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -149,10 +150,13 @@ class Measure:
     def _compare(self, features_ND: np.ndarray[Any, Any], extractor: Extractor, cache: Path) -> dict[str, float]:
         reference = self._open(cache, extractor)
         statistics = accumulate([features_ND], extractor.space, source="generated")
-        found = scores(features_ND, statistics, reference.statistics, reference.features_ND, has_interval=False)
+        found = scores(features_ND, statistics, reference.statistics, reference.features_ND)
         renamed = {name: name if name in ("precision", "recall") else "kernel" for name in found.metrics}
         renamed[extractor.space.distance_name] = "distance"
-        return {renamed[name]: float(value) for name, value in found.metrics.items()}
+        values = {renamed[name]: float(value) for name, value in found.metrics.items()}
+        for name, (low, high) in found.intervals.items():
+            values |= {f"{renamed[name]}_low": float(low), f"{renamed[name]}_high": float(high)}
+        return values
 
 
 def _pixels(images: ImageCache, *, is_mirrored: bool) -> Views:

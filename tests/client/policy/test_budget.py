@@ -95,6 +95,9 @@ def test_offer_says_what_the_charge_would_meet(make_site):
         assert own is not None and own.code == "budget_exceeded"
         free = asked.model_copy(update={"mechanism": "none", "steps": 99})
         assert budget_refusal(ledger, free, settings.policy, steps) is None, "no cap bounds training without DP"
+        reserve(ledger, asked, settings.policy, steps)
+        lowered = settings.policy.model_copy(update={"epsilon_cap": 1.0})
+        assert budget_refusal(ledger, free, lowered, steps) is None, "nor one that was lowered later"
 
 
 def test_charges_are_counted_at_the_sites_delta(make_site):

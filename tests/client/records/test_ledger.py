@@ -317,6 +317,8 @@ def test_home_takes_over_each_charge_once_and_nothing_of_strangers(homes: dict[s
     for dataset_id, places in homes.items():
         with open_ledger(*places) as ledger:
             spend(ledger, dataset_id=dataset_id)
+    with open_ledger(*homes[TWO]) as ledger:
+        spend(ledger, dataset_id="4" * 32, steps=50)  # on images of the other home that are not here
     assert [spent(homes, each) for each in (ONE, TWO, STRANGER)] == [4.0, 4.0, 2.0]
     for dataset_id, others in ((ONE, 1), (TWO, 1), (STRANGER, 0)):
         with open_ledger(*homes[dataset_id]) as ledger:

@@ -243,6 +243,23 @@ def test_curves_without_operations_in_common_are_not_compared():
     assert verdict(compared_points(other, scratch, NAME)) == "the two curves have no number of operations in common"
 
 
+def test_a_distance_shows_its_interval_and_the_page_says_how_many_arms_have_one(folder):
+    def page():
+        (text,) = [text for path, text in make_pages(folder).texts.items() if path.name == results_page.PAGE_NAME]
+        return text
+
+    write_result(SCRATCH, result_file(folder, "acceleration", "cpu", "scratch"))
+    assert "one: 0 of the 1 arms with distances have." in page() and "| 2 | 0.01 |" in page()
+    tree = SCRATCH.model_dump(mode="json", by_alias=True)
+    for point in tree["curve"]:
+        for found in point["metrics"].values():
+            ends = {"distance_low": 1.25, "distance_high": 2.75, "kernel_low": 0.005, "kernel_high": 0.015}
+            found[NAME] |= ends
+    write_result(ArmResult.model_validate(tree), result_file(folder, "acceleration", "cpu", "scratch"))
+    assert "one: 1 of the 1 arms with distances have." in page()
+    assert "| 2 (1.25 to 2.75) | 0.01 (0.005 to 0.015) |" in page()
+
+
 def test_copies_stand_beside_the_distances_and_what_copying_everything_would_get(folder):
     scratch = make_result("transfer", "scratch-10", [(10, 8.0, 8.0), (20, 4.0, 4.0)], copied=0.375, own=0.7)
     other = make_result("transfer", "other-10", [(10, 5.0, 5.0)])

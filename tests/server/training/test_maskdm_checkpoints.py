@@ -183,7 +183,8 @@ def test_what_contradicts_the_tables_is_refused(tmp_path, maskdm):
         ),
         (lambda x: x * float("inf"), "192 of 192 numbers"),
         (lambda x: x.to(torch.int8), "holds int8 numbers"),
-        (lambda x: x.to_sparse(), "sparse or quantised"),
+        (lambda x: x.to_sparse(), "is sparse"),
+        (lambda x: x.to("meta"), "quantised or empty"),
     ],
 )
 def test_what_is_no_finite_dense_number_is_refused_by_its_key(tmp_path, value, words):

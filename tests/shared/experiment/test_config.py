@@ -20,6 +20,8 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
     assert experiment.optim.lr == 0.5
     assert experiment.train.init == "some/where"
     assert experiment.data.horizontal_flip is False
+    path.write_bytes(b"\xef\xbb\xbf[optim]\r\nlr = 0.25\r\n")
+    assert load_experiment(path).optim.lr == 0.25, "as editors for Windows save it"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,9 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
         ("[federation]\nsites_per_round = 1", "min_replies 2 is above sites_per_round 1"),
         ("[evaluation]\nsteps = 1001", "at most 1000"),
         ("[train]\nbatch = 0", "train.batch = 0"),
+        # Checked before anything counts up to them: whoever asks must not keep a site busy for ever.
+        ("[diffusion]\ntimesteps = 1000000000000000000", "less than or equal to 100000"),
+        ("[model]\nimage_size = 1000000000", "less than or equal to 4096"),
         ("not toml", "not valid TOML"),
     ],
 )

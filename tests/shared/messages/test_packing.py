@@ -14,6 +14,7 @@ from shared.messages.packing import (
     pack,
     unpack,
 )
+from shared.messages.text import MAX_LINE
 
 
 def test_names_and_numbers_of_tensors_are_bounded():
@@ -77,5 +78,6 @@ def test_digest_is_of_all_bits_of_the_numbers():
     assert array_digest(flat) == hashlib.sha256(flat.tobytes()).hexdigest()
 
 
-def test_error_of_the_protocol_is_one_line_whatever_it_quotes():
+def test_error_of_the_protocol_is_one_short_line_whatever_it_quotes():
     assert "\n" not in str(MessageError("a\nb"))
+    assert len(str(MessageError("x" * 10**6))) == MAX_LINE

@@ -11,8 +11,8 @@ from server.studies.run import distances
 from server.studies.run.distances import Measure
 from shared.data.image_cache import build_cache
 from shared.data.synthetic import write_folder
-from shared.evaluation.feature_statistics import accumulate
-from shared.evaluation.frechet import frechet_distance
+from shared.evaluation.feature_statistics import accumulate, statistics_of
+from shared.evaluation.frechet import frechet_distance, jackknife_groups, jackknife_interval
 from shared.evaluation.networks import load_extractor
 from shared.experiment.config import parse_experiment
 
@@ -92,7 +92,12 @@ def test_distances_are_those_of_the_sampled_images(place, extractor, monkeypatch
     reference = open_reference(str(place / "test.cache"), 16, extractor, place / "others")
     statistics = accumulate([extractor(drawn)], extractor.space, source="drawn")
     expected = frechet_distance(statistics, reference.statistics)
-    assert found.metrics["test"][extractor.space.distance_name]["distance"] == pytest.approx(expected, rel=1e-4)
+    values = found.metrics["test"][extractor.space.distance_name]
+    assert values["distance"] == pytest.approx(expected, rel=1e-4)
+    groups = [statistics_of(rows, extractor.space) for rows in jackknife_groups(extractor(drawn))]
+    interval = jackknife_interval(groups, lambda each: frechet_distance(each, reference.statistics))
+    assert (values["distance_low"], values["distance_high"]) == pytest.approx(interval, rel=1e-4)
+    assert values["kernel_low"] < values["kernel"] < values["kernel_high"]
 
 
 def test_too_few_other_persons_for_the_test_leave_the_share_out(place, extractor, monkeypatch):
