@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -92,8 +93,10 @@ def _meet(backend: str, size: int) -> None:
                 f"WORLD_SIZE is {size} and {name} is not set: start the command by torchrun, or unset both"
             )
     try:
+        # PyTorch would look for a name that nobody has for half an hour.
+        socket.getaddrinfo(os.environ["MASTER_ADDR"], None)
         dist.init_process_group(backend)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"the {size} processes of WORLD_SIZE do not meet ({reason}): start them by torchrun"

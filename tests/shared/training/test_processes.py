@@ -10,6 +10,7 @@ from shared.training.processes import joined_world
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2 and RANK is not set"),
         ({"WORLD_SIZE": "2", "RANK": "1"}, "MASTER_ADDR is not set: start the command by torchrun"),
         ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "do not meet .*torchrun"),
+        ({"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "no host", "MASTER_PORT": "1"}, "do not meet .*torchrun"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK is 2, WORLD_SIZE 2"),
         ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
     ],
