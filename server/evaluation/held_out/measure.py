@@ -5,6 +5,7 @@ Exit code 2: the images or the checkpoint cannot be used.
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from shared.messages.packing import unpack
 from shared.storage.checkpoint import load_group, load_meta
 from shared.storage.files import write_atomically
 from shared.training.weights import Arrays, load_weights
+
+SEARCH_SECONDS = 1200.0
+"""How long suspects are looked for: that the round is undone must not wait for their names for ever."""
 
 
 class Measured:
@@ -65,16 +69,25 @@ def weights_after(start: GlobalModel, total: FixedPointSum, experiment: Experime
     return {**unpack(start.base, start.base_manifest), **unpack(weights, start.manifest)}
 
 
+class _TooLongError(Exception):
+    pass
+
+
 def _suspects(question: Question, measured: Measured) -> list[str]:
     experiment = load_meta(Path(question.checkpoint)).experiment
     start = load_global(Path(question.start), experiment)
-    return find_suspects(
-        StoredReplies(Path(question.replies), experiment.federation.wire_dtype),
-        len(start.weights),
-        lambda total: measured.losses(weights_after(start, total, experiment)),
-        question.before or {},
-        question.bound,
-    )
+    deadline = time.monotonic() + SEARCH_SECONDS
+
+    def losses_after(total: FixedPointSum) -> dict[str, float]:
+        if time.monotonic() > deadline:
+            raise _TooLongError
+        return measured.losses(weights_after(start, total, experiment))
+
+    stored = StoredReplies(Path(question.replies), experiment.federation.wire_dtype)
+    try:
+        return find_suspects(stored, len(start.weights), losses_after, question.before or {}, question.bound)
+    except _TooLongError:
+        return []
 
 
 def main(arguments: list[str]) -> int:

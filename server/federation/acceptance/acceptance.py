@@ -119,6 +119,10 @@ def in_words(rise: Rise, bound: float, suspects: tuple[str, ...], *, are_kept: b
     """One line for the operator."""
     who = "which site it was is not known, for updates are not kept"
     if are_kept:
-        who = f"it would not have without {', '.join(suspects)}" if suspects else "no minority of the sites explains it"
+        who = (
+            f"it would not have without {', '.join(suspects)}"
+            if suspects
+            else "no minority of the sites was found behind it"
+        )
     how = f"rose by {rise.ratio:.1%}" if math.isfinite(rise.ratio) else "is not finite"
     return f"rolled back: held-out loss ({rise.group}) {how}, federation.max_held_out_rise allows {bound:.1%}; {who}"

@@ -138,8 +138,8 @@ class Rounds:
         if model.record and model.server_round not in {each["round"] for each in events if each["kind"] == "round"}:
             self.metrics.write_durably("round", **model.record)
         self._acceptance.begin(model, self.observer.attend)
-        if not (events and events[-1]["kind"] == "end"):
-            # Killed before it could stop: an operator who resumes it has seen the end.
+        # Killed before it could stop, unless its end is told after its last round: then an operator has resumed it.
+        if [each["kind"] for each in events if each["kind"] in ("round", "end")][-1:] != ["end"]:
             self._stop_after_roll_backs(model)
         self.metrics.write("start", round=model.server_round, rounds=self.config.rounds, run=self.run)
         log.info("run %s: from round %d of %d (%s)", self.run, model.server_round, self.config.rounds, folder.name)

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from server.evaluation.held_out import measure
 from server.evaluation.held_out.losses import HeldOut
 from server.evaluation.held_out.measure import main, weights_after
 from server.federation.acceptance.check import QUESTION_FILE, Question
@@ -52,7 +53,7 @@ def test_the_losses_are_those_of_the_candidates_raw_weights(start, tmp_path):
     assert status == 0 and answer == {"losses": pytest.approx(expected), "suspects": []}
 
 
-def test_the_site_behind_a_jump_is_named(start, tmp_path):
+def test_the_site_behind_a_jump_is_named_unless_the_search_takes_too_long(start, tmp_path, monkeypatch):
     model, before = start
     kept, total = KeptReplies(tmp_path / "replies"), FixedPointSum(len(model.weights))
     random = np.random.default_rng(0)
@@ -67,6 +68,8 @@ def test_the_site_behind_a_jump_is_named(start, tmp_path):
     _, losses = ask(tmp_path, Question(str(before), IMAGES))
     question = Question(str(tmp_path / "candidate"), IMAGES, str(before), losses["losses"], 0.2, str(kept.folder))
     assert ask(tmp_path, question)[1]["suspects"] == ["site-1"]
+    monkeypatch.setattr(measure, "SEARCH_SECONDS", -1.0)
+    assert ask(tmp_path, question)[1]["suspects"] == []
 
 
 def test_weights_after_a_round_are_the_server_optimizers_and_change_nothing_that_is_there(start):
