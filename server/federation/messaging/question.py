@@ -3,11 +3,12 @@
 `submit` runs in the operator's command and waits for the run; `collect` runs in the ServerApp of that run. No torch.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import Message, RecordDict
 
@@ -19,15 +20,18 @@ from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.text import one_line
 from shared.storage.files import remove_folder
+from shared.storage.room import SPARE_BYTES, patiently
 from shared.storage.runlog import RunLog, read_metrics
 
 OVERDUE_SECONDS = 600.0
 """What a question may last beyond the deadline of its answers: for the start of the ServerApp and the uploads."""
 
+T = TypeVar("T")
+log = logging.getLogger("maskfed.server")
 Take = Callable[[Message, str], tuple[str, str]]
 """Checks and keeps the answer of a site, by alias; gives its outcome (`released`, `refused`, ...) and the reason.
 
-What it raises is that answer's `rejected`; the question goes on.
+What it raises is that answer's `rejected`; the question goes on. After a full disk it is called again with the same.
 """
 
 
@@ -92,8 +96,9 @@ def reasons(outcomes: list[dict[str, Any]]) -> str:
 class _Outcomes:
     """One event per site: what arrived, or that nothing did."""
 
-    def __init__(self, sites: Collection[str], take: Take, metrics: RunLog, kind: str) -> None:
+    def __init__(self, sites: Collection[str], take: Take, metrics: RunLog, kind: str, room_bytes: int) -> None:
         self.waiting = set(sites)
+        self._room_bytes = room_bytes
         self.forgeries = Forgeries()
         self.changed = threading.Event()
         self._take, self._metrics, self._kind = take, metrics, kind
@@ -116,11 +121,15 @@ class _Outcomes:
 
     def note(self, site: str, status: str, reason: str) -> None:
         """Write the outcome; its reason may be the site's own words."""
-        self._metrics.write(self._kind, site=site, status=status, reason=one_line(reason))
+        self.keep(lambda: self._metrics.write(self._kind, site=site, status=status, reason=one_line(reason)))
+
+    def keep(self, write: Callable[[], T]) -> T:
+        """Write, when there is room: a site was charged for what it said, and nobody may have to ask it again."""
+        return patiently(write, self._metrics.path.parent, self._room_bytes, log.warning)
 
     def _checked(self, message: Message, site: str) -> tuple[str, str]:
         try:
-            return self._take(message, site)
+            return self.keep(lambda: self._take(message, site))
         except InputError as error:
             return "rejected", str(error)
         except Exception as error:  # whatever one answer makes a parser raise costs that answer, not the question
@@ -170,7 +179,7 @@ def collect(
     """
     timing = timing or Timing()
     active = {site.alias: site.node_id for site in Registry(home / "sites.json").active()}
-    outcomes = _Outcomes((), take, metrics, kind)
+    outcomes = _Outcomes((), take, metrics, kind, reply_bytes + SPARE_BYTES)
     exchange = Exchange(grid, outcomes.arrived, timing)
     grid.allow(reply_bytes)
     try:
@@ -193,4 +202,5 @@ def collect(
     finally:
         exchange.close()
     exchange.raise_fatal()
-    metrics.write_durably("end", status="completed", **outcomes.forgeries.take())
+    forged = outcomes.forgeries.take()
+    outcomes.keep(lambda: metrics.write_durably("end", status="completed", **forged))
