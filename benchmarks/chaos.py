@@ -1,11 +1,13 @@
 """Kills at random moments (ServerApp, SuperLink, superexec, node, client process, nginx, all of a side), behind a door.
 
-By SIGKILL, by SIGSTOP, which leaves a process that is there and does nothing, and by SIGHUP to a whole side, as when a
-terminal goes. Every run must finish by itself, with the weights of the undisturbed run, bit for bit, whenever the same
-replies arrived; no process may be left over. `--runs N` runs, one kill each; `--seed` chooses the moments.
+By SIGKILL, by SIGSTOP, which leaves a process that is there and does nothing, by SIGHUP to a whole side, as when a
+terminal goes, and by a disk that is full for half a minute, for everybody at once. Every run must finish by itself,
+with the weights of the undisturbed run, bit for bit, whenever the same replies arrived; no process may be left over.
+`--runs N` runs, one kill each; `--seed` chooses the moments; `--done FILE` keeps what is done and goes on from there.
 """
 
 import argparse
+import json
 import random
 import shutil
 import signal
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.disks import fill, reason_against
 from benchmarks.local import LocalFederation, federation, make_experiment, random_checkpoint
 from benchmarks.measure import verdict
 from server.runs.run_directory import RunDir
@@ -36,13 +39,17 @@ PROCESSES = (
     REPLY,
 )
 MEANS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "hang up": signal.SIGHUP}
+FILL = "fill the disk"
 TARGETS = (
     *(f"kill {name}" for name in (*PROCESSES, MACHINE, SITE)),
     *(f"stop {name}" for name in PROCESSES),
     *(f"hang up {name}" for name in (MACHINE, SITE)),
+    FILL,
 )
 """What is done to what."""
 DEADLINE_SECONDS = 600.0
+DISK_BYTES, FULL_SECONDS = 2**30, 30.0
+"""Of the disk that everything lies on, and how long it is full."""
 EXPERIMENT = """
 [federation]
 rounds = 3
@@ -62,22 +69,32 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--targets", nargs="*", choices=TARGETS, default=TARGETS)
     parser.add_argument("--jobs", type=int, default=1, help="federations side by side, which share the kills")
+    parser.add_argument("--done", type=Path, help="file of outcomes, a line each: those are not run again")
     options = parser.parse_args(arguments)
-    shares = [
-        (options.seed + job, [*range(job, options.runs, options.jobs)], options.targets) for job in range(options.jobs)
-    ]
+    if FILL in options.targets and (reason := reason_against()):
+        parser.error(f"{reason}: leave out `{FILL}`")
+    outcomes = read_outcomes(options.done)
+    open_ones = [number for number in range(options.runs) if number not in outcomes]
+    shares = [(options.seed, open_ones[job :: options.jobs], options.targets, options.done)
+              for job in range(options.jobs)]  # fmt: skip
+    counts = Counter(outcomes.values())
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        counts = sum(pool.map(series, *zip(*shares, strict=True)), Counter())
-    figure = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        counts = sum(pool.map(series, *zip(*shares, strict=True)), counts)
+    figure = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count)
     bad = counts["unfinished"] + counts["DIFFERENT"] + counts["processes left"]
     return verdict(f"chaos, {options.runs} kills", figure, reached=not bad)
 
 
-def series(seed: int, kills: Sequence[int], targets: Sequence[str]) -> Counter[str]:
+def read_outcomes(done: Path | None) -> dict[int, str]:
+    """Outcomes by number of earlier calls."""
+    lines = done.read_text(encoding="utf-8").splitlines() if done and done.exists() else []
+    return {each["number"]: each["outcome"] for each in map(json.loads, lines)}
+
+
+def series(seed: int, kills: Sequence[int], targets: Sequence[str], done: Path | None) -> Counter[str]:
     """Outcomes of the runs numbered `kills`, one after the other in a federation of their own."""
-    draw = random.Random(seed)
     counts: Counter[str] = Counter()
-    with federation(2, is_behind_door=True) as local:
+    with federation(2, is_behind_door=True, disk_bytes=DISK_BYTES if FILL in targets else 0) as local:
         init = random_checkpoint(local.root / "init", make_experiment(EXPERIMENT))
         remembered = {path: path.read_bytes() for path in memories(local)}
         start = time.monotonic()
@@ -86,11 +103,15 @@ def series(seed: int, kills: Sequence[int], targets: Sequence[str]) -> Counter[s
         expected = final_weights(local)
         print(f"undisturbed: {duration:.0f} s", flush=True)
         for number in kills:
-            clear(local, number, remembered)
-            target, moment = targets[number % len(targets)], draw.uniform(0.0, duration)
+            clear(local, remembered)
+            target = targets[number % len(targets)]
+            moment = random.Random(f"{seed} {number}").uniform(0.0, duration)
             outcome, facts = disturbed(local, init, expected, target, moment)
             counts.update([outcome])
             print(f"{number + 1:3d}: {target:25s} after {moment:5.1f} s: {outcome} ({facts})", flush=True)
+            if done:
+                with done.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"number": number, "target": target, "outcome": outcome}) + "\n")
         local.stop()
         counts["processes left"] = len(leftovers(local.root))
     return counts
@@ -135,6 +156,9 @@ def run_once(local: LocalFederation, init: Path, disturb: Callable[[], None]) ->
 def kill(local: LocalFederation, target: str, moment: float) -> bool:
     """Do it to one process of a kind, `moment` seconds from now, or as soon as there is one; false: none came."""
     time.sleep(moment)
+    if target == FILL:
+        fill(local.root, FULL_SECONDS)
+        return True
     means = next(each for each in MEANS if target.startswith(each))
     victim = target.removeprefix(f"{means} ")
     if victim in (MACHINE, SITE):
@@ -186,9 +210,9 @@ def memories(local: LocalFederation) -> list[Path]:
     return [*local.root.glob("site-*/*.jsonl"), *local.root.glob("heads/*.json")]
 
 
-def clear(local: LocalFederation, index: int, remembered: dict[Path, bytes]) -> None:
-    """Make room for the next run of the same name: another run directory, and sites that remember nothing of it."""
-    (local.home / "runs" / RUN).rename(local.home / "runs" / f"{RUN}-{index}")
+def clear(local: LocalFederation, remembered: dict[Path, bytes]) -> None:
+    """Make room for the next run of the same name: no run directory, and sites that remember nothing of it."""
+    shutil.rmtree(local.home / "runs" / RUN)
     deadline = time.monotonic() + 120
     while local.num_online() < local.num_sites or victims(local, "flwr-clientapp"):
         if time.monotonic() > deadline:

@@ -8,12 +8,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
+from benchmarks.disks import small_disk
 from client.records.data_registry import REGISTRY_VARIABLE
 from deploy.processes.process import free_ports, spawn
 from shared.data.synthetic import write_folder
@@ -184,10 +185,13 @@ def program_of(process: psutil.Process) -> str:
 
 @contextmanager
 def federation(
-    num_sites: int, image_size: int = 32, num_images: int = 64, *, is_behind_door: bool = False
+    num_sites: int, image_size: int = 32, num_images: int = 64, *, is_behind_door: bool = False, disk_bytes: int = 0
 ) -> Iterator[LocalFederation]:
-    """A started federation in a temporary folder; everything ends with the block."""
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
+    """A started federation in a temporary folder, on a disk of its own if it has bytes; all ends with the block."""
+    with (
+        tempfile.TemporaryDirectory(prefix="maskfed-") as folder,
+        small_disk(Path(folder), disk_bytes) if disk_bytes else nullcontext(),
+    ):
         local = LocalFederation(Path(folder), num_sites, image_size, num_images, is_behind_door)
         try:
             local.set_up()

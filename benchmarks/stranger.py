@@ -21,9 +21,8 @@ FULL = (
 )
 
 
-def main() -> None:
+def main(kind: str, address: str, connections: str) -> None:
     """Attack until somebody ends this, and say now and then how often what happened."""
-    kind, address, connections = sys.argv[1:]
     asyncio.run(attack(kind, *split_address(address), int(connections)))
 
 
@@ -70,4 +69,4 @@ async def once(host: str, port: int, context: ssl.SSLContext | None, said: bytes
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -20,9 +20,8 @@ serverapp()
 """
 
 
-def main() -> None:
+def main(home: Path) -> None:
     """The coordinator's command line, with every guard left out."""
-    home = Path(sys.argv[sys.argv.index("--home") + 1])
     environment = services.environment
     programs = write_serverapp(home.parent / "unguarded")
 
@@ -61,4 +60,4 @@ def serverapp() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[sys.argv.index("--home") + 1]))

@@ -1,13 +1,27 @@
-"""Files that only the site's own user may read: written in one step, refused where others can look into them."""
+"""Files that only the site's own user may read: written in one step, refused where others can look into them.
 
+A command meets a full disk with one line. The process that answers the coordinator waits for room instead: what it has
+trained is charged, and would be lost.
+"""
+
+import logging
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
+from typing import TypeVar
 
 from shared.errors import InputError
 from shared.storage.files import write_atomically
+from shared.storage.room import SPARE_BYTES, patiently
+
+PATIENCE_SECONDS = 3600.0
+"""How long an answer waits for room on the disk; then it is a refusal (`disk_full`)."""
+_patience: ContextVar[float] = ContextVar("patience", default=0.0)
+T = TypeVar("T")
+log = logging.getLogger("maskfed.client")
 
 
 def check_private(path: Path) -> None:
@@ -34,8 +48,27 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
+@contextmanager
+def patient_writes(seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """Let what is written in the block wait so long for room on a full disk."""
+    token = _patience.set(seconds)
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
+def with_room(write: Callable[[], T], folder: Path, num_bytes: int) -> T:
+    """Do `write`, which leaves nothing half-written; again when there is room, where the caller is patient.
+
+    Raises:
+        OSError: whatever it raises, a full disk only after the patience is over.
+    """
+    return patiently(write, folder, num_bytes + SPARE_BYTES, log.warning, most_seconds=_patience.get())
+
+
 def write_private(path: Path, data: bytes) -> None:
     """Write `path` (0600) so that a reader, or a crash, sees the old content or all of the new."""
     with private_files():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, data, 0o600)
+        with_room(lambda: write_atomically(path, data, 0o600), path.parent, len(data))

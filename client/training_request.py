@@ -144,7 +144,7 @@ def review(asked: Asked, ledger: Ledger) -> Accepted:
     if refusal is None:
         return Accepted(asked, data)
     if refusal.code == "experiment_not_approved":
-        keep_pending(asked.home, asked.request.header.experiment)
+        keep_pending(asked.home, asked.request.header.experiment, asked.run)
     raise RefusedError(refusal.code, refusal.reason, refusal.note)
 
 

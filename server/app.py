@@ -6,7 +6,6 @@ which is in the environment). Everything else is read from that directory, so a 
 
 import contextlib
 import ctypes
-import errno
 import fcntl
 import gc
 import logging
@@ -25,15 +24,19 @@ from server.evaluation.federated_reference import QUESTION_FILE, gather
 from server.federation.evaluation_queue import Evaluations
 from server.federation.fleet.registry import Registry
 from server.federation.messaging.signed_grid import SignedGrid
-from server.federation.messaging.transport import ExchangeError, FlowerGrid, Timing
+from server.federation.messaging.transport import ExchangeError, FlowerGrid, Timing, is_transient
 from server.federation.offers import OFFER_FILE, gather_offers
 from server.federation.rounds.loop import Rounds, RunFailedError
 from server.release.audit_sites import AUDIT_FILE, gather_verdicts
 from shared.errors import InputError
 from shared.experiment.config import Experiment, parse_experiment
+from shared.storage.checkpoint import list_checkpoints
+from shared.storage.room import SPARE_BYTES, patiently
 from shared.storage.runlog import RunLog
 
 LOCK_SECONDS = 60.0
+PARAMETERS_VARIABLE = "MASKFED_PARAMETERS"
+"""Read where `maskfed-server start` runs: limits of memory follow from it."""
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 log = logging.getLogger("maskfed.server")
 app = ServerApp()
@@ -93,7 +96,7 @@ def return_freed_memory() -> None:
 
 
 def conduct(grid: FlowerGrid, home: Path, run: str, experiment: Experiment, timing: Timing | None = None) -> None:
-    """Run the rounds that are left of `home`/runs/`run`, and write how it ended.
+    """Run the rounds that are left of `home`/runs/`run`, and write how it ended; a full disk is waited for.
 
     Raises:
         RunFailedError: the run failed; Flower then reports it as failed, too.
@@ -104,38 +107,69 @@ def conduct(grid: FlowerGrid, home: Path, run: str, experiment: Experiment, timi
         metrics = RunLog(folder / "metrics.jsonl")
         try:
             signed = SignedGrid(grid, home, run)
-            stored = parse_experiment((folder / "experiment.toml").read_text(encoding="utf-8"), name="experiment.toml")
-            if stored != experiment:
-                raise InputError(f"run {run}: the submitted experiment is not the one in its directory: resume it")
-            if (folder / QUESTION_FILE).exists():
-                gather(signed, home, folder, experiment, timing)
-                return
-            if (folder / MEAN_IMAGE_FILE).exists():
-                gather_mean_images(signed, home, folder, timing)
-                return
-            if (folder / AUDIT_FILE).exists():
-                gather_verdicts(signed, home, folder, timing)
-                return
-            if (folder / OFFER_FILE).exists():
-                gather_offers(signed, home, folder, timing)
-                return
-            evaluations = Evaluations(folder, experiment.evaluation.every_rounds, metrics)
-            with contextlib.closing(evaluations):
-                registry = Registry(home / "sites.json")
-                rounds = Rounds(
-                    signed,
-                    experiment,
-                    run=run,
-                    run_folder=folder,
-                    registry=registry,
-                    observer=evaluations,
-                    timing=timing,
-                )
-                model = rounds.finish()
-                evaluations.finish()
-            metrics.write_durably("end", status="completed", round=model.server_round)
+
+            def work() -> None:
+                # After a full disk from the beginning, as after a crash: sites send their stored replies again.
+                _work(signed, home, folder, experiment, metrics, timing)
+
+            patiently(work, folder, _most_bytes(folder), log.warning, attend=lambda: _is_still_wanted(grid))
         except BaseException as error:
             _write_end(metrics, error)
+            raise
+
+
+def _work(
+    signed: SignedGrid, home: Path, folder: Path, experiment: Experiment, metrics: RunLog, timing: Timing | None
+) -> None:
+    """The question that lies in the run directory, or else its rounds."""
+    stored = parse_experiment((folder / "experiment.toml").read_text(encoding="utf-8"), name="experiment.toml")
+    if stored != experiment:
+        raise InputError(f"run {folder.name}: the submitted experiment is not the one in its directory: resume it")
+    if (folder / QUESTION_FILE).exists():
+        gather(signed, home, folder, experiment, timing)
+    elif (folder / MEAN_IMAGE_FILE).exists():
+        gather_mean_images(signed, home, folder, timing)
+    elif (folder / AUDIT_FILE).exists():
+        gather_verdicts(signed, home, folder, timing)
+    elif (folder / OFFER_FILE).exists():
+        gather_offers(signed, home, folder, timing)
+    else:
+        _do_rounds(signed, home, folder, experiment, metrics, timing)
+
+
+def _do_rounds(
+    signed: SignedGrid, home: Path, folder: Path, experiment: Experiment, metrics: RunLog, timing: Timing | None
+) -> None:
+    evaluations = Evaluations(folder, experiment.evaluation.every_rounds, metrics)
+    with contextlib.closing(evaluations):
+        registry = Registry(home / "sites.json")
+        rounds = Rounds(
+            signed,
+            experiment,
+            run=folder.name,
+            run_folder=folder,
+            registry=registry,
+            observer=evaluations,
+            timing=timing,
+        )
+        model = rounds.finish()
+        evaluations.finish()
+    metrics.write_durably("end", status="completed", round=model.server_round)
+
+
+def _most_bytes(folder: Path) -> int:
+    """What a run writes at once: a checkpoint like its newest."""
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    files = checkpoints[-1].glob("*") if checkpoints else ()
+    return SPARE_BYTES + sum(file.stat().st_size for file in files)
+
+
+def _is_still_wanted(grid: FlowerGrid) -> None:
+    """Raises what Flower does once the operator has stopped the run; a SuperLink that is away says nothing."""
+    try:
+        list(grid.get_nodes())
+    except Exception as error:
+        if not is_transient(error):
             raise
 
 
@@ -145,15 +179,20 @@ def _write_end(metrics: RunLog, error: BaseException) -> None:
         status, is_final = "stopped", True
     else:
         status = "failed"
-        is_final = isinstance(error, InputError) or getattr(error, "is_final", False) or _is_disk_full(error)
-        if not isinstance(error, RunFailedError | InputError | ExchangeError | OSError):
+        is_final = isinstance(error, InputError) or getattr(error, "is_final", False)
+        if not isinstance(error, RunFailedError | InputError | ExchangeError | OSError | MemoryError):
             log.error("the run failed", exc_info=error)
     with contextlib.suppress(OSError):
-        metrics.write_durably("end", status=status, reason=f"{error}"[:2000] or type(error).__name__, is_final=is_final)
+        metrics.write_durably("end", status=status, reason=reason_of(error), is_final=is_final)
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+def reason_of(error: BaseException) -> str:
+    """One line for the operator."""
+    if isinstance(error, MemoryError):
+        return (
+            f"its process may not have more memory: the limit follows {PARAMETERS_VARIABLE}, the largest model's size"
+        )
+    return f"{error}"[:2000] or type(error).__name__
 
 
 @contextlib.contextmanager

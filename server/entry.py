@@ -89,9 +89,9 @@ def run_installed(grid: Grid, context: Context, **_bundle: object) -> Context:
     """Run the ServerApp that is installed here, whatever the bundle names."""
     try:
         server.app.app(grid=grid, context=context)
-    except (InputError, RunFailedError, ExchangeError) as error:
+    except (InputError, RunFailedError, ExchangeError, MemoryError, OSError) as error:
         flower = logging.getLogger("flwr")
-        flower.error("the run ends: %s", error)
+        flower.error("the run ends: %s", server.app.reason_of(error))
         flower.addFilter(says_something_new)
         raise
     return context

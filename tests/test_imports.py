@@ -62,7 +62,7 @@ LAYERS = {
         {"shared.data.portraits", "shared.diffusion", "shared.storage"},
         {"shared.data", "shared.evaluation", "shared.planning"},
         {"shared.messages", "shared.training"},
-        {"shared.audits", "shared.commandline", "shared.messages.agreement"},
+        {"shared.audits", "shared.commandline", "shared.evidence", "shared.messages.agreement"},
     ),
     "client": (
         {"client.limits", "client.private_files"},

@@ -106,7 +106,7 @@ def review(asked: ReceivedAudit, data: Dataset, ledger: Ledger, journal: Journal
     if refusal is None:
         return
     if refusal.reason.endswith("this experiment yet"):
-        keep_pending(asked.home, asked.query.experiment)
+        keep_pending(asked.home, asked.query.experiment, asked.query.audited_run)
     raise RefusedError(refusal.code, refusal.reason, refusal.note)
 
 

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from client.policy.freshness import check_fresh
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
-from client.private_files import write_private
+from client.private_files import patient_writes, write_private
 from client.records.journal import Journal
 from client.settings import CURE_SIGNING_KEY, Home, load_settings
 from shared.errors import InputError
@@ -31,7 +31,7 @@ CA_CERTIFICATE = "ca.crt"
 def answer_signed(
     message: Message, home: Home, purpose: Purpose, work: Callable[[RecordDict, Home], RecordDict]
 ) -> Message:
-    """Answer a question with `work`, or refuse it; the reply is signed either way.
+    """Answer a question with `work`, or refuse it; the reply is signed either way. A full disk is waited for.
 
     Args:
         message: from the coordinator, or from whoever says so.
@@ -43,16 +43,22 @@ def answer_signed(
         InputError: this site has no settings or no signing key, so that it cannot answer anybody.
     """
     alias, key = load_settings(home).alias, read_key(home.signing_key, CURE_SIGNING_KEY)
-    content = message.content
+    with patient_writes():
+        answer, asked = _answer(message.content, home, purpose, alias, work)
+    return Message(seal_reply(answer, asked, key), reply_to=message)
+
+
+def _answer(
+    content: RecordDict, home: Home, purpose: Purpose, alias: str, work: Callable[[RecordDict, Home], RecordDict]
+) -> tuple[RecordDict, Statement]:
+    """The answer, and what it answers."""
     try:
         asked = open_request(content, home, purpose, alias)
     except (SignatureError, OSError) as error:
         code, reason = refusal_of(error)
         note_refusal(Journal(home.journal), code, reason, UNKNOWN_REQUEST)
-        answer, asked = _refusal(purpose, code, reason), _claimed(content, purpose, alias)
-    else:
-        answer = work(content, home)
-    return Message(seal_reply(answer, asked, key), reply_to=message)
+        return _refusal(purpose, code, reason), _claimed(content, purpose, alias)
+    return work(content, home), asked
 
 
 def open_request(content: RecordDict, home: Home, purpose: Purpose, alias: str) -> Statement:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from client.cli import records, site
+from client.cli import site
 from client.cli.persons import PersonsOption, confirm_persons, keep_persons
 from client.cli.policy import describe
 from client.settings import Home, SiteConfig, find_home, load_settings, save_settings
@@ -117,6 +117,7 @@ def join(  # every rule of the policy is one option
     start_now: Annotated[bool, typer.Option("--start", help="Then run `data scan` and `start` as well.")] = False,
 ) -> None:
     """Join a federation: trust its CA, approve its client code, and write your policy to `site.toml`."""
+    from client.operator.installed_code import approve_installed, check_installed
     from client.records.history import check_head_file
     from client.settings import parse_settings
     from deploy.identity.addresses import split_proxy
@@ -162,9 +163,9 @@ def join(  # every rule of the policy is one option
     )
     settings = with_unit(place, settings, unit, num_persons)
     check_head_file(Path(settings.head_file), place.path)
-    records.check_installed(joined.code_digest)
+    check_installed(joined.code_digest)
     accept_bundle(place.path, joined)
-    records.approve_installed(place)
+    approve_installed(place)
     save_settings(place, settings)
     keep_persons(place, settings)
     typer.echo(f"joined {joined.address} as {joined.alias}; CA fingerprint, to compare with the coordinator by phone:")

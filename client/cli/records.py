@@ -1,6 +1,5 @@
 """The commands that show and decide: journal, approvals."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +10,7 @@ from shared.commandline import owned
 from shared.errors import InputError
 
 if TYPE_CHECKING:
+    from client.offers.waiting import Waiting
     from shared.experiment.config import Experiment
 
 HomeOption = Annotated[
@@ -21,13 +21,13 @@ HomeOption = Annotated[
 ]
 journal = typer.Typer(no_args_is_help=True, help="See what was asked, decided and released.")
 approvals = typer.Typer(no_args_is_help=True, help="Decide which code and experiments may run here.")
-APPROVED_FILES = "approved-files.json"
 
 
 def register(app: typer.Typer) -> None:
     """Add the command groups to the program."""
     app.add_typer(journal, name="journal")
     app.add_typer(approvals, name="approve")
+    app.command()(evidence)
 
 
 @journal.command("show")
@@ -52,10 +52,32 @@ def journal_verify(home: HomeOption = None) -> None:
     typer.echo(f"{place.journal}: {len(Journal(place.journal).entries())} entries, unbroken")
 
 
+def evidence(
+    run: Annotated[str, typer.Argument(help="Name of a run that this site was asked for.")],
+    out: Annotated[Path, typer.Option(help="New file to write, such as RUN.zip.")],
+    home: HomeOption = None,
+) -> None:
+    """Write what this site was asked, did and spent for a run, signed, for whoever has to check it elsewhere."""
+    from client.operator.evidence import write_evidence
+    from client.privacy.epsilon import epsilon_of
+    from client.settings import load_settings
+
+    place = find_home(home)
+    key = write_evidence(place, load_settings(place), run, out, epsilon_of)
+    typer.echo(f"{out}: check it elsewhere with `maskfed-server verify {out.name} --key {key}`")
+
+
 @approvals.command("list")
-def approve_list(home: HomeOption = None) -> None:
-    """Show what is approved, and which experiments wait for you."""
-    from client.policy.approval import pending, read_approved
+def approve_list(
+    home: HomeOption = None,
+    probe_seconds: Annotated[
+        float,
+        typer.Option(min=0, max=60, help="How long to measure this machine for what waits; 0: do not."),
+    ] = 1.0,
+) -> None:
+    """Show what is approved or refused, and each experiment that waits for you with what it does and costs."""
+    from client.offers.waiting import waiting
+    from client.policy.approval import read_approved
     from shared.storage.code_digest import installed_digest
 
     place = find_home(home)
@@ -68,11 +90,32 @@ def approve_list(home: HomeOption = None) -> None:
         ("experiment", approved.experiments),
         ("projection", approved.projections),
         ("reference", approved.references),
+        ("refused experiment", approved.refused),
     ):
         for digest in sorted(digests):
             typer.echo(f"{kind} {digest}")
-    for path in pending(place):
-        typer.echo(f"waiting: experiment {path.stem}, read it in {path}")
+    found = waiting(place)
+    for each in found:
+        _tell_waiting(place, each, probe_seconds)
+    if found:
+        typer.echo("decide: `maskfed-client approve experiment NUMBER`, or `approve refuse NUMBER --reason TEXT`")
+
+
+def _tell_waiting(place: Home, each: "Waiting", probe_seconds: float) -> None:
+    from client.offers.in_words import in_words
+    from client.offers.waiting import differences_to_recipe
+    from client.policy.approval import pending_file
+    from client.settings import load_settings
+
+    lines = in_words(place, load_settings(place), each.experiment, probe_seconds)
+    typer.echo(f"\nwaiting {each.number}: {next(lines)}")
+    typer.echo(f"  asked for by run {each.run!r} on {each.asked} UTC; all of it: {pending_file(place, each.digest)}")
+    recipe, differing = differences_to_recipe(each.experiment)
+    typer.echo(f"  recipe {recipe}, " + (f"but for {len(differing)} fields:" if differing else "unchanged"))
+    for line in differing:
+        typer.echo(f"    {line}")
+    for line in lines:
+        typer.echo(f"  {line}")
 
 
 @approvals.command("code")
@@ -80,6 +123,7 @@ def approve_code(
     home: HomeOption = None, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False
 ) -> None:
     """Approve the client code installed here, after showing which files changed since the last approval."""
+    from client.operator.installed_code import approve_installed, changed_files
     from shared.storage.code_digest import installed_digest
 
     place = find_home(home)
@@ -95,7 +139,7 @@ def approve_code(
 @approvals.command("experiment")
 def approve_experiment(
     experiment: Annotated[
-        str, typer.Argument(help="Experiment file or recipe, or a digest, or the beginning of one that waits.")
+        str, typer.Argument(help="Experiment file or recipe, a digest, or the number or beginning of one that waits.")
     ],
     home: HomeOption = None,
     override: Annotated[
@@ -127,7 +171,7 @@ def _named_experiment(place: Home, name: str, override: list[str] | None) -> "Ex
     Raises:
         InputError: neither, or settings for a digest.
     """
-    from client.policy.approval import pending
+    from client.offers.waiting import find_waiting
     from shared.experiment.config import load_experiment
     from shared.experiment.recipes import find_experiment, recipe_names
     from shared.messages.agreement.plan import resolve
@@ -136,8 +180,29 @@ def _named_experiment(place: Home, name: str, override: list[str] | None) -> "Ex
         return resolve(load_experiment(find_experiment(name), override))
     if override:
         raise InputError(f"--set goes with an experiment file or a recipe, {name[:70]!r} is none")
-    waiting = [path for path in pending(place) if path.stem.startswith(name)]
-    return load_experiment(waiting[0]) if len(waiting) == 1 else None
+    found = find_waiting(place, name)
+    return found.experiment if found else None
+
+
+@approvals.command("refuse")
+def approve_refuse(
+    experiment: Annotated[str, typer.Argument(help="Number or beginning of one that waits, or any digest.")],
+    reason: Annotated[str, typer.Option(help="Why, for your own record; it does not leave.")] = "",
+    home: HomeOption = None,
+) -> None:
+    """Refuse an experiment: it waits no more, and an approval of it is taken back. `approve experiment` undoes it."""
+    from client.offers.waiting import find_waiting
+    from client.policy.approval import approve
+    from client.records.journal import Journal
+
+    place = find_home(home)
+    found = find_waiting(place, experiment)
+    digest = found.digest if found else experiment
+    if not found and len(experiment) != 64:
+        raise InputError(f"no experiment of that number or digest waits: {experiment[:70]!r}; see `approve list`")
+    approve(place, "refused", digest)
+    Journal(place.journal).write("approval", what="refused", digest=digest, reason=reason)
+    typer.echo(f"refused experiment {digest}")
 
 
 @approvals.command("projection")
@@ -178,56 +243,3 @@ def approve_revoke(digest: Annotated[str, typer.Argument(help="Digest.")], home:
         raise InputError(f"{digest[:70]!r} is not approved: see `maskfed-client approve list`")
     Journal(place.journal).write("approval", what="revoked", digest=digest)
     typer.echo(f"revoked {digest}")
-
-
-def check_installed(wanted: str) -> None:
-    """Refuse to join a coordinator whose client code is another than what is installed here.
-
-    Raises:
-        InputError: naming both digests.
-    """
-    from shared.storage.code_digest import installed_digest
-
-    digest = installed_digest()
-    if digest != wanted:
-        raise InputError(
-            f"installed client code has digest {digest[:12]}, the coordinator's is {wanted[:12]}: "
-            "install the same version"
-        )
-
-
-def approve_installed(place: Home) -> None:
-    """Approve the client code installed here, and keep what its files are for the next comparison."""
-    from client.policy.approval import approve
-    from client.private_files import write_private
-    from client.records.journal import Journal
-    from shared.storage.code_digest import installed_digest
-
-    digest = installed_digest()
-    approve(place, "code", digest)
-    write_private(place.path / APPROVED_FILES, json.dumps(file_digests()).encode())
-    Journal(place.journal).write("approval", what="code", digest=digest)
-
-
-def changed_files(place: Home) -> list[str]:
-    """One line per file that differs from the code approved last."""
-    path = place.path / APPROVED_FILES
-    before: dict[str, str] = json.loads(path.read_bytes()) if path.exists() else {}
-    now = file_digests()
-    marks: list[tuple[Literal["added", "changed", "removed"], set[str]]] = [
-        ("added", now.keys() - before.keys()),
-        ("changed", {name for name in now.keys() & before.keys() if now[name] != before[name]}),
-        ("removed", before.keys() - now.keys()),
-    ]
-    return [f"{mark} {name}" for mark, names in marks for name in sorted(names)] or ["no file has changed"]
-
-
-def file_digests() -> dict[str, str]:
-    """SHA-256 of each installed file of client code."""
-    import hashlib
-
-    import shared
-    from shared.storage.code_digest import site_files
-
-    files = site_files(Path(shared.__file__).resolve().parent.parent)
-    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}

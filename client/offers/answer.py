@@ -109,7 +109,7 @@ def _worked_out(offered: Offered, answered: AnsweredOffers) -> OfferAnswer:
     if not told and (len(found) > 0 or answered.has_hidden):
         told = [hidden_reason()]
     if any(each.code == "experiment_not_approved" for each in found):
-        keep_pending(offered.home, offered.header.experiment)
+        keep_pending(offered.home, offered.header.experiment, offered.header.run)
     is_safe = not NOT_COMPUTED & {reason.code for reason in told}
     costs = plan_costs(offered.header.experiment, offered.settings.policy, cached) if is_safe else {}
     status = "refused" if told else "accepted"

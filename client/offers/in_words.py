@@ -14,8 +14,15 @@ from shared.experiment.config import Experiment
 from shared.messages.training import experiment_digest
 
 
-def in_words(home: Home, settings: SiteConfig, experiment: Experiment) -> Iterator[str]:
-    """One fact a line; nothing is charged, and no picture is opened."""
+def in_words(home: Home, settings: SiteConfig, experiment: Experiment, probe_seconds: float = 0.0) -> Iterator[str]:
+    """One fact a line; nothing is charged, and no picture is opened.
+
+    Args:
+        home: the site.
+        settings: its settings.
+        experiment: what is asked for.
+        probe_seconds: how long to measure this machine's speed; 0 says nothing of bytes and time.
+    """
     model, federation = experiment.model, experiment.federation
     yield f"experiment {experiment_digest(experiment)}"
     if noise := experiment.privacy.mean_image_noise:
@@ -33,8 +40,25 @@ def in_words(home: Home, settings: SiteConfig, experiment: Experiment) -> Iterat
         yield _constants(experiment)
         if not NOT_COMPUTED & {each.code for each in refusals}:
             yield _cost(experiment, settings.policy)
+    if probe_seconds > 0 and not NOT_COMPUTED & {each.code for each in refusals}:
+        yield from _work(home, settings, experiment, probe_seconds)
     for each in refusals:
         yield f"your policy refuses it as it stands: {each.code}, {each.note or each.reason}"
+
+
+def _work(home: Home, settings: SiteConfig, experiment: Experiment, probe_seconds: float) -> Iterator[str]:
+    """Bytes and time; both are inside the policy's ranges, so that building the model harms nobody."""
+    from shared.planning.probe import images_per_second, num_values
+    from shared.planning.workload import lines, workload
+
+    try:
+        data = open_dataset(home, settings.image_size)
+    except InputError:
+        return
+    is_by_person = experiment.privacy.unit == "person" and data.persons is not None
+    units = len(data.units("person" if is_by_person else "image"))
+    work = workload(experiment, 1, units, num_values(experiment), images_per_second(experiment, probe_seconds))
+    yield from lines(experiment, work, 1)
 
 
 def _other_refusals(home: Home, settings: SiteConfig, experiment: Experiment) -> list[Refusal]:
@@ -60,9 +84,12 @@ def _constants(experiment: Experiment) -> str:
 def _cost(experiment: Experiment, policy: SitePolicy) -> str:
     costs, rounds = plan_costs(experiment, policy, epsilon_of), experiment.federation.rounds
     image = f"{_bound(costs['epsilon_mean_image'])} for its mean image, " if experiment.privacy.mean_image_noise else ""
+    whole = costs["epsilon_run"]
+    fits = isinstance(whole, float) and whole <= policy.epsilon_cap
     return (
         f"epsilon of this plan alone at delta {policy.delta:g}: {image}{_bound(costs['epsilon_round'])} after one "
-        f"round, {_bound(costs['epsilon_run'])} after all {rounds}; your cap over all plans is {policy.epsilon_cap:g}"
+        f"round, {_bound(whole)} after all {rounds}; your cap over all plans is {policy.epsilon_cap:g}"
+        + ("" if fits else ": ALL ROUNDS DO NOT FIT UNDER IT")
     )
 
 

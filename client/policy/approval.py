@@ -3,6 +3,8 @@
 Client code, experiments, projections of private statistics, and the public reference models of audits.
 """
 
+import datetime as dt
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,8 +18,9 @@ from shared.messages.training import experiment_digest
 
 MOST_PENDING = 20
 """Older waiting experiments are dropped: a coordinator must not fill the disk."""
-Kind = Literal["code", "experiment", "projection", "reference"]
+Kind = Literal["code", "experiment", "projection", "reference", "refused"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+_OPPOSITES: dict[Kind, Kind] = {"experiment": "refused", "refused": "experiment"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Approved:
     experiments: frozenset[str] = frozenset()
     projections: frozenset[str] = frozenset()
     references: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    """Experiments that the operator has decided against: they wait no more."""
 
 
 def read_approved(home: Home) -> Approved:
@@ -49,13 +54,17 @@ def read_approved(home: Home) -> Approved:
 
 
 def approve(home: Home, kind: Kind, digest: str) -> None:
-    """Add a digest; the same twice is one line. An approved experiment no longer waits."""
+    """Add a digest; the same twice is one line. An experiment that is decided on no longer waits.
+
+    `experiment` and `refused` exclude each other: the last word counts.
+    """
     if not _is_digest(digest):
         raise InputError(f"digest {digest[:70]!r}: give 64 hexadecimal digits")
     lines = home.approved.read_text(encoding="utf-8").splitlines() if home.approved.exists() else []
-    line = f"{kind} {digest}"
-    if line not in lines:
-        write_private(home.approved, "".join(f"{each}\n" for each in [*lines, line]).encode())
+    line, opposite = f"{kind} {digest}", f"{_OPPOSITES.get(kind)} {digest}"
+    if line not in lines or opposite in lines:
+        kept = [each for each in lines if each not in (line, opposite)]
+        write_private(home.approved, "".join(f"{each}\n" for each in [*kept, line]).encode())
     pending_file(home, digest).unlink(missing_ok=True)
 
 
@@ -81,11 +90,13 @@ def require_approved(home: Home, settings: SiteConfig, kind: Kind, digest: str) 
         raise RefusedError("experiment_not_approved", f"the site's operator has not approved the {kind} {digest}")
 
 
-def keep_pending(home: Home, experiment: Experiment) -> None:
-    """Keep an experiment that was asked for, so that the operator can read it before approving it."""
-    path = pending_file(home, experiment_digest(experiment))
-    if not path.exists():
-        write_private(path, experiment.to_toml().encode())
+def keep_pending(home: Home, experiment: Experiment, run: str) -> None:
+    """Keep an experiment that `run` has asked for, so that the operator can decide; one that he has refused is not."""
+    digest = experiment_digest(experiment)
+    path = pending_file(home, digest)
+    if not path.exists() and digest not in read_approved(home).refused:
+        asked = dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M")
+        write_private(path, f"# {json.dumps({'run': run, 'asked': asked})}\n{experiment.to_toml()}".encode())
         for old in pending(home)[MOST_PENDING:]:
             old.unlink(missing_ok=True)
 

@@ -18,12 +18,13 @@ def gather_facts(home: Home, settings: SiteConfig, run: str, data: Dataset | Non
     Raises:
         InputError: the file of approvals is damaged, or others can change it.
     """
-    now = dt.datetime.now(dt.UTC)
+    now, approved = dt.datetime.now(dt.UTC), read_approved(home)
     return Facts(
         num_images=settings.policy.min_images_train if data is None else len(data.train),
         has_persons=data is None or data.persons is not None,
         image_size=settings.image_size,
-        approved_experiments=read_approved(home).experiments,
+        approved_experiments=approved.experiments,
+        refused_experiments=approved.refused,
         run_plan=history.plan_of(run),
         committed_rounds=history.num_committed(run),
         rounds_last_day=history.num_since(now - dt.timedelta(days=1)),

@@ -42,6 +42,7 @@ class Facts:
     has_persons: bool
     image_size: int
     approved_experiments: frozenset[str]
+    refused_experiments: frozenset[str] = frozenset()
     run_plan: str | None = None
     """Digest of the plan that the run's first charge has fixed."""
     committed_rounds: int = 0
@@ -99,7 +100,9 @@ def _task(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[
     """Whether the site trains at all, this experiment, now."""
     if "train" not in policy.tasks:
         yield Refusal("task_not_allowed", "this site does not train: policy.tasks has no 'train'")
-    if policy.experiments == "approved" and experiment_digest(experiment) not in facts.approved_experiments:
+    digest = experiment_digest(experiment)
+    is_open = policy.experiments == "any" and digest not in facts.refused_experiments
+    if not is_open and digest not in facts.approved_experiments:
         yield Refusal("experiment_not_approved", "the site's operator has not approved this experiment yet")
     if facts.is_clock_behind:
         yield Refusal("clock", "the site's clock stands before its newest ledger entry")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from client.private_files import check_private, private_files, write_private
+from client.private_files import check_private, private_files, with_room, write_private
 from shared.errors import InputError
 from shared.messages.envelope import canonical_json
 from shared.storage.files import sync_file
@@ -73,15 +73,18 @@ class Chain:
         previous = self.entries[-1].hash if self.entries else START
         now = dt.datetime.now(dt.UTC)
         line, digest = _line(len(self.entries), now, kind, fields, previous)
+        with_room(lambda: self._write(line), self.path.parent, len(line))
+        self._size += len(line)
+        self.entries.append(Entry(len(self.entries), now, kind, fields, digest))
+        return self.entries[-1]
+
+    def _write(self, line: bytes) -> None:
         try:
             _write_all(self._descriptor, line)
+            os.fsync(self._descriptor)
         except OSError:
             os.ftruncate(self._descriptor, self._size)
             raise
-        self._size += len(line)
-        os.fsync(self._descriptor)
-        self.entries.append(Entry(len(self.entries), now, kind, fields, digest))
-        return self.entries[-1]
 
 
 @contextmanager
@@ -106,7 +109,7 @@ def open_chain(path: Path, *, wait: bool) -> Iterator[Chain]:
         except BlockingIOError as error:
             raise BusyError(f"{path} is in use by another process: wait for its round to end") from error
         check_private(path)
-        sync_file(path.parent)
+        with_room(lambda: sync_file(path.parent), path.parent, 0)
         data = path.read_bytes()
         entries, torn = parse_chain(data, path.name)
         chain = Chain(path, descriptor, entries, len(data) - len(torn))

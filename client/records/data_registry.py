@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
+from client.private_files import with_room
 from client.records.chain import BusyError
 from client.records.spending import Charge
 from shared.errors import InputError
@@ -81,8 +82,7 @@ def registry_folder() -> Path:
         return Path(named)
     if os.access(MACHINE_FOLDER, os.R_OK | os.W_OK | os.X_OK):
         return MACHINE_FOLDER
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    return state / "maskfed" / "registry"
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "maskfed", "registry")
 
 
 class DataRegistry:
@@ -223,7 +223,8 @@ class DataRegistry:
     def _write(self, name: str, data: bytes) -> None:
         before = os.umask(0)
         try:
-            write_atomically(self.folder / name, data, 0o660 if self.is_shared else 0o600)
+            mode = 0o660 if self.is_shared else 0o600
+            with_room(lambda: write_atomically(self.folder / name, data, mode), self.folder, len(data))
         finally:
             os.umask(before)
 

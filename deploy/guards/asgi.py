@@ -6,6 +6,8 @@ limit for its body. Every other path does not exist.
 """
 
 import hmac
+import os
+import resource
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Protocol
 
@@ -37,6 +39,8 @@ FLEET_BYTES = {
     PUSH_OBJECT: OBJECT_BYTES,
 }
 """Largest body of each fleet path that a registered node calls."""
+NEEDED_BYTES = 2**25
+"""What a process must be able to get while it runs: less is nothing, threads and buffers take it at once."""
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, not a fault
@@ -75,7 +79,11 @@ class Guard:
         except Refusal as refusal:
             await _answer(send, refusal)
             return
-        await self._app(scope, _again(body, receive), send)
+        try:
+            await self._app(scope, _again(body, receive), send)
+        except Exception:
+            end_if_exhausted()
+            raise
 
     async def _admit(self, scope: Scope, receive: Receive) -> bytes:
         """The body of a request that may pass."""
@@ -93,6 +101,20 @@ class Guard:
         if path in {PUSH_MESSAGES, PUSH_OBJECT}:
             await run_in_threadpool(self._fleet.check_push, node_id, path, body)
         return body
+
+
+def end_if_exhausted() -> None:
+    """End this process, in one line, when its memory is used up: it would answer nobody any more, and not end either.
+
+    A call that asked for too much by itself is over, and what it had is free: then nothing happens.
+    """
+    try:
+        bytearray(NEEDED_BYTES)
+    except MemoryError:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0] / 2**30
+        line = f"error: {limit:.1f} GiB, the most that this process may have, are used up: it ends; the limit follows "
+        os.write(2, f"{line}MASKFED_PARAMETERS, the size of the largest model\n".encode())
+        os._exit(1)
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -5,6 +5,7 @@ files keep what an operator needs to find the cause.
 """
 
 import datetime as dt
+import errno
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 FORMAT_VARIABLE = "MASKFED_LOG_FORMAT"
+LEAST_FREE_BYTES = 2**20
 LARGEST_LOG_BYTES = 64 * 2**20
 _PATH = re.compile(r"(?<![\w:/.])~?(?:/[\w.@+\-]+)+/?")
 _FILE = re.compile(
@@ -79,3 +81,13 @@ def cap_logs(folder: Path, largest_bytes: int = LARGEST_LOG_BYTES) -> None:
         except OSError:
             kept.unlink(missing_ok=True)
         os.truncate(log, 0)
+
+
+def check_room(folder: Path) -> None:
+    """Notice a full disk before somebody who writes does.
+
+    Raises:
+        OSError: next to nothing is free where `folder` lies.
+    """
+    if shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

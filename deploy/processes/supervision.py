@@ -16,7 +16,7 @@ import psutil
 
 from deploy.errors import ProvisionError
 from deploy.observe.health import HealthProcess
-from deploy.observe.logs import cap_logs
+from deploy.observe.logs import cap_logs, check_room
 from deploy.processes.liveness import CHECK_SECONDS, Liveness
 from deploy.processes.process import end_group, end_processes, family, last_line, spawn
 
@@ -112,6 +112,7 @@ class Supervisor:
             if time.monotonic() >= next_cap:
                 for folder in {service.log.parent for service in self.services}:
                     self._waiting_for_disks(partial(cap_logs, folder))
+                    self._waiting_for_disks(partial(check_room, folder))
                 next_cap = time.monotonic() + LOG_SECONDS
             if tick is not None and time.monotonic() >= next_tick:
                 self._waiting_for_disks(tick)
@@ -219,7 +220,7 @@ class Supervisor:
     def _try_start(self, service: Service, failures: int) -> None:
         try:
             self._start(service, failures)
-        except ProvisionError as error:  # `watch` tries again after the backoff
+        except (ProvisionError, OSError) as error:  # `watch` tries again after the backoff
             logger.warning("%s", error)
             self._end(service.name)
 

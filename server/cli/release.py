@@ -12,6 +12,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this module to the coordinator's."""
     app.command()(audit)
     app.command()(release)
+    app.command()(verify)
 
 
 def audit(
@@ -76,12 +77,28 @@ def release(
     ] = False,
 ) -> None:
     """Write a model with its model card. Refused while required evidence is missing or beyond its limits."""
+    from server.release.evidence import FILE, signing_key
     from server.release.gate import LICENSE
     from server.release.gate import release as run
     from server.release.verdict_files import add_verdicts
+    from shared.messages.signature import public_text
     from shared.storage.checkpoint import resolve_checkpoint
 
     if verdict:
         add_verdicts(resolve_checkpoint(checkpoint).resolve().parent.parent, verdict)
     written = run(checkpoint, out, override=override, license_text=license_text or LICENSE, name_sites=name_sites)
     typer.echo(str(written))
+    if key := signing_key(resolve_checkpoint(checkpoint).resolve().parent.parent):
+        typer.echo(f"{written / FILE}: check it elsewhere with `maskfed-server verify FILE --key {public_text(key)}`")
+
+
+def verify(
+    file: Annotated[Path, typer.Argument(help="Evidence that a coordinator or a site has signed (.zip).")],
+    key: Annotated[str, typer.Option(help="Public key of the signer, 64 hexadecimal digits: ask it by phone.")],
+) -> None:
+    """Check evidence from elsewhere: whether this key signed it, and every byte. Exit code 2 if not."""
+    from server.release.evidence import check
+
+    for line in check(file, key):
+        typer.echo(line)
+    typer.echo("VERIFIED")

@@ -18,6 +18,7 @@ from server.federation.offer_table import newest_offers, offer_table
 from server.federation.resubmission import Wanted, WantedRun
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
+from shared.storage.room import room_problem
 from shared.storage.round_records import rounds_of
 from shared.storage.runlog import OUTCOMES, RunLogReader, damage_text
 
@@ -81,7 +82,7 @@ def summarise(home: Path, entry: WantedRun, log: RunLogReader | None = None) -> 
     return {
         "run": entry.run,
         "status": entry.status,
-        "reason": entry.reason or ("" if is_over else _slow_start(home, entry.run_id)),
+        "reason": entry.reason or ("" if is_over else room_problem(run.path) or _slow_start(home, entry.run_id)),
         "rounds": run.experiment.federation.rounds,
         "rounds_done": max(rounds, default=0),
         "damage": damage_text(log.damaged) if log.damaged else "",

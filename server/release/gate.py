@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from server.release.card import Evidence, model_card, pretraining_of, without_names
+from server.release.evidence import signing_key, write_evidence
 from server.report.formatting import format_number
 from server.runs.history import Evaluation, RunData, read_run, spent_text
 from server.runs.run_directory import RunDir
@@ -128,7 +129,7 @@ def epsilons(data: RunData, sites: list[str], last_round: int) -> list[dict[str,
 def release(
     path: Path, out: Path, *, override: str = "", license_text: str = LICENSE, name_sites: bool = False
 ) -> Path:
-    """Write the release folder: averaged weights, experiment, card.
+    """Write the release folder: averaged weights, experiment, card, and for a coordinator's run signed evidence.
 
     Args:
         path: checkpoint folder of a run, or a run directory (its newest).
@@ -174,6 +175,8 @@ def release(
         (unfinished / EXPERIMENT_FILE).write_text(meta.experiment.to_toml(), encoding="utf-8")
         card = model_card(checkpoint.name, meta, evidence, override.strip(), license_text, names_sites=name_sites)
         (unfinished / CARD_FILE).write_text(card, encoding="utf-8")
+        if key := signing_key(checkpoint.resolve().parent.parent):
+            write_evidence(unfinished, key, meta, evidence, {"override": override.strip(), "license": license_text})
         for file in unfinished.iterdir():
             # Writers of tensors make files that only their owner reads; a release is for others.
             file.chmod(RELEASED_MODE)

@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from client.data.dataset import current_id
 from client.policy import budget
 from client.policy.approval import approve, pending
 from client.privacy.epsilon import epsilon_of
+from client.private_files import patient_writes
 from client.records.chain import Chain, open_chain, read_chain
 from client.records.ledger import open_ledger, read_ledger
 from client.records.site_log import site_log
@@ -23,6 +25,7 @@ from client.training import local_round
 from client.training_request import handle
 from shared.messages.packing import decode
 from shared.messages.training import TrainReply, TrainRequest, experiment_digest
+from shared.storage import room
 from tests.client.conftest import DP, MakeSite, experiment, request_for, weights_of
 
 PRIVATE = experiment(privacy=DP)
@@ -261,6 +264,42 @@ def test_full_disk_at_the_ledger_is_a_refusal(
     monkeypatch.setattr(Chain, "append", full)
     assert ask(home, request_for(PRIVATE)).header.refusal == "disk_full"
     assert charges(home) == expected
+
+
+def test_a_full_disk_is_waited_for_whatever_is_written(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Every file that an answer writes is synced: each place meets a full disk at first, and later there is room.
+
+    The answer is the one that would have been given, charged once.
+    """
+    home, _ = make_site()
+    met: set[str] = set()
+    looks, sync = [], os.fsync
+
+    def full_at_first(descriptor: int) -> None:
+        path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
+        if path not in met:
+            met.add(path)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    def has_room(*_: object) -> bool:
+        looks.append(True)
+        return len(looks) % 2 == 0
+
+    monkeypatch.setattr(room, "has_room", has_room)
+    monkeypatch.setattr(room, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(os, "fsync", full_at_first)
+    with patient_writes():
+        reply = ask(home, request_for(PLAIN))
+    monkeypatch.undo()
+    assert {str(home.ledger), str(home.journal), str(home.replies / "run")} <= met
+    assert reply.header.status == "trained"
+    assert "the disk is full; waiting" in caplog.text
+    assert [entry.kind for entry in read_ledger(home.ledger).entries][-2:] == ["reserve", "commit"]
+    assert charges(home) == 1
+    assert kinds(home) == ["request", "release"]
 
 
 def test_damaged_ledger_refuses(make_site: MakeSite):

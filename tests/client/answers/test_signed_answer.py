@@ -1,5 +1,7 @@
 """Only this federation's coordinator is answered, and every answer is signed: attacks on both, through the handlers."""
 
+import errno
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -11,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from client import app
+from client import app, private_files
 from client.records.chain import read_chain
 from client.settings import Home
 from deploy.identity.keys import load_certificate
@@ -19,8 +21,9 @@ from shared.errors import InputError
 from shared.messages.audit import AuditAnswer
 from shared.messages.envelope import read_header, validated
 from shared.messages.sealing import SEAL, digests_of, read_seal, seal_request
-from shared.messages.signature import Statement, check_signature
+from shared.messages.signature import PURPOSES, Statement, check_signature
 from shared.messages.training import TrainReply, TrainRequest
+from shared.storage import room
 from tests.client.conftest import MakeSite, experiment, request_for
 from tests.server import fake_grid
 from tests.signing import (
@@ -35,7 +38,12 @@ from tests.signing import (
 
 ALIAS = "site0"
 PLAIN = experiment()
-HANDLERS = {"train": app.train, "query": app.query, "query.audit": app.query_audit}
+HANDLERS = {
+    "train": app.train,
+    "query": app.query,
+    "query.audit": app.query_audit,
+    "query.offer": app.query_offer,
+}
 assert fake_grid.Site  # it names the task that Flower's messages need
 
 
@@ -287,3 +295,26 @@ def test_nothing_is_computed_before_the_signature_is_checked(home: Home, monkeyp
     monkeypatch.setattr(TrainRequest, "from_record", fail)
     monkeypatch.setattr("client.answers.signed_answer.read_header", fail)
     assert refusal(deliver(request())) == "not_signed"
+
+
+@pytest.mark.parametrize("kind", ["train", "query", "query.audit", "query.offer"])
+def test_every_answer_waits_for_room_on_the_disk(home: Home, monkeypatch: pytest.MonkeyPatch, kind: str):
+    """The first thing that is written for a question is waited with, so nothing is computed or charged before."""
+    tries: list[Path] = []
+    write = private_files.write_atomically
+
+    def full_at_first(path: Path, data: bytes, mode: int) -> None:
+        tries.append(path)
+        if len(tries) == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, data, mode)
+
+    looks = iter([False, False])
+    monkeypatch.setattr(room, "has_room", lambda *_: next(looks, True))
+    monkeypatch.setattr(room, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(private_files, "write_atomically", full_at_first)
+    content = request()
+    answer = deliver(signed_request(content, statement_of(content, ALIAS, PURPOSES[kind])), kind)
+    assert tries[0] == tries[1]
+    assert "disk" not in str(read_header(answer))
+    assert next(looks, None) is None

@@ -315,8 +315,8 @@ def test_waiting_experiment_is_approved_by_the_beginning_of_its_digest(make_site
 
     place, _ = make_site(experiments="approved")
     handle(request_for(experiment(privacy=DP)).to_record(), place)
-    listed = call("approve", "list", "--home", place.path).stdout
-    digest = listed.split("waiting: experiment ")[1].split(",")[0]
+    listed = call("approve", "list", "--probe-seconds", "0", "--home", place.path).stdout
+    digest = listed.split("waiting 1: experiment ")[1].split()[0]
     assert "is NOT approved" in listed
     call("approve", "experiment", digest[:8], "--home", place.path)
     assert read_approved(place).experiments == {digest}

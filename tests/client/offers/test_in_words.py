@@ -24,7 +24,10 @@ def test_cost_constants_and_what_the_policy_refuses_are_said(make_site: MakeSite
     assert experiment_digest(PRIVATE) in text
     assert f"{whole:.3f} after all 3" in text
     assert "noise multiplier 1, sampling rate 0.2" in text
-    assert "refuses" not in text
+    assert "refuses" not in text and "DO NOT FIT" not in text
+    home, settings = make_site(epsilon_cap=whole * 0.999)
+    assert "DO NOT FIT" in "\n".join(in_words(home, settings, PRIVATE))
+    home, settings = make_site(max_steps_per_round=100, require_dp=True, experiments="approved")
     plain = "\n".join(in_words(home, settings, experiment()))
     assert "dp_required" in plain
     assert "WITHOUT differential privacy" in plain

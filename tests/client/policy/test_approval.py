@@ -58,8 +58,8 @@ def test_wrong_lines_and_modes_are_refused(tmp_path: Path):
 
 def test_waiting_experiment_can_be_read_and_is_forgotten_when_approved(tmp_path: Path):
     home, plan = Home(tmp_path), experiment()
-    keep_pending(home, plan)
-    keep_pending(home, plan)
+    keep_pending(home, plan, "trial")
+    keep_pending(home, plan, "trial")
     (path,) = pending(home)
     assert load_experiment(path) == plan
     approve(home, "experiment", experiment_digest(plan))
@@ -69,5 +69,5 @@ def test_waiting_experiment_can_be_read_and_is_forgotten_when_approved(tmp_path:
 def test_waiting_experiments_cannot_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(approval, "MOST_PENDING", 3)
     for seed in range(6):
-        keep_pending(Home(tmp_path), experiment(train={"seed": seed}))
+        keep_pending(Home(tmp_path), experiment(train={"seed": seed}), "trial")
     assert len(pending(Home(tmp_path))) == 3

@@ -1,7 +1,10 @@
 """The guard before Flower's application: callers are known, and bodies bounded, before anything is read."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ from deploy.guards.asgi import FLEET_BYTES, OBJECT_BYTES, PUSH_OBJECT, Guard, Re
 from deploy.guards.calls import HEADER
 
 VALUE = "5" * 64
+ROOT = Path(__file__).parents[3]
 
 
 class Nodes:
@@ -143,3 +147,48 @@ def test_a_site_has_no_fleet_paths():
     caller = Caller(None)
     assert {caller.call(path, {"ticket": "7", HEADER: VALUE}) for path in FLEET_BYTES} == {404}
     assert caller.call("/v1/runtime/acquire-task", {HEADER: VALUE}) == 200
+
+
+HOARDER = """
+import asyncio, resource, sys
+from deploy.guards.asgi import Guard
+
+kept = []
+
+async def hoard(scope, receive, send):
+    kept.append(bytearray(int(scope["query_string"])))
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+
+async def receive():
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+async def send(message):
+    print(message["status"], flush=True)
+
+def call(num_bytes):
+    headers = [(b"content-length", b"0")]
+    scope = {"type": "http", "path": "/health", "method": "GET", "headers": headers, "query_string": str(num_bytes)}
+    try:
+        asyncio.run(guard(scope, receive, send))
+    except MemoryError:
+        print("refused", flush=True)
+
+guard = Guard(hoard, "value")
+call(0)
+in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + 2**27, -1))
+call(2**30)
+for _ in range(100):
+    call(2**22)
+"""
+
+
+def test_a_process_whose_memory_is_used_up_ends_in_one_line_and_one_call_that_asks_for_too_much_does_not_end_it():
+    """By the kernel's own limit: a gigabyte is refused, and calls go on; hoarded memory is the end."""
+    done = subprocess.run([sys.executable, "-c", HOARDER], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[:3] == ["200", "refused", "200"]
+    assert 3 < len(done.stdout.splitlines()) < 60
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "MASKFED_PARAMETERS" in line

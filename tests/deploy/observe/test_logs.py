@@ -2,13 +2,14 @@ import errno
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from deploy.observe.logs import JsonFormatter, cap_logs, scrub, tell
+from deploy.observe.logs import JsonFormatter, cap_logs, check_room, scrub, tell
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,12 @@ def test_what_a_command_tells_is_json_where_logs_are(
     tell("ready")
     assert capsys.readouterr().out == out
     assert caplog.messages == logged
+
+
+def test_a_disk_that_is_full_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    check_room(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr("deploy.observe.logs.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match="No space left") as caught:
+        check_room(tmp_path)
+    assert caught.value.filename == str(tmp_path)

@@ -190,6 +190,26 @@ def test_a_full_disk_makes_a_supervisor_wait_and_say_so_once(tmp_path: Path, cap
     assert "waiting" in told
 
 
+def test_a_service_that_meets_a_full_disk_at_its_start_is_started_again(tmp_path: Path):
+    """What follows a start (keys are registered, say) is done in the end, and not left out for ever."""
+    starts: list[str] = []
+
+    def after() -> None:
+        starts.append("started")
+        if len(starts) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/data/sites.json")
+
+    supervisor = Supervisor([service(tmp_path, "a", SLEEP, after_ready=after)], stop_seconds=0.5)
+    with supervisor:
+        time.sleep(1.1)  # past the first backoff
+        os.kill(supervisor.pid("a"), signal.SIGKILL)
+        thread = threading.Thread(target=supervisor.watch)
+        thread.start()
+        until(lambda: len(starts) == 3 and supervisor.health()["a"], 20)
+        supervisor.request_stop()
+        thread.join(20)
+
+
 def test_a_service_that_hangs_is_started_again_and_one_that_answers_is_not(tmp_path: Path):
     """SIGSTOP: the process is there, and says nothing."""
     beat = "import pathlib, sys, time\nwhile True:\n  pathlib.Path(sys.argv[0] or 'x')\n  time.sleep(60)"

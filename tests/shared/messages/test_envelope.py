@@ -1,6 +1,8 @@
 """Random and hostile headers through every message model: an answer of the model, or one typed rejection."""
 
+import importlib
 import json
+import pkgutil
 from typing import Any
 
 import numpy as np
@@ -9,11 +11,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import shared.messages
 from shared.errors import InputError
 from shared.experiment.config import Experiment, Section
+from shared.messages.agreement.offer import OfferAnswer, Reason, read_answer, read_offer
 from shared.messages.audit import AuditAnswer, AuditQuery, AuditVerdict
 from shared.messages.envelope import header_record, parse_header, read_bytes, validated
-from shared.messages.packing import Manifest, MessageError
+from shared.messages.packing import Manifest, MessageError, TensorSpec
 from shared.messages.statistics import ReleasedFacts, StatisticsAnswer, StatisticsQuery
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply, TrainRequest
 
@@ -26,6 +30,10 @@ MODELS: tuple[type[Section], ...] = (
     StatisticsQuery,
     StatisticsAnswer,
     ReleasedFacts,
+    OfferAnswer,
+    Reason,
+    Manifest,
+    TensorSpec,
 )
 HEX = "0123456789abcdef" * 4
 MANIFEST = {"tensors": [{"name": "a", "shape": [2]}]}
@@ -53,6 +61,10 @@ VALID: dict[str, dict[str, Any]] = {
     "StatisticsQuery": {"run": "s", "kind": "exact", "extractor": "e", "layer": "64", "extractor_sha256": HEX},
     "StatisticsAnswer": {"status": "refused", "reason": "no"},
     "ReleasedFacts": {"site": "a", "release": "dp", "n": 3.5, "images": {"size": "64"}},
+    "OfferAnswer": {"status": "accepted", "unit": "person", "epsilon_round": 0.5, "epsilon_run": 2.0, "delta": 1e-5},
+    "Reason": {"code": "budget_exceeded", "text": "epsilon per person would be 9.1, the cap is 8"},
+    "Manifest": MANIFEST,
+    "TensorSpec": {"name": "a", "shape": [2]},
 }
 HOSTILE_TEXT = st.sampled_from(
     [
@@ -97,6 +109,17 @@ def accept(model: type[Section], text: object) -> None:
 
 def versioned(model: type[Section], header: dict[str, Any]) -> dict[str, Any]:
     return {"schema_version": 1, **header} if "schema_version" in model.model_fields else header
+
+
+def test_no_message_model_is_left_out():
+    for module in pkgutil.walk_packages(shared.messages.__path__, "shared.messages."):
+        importlib.import_module(module.name)
+    found, subclasses = set(), [Section]
+    while subclasses:
+        model = subclasses.pop()
+        subclasses += model.__subclasses__()
+        found |= {model} if model.__module__.startswith("shared.messages.") else set()
+    assert found == set(MODELS)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
@@ -182,11 +205,32 @@ def test_hostile_arrays_are_refused_in_one_line(shape, dtype, data):
     for read in (
         lambda: TrainReply.from_record(content, 4),
         lambda: TrainRequest.from_record(content),
+        lambda: read_offer(content),
         lambda: read_bytes(content, "file", 1000),
     ):
         with pytest.raises(MessageError) as caught:
             read()
         assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "bent",
+    [
+        {"epsilon_run": 0.1},
+        {"epsilon_cap": 1.7e308},
+        {"delta": 0.0},
+        {"unit": "family"},
+        {"reasons": [{"code": "policy", "text": "accepted, and yet"}]},
+        {"status": "refused"},
+        {"status": "refused", "reasons": [{"code": "own", "text": "no such code"}]},
+        {"status": "refused", "reasons": [{"code": "policy", "text": "x"}] * 33},
+    ],
+)
+def test_an_answer_to_an_offer_that_contradicts_itself_is_refused(bent):
+    header = ConfigRecord({"json": json.dumps({**VALID["OfferAnswer"], "schema_version": 1, **bent})})
+    with pytest.raises(MessageError) as caught:
+        read_answer(RecordDict({"arrays": ArrayRecord(), "header": header}))
+    assert str(caught.value).isprintable()
 
 
 def test_a_file_comes_back_as_it_was_sent():

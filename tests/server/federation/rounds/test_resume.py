@@ -4,9 +4,13 @@ import shutil
 
 import pytest
 
+from server.federation import evaluation_queue
+from server.federation.messaging import agreement
+from server.federation.rounds import loop, request
 from server.federation.updates import global_model
 from shared.errors import InputError
-from shared.storage.runlog import read_metrics
+from shared.storage import room
+from shared.storage.runlog import RunLog, read_metrics
 from tests.server.fake_federation import (
     events_of,
     honest_sites,
@@ -63,25 +67,91 @@ def test_an_incomplete_newest_checkpoint_is_skipped_with_a_warning(tmp_path, cap
     assert same(weights_of(home, 3), expected)
 
 
-def test_a_full_disk_ends_the_run_and_leaves_the_last_complete_checkpoint(tmp_path, monkeypatch):
-    experiment = make_experiment(rounds=3)
-    home = make_home(tmp_path, experiment)
-    save = global_model.save_checkpoint
+WRITERS = {
+    "a checkpoint": (global_model, "save_checkpoint"),
+    "the record of a round": (RunLog, "_append"),
+    "the progress": (evaluation_queue, "write_json"),
+    "what sites accepted": (agreement, "write_atomically"),
+    "who closed a round": (request, "write_atomically"),
+    "old checkpoints that go": (loop, "prune_checkpoints"),
+}
 
-    def full_at_two(folder, groups, meta):
-        if meta["round"] == 2:
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("moment", [1, 3])
+def test_a_full_disk_is_waited_for_whoever_meets_it(tmp_path, monkeypatch, caplog, writer, moment):
+    """The run says so, goes on when there is room, and has the weights of an undisturbed one."""
+    plan = make_experiment(rounds=3, quorum=2, quorum_grace_seconds=5.0)
+    undisturbed, home = make_home(tmp_path / "undisturbed", plan), make_home(tmp_path / "full", plan)
+    run_rounds(undisturbed, FakeGrid(honest_sites()), plan)
+    place, name = WRITERS[writer]
+    write, calls, looks = getattr(place, name), [], []
+
+    def full_once(*args, **kwargs):
+        calls.append(True)
+        if len(calls) == moment:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(folder, groups, meta)
+        return write(*args, **kwargs)
 
-    monkeypatch.setattr(global_model, "save_checkpoint", full_at_two)
-    with pytest.raises(OSError, match="No space left"):
-        run_rounds(home, FakeGrid(honest_sites()), experiment)
-    end = events_of(home, "end")[-1]
-    assert end["status"] == "failed"
-    assert end["is_final"]
-    monkeypatch.undo()
-    run_rounds(home, FakeGrid(honest_sites()), experiment)
+    def has_room(folder, num_bytes):
+        looks.append((folder, num_bytes))
+        return len(looks) > 2
+
+    monkeypatch.setattr(room, "has_room", has_room)
+    monkeypatch.setattr(room, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(place, name, full_once)
+    run_rounds(home, FakeGrid(honest_sites()), plan)
+    assert len(calls) >= moment
+    assert [message for message in caplog.messages if "the disk is full; waiting" in message] != []
+    assert looks[0][0] == home / "runs" / "run"
+    assert looks[0][1] > sum(file.stat().st_size for file in (home / "runs/run/checkpoints/round-000003").iterdir())
     assert [record["round"] for record in rounds_of(home)] == [1, 2, 3]
+    assert [event["status"] for event in events_of(home, "end")] == ["completed"]
+    assert same(weights_of(home, 3), weights_of(undisturbed, 3))
+
+
+def test_a_run_whose_process_has_no_memory_left_says_so_and_may_be_submitted_again(tmp_path, monkeypatch, caplog):
+    experiment = make_experiment()
+    home = make_home(tmp_path, experiment)
+
+    def too_much(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched, pytest.raises(MemoryError):
+        patched.setattr(global_model, "save_checkpoint", too_much)
+        run_rounds(home, FakeGrid(honest_sites()), experiment)
+    (end,) = events_of(home, "end")
+    assert "MASKFED_PARAMETERS" in end["reason"]
+    assert not end["is_final"]
+    assert caplog.text.count("Traceback") == 0
+    run_rounds(home, FakeGrid(honest_sites()), experiment)
+    assert [record["round"] for record in rounds_of(home)] == [1, 2]
+
+
+def test_a_run_that_waits_for_a_disk_can_be_stopped(tmp_path, monkeypatch):
+    class RunNotRunningException(BaseException):
+        """What Flower raises in a ServerApp whose run was stopped."""
+
+    class Stopping(FakeGrid):
+        is_stopped = False
+
+        def get_nodes(self):
+            if self.is_stopped:
+                raise RunNotRunningException
+            return super().get_nodes()
+
+    grid, experiment = Stopping(honest_sites()), make_experiment()
+    home = make_home(tmp_path, experiment)
+
+    def full(*_):
+        grid.is_stopped = True
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(global_model, "save_checkpoint", full)
+    monkeypatch.setattr(room, "has_room", lambda *_: False)
+    with pytest.raises(RunNotRunningException):
+        run_rounds(home, grid, experiment)
+    assert events_of(home, "end")[-1]["status"] == "stopped"
 
 
 def test_a_changed_experiment_is_refused_by_the_serverapp(tmp_path):

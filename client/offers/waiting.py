@@ -1,0 +1,85 @@
+"""Experiments that wait for the operator's word: who asked and when, and what differs from the recipes he knows."""
+
+import json
+import logging
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client.policy.approval import pending
+from client.settings import Home
+from shared.errors import InputError
+from shared.experiment.config import Experiment, load_experiment
+from shared.experiment.recipes import find_experiment, recipe_names
+from shared.messages.agreement.plan import resolve
+from shared.messages.training import experiment_digest
+
+log = logging.getLogger("maskfed.client")
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """One experiment that somebody has asked for."""
+
+    number: int
+    """1 for the one that has waited longest."""
+    digest: str
+    experiment: Experiment
+    run: str
+    """The run that asked first; empty for a file of an older version."""
+    asked: str
+    """When, in UTC."""
+
+
+def waiting(home: Home) -> list[Waiting]:
+    """All that wait, the oldest first. What is not the experiment of its file's name is left out and logged."""
+    found = list(_read(home))
+    return [Waiting(number, *rest) for number, rest in enumerate(found, 1)]
+
+
+def find_waiting(home: Home, name: str) -> Waiting | None:
+    """The one that waits under this number, digest or beginning of a digest; None if there is none, or several."""
+    found = waiting(home)
+    if name.isdecimal() and len(name) < 4:
+        return next((each for each in found if str(each.number) == name), None)
+    named = [each for each in found if name and each.digest.startswith(name)]
+    return named[0] if len(named) == 1 else None
+
+
+def differences_to_recipe(experiment: Experiment) -> tuple[str, list[str]]:
+    """The shipped recipe that differs in the fewest fields, and those fields as `section.key = here, there ...`."""
+    compared = ((name, _differing(experiment, name)) for name in recipe_names())
+    return min(compared, key=lambda each: len(each[1]))
+
+
+def _differing(experiment: Experiment, recipe: str) -> list[str]:
+    ours, theirs = (_fields(each) for each in (experiment, resolve(load_experiment(find_experiment(recipe)))))
+    return [f"{key} = {value!r}, there {theirs.get(key)!r}" for key, value in ours.items() if value != theirs.get(key)]
+
+
+def _fields(experiment: Experiment) -> dict[str, Any]:
+    tree = tomllib.loads(experiment.to_toml())
+    return {f"{section}.{key}": value for section, fields in tree.items() for key, value in fields.items()}
+
+
+def _read(home: Home) -> Iterator[tuple[str, Experiment, str, str]]:
+    for path in reversed(pending(home)):
+        try:
+            experiment = load_experiment(path)
+        except InputError as error:
+            log.warning("%s", error)
+            continue
+        if experiment_digest(experiment) != path.stem:
+            log.warning("%s is not the experiment of its name: it was changed here; remove it", path)
+            continue
+        yield path.stem, experiment, *_who_asked(path)
+
+
+def _who_asked(path: Path) -> tuple[str, str]:
+    try:
+        told = json.loads(path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# "))
+        return str(told["run"]), str(told["asked"])
+    except (ValueError, KeyError, TypeError):
+        return "", ""

@@ -1,0 +1,1 @@
+"""Evidence that can be checked elsewhere: signed bundles of files."""

@@ -1,0 +1,106 @@
+"""What waits for the operator: who asked, what differs from a recipe, and a decision by number, prefix or digest."""
+
+import pytest
+
+from client.cli.records import approve_experiment, approve_list, approve_refuse
+from client.offers.answer import answer_offer
+from client.offers.waiting import Waiting, differences_to_recipe, waiting
+from client.policy.approval import keep_pending, pending, read_approved
+from client.records.journal import Journal
+from shared.errors import InputError
+from shared.experiment.config import load_experiment
+from shared.experiment.recipes import find_experiment
+from shared.messages.agreement.offer import offer_record, read_answer
+from shared.messages.agreement.plan import resolve
+from shared.messages.training import experiment_digest
+from tests.client.conftest import DP, MakeSite, experiment, request_for
+
+FIRST = resolve(experiment(privacy=DP))
+SECOND = resolve(experiment(privacy=DP, federation={"rounds": 7}))
+
+
+def offered(home, *plans):
+    return [read_answer(answer_offer(offer_record(request_for(plan).header), home)) for plan in plans]
+
+
+def test_each_is_listed_with_its_number_run_time_and_cost(make_site: MakeSite, capsys: pytest.CaptureFixture[str]):
+    home, _ = make_site(experiments="approved")
+    offered(home, FIRST, SECOND)
+    found = waiting(home)
+    assert [each.digest for each in found] == [experiment_digest(FIRST), experiment_digest(SECOND)]
+    assert [each.number for each in found] == [1, 2]
+    assert {each.run for each in found} == {"run"}
+    approve_list(home.path, 0.1)
+    told = capsys.readouterr().out
+    assert f"1: experiment {experiment_digest(FIRST)}" in told
+    assert "asked for by run 'run' on 20" in told
+    assert "after all 7" in told and "MB for each site and round" in told and "time at this machine's speed" in told
+
+
+def test_a_number_a_prefix_and_the_digest_mean_the_same(make_site: MakeSite):
+    home, _ = make_site(experiments="approved")
+    offered(home, FIRST, SECOND)
+    approve_experiment("2", home.path, None)
+    assert read_approved(home).experiments == {experiment_digest(SECOND)}
+    assert [each.number for each in waiting(home)] == [1]
+    approve_experiment(experiment_digest(FIRST)[:8], home.path, None)
+    assert waiting(home) == []
+    with pytest.raises(InputError, match="64 hexadecimal"):
+        approve_experiment("3", home.path, None)
+
+
+def test_a_refused_plan_waits_no_more_and_may_be_approved_later(make_site: MakeSite):
+    home, _ = make_site(experiments="approved")
+    offered(home, FIRST)
+    approve_refuse("1", "the study has ended", home.path)
+    assert waiting(home) == []
+    assert read_approved(home).refused == {experiment_digest(FIRST)}
+    entry = Journal(home.journal).entries()[-1]
+    assert (entry.fields["what"], entry.fields["reason"]) == ("refused", "the study has ended")
+    (answer,) = offered(home, resolve(experiment(privacy=DP, federation={"rounds": 4})))
+    assert answer.status == "refused" and len(waiting(home)) == 1
+    keep_pending(home, FIRST, "again")
+    assert [each.digest for each in waiting(home)] != [experiment_digest(FIRST)]
+    approve_experiment(experiment_digest(FIRST), home.path, None)
+    assert read_approved(home).refused == frozenset()
+    assert experiment_digest(FIRST) in read_approved(home).experiments
+
+
+def test_an_approved_plan_is_refused_too(make_site: MakeSite):
+    home, _ = make_site(experiments="approved")
+    offered(home, FIRST)
+    approve_experiment("1", home.path, None)
+    approve_refuse(experiment_digest(FIRST), "", home.path)
+    assert read_approved(home).experiments == frozenset()
+    (answer,) = offered(home, resolve(experiment(privacy=DP, federation={"rounds": 5})))
+    assert answer.reasons[0].code == "experiment_not_approved"
+    with pytest.raises(InputError, match="no experiment of that number or digest"):
+        approve_refuse("17", "", home.path)
+
+
+def test_differences_are_those_to_the_nearest_recipe():
+    recipe = resolve(load_experiment(find_experiment("federated_private_faces64-S")))
+    assert differences_to_recipe(recipe) == ("federated_private_faces64-S", [])
+    federation = recipe.federation.model_copy(update={"rounds": recipe.federation.rounds + 11})
+    name, lines = differences_to_recipe(recipe.model_copy(update={"federation": federation}))
+    assert name == "federated_private_faces64-S"
+    assert lines == [f"federation.rounds = {recipe.federation.rounds + 11}, there {recipe.federation.rounds}"]
+
+
+def test_a_file_that_was_changed_by_hand_is_left_out_and_told(make_site: MakeSite, caplog: pytest.LogCaptureFixture):
+    home, _ = make_site(experiments="approved")
+    offered(home, FIRST)
+    (path,) = pending(home)
+    path.write_text(path.read_text().replace("rounds = 3", "rounds = 30"))
+    assert waiting(home) == []
+    assert "is not the experiment of its name" in caplog.text
+    path.write_text("\x00[")
+    assert waiting(home) == []
+
+
+def test_who_asked_cannot_write_into_the_experiment(make_site: MakeSite):
+    home, _ = make_site(experiments="approved")
+    keep_pending(home, FIRST, 'x"\n[federation]\nrounds = 99\n#')
+    (found,) = waiting(home)
+    assert isinstance(found, Waiting)
+    assert found.experiment == FIRST
