@@ -60,11 +60,10 @@ def main() -> int:
     low, high = interval_of_difference(losses["public only"], own)
     gap = losses["public only"].mean - losses["private images"].mean
     share = (losses["public only"].mean - own.mean) / gap
+    told = ", ".join(f"{name} {loss.mean:.4f}" for name, loss in losses.items())
     text = (
-        f"scale {options.scale}: start {losses['start'].mean:.4f}, public only {losses['public only'].mean:.4f}, "
-        f"private {own.mean:.4f} (epsilon {epsilon:.2f} per person), without noise "
-        f"{losses['without noise'].mean:.4f}, private images {losses['private images'].mean:.4f}; public only less private {low:+.4f} to {high:+.4f} (95 %), "
-        f"{share:.0%} of the gap"
+        f"scale {options.scale}: {told}; epsilon {epsilon:.2f} per person; public only less private {low:+.4f} to "
+        f"{high:+.4f} (95 %), {share:.0%} of the gap to private images"
     )
     return verdict("private gain", text, reached=low > 0)
 
