@@ -9,6 +9,7 @@ from server.federation.rounds.aggregation import CLIP_MARGIN
 from server.federation.messaging.exchange import Arrival
 from server.federation.rounds import tally as tally_module
 from server.federation.rounds.tally import SiteRecord, Tally
+from server.federation.updates.aggregation import CLIP_MARGIN
 from shared.messages.packing import Manifest
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
 from tests.server.fake_federation import make_experiment

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from server.federation.updates import aggregation
 from server.federation.updates.aggregation import (
     MAX_TOTAL_WEIGHT,
     FixedPointSum,
@@ -114,3 +115,23 @@ def test_a_federation_whose_weights_could_overflow_is_refused():
     with pytest.raises(InputError, match="raise the grid"):
         check_total_weight(2000, FederationConfig(weighting="examples", max_examples=100_000, examples_grid=100))
     check_total_weight(2000, FederationConfig())
+
+
+def test_work_in_pieces_names_the_right_tensor_and_noises_every_element(monkeypatch):
+    monkeypatch.setattr(aggregation, "CHUNK_ELEMENTS", 2)
+    manifest = Manifest.of({name: np.zeros(3, np.float32) for name in "ab"})
+    for value, code in ((5.0, "too_large"), (np.nan, "not_finite")):
+        update = np.zeros(6, np.float32)
+        update[4] = value
+        with pytest.raises(UpdateError, match="in tensor b") as caught:
+            check_update(update, "float32", manifest)
+        assert caught.value.code == code
+    total, drawn = FixedPointSum(5), iter(range(1, 6))
+    steps = total.mean(1, lambda count: np.array([next(drawn) for _ in range(count)], np.int64)) * 2.0**36
+    assert steps.tolist() == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("weight", [0, -1])
+def test_an_update_weighs_at_least_one(weight):
+    with pytest.raises(UpdateError, match="outside 1"):
+        FixedPointSum(2).fold(np.ones(2, np.float32), "float32", weight)

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from server.federation.rounds.aggregation import FixedPointSum
-from server.federation.rounds.global_model import GlobalModel, load_global, save_global
-from server.federation.rounds.server_optimizer import ServerState
-from server.federation.rounds.step import ServerStep
 
+from server.federation.updates.aggregation import FixedPointSum
+from server.federation.updates.global_model import GlobalModel, load_global, save_global
+from server.federation.updates.server_optimizer import ServerState
+from server.federation.updates.step import ServerStep
 from shared.messages.packing import Manifest, pack
 from tests.server.fake_federation import make_experiment
 
