@@ -91,7 +91,7 @@ def _review(asked: Asked, data: Dataset, ledger: Ledger) -> None:
     facts = gather_facts(asked.home, settings, query.run, data, ledger)
     if refusal := next(mean_image_refusals(query.experiment, settings.policy, facts), None):
         if refusal.code == "experiment_not_approved":
-            keep_pending(asked.home, query.experiment)
+            keep_pending(asked.home, query.experiment, query.run)
         raise RefusedError(refusal.code, refusal.reason, refusal.note)
     if ledger.of_task("mean_image", query.run):
         raise RefusedError("plan_changed", "this run's mean image was charged before: ask under a new name")
