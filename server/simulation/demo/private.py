@@ -5,6 +5,7 @@ those; a round of DP-SGD; one more, which every site's cap refuses; canaries, ga
 make of the same compute is trained beside it, and stands in the table at the end.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,10 +149,12 @@ class PrivateDemo(Demo):
     def _one_round_too_many(self, plan: Path, aligned: Path) -> None:
         """The same plan once more, approved as it is: it is the budget that refuses it, and nothing is charged."""
         self._title("one more round?")
-        command = ("maskfed-server", "finetune", str(plan), *self._at(self.home), *_dry_run(aligned))
+        command = ("maskfed-server", "finetune", str(plan), *self._at(self.home), *_dry_run(aligned), "--json")
         said = self.commands.refused(*command, log="one-more.log")
-        self.say(said)
-        if "cap" not in said:
+        offers = json.loads(said[said.index("{") :])["offers"]
+        for offer in offers:
+            self.say(f"  {offer['site']}: {offer['status']}, {offer['reason']}")
+        if not all(offer["reason"].startswith("budget_exceeded") for offer in offers):
             raise CommandError("one more round was refused for another reason than the cap")
 
     def _release(self) -> None:
