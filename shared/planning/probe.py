@@ -9,6 +9,7 @@ from shared.diffusion.schedule import make_schedule
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment
 from shared.experiment.trainable import select_trainable
+from shared.seeding import generator
 
 PROBE_BATCH = 8
 """Images a step of the probe: small enough for a slow machine to do one in the time."""
@@ -20,8 +21,7 @@ def images_per_second(experiment: Experiment, seconds: float) -> float:
     Runs one step to warm up, then steps until `seconds` have passed, at least one; on a GPU where there is one.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    random = torch.Generator(device)
-    random.manual_seed(experiment.train.seed % 2**63)
+    random = generator(experiment.train.seed, device)
     model = build_model(experiment).to(device).train()
     schedule = make_schedule(experiment.diffusion.schedule, experiment.diffusion.timesteps).to(device)
     side = experiment.model.image_size

@@ -1,8 +1,10 @@
+import ast
 import hashlib
 import hmac
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,6 +60,17 @@ def test_every_bit_of_a_seed_changes_the_stream(bit):
     one, other = (torch.rand(1000, generator=generator(seed)) for seed in (7, 7 ^ 2**bit))
     assert not torch.isin(one, other).all()
     assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 0.15
+
+
+def test_no_seed_but_a_constant_enters_a_generator_of_torch_elsewhere():
+    root, found = Path(__file__).parents[2], []
+    for path in [each for name in ("client", "server", "shared") for each in (root / name).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            name = node.func.attr if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) else ""
+            if name in ("manual_seed", "manual_seed_all"):
+                is_constant = isinstance(node.args[0], ast.Constant) or ast.unparse(node.args[0]).isupper()
+                found += [] if is_constant else [path.relative_to(root).as_posix()]
+    assert found == ["shared/seeding.py"]
 
 
 def test_every_bit_of_a_secret_key_changes_the_stream():
