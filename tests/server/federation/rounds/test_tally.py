@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from server.federation.rounds.aggregation import CLIP_MARGIN
 
 from server.federation.messaging.exchange import Arrival
 from server.federation.rounds import tally as tally_module
