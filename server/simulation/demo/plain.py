@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deploy.processes.demo_commands import CommandError, Commands
 from server.simulation.demo.settings import REPORT, DemoSettings
-from server.simulation.demo_budget import Budget, Speed, read_speed
+from server.simulation.demo_budget import Budget, Speed, measure_speed, read_speed
 from server.simulation.division import divide_by_person
 from shared.data.synthetic import write_folder
 from shared.experiment.config import Experiment, load_experiment
@@ -47,7 +47,7 @@ class Demo:
             pretrained = self._pretrain(speed)
             self._start_coordinator()
             self._start_sites()
-            self._finetune(pretrained, reference, speed)
+            self._finetune(pretrained, reference, speed.at(read_speed(pretrained)))
             report = self._report()
         self._title(f"done: open {report}")
         return report
@@ -77,16 +77,11 @@ class Demo:
         return parts / "reference"
 
     def _measure_speed(self) -> Speed:
-        """Two short trainings, thrown away: what this machine can do decides how long the stages are."""
+        """A probe of seconds: what this machine can do decides how long the stages are."""
         self._title("how fast is this machine?")
-        rates = []
-        for suffix in ("-msm", ""):
-            folder = self.out / "speed"
-            self._train(suffix, folder, "--set", "train.steps=30", log="speed.log")
-            rates.append(read_speed(folder))
-            shutil.rmtree(folder)
-        self.say(f"  {rates[0]:.0f} masked and {rates[1]:.0f} whole images per second")
-        return Speed(*rates)
+        speed = measure_speed(*(self._experiment(suffix)[0] for suffix in ("-msm", "")))
+        self.say(f"  {speed.masked:.0f} masked and {speed.whole:.0f} whole images per second")
+        return speed
 
     def _pretrain(self, speed: Speed) -> Path:
         _, experiment = self._experiment("-msm")
