@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared.commandline import owned
+
 if TYPE_CHECKING:
     from server.evaluation.measures.held_out_loss import HeldOutLoss
 
@@ -31,7 +33,7 @@ def align(
         typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
     ] = None,
     home: Annotated[
-        Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", help="The coordinator's folder.")
+        Path, typer.Option("--home", envvar="MASKFED_SERVER_HOME", callback=owned(), help="The coordinator's folder.")
     ] = Path("coordinator"),
 ) -> None:
     """Ask each site for one mean image with noise, and make public images similar to them; training on those is free.

@@ -1,6 +1,7 @@
 """What each adversary sends, against arithmetic by hand; and that no real site can be one."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_a_real_site_runs_its_installed_app_whatever_the_bundle_names():
     runtime = client.entry.runtime
     before = dict(vars(runtime))
     try:
-        client.entry.install_guards()
+        client.entry.install_guards(os.getppid())
         load = runtime.get_load_client_app_fn(default_app_ref=VIRTUAL_SITES, app_path="/nowhere")
         assert load("fab", "1.0", "hash") is client.app.app is not app.app
     finally:

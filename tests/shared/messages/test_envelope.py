@@ -18,7 +18,13 @@ from shared.messages.agreement.offer import OfferAnswer, Reason, read_answer, re
 from shared.messages.audit import AuditAnswer, AuditQuery, AuditVerdict
 from shared.messages.envelope import header_record, parse_header, read_bytes, validated
 from shared.messages.packing import Manifest, MessageError, TensorSpec
-from shared.messages.statistics import ReleasedFacts, StatisticsAnswer, StatisticsQuery
+from shared.messages.statistics import (
+    MeanImageAnswer,
+    MeanImageQuery,
+    ReleasedFacts,
+    StatisticsAnswer,
+    StatisticsQuery,
+)
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply, TrainRequest
 
 MODELS: tuple[type[Section], ...] = (
@@ -30,6 +36,8 @@ MODELS: tuple[type[Section], ...] = (
     StatisticsQuery,
     StatisticsAnswer,
     ReleasedFacts,
+    MeanImageQuery,
+    MeanImageAnswer,
     OfferAnswer,
     Reason,
     Manifest,
@@ -61,6 +69,8 @@ VALID: dict[str, dict[str, Any]] = {
     "StatisticsQuery": {"run": "s", "kind": "exact", "extractor": "e", "layer": "64", "extractor_sha256": HEX},
     "StatisticsAnswer": {"status": "refused", "reason": "no"},
     "ReleasedFacts": {"site": "a", "release": "dp", "n": 3.5, "images": {"size": "64"}},
+    "MeanImageQuery": {"run": "m", "experiment": Experiment().model_dump(mode="json")},
+    "MeanImageAnswer": {"request_digest": HEX, "status": "released", "num_units": 40.5, "norm": 0.3, "epsilon": 1.0},
     "OfferAnswer": {"status": "accepted", "unit": "person", "epsilon_round": 0.5, "epsilon_run": 2.0, "delta": 1e-5},
     "Reason": {"code": "budget_exceeded", "text": "epsilon per person would be 9.1, the cap is 8"},
     "Manifest": MANIFEST,

@@ -140,7 +140,8 @@ def test_an_arm_says_what_it_measured_where_and_from_what(study, pretrained, tmp
     for point in result.curve:
         assert set(point.metrics) == {"test", "validation"}
         found = point.metrics["test"]["fd_random_inception_192"]
-        assert set(found) == {"distance", "kernel", "precision", "recall"}
+        ends = {f"{name}_{end}" for name in ("distance", "kernel") for end in ("low", "high")}
+        assert set(found) == {"distance", "kernel", "precision", "recall", *ends}
         assert found["distance"] > 0
     # Eight persons are too few for the test for copies.
     assert result.curve[0].copied == {}
