@@ -41,11 +41,12 @@ class FederationConfig(Section):
     """How long a round waits for replies."""
     weighting: Literal["equal", "examples"] = "equal"
     """How updates are averaged: alike, or by the number of images that a site tells."""
-    max_examples: int = Field(400, ge=1)
-    """A site's claimed number of images is clamped to this, four times the grid unless you say otherwise: nobody checks
-    the claim."""
+    max_examples: int = Field(100_000, ge=1)
+    """Most images that a site may have; an update's claim is clamped to it, statistics that claim more are rejected."""
     examples_grid: int = Field(100, ge=1)
-    """... and rounded up to a multiple of this, a public grid: about the images of a small site."""
+    """Weights count in these, rounded up: a public grid, about the images of a small site."""
+    max_weight: int = Field(4, ge=1)
+    """Largest weight of a site by examples, where the smallest is 1: nobody checks what a site claims."""
     wire_dtype: Literal["float32", "bfloat16"] = "float32"
     """Numbers of weights and updates as they travel."""
     trainable: tuple[Annotated[str, Field(max_length=256)], ...] = Field(("*",), max_length=64)

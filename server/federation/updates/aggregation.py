@@ -40,7 +40,7 @@ class UpdateError(ValueError):
 
 
 def site_weight(num_examples: int, config: FederationConfig) -> int:
-    """Integer weight of a reply: 1, or its images clamped, in units of the public grid, rounded up.
+    """Integer weight of a reply: 1, or its images in units of the public grid, rounded up, at most `max_weight`.
 
     Raises:
         UpdateError: no images at all, although they are the weight.
@@ -49,7 +49,7 @@ def site_weight(num_examples: int, config: FederationConfig) -> int:
         return 1
     if num_examples < 1:
         raise UpdateError("weight", f"num_examples is {num_examples}, at least 1 is needed when examples weigh")
-    return math.ceil(min(num_examples, config.max_examples) / config.examples_grid)
+    return min(config.max_weight, math.ceil(min(num_examples, config.max_examples) / config.examples_grid))
 
 
 def check_total_weight(num_sites: int, config: FederationConfig) -> None:
@@ -58,11 +58,11 @@ def check_total_weight(num_sites: int, config: FederationConfig) -> None:
     Raises:
         InputError: names the numbers and what to change.
     """
-    largest = 1 if config.weighting == "equal" else math.ceil(config.max_examples / config.examples_grid)
+    largest = 1 if config.weighting == "equal" else site_weight(config.max_examples, config)
     if num_sites * largest > MAX_TOTAL_WEIGHT:
         raise InputError(
-            f"{num_sites} sites x federation.max_examples {config.max_examples} / examples_grid {config.examples_grid} "
-            f"is above {MAX_TOTAL_WEIGHT}: raise the grid or lower max_examples"
+            f"{num_sites} sites of weight {largest} are above {MAX_TOTAL_WEIGHT}: lower federation.max_weight, "
+            "or raise federation.examples_grid"
         )
 
 

@@ -151,7 +151,7 @@ def test_what_a_site_has_spent_is_recorded_with_delta_unit_and_the_dp_part_of_an
 
 
 def test_a_site_that_claims_a_million_million_images_counts_no_more_than_the_clamp(tmp_path):
-    experiment = make_experiment(rounds=1, weighting="examples", max_examples=1000, examples_grid=100)
+    experiment = make_experiment(rounds=1, weighting="examples", max_examples=1000, max_weight=20)
     home = make_home(tmp_path, experiment)
     run_rounds(home, FakeGrid(honest_sites(site_1=greedy_reply)), experiment)
     assert {entry["site"]: entry["weight"] for entry in rounds_of(home)[0]["answered"]} == {

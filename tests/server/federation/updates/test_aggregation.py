@@ -102,9 +102,11 @@ def test_the_norm_does_not_depend_on_the_wire_and_spans_all_pieces():
 
 
 def test_weights_are_clamped_and_rounded_up_to_the_public_grid():
-    by_examples = FederationConfig(weighting="examples", max_examples=1000, examples_grid=100)
+    by_examples = FederationConfig(weighting="examples", max_examples=1000, examples_grid=100, max_weight=50)
     assert [site_weight(count, by_examples) for count in (1, 100, 101, 999, 10**12)] == [1, 1, 2, 10, 10]
     assert site_weight(10**12, FederationConfig()) == 1
+    bounded = by_examples.model_copy(update={"max_weight": 7})
+    assert [site_weight(count, bounded) for count in (1, 699, 701, 10**12)] == [1, 7, 7, 7]
     unchanged = FederationConfig(weighting="examples")
     assert [site_weight(count, unchanged) for count in (1, 250, 2**53)] == [1, 3, 4]
     with pytest.raises(UpdateError, match="num_examples"):
@@ -112,8 +114,9 @@ def test_weights_are_clamped_and_rounded_up_to_the_public_grid():
 
 
 def test_a_federation_whose_weights_could_overflow_is_refused():
-    with pytest.raises(InputError, match="raise the grid"):
-        check_total_weight(2000, FederationConfig(weighting="examples", max_examples=100_000, examples_grid=100))
+    with pytest.raises(InputError, match=r"lower federation\.max_weight"):
+        check_total_weight(2000, FederationConfig(weighting="examples", examples_grid=100, max_weight=1000))
+    check_total_weight(2000, FederationConfig(weighting="examples", examples_grid=100))
     check_total_weight(2000, FederationConfig())
 
 
