@@ -79,7 +79,7 @@ class Demo:
     def _measure_speed(self) -> Speed:
         """A probe of seconds: what this machine can do decides how long the stages are."""
         self._title("how fast is this machine?")
-        speed = measure_speed(*(self._experiment(suffix)[0] for suffix in ("-msm", "")))
+        speed = measure_speed(self._experiment("-msm")[0], self._experiment()[0])
         self.say(f"  {speed.masked:.0f} masked and {speed.whole:.0f} whole images per second")
         return speed
 
