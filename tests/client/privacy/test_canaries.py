@@ -48,7 +48,8 @@ def test_training_without_noise_is_caught(clipping: str):
 def test_training_with_noise_is_bounded_from_below_by_most_of_its_epsilon():
     found = audit_canaries(canary_plan(experiment()), DELTA, np.random.default_rng(1))
     assert found.epsilon == epsilon([Spending(1.0, 0.5, 10)], DELTA)
-    assert found.is_sound and 0.6 * found.epsilon < found.bound <= found.epsilon
+    # Noise is fresh each time, and a bound of 95 percent passes the truth in one of twenty: `is_sound` judges that.
+    assert found.is_sound and 0.6 * found.epsilon < found.bound < 1.2 * found.epsilon
 
 
 def test_half_of_the_noise_is_called_unsound(monkeypatch):
