@@ -26,7 +26,7 @@ MEANING = (
 def write_evidence(home: Home, settings: SiteConfig, run: str, out: Path, epsilon: EpsilonOf) -> str:
     """Write the evidence of `run` to `out`, signed with the site's signing key.
 
-    Images, their number, files and folders are not in it. The site's alias is.
+    Images, their number, files and folders are not in it, nor decisions about other runs. The site's alias is.
 
     Returns:
         The public key that checks it: what the coordinator knows the site by.
@@ -54,7 +54,7 @@ def write_evidence(home: Home, settings: SiteConfig, run: str, out: Path, epsilo
             [{**entry.fields, "time": entry.time.isoformat(), "kind": entry.kind} for entry in asked]
         ),
         "policy.json": settings.policy.model_dump_json(indent=1, exclude={"extractors"}).encode(),
-        "approved.json": _json({name: sorted(digests) for name, digests in vars(read_approved(home)).items()}),
+        "approved_code.json": _json(sorted(read_approved(home).code)),
     }
     head = history.entries[-1].hash if history.entries else ""
     write_bundle(out, key, {"kind": "site", "site": settings.alias, "run": run, "ledger_head": head}, files)

@@ -7,6 +7,7 @@ import pytest
 
 from client.cli.records import evidence
 from client.operator.evidence import write_evidence
+from client.policy.approval import approve
 from client.privacy.epsilon import epsilon_of
 from client.records.spending import Spending
 from client.training_request import handle
@@ -46,11 +47,14 @@ def test_images_files_and_folders_stay_at_the_site(make_site: MakeSite, tmp_path
     home, settings = make_site()
     handle(request_for(experiment(privacy=DP)).to_record(), home)
     out = tmp_path / "run.zip"
+    approve(home, "experiment", "ab" * 32)
+    approve(home, "refused", "cd" * 32)
     write_evidence(home, settings, "run", out, epsilon_of)
     text = out.read_bytes().decode("latin-1")
     assert str(home.path) not in text and str(photos) not in text
     assert not any(path.name in text for path in photos.rglob("*.png"))
     assert "fingerprint" not in text
+    assert "abab" not in text and "cdcd" not in text
 
 
 def test_an_unbounded_total_is_no_number(make_site: MakeSite, tmp_path):
