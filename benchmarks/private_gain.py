@@ -56,13 +56,13 @@ def main() -> int:
     own = losses["private"]
     for name, loss in losses.items():
         low, high = interval_of_difference(loss, own) if loss is not own else (0.0, 0.0)
-        print(f"{name}: {loss.mean:.5f}, less private {low:+.5f} to {high:+.5f}", flush=True)
+        print(f"{name}: {loss.mean:.5f}, above private by {low:+.5f} to {high:+.5f}", flush=True)
     low, high = interval_of_difference(losses["public only"], own)
     gap = losses["public only"].mean - losses["private images"].mean
     share = (losses["public only"].mean - own.mean) / gap
     told = ", ".join(f"{name} {loss.mean:.4f}" for name, loss in losses.items())
     text = (
-        f"scale {options.scale}: {told}; epsilon {epsilon:.2f} per person; public only less private {low:+.4f} to "
+        f"scale {options.scale}: {told}; epsilon {epsilon:.2f} per person; public only above private by {low:+.4f} to "
         f"{high:+.4f} (95 %), {share:.0%} of the gap to private images"
     )
     return verdict("private gain", text, reached=low > 0)

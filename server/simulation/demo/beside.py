@@ -45,7 +45,7 @@ def compare(
 
 def lines(beside: Beside) -> Iterator[str]:
     """The table for the terminal, then the verdicts."""
-    yield f"  {'':12} {'loss':>8}  {'less private, 95 %':>22}  {beside.metric}, 95 %"
+    yield f"  {'':12} {'loss':>8}  {'above private, 95 %':>22}  {beside.metric}, 95 %"
     for each in beside.models:
         difference = "" if each.loss_difference is None else "{:+.5f} to {:+.5f}".format(*each.loss_difference)
         interval = "" if each.distance_interval is None else "  ({:.3f} to {:.3f})".format(*each.distance_interval)
