@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, RecordDict
 from client.data.dataset import Dataset, open_dataset
 from client.offers.answered import AnsweredOffers, hidden_reason, open_answered, too_many
 from client.policy.approval import keep_pending
-from client.policy.budget import budget_refusal
+from client.policy.budget import budget_refusal, has_hidden
 from client.policy.charges import charge_for
 from client.policy.facts import gather_facts
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
@@ -106,7 +106,7 @@ def _worked_out(offered: Offered, answered: AnsweredOffers) -> OfferAnswer:
     for refusal in found:
         if refusal.note:
             log.warning("offer of run %s: %s", offered.header.run, refusal.note)
-    if not told and (len(found) > 0 or answered.has_hidden):
+    if not told and (len(found) > 0 or answered.has_hidden or has_hidden(offered.home)):
         told = [hidden_reason()]
     if any(each.code == "experiment_not_approved" for each in found):
         keep_pending(offered.home, offered.header.experiment, offered.header.run)

@@ -79,7 +79,7 @@ def release_statistics(
         data = open_dataset(home, settings.image_size)
         check_policy(policy, plan)
         check_private_facts(policy, plan, data, ledger)
-        entry = reserve(ledger, _charge(plan, data, policy), policy, epsilon_of)
+        entry = reserve(ledger, _charge(plan, data, policy), policy, epsilon_of, home)
         extractor = load()
         check_same_space(plan.space, extractor.space)
         found = _compute(plan, data, extractor, settings, told_total(ledger, policy, epsilon_of))
