@@ -6,7 +6,6 @@ any accountant runs. Reasons that look at counts, records or spending elsewhere 
 
 import datetime as dt
 import functools
-import hashlib
 import logging
 import math
 from dataclasses import dataclass
@@ -32,8 +31,8 @@ from client.settings import Home, SiteConfig, SitePolicy, load_settings
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.agreement.offer import MOST_REASONS, OfferAnswer, Reason, read_offer
-from shared.messages.agreement.plan import plan_digest
-from shared.messages.envelope import canonical_json, header_record
+from shared.messages.agreement.plan import offer_digest, plan_digest
+from shared.messages.envelope import header_record
 from shared.messages.text import one_line
 from shared.messages.training import RefusalCode, RequestHeader
 
@@ -59,19 +58,14 @@ def answer_offer(content: RecordDict, home: Home) -> RecordDict:
     digest, journal = UNKNOWN_REQUEST, Journal(home.journal)
     try:
         settings, header = load_settings(home), read_offer(content)
-        digest = offer_digest(header)
+        is_over = header.server_round > header.experiment.federation.rounds
+        digest = offer_digest(header.run, plan_digest(header), is_over=is_over)
         answer = _known_or_new(Offered(header, digest, home, settings), journal)
     except Exception as error:  # every failure becomes a typed refusal
         code, reason = refusal_of(error)
         note_refusal(journal, code, reason, digest)
         answer = OfferAnswer(status="refused", reasons=(Reason(code=code, text=one_line(reason)),))
     return RecordDict({"arrays": ArrayRecord(), "header": header_record(answer)})
-
-
-def offer_digest(header: RequestHeader) -> str:
-    """Names an offer: run and plan, whichever round of it comes next."""
-    is_over = header.server_round > header.experiment.federation.rounds
-    return hashlib.sha256(canonical_json([header.run, plan_digest(header), is_over])).hexdigest()
 
 
 def _known_or_new(offered: Offered, journal: Journal) -> OfferAnswer:

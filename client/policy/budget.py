@@ -16,6 +16,7 @@ from client.records.journal import Journal
 from client.records.ledger import BudgetError, Ledger, UnitError
 from client.records.spending import Charge, EpsilonOf, Total, total_of
 from client.settings import Home, SitePolicy, Unit
+from shared.messages.agreement.plan import offer_digest
 
 log = logging.getLogger("maskfed.client")
 DAY = dt.timedelta(days=1)
@@ -27,7 +28,7 @@ def reserve(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: Epsi
     Raises:
         RefusedError: `budget_exceeded` where this data set's own charges explain it, else `policy`.
     """
-    if _is_choice(ledger, charge) and has_hidden(home):
+    if _is_choice(ledger, charge, home) and has_hidden(home):
         note = (
             "a private reason refused a plan in the last 24 hours: so that a series of them measures nothing, all are"
         )
@@ -54,10 +55,16 @@ def has_hidden(home: Home) -> bool:
     )
 
 
-def _is_choice(ledger: Ledger, charge: Charge) -> bool:
-    """Whether the asker has chosen what this costs: not for a further round of a plan, nor for an audit."""
-    is_further = charge.task == "train" and ledger.plan_of(charge.run) == charge.plan_digest
-    return charge.mechanism != "none" and charge.task != "audit" and not is_further
+def _is_choice(ledger: Ledger, charge: Charge, home: Home) -> bool:
+    """Whether the asker chooses now what this costs: not for an audit, nor in a run that has begun or was accepted."""
+    if charge.mechanism == "none" or charge.task == "audit":
+        return False
+    if charge.task != "train":
+        return True
+    offer = offer_digest(charge.run, charge.plan_digest)
+    accepted = (entry for entry in Journal(home.journal).entries() if entry.kind == "accepted")
+    is_accepted = any(entry.fields.get("request_digest") == offer for entry in accepted)
+    return ledger.plan_of(charge.run) != charge.plan_digest and not is_accepted
 
 
 def budget_refusal(history: History, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf) -> Refusal | None:

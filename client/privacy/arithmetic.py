@@ -7,13 +7,16 @@ order. They do not look at the numbers, so a trial with random ones shows it, in
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shared.diffusion.losses import Draw
 
+Rows = NDArray[np.floating]
 DEVIATION = 0.05
 """Of the random weights."""
 EVERY = 3
@@ -32,7 +35,8 @@ def is_place_alike(
         one: draws of a micro-batch, of which the first unit's are taken.
         others: two more, for the neighbours.
     """
-    place_B, first = torch.arange(slots, device=one.t_B.device) % EVERY, []  # noqa: N806
+    place_B = torch.arange(slots, device=one.t_B.device) % EVERY  # noqa: N806
+    first: list[Tensor] = []
     with _random_weights(model):
         for is_one_B, other in zip((place_B != 1, place_B == 1), others, strict=True):  # noqa: N806
             draw = Draw(*(_mixed(*each, is_one_B) for each in zip(one, other, strict=True)))
@@ -45,9 +49,51 @@ def is_place_alike(
     return True
 
 
+def one_by_one(
+    compute: Callable[[Tensor], Rows], batch: int, side: int, models: Iterable[nn.Module] = ()
+) -> Callable[[Tensor], Rows]:
+    """`compute` of any number of images, such that an image's row has the same bits whatever images come with it.
+
+    Args:
+        compute: rows (batch, ...) of uint8 images (batch, 3, side, side), always as many.
+        batch: images of a call: fewer are filled up.
+        side: pixels of an image's side.
+        models: networks that `compute` calls, whose weights somebody else has chosen: they are random in the trial.
+
+    Returns:
+        Rows (N, ...) of images (N, 3, side, side), N at most `batch`: of one call, or where images change each other's
+        rows, of one call for each.
+    """
+    with ExitStack() as random:
+        for model in models:
+            random.enter_context(_random_weights(model))
+        is_alike = _is_row_alike(compute, batch, side)
+
+    def rows(images: Tensor) -> Rows:
+        if not is_alike:
+            return np.concatenate([compute(each.expand(batch, -1, -1, -1))[:1] for each in torch.split(images, 1)])
+        return compute(torch.cat([images, images[:1].expand(batch - len(images), -1, -1, -1)]))[: len(images)]
+
+    return rows
+
+
+def _is_row_alike(compute: Callable[[Tensor], Rows], batch: int, side: int) -> bool:
+    """Whether a random image's row has the same bits in every place, beside different ones."""
+    pictures = torch.randint(
+        256, (3, batch, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    place_B, first = torch.arange(batch) % EVERY, None  # noqa: N806
+    for is_one_B, others in zip((place_B != 1, place_B == 1), pictures[1:], strict=True):  # noqa: N806
+        found = compute(torch.where(is_one_B[:, None, None, None], pictures[0, :1], others))[is_one_B.numpy()]
+        first = found[0] if first is None else first
+        if not np.array_equal(found, np.broadcast_to(first, found.shape)):
+            return False
+    return True
+
+
 def _mixed(one: Tensor, other: Tensor, is_one_B: Tensor) -> Tensor:
     """The first unit's draws where `is_one_B`, else the others'; a unit has as many rows as draws."""
-    units, others = (each.unflatten(0, (len(is_one_B), -1)) for each in (one, other))
+    units, others = (each.reshape(len(is_one_B), -1, *each.shape[1:]) for each in (one, other))
     return torch.where(is_one_B.view(-1, *[1] * one.ndim), units[:1], others).flatten(0, 1)
 
 

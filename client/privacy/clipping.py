@@ -203,7 +203,7 @@ def _per_unit(call: _Call, g: Tensor) -> dict[Tensor, Tensor]:
 
 def _weighted_sum(factors_B: Tensor, each: Tensor) -> Tensor:
     """Sum over units of factor times gradient, flat."""
-    factors, rows = factors_B.to(each.dtype).split(GROUP), each.flatten(1).split(GROUP)
+    factors, rows = torch.split(factors_B.to(each.dtype), GROUP), torch.split(each.flatten(1), GROUP)
     sums = [some @ gradients for some, gradients in zip(factors, rows, strict=True)]
     return sums[0] if len(sums) == 1 else torch.stack(sums).double().sum(0)
 
@@ -216,7 +216,7 @@ def _only(x: Tensor, counts_B: Tensor | None) -> Tensor:
 def _norms(each: Tensor) -> Tensor:
     """(B,) norms of the units' gradients: of short rows in their own precision, of all rows in float64."""
     rows: Tensor = torch.linalg.vector_norm(each, dim=-1, dtype=torch.float64 if each.shape[-1] > LONG else None)
-    return torch.linalg.vector_norm(rows.double().flatten(1), dim=1) if rows.ndim > 1 else rows.double()  # type: ignore[no-any-return]
+    return torch.linalg.vector_norm(rows.double().flatten(1), dim=1) if rows.ndim > 1 else rows.double()
 
 
 def _whole(norms: Iterable[Tensor]) -> Tensor:

@@ -154,8 +154,12 @@ def _compute(
     plan: StatisticsPlan, data: Dataset, extractor: Extractor, settings: SiteConfig, total: Total
 ) -> Statistics:
     """Statistics of the training images, a batch in memory at a time."""
+    from client.privacy.arithmetic import one_by_one
+
+    # One image less must not move the last bits of all others' features: their sum is what the noise is made for.
+    features_of = one_by_one(extractor, BATCH, data.size)
     batches = (
-        extractor(data.images.batch(data.train[start : start + BATCH])) for start in range(0, len(data.train), BATCH)
+        features_of(data.images.batch(data.train[start : start + BATCH])) for start in range(0, len(data.train), BATCH)
     )
     size = {"size": str(settings.image_size)}
     source = f"images of {settings.alias}"

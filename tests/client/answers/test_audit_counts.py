@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from client.answers import audit_counts as module
-from client.answers.audit_counts import NoisyCounts, add_noise, cells_of, counted_verdicts
+from client.answers.audit_counts import NoisyCounts, add_noise, cells_of, counted_verdicts, looker
 from client.answers.audit_power import num_cells, units_of
 from client.answers.audited_model import Subject
 from client.data.dataset import open_dataset
@@ -45,25 +45,27 @@ def subject(site):
     return Subject("round-1", "ab" * 32, model, parse_experiment(TOML), (public,))
 
 
-def samples(subject):
-    return [module._samples(model, subject, AUDIT) for model in (subject.model, subject.references[0])]
+def look_with(subject, sampled=None):
+    sampled = sampled or subject
+    samples = [module._samples(model, sampled, AUDIT) for model in (sampled.model, sampled.references[0])]
+    return looker(subject, AUDIT, samples, 16)
 
 
 @pytest.mark.parametrize("unit", ["image", "person"])
 def test_one_unit_less_takes_one_from_one_count(site, subject, unit):
-    data, drawn = open_dataset(site[0], 16), samples(subject)
+    data, look = open_dataset(site[0], 16), look_with(subject)
     units = units_of(data, data.train, unit)
-    cells = cells_of(subject, data, units, AUDIT, drawn)
+    cells = cells_of(look, data, units, AUDIT)
     assert cells.shape == (len(units),) and cells.min() >= 0 and cells.max() < num_cells(AUDIT)
     for gone in (0, 7, len(units) - 1):
-        without = cells_of(subject, data, units[:gone] + units[gone + 1 :], AUDIT, drawn)
+        without = cells_of(look, data, units[:gone] + units[gone + 1 :], AUDIT)
         np.testing.assert_array_equal(without, np.delete(cells, gone))
 
 
 def test_weights_that_overflow_are_a_cell_like_any_other(site, subject):
     data = open_dataset(site[0], 16)
     broken = Subject("round-1", "ab" * 32, Broken(), subject.experiment, subject.references)
-    cells = cells_of(broken, data, units_of(data, data.train, "image"), AUDIT, samples(subject))
+    cells = cells_of(look_with(broken, subject), data, units_of(data, data.train, "image"), AUDIT)
     assert set(cells) <= {0, num_cells(AUDIT) - 1}
 
 

@@ -13,6 +13,7 @@ from client.records.journal import Journal
 from client.records.ledger import open_ledger
 from client.records.spending import Charge, Total
 from client.settings import save_settings
+from shared.messages.agreement.plan import offer_digest
 
 
 def charge(dataset_id: str, **fields: object) -> Charge:
@@ -79,7 +80,7 @@ def test_after_one_private_no_every_further_plan_gets_it_so_that_free_refusals_m
     own = {"fingerprint": data.fingerprint, "steps": 1}
     with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
         ledger.register("older", [data.dataset_id], "f")
-        reserve(ledger, charge("older", run="before", steps=6), settings.policy, steps, home)
+        reserve(ledger, charge("older", run="before", steps=5), settings.policy, steps, home)
         reserve(ledger, charge(data.dataset_id, run="going on", plan_digest="a", **own), settings.policy, steps, home)
 
         def code(**fields: object) -> str | None:
@@ -90,11 +91,14 @@ def test_after_one_private_no_every_further_plan_gets_it_so_that_free_refusals_m
                 return refused.code
             return None
 
-        assert code(run="large", task=task, steps=4) == "policy", "6 + 1 + 4 pass the cap of 10"
+        assert code(run="large", task=task, steps=5) == "policy", "5 + 1 + 5 pass the cap of 10"
         assert code(run="small", task=task) == "policy", "it would fit"
         assert code(run="going on", task=task, plan_digest="b") == "policy", "another plan under an old name"
         assert code(run="huge", task=task, steps=11) == "budget_exceeded", "own charges explain it"
         assert code(run="going on", plan_digest="a") is None, "the plan was fixed before"
+        Journal(home.journal).write("accepted", run="offered", request_digest=offer_digest("offered", "c"))
+        assert code(run="offered", plan_digest="d") == "policy"
+        assert code(run="offered", plan_digest="c") is None, "its offer was accepted before"
         assert code(run="going on", task="audit", mechanism="gaussian") is None, "its cost is the site's choice"
         save_settings(home, settings)
         assert code(run="small", task=task) is None, "the operator has changed something"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from client.data.units import Shown
-from client.privacy.arithmetic import is_place_alike, tiny_as_zero
+from client.privacy.arithmetic import is_place_alike, one_by_one, tiny_as_zero
 from client.privacy.dp_sgd import PrivateStep, train_private
 from client.privacy.randomness.secret_random import SecretRandom, secret_streams
 from shared.diffusion.losses import Draw, per_unit_loss
@@ -142,3 +142,63 @@ def test_trial_keeps_the_models_own_weights_when_the_loss_raises():
     with pytest.raises(RuntimeError, match="no memory"):
         is_place_alike(model, 2, gradients, draw, draw, draw)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def brightness(images: Tensor) -> np.ndarray:
+    return images.double().mean((1, 2, 3)).numpy()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: np.arange(len(found)) * 1e-12,  # the place
+        lambda found: found.mean() * 1e-12,  # the neighbours
+        lambda found: np.full(len(found), np.nan),
+    ],
+)
+def test_rows_that_depend_on_other_images_are_computed_image_by_image(change):
+    images = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    calls: list[int] = []
+
+    def compute(given: Tensor) -> np.ndarray:
+        calls.append(len(given))
+        return brightness(given) + change(brightness(given))
+
+    rows = one_by_one(compute, 6, 4)
+    tried = len(calls)
+    whole = rows(images)
+    assert whole.shape == (5,) and calls[tried:] == [6] * 5
+    np.testing.assert_array_equal(rows(images[2:]), whole[2:])
+
+
+def test_rows_of_images_that_do_not_look_at_each_other_are_those_of_one_full_call():
+    images = torch.randint(256, (5, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    calls: list[int] = []
+
+    def compute(given: Tensor) -> np.ndarray:
+        calls.append(len(given))
+        return brightness(given)
+
+    rows = one_by_one(compute, 6, 4)
+    tried = len(calls)
+    np.testing.assert_array_equal(rows(images), brightness(images))
+    np.testing.assert_array_equal(rows(images[:1]), brightness(images[:1]))
+    assert calls[tried:] == [6, 6]
+
+
+def test_trial_of_somebody_elses_network_is_made_on_random_weights():
+    model = nn.Linear(1, 1)
+    nn.init.zeros_(model.weight)
+
+    calls: list[int] = []
+
+    def compute(given: Tensor) -> np.ndarray:
+        calls.append(len(given))
+        # Whether its rows depend on the place shows only where the weights are not zero.
+        return brightness(given) * (1 + float(model.weight.detach()) * np.arange(len(given)))
+
+    rows = one_by_one(compute, 6, 4, [model])
+    assert float(model.weight.detach()) == 0, "its own weights are back"
+    tried = len(calls)
+    rows(torch.ones(3, 3, 4, 4, dtype=torch.uint8))
+    assert calls[tried:] == [6] * 3
