@@ -88,6 +88,12 @@ def test_a_question_that_is_not_answered_with_yes_ends_in_one_line(monkeypatch, 
         (MemoryError(), 1, "error: not enough memory for what was asked: ask for less, or give the machine more"),
         (RuntimeError("Symlink loop from 'a'"), 2, "error: Symlink loop from 'a'"),
         (
+            ValueError("Exceeds the limit (4300 digits) for integer string conversion"),
+            2,
+            "error: Exceeds the limit (4300 digits) for integer string conversion: a number that was given, or stands "
+            "in a file, is too long",
+        ),
+        (
             RuntimeError("Could not determine home directory."),
             2,
             "error: Could not determine home directory. set HOME, or MASKFED_CACHE and XDG_STATE_HOME",
