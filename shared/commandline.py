@@ -65,6 +65,9 @@ def run_app(app: typer.Typer) -> int:
         for a file or folder that cannot be used (one line); 1 for other failures of the machine, and where a question
         was answered with no, or its input ended.
     """
+    # A caller may have closed them: what is told goes nowhere then, and the exit status is the same.
+    nowhere = lambda: Path(os.devnull).open("w", encoding="utf-8")  # noqa: E731, SIM115  # for the rest of the process
+    sys.stdout, sys.stderr = sys.stdout or nowhere(), sys.stderr or nowhere()
     for stream in (sys.stdout, sys.stderr):
         # Names of files may hold bytes that are no text.
         if isinstance(stream, io.TextIOWrapper):

@@ -188,3 +188,13 @@ def test_every_command_with_a_home_looks_at_its_owner(program):
                     assert option.callback is not None, command.name
                     found += 1
     assert found > 10
+
+
+def test_closed_output_changes_no_exit_status(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["prog", "work", "--count", "0"])
+        patch.setattr(sys, "stdout", None)
+        patch.setattr(sys, "stderr", None)
+        assert run_app(app) == 2
+        sys.stdout.close()
+        sys.stderr.close()
