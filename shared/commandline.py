@@ -23,8 +23,12 @@ _CURABLE = frozenset(
     | {errno.ENAMETOOLONG, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.ENXIO}
 )
 
-# What pathlib of Python 3.11 and 3.12 raises beside `OSError`, and the cure.
-_PATHLIB = {"Symlink loop": "", "Could not determine home": " set HOME, or MASKFED_CACHE and XDG_STATE_HOME"}
+# What Python raises beside `OSError` of paths and numbers that were given, and the cure.
+_OF_PYTHON = {
+    "Symlink loop": "",
+    "Could not determine home": " set HOME, or MASKFED_CACHE and XDG_STATE_HOME",
+    "Exceeds the limit": ": a number that was given, or stands in a file, is too long",
+}
 
 
 def new_program(text: str | None) -> typer.Typer:
@@ -61,6 +65,9 @@ def run_app(app: typer.Typer) -> int:
         for a file or folder that cannot be used (one line); 1 for other failures of the machine, and where a question
         was answered with no, or its input ended.
     """
+    # A caller may have closed them: what is told goes nowhere then, and the exit status is the same.
+    nowhere = lambda: Path(os.devnull).open("w", encoding="utf-8")  # noqa: E731, SIM115  # for the rest of the process
+    sys.stdout, sys.stderr = sys.stdout or nowhere(), sys.stderr or nowhere()
     for stream in (sys.stdout, sys.stderr):
         # Names of files may hold bytes that are no text.
         if isinstance(stream, io.TextIOWrapper):
@@ -74,7 +81,7 @@ def run_app(app: typer.Typer) -> int:
     except click.Abort:
         sys.stderr.write("aborted: nothing was done\n")
         return 1
-    except (click.UsageError, OSError, RuntimeError, MemoryError) as error:
+    except (click.UsageError, OSError, RuntimeError, MemoryError, ValueError) as error:
         text, status = _told(error)
         if not text:
             raise
@@ -99,7 +106,7 @@ _CURES = {
 _ROOM_BYTES = 2**20
 
 
-def _told(error: click.UsageError | OSError | RuntimeError | MemoryError) -> tuple[str, int]:
+def _told(error: click.UsageError | OSError | RuntimeError | MemoryError | ValueError) -> tuple[str, int]:
     """What to say of a failure, and the exit status; an empty text for a programmer's error."""
     match error:
         case click.UsageError():
@@ -112,7 +119,7 @@ def _told(error: click.UsageError | OSError | RuntimeError | MemoryError) -> tup
             return "not enough memory for what was asked: ask for less, or give the machine more", 1
         case RecursionError():
             return "a file that was given nests too deeply to be read: give another", 2
-    cures = [cure for start, cure in _PATHLIB.items() if str(error).startswith(start)]
+    cures = [cure for start, cure in _OF_PYTHON.items() if str(error).startswith(start)]
     return " ".join(f"{error}{cures[0]}".split()) if cures else "", 2
 
 
