@@ -66,7 +66,7 @@ def test_a_constant_feature_needs_no_special_care():
     assert ours(one, other) == pytest.approx(torch_fidelity(one, other), rel=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(n=st.integers(2, 60), m=st.integers(2, 60), seed=st.integers(0, 100))
 def test_distance_is_symmetric_not_negative_and_zero_to_itself(n, m, seed):
     one, other = features(n, 6, seed), features(m, 6, seed + 1)
