@@ -101,6 +101,11 @@ def _turn(name: str) -> int:
     return next((turn for turn, group in enumerate(order) if name.startswith(group)), len(order))
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Megabytes of hostile text are no name: each process sends the names of all its tests."""
+    return f"{type(val).__name__} of {len(val)}" if isinstance(val, str | bytes) and len(val) > 100 else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """All generators of this process begin anew with each test, whatever ran before it and where."""

@@ -163,7 +163,6 @@ def test_any_text_through_every_model_gives_one_typed_rejection(value, cut):
 @pytest.mark.parametrize(
     "bomb",
     ["[" * 3_000_000, '{"a":' * 500_000, "9" * 5000, '{"schema_version": 1, "reason": "\\ud800"}'],
-    ids=["lists", "dictionaries", "digits", "half a letter"],
 )
 def test_bombs_are_refused_by_every_model(bomb):
     for model in MODELS:
