@@ -3,6 +3,7 @@
 import os
 import random
 import resource
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import hypothesis
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -19,6 +21,9 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 for name in ("MASKFED_SERVER_HOME", "MASKFED_CLIENT_HOME", "MASKFED_REGISTRY"):
     os.environ.pop(name, None)
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in the background so, and all that is started from here would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _DRAWN = random.Random()
 # What a test calls drawn by the system (keys, noise, names) is the same in each run: no bound is missed by chance.
 os.urandom = random._urandom = _DRAWN.randbytes  # type: ignore[attr-defined]
@@ -74,6 +79,12 @@ SLOW = (
 """Files that train, sample or start programs; `make test-fast` leaves them out."""
 FULL_SIZE = (END_TO_END, "tests/server/simulation/")
 """Files whose models are trained by programs that they start, which know the real sizes only."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make test-fast` does not import what it leaves out."""
+    name = f"{collection_path.relative_to(ROOT).as_posix()}{'/' * collection_path.is_dir()}"
+    return True if config.option.markexpr == "not slow" and name.startswith(SLOW) else None
 
 
 @pytest.hookimpl(tryfirst=True)
