@@ -110,7 +110,7 @@ def test_the_process_of_a_run_loads_neither_torch_nor_what_only_a_superlink_need
     code = (
         "import sys; from deploy.guards.apps import leave_out; leave_out('server.entry')\n"
         "import server.entry as entry; assert entry.runtime.HttpGrid is entry.HttpGrid\n"
-        "sys.exit(', '.join({'torch', 'sqlalchemy', 'flwr.superlink.cli'} & set(sys.modules)))"
+        "sys.exit(', '.join({'torch', 'sqlalchemy', 'flwr.superlink.cli'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
 
