@@ -1,6 +1,8 @@
 """nginx in front of the SuperLink: the only door, for certified sites and the calls of an authenticated node."""
 
 import contextlib
+import os
+import pwd
 import re
 import resource
 import shutil
@@ -101,6 +103,8 @@ def write_configuration(
     module = find_stream_module(find_nginx())
     most = min(MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 64)
     values = {
+        # By default root's workers are somebody's whom others may be, too, and who may look into their memory.
+        "USER": f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else "",
         "LOAD_STREAM": f"load_module {module};" if module else "",
         "OPEN_FILES": str(most + 64),
         "CONNECTIONS": str(most),

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import os
 import socket
 import ssl
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from deploy.checks.answering import is_alive_behind
@@ -119,7 +121,6 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     create_coordinator(home, settings, [])
     site = home.parent / "site"
     certify(home, site, "let-in")
-    # nginx's workers run as another user when the tests run as root: they need no way into the private folder.
     supervisor = Supervisor(start_plan(home, settings, lambda: None))
     with supervisor:
         yield Door(home, port, superlink_port, site)
@@ -132,6 +133,13 @@ def certify(home: Path, site: Path, alias: str) -> Registry:
     registry.add(request.alias, request.public_key, request.signing_key)
     accept_certificate(site, issue_site_certificate(home / "pki", alias, request.public_key))
     return registry
+
+
+def test_nobody_else_may_look_into_the_memory_of_the_doors_processes(door: Door):
+    """The key of the door's certificate is in it. Root's nginx would run as `nobody`, as may others on the machine."""
+    found = [process for process in psutil.Process().children(recursive=True) if process.name() == "nginx"]
+    assert len(found) >= 2
+    assert {tuple(process.uids()) for process in found} == {(os.geteuid(),) * 3}
 
 
 def test_health_is_the_only_page_of_the_superlink_that_is_served(door: Door):
@@ -258,8 +266,6 @@ def test_who_never_ends_what_it_sends_holds_few_bodies_and_nobody_up(door: Door)
 
 
 def test_the_superlink_itself_is_on_loopback_only(door: Door):
-    import psutil
-
     listening = [each for each in psutil.net_connections("tcp") if each.status == "LISTEN"]
     assert {each.laddr.ip for each in listening if each.laddr.port == door.superlink_port} == {"127.0.0.1"}
 
