@@ -125,7 +125,7 @@ def unit_gradients(model: nn.Module, loss: Callable[[], Tensor]) -> Iterator[Ten
 
 def sum_clipped(model: nn.Module, per_unit: dict[nn.Parameter, Tensor], bound: float, is_present_B: Tensor) -> Sums:
     """As `clipped_gradients`, from gradients of all units, (B, *shape of the parameter) for each trainable tensor."""
-    wide = {parameter: each.to(_wide(each)) for parameter, each in per_unit.items()}
+    wide: Sums = {parameter: each.to(_wide(each)) for parameter, each in per_unit.items()}
     factors_B = _factors(model, _whole(map(_norms, wide.values())), bound, is_present_B)
     return _weighted_sums(factors_B, wide)
 
