@@ -161,3 +161,11 @@ def test_person_rounds_train(draws: int):
     before = [parameter.detach().clone() for parameter in model.parameters()]
     train_private(model, settings, Photos(8), units_of(4, 1, 3), device=CPU)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_the_learning_rate_of_a_private_step_is_that_of_its_number(monkeypatch: pytest.MonkeyPatch):
+    seen: list[float] = []
+    monkeypatch.setattr(dp_sgd, "set_lr", lambda _, rate: seen.append(rate))
+    settings = experiment(privacy=DP, federation={"local_steps": 4}, optim={"lr": 0.2, "warmup_steps": 3})
+    train_private(build_model(settings), settings, Photos(2), units_of(1, 1), device=CPU)
+    assert seen == pytest.approx([0.2 / 3, 0.4 / 3, 0.2, 0.2])

@@ -91,7 +91,7 @@ def make_step(clipping: str, loss, precision: str = "float32") -> PrivateStep:
     ("clipping", "precision"), [("fast", "float32"), ("hooks", "float32"), ("fast", "bfloat16"), ("hooks", "bfloat16")]
 )
 def test_any_unit_moves_the_sum_by_at_most_c_and_the_sum_stays_finite(clipping: str, precision: str):
-    @settings(max_examples=3, deadline=None)
+    @settings(max_examples=3)
     @given(st.lists(st.sampled_from(SCALES), min_size=5, max_size=5), st.sets(st.integers(0, 4), max_size=2))
     def check(scales: list[float], raising: set[int]) -> None:
         step = make_step(clipping, scaled_by(scales, frozenset(raising)), precision)
