@@ -69,10 +69,10 @@ def keep(file: Path | None, name: str, call: Sequence[int], outcome: Outcome) ->
 
 
 def succeed(outcomes: Sequence[Outcome]) -> int:
-    """The last line where guards are off."""
-    weak = [outcome.name for outcome in outcomes if outcome.correct < NEEDED_OFF * outcome.trials]
+    """The last line where guards are off: an attack works if it is above epsilon, or nearly always right."""
+    weak = [each.name for each in outcomes if each.is_held and each.correct < NEEDED_OFF * each.trials]
     strong, trials = len(outcomes) - len(weak), outcomes[0].trials
-    text = f"guards off: {strong} of {len(outcomes)} right in {NEEDED_OFF:.0%} of {trials} trials"
+    text = f"guards off: {strong} of {len(outcomes)} above epsilon, or {NEEDED_OFF:.0%} right, in {trials} trials"
     return verdict("privacy attacks", text + "".join(f", not {name}" for name in weak), reached=not weak)
 
 

@@ -6,8 +6,10 @@ audit adds to images are the same for all and known: the filter does not see the
 knows it asks about the one that its filter tells best from public pictures.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -26,6 +28,7 @@ from client.limits import AuditPolicy
 from client.settings import Home, SitePolicy
 from shared.audits import membership_attack
 from shared.data.synthetic import generate
+from shared.diffusion import uvit
 from shared.diffusion.patches import patchify
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import parse_experiment
@@ -35,6 +38,8 @@ from shared.messages.packing import Manifest, array_digest, pack
 from shared.seeding import Streams
 
 NAME, OTHERS, PUBLIC, SIDE = "audit: one recognised face", 140, 1000, 16
+WIDTH, SMALL = 48, partial(uvit.UViT, width=48, num_blocks=3, num_heads=3)
+"""The network: a larger one has nothing that this attack could use."""
 KNOWN, RIDGE, THRESHOLD = 16, 1e-3, 0.75
 """Faces to choose from, variance added to that of pixels, share of the face's answer at which the filter fires."""
 EXPERIMENT = parse_experiment(
@@ -60,6 +65,7 @@ def attack(trials: int, is_guarded: bool, seed: int) -> Outcome:  # the signatur
         off.enter_context(mock.patch.object(audit_counts, "finds_control", lambda *_: False))
         # The filter does not see the noise: one draw of it shows the same.
         off.enter_context(mock.patch.object(membership_attack, "DRAWS", 1))
+        off.enter_context(mock.patch.dict(uvit.SIZES, T=SMALL))
         whole = make_site(root / "whole", images, POLICY, 0.5)
         known = open_dataset(whole, SIDE).train[:KNOWN]
         chosen, w, b = best_filter(images, known, public)
@@ -152,8 +158,9 @@ def detector(w: Tensor, b: float) -> nn.Module:
         own["positions.weight"][0, 0] = -1e6
         own["mid_block.mlp.fc1.weight"][0, 0] = 1e6
         own["mid_block.mlp.fc2.weight"][3, 0] = 1e10
-        own["output.weight"][:, 3] = -1 / 13.89
-        own["output.weight"][:, 4] = 1 / 13.89
+        # A layer norm makes the one channel that is large the root of the width.
+        own["output.weight"][:, 3] = -1 / math.sqrt(WIDTH)
+        own["output.weight"][:, 4] = 1 / math.sqrt(WIDTH)
     return model
 
 

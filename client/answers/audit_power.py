@@ -51,6 +51,17 @@ def too_few(data: Dataset, unit: Unit, audit: AuditPolicy, *, has_noise: bool = 
     )
 
 
+def likely_too_few(units: int, held_out_ratio: float, unit: Unit, audit: AuditPolicy) -> str:
+    """The same before a scan, from how many units there are: some may be unreadable, or copies."""
+    least, held_out = least_units(audit), round(units * held_out_ratio)
+    if min(held_out, units - held_out) >= least:
+        return ""
+    return (
+        f"of {units} {unit}s about {held_out} will be held out, an audit of counts needs {least} of them and as many "
+        "trained on: it will be refused; a canary audit needs none. More images or another `--held-out` would do"
+    )
+
+
 def units_of(data: Dataset, rows: Rows, unit: Unit) -> list[Rows]:
     """The rows of each unit of privacy among `rows`."""
     if unit == "image" or data.persons is None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from client.cli import site
-from client.cli.persons import PersonsOption, confirm_persons, keep_persons
+from client.cli.persons import PersonsOption, confirm_persons, keep_persons, warn_of_audits
 from client.cli.policy import describe
 from client.settings import Home, SiteConfig, find_home, load_settings, save_settings
 from shared.commandline import owned
@@ -219,6 +219,7 @@ def with_unit(home: Home, settings: SiteConfig, unit: str | None, num_persons: i
     persons = confirm_persons(home, settings, num_persons)
     if settings.policy.unit == "person" and persons is None:
         raise InputError(f"--unit person, but {settings.data} is not sorted by person. {CURE_PERSONS}")
+    warn_of_audits(settings, persons)
     return settings
 
 

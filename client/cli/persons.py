@@ -58,6 +58,27 @@ def keep_persons(home: Home, settings: SiteConfig) -> None:
         keep_confirmed(home, source, persons)
 
 
+def warn_of_audits(settings: SiteConfig, persons: tuple[str, ...] | None) -> None:
+    """Say at once when the share that is held out will be too small for audits.
+
+    Args:
+        settings: name images, held-out share and policy.
+        persons: person of each file, or None.
+    """
+    from pathlib import Path
+
+    from client.answers.audit_power import likely_too_few
+    from shared.data.images import list_images
+
+    policy = settings.policy
+    files = list_images(Path(settings.data)).names if persons is None else persons
+    units = len(set(files)) if policy.unit == "person" else len(files)
+    if "audit" in policy.tasks and (
+        problem := likely_too_few(units, settings.held_out_ratio, policy.unit, policy.audit)
+    ):
+        typer.echo(f"WARNING: {problem}")
+
+
 def _ask(number: int) -> None:
     if not sys.stdin.isatty():
         raise InputError(f"nobody is here to confirm that these are persons: add `--persons {number}` if they are")

@@ -28,7 +28,7 @@ def reserve(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: Epsi
     Raises:
         RefusedError: `budget_exceeded` where this data set's own charges explain it, else `policy`.
     """
-    if _is_choice(ledger, charge, home) and has_hidden(home):
+    if _is_choice(ledger, charge) and has_hidden(home) and not _was_accepted(home, charge):
         note = (
             "a private reason refused a plan in the last 24 hours: so that a series of them measures nothing, all are"
         )
@@ -55,16 +55,17 @@ def has_hidden(home: Home) -> bool:
     )
 
 
-def _is_choice(ledger: Ledger, charge: Charge, home: Home) -> bool:
-    """Whether the asker chooses now what this costs: not for an audit, nor in a run that has begun or was accepted."""
-    if charge.mechanism == "none" or charge.task == "audit":
-        return False
-    if charge.task != "train":
-        return True
+def _is_choice(ledger: Ledger, charge: Charge) -> bool:
+    """Whether the asker chooses now what this costs: not for an audit, nor in a run that has begun."""
+    is_begun = charge.task == "train" and ledger.plan_of(charge.run) == charge.plan_digest
+    return charge.mechanism != "none" and charge.task != "audit" and not is_begun
+
+
+def _was_accepted(home: Home, charge: Charge) -> bool:
+    """Whether the offer of this run and plan was accepted before."""
     offer = offer_digest(charge.run, charge.plan_digest)
     accepted = (entry for entry in Journal(home.journal).entries() if entry.kind == "accepted")
-    is_accepted = any(entry.fields.get("request_digest") == offer for entry in accepted)
-    return ledger.plan_of(charge.run) != charge.plan_digest and not is_accepted
+    return charge.task == "train" and any(entry.fields.get("request_digest") == offer for entry in accepted)
 
 
 def budget_refusal(history: History, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf) -> Refusal | None:

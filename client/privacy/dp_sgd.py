@@ -19,7 +19,8 @@ One unit more or less moves the sum by at most C, rounding included, for whateve
 * Units come in a secret random order. Take one away and put the last one in its place: that is a random order again,
   so two micro-batches differ and all others are the same, bit by bit.
 * In these two, float32 is off by at most 2.5e-4 C in all and a norm by 1.3e-4 of itself (`clipping`); float64, in which
-  micro-batches are added, by less than 1e-8 C. Clipping to `MARGIN` of C covers that, and the rounding to the grid.
+  micro-batches are added, by less than 1e-6 C for 10^9 units times micro-batches. Clipping to `MARGIN` of C covers
+  that, and the rounding to the grid.
 
 Shapes: B units of a micro-batch, K draws per unit, C channels, H W pixels, L tokens, D width.
 """

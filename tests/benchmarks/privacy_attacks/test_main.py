@@ -31,3 +31,10 @@ def test_an_attack_of_another_commit_is_run_again(tmp_path):
             with mock.patch.object(command, "git_commit", return_value=commit):
                 command.main(["--trials", "4", "--keep", str(tmp_path / "kept")])
     assert attack.call_count == 2
+
+
+def test_without_guards_each_attack_breaks_the_promise_or_is_nearly_always_right(capsys):
+    found = [Outcome("sure", 20, 20, 3.0), Outcome("above", 200, 140, 0.3)]
+    assert command.succeed(found) == 0 and "2 of 2" in capsys.readouterr().out
+    assert command.succeed([*found, Outcome("a coin", 200, 104, 0.3)]) == 1
+    assert "2 of 3" in (said := capsys.readouterr().out) and "not a coin" in said
