@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import click
 import typer
@@ -66,8 +66,7 @@ def run_app(app: typer.Typer) -> int:
         was answered with no, or its input ended.
     """
     # A caller may have closed them: what is told goes nowhere then, and the exit status is the same.
-    nowhere = lambda: Path(os.devnull).open("w", encoding="utf-8")  # noqa: E731, SIM115  # for the rest of the process
-    sys.stdout, sys.stderr = sys.stdout or nowhere(), sys.stderr or nowhere()
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         # Names of files may hold bytes that are no text.
         if isinstance(stream, io.TextIOWrapper):
@@ -87,6 +86,11 @@ def run_app(app: typer.Typer) -> int:
             raise
         tell_error(text)
     return status if isinstance(status, int) else 0
+
+
+def _nowhere() -> TextIO:
+    """For the rest of the process."""
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
