@@ -89,7 +89,7 @@ def run_app(app: typer.Typer) -> int:
 
 
 def _nowhere() -> TextIO:
-    """For the rest of the process."""
+    """Takes what is written, for the rest of the process."""
     return Path(os.devnull).open("w", encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from client.answers import audit_counts as module
-from client.answers.audit_counts import NoisyCounts, add_noise, cells_of, counted_verdicts
+from client.answers.audit_counts import NoisyCounts, add_noise, cells_of, counted_verdicts, looker
 from client.answers.audit_power import num_cells, units_of
 from client.answers.audited_model import Subject
 from client.data.dataset import open_dataset
@@ -47,25 +47,27 @@ def subject(site):
     return Subject("round-1", "ab" * 32, model, parse_experiment(TOML), (public,))
 
 
-def samples(subject):
-    return [module._samples(model, subject, AUDIT) for model in (subject.model, subject.references[0])]
+def look_with(subject, sampled=None):
+    sampled = sampled or subject
+    samples = [module._samples(model, sampled, AUDIT) for model in (sampled.model, sampled.references[0])]
+    return looker(subject, AUDIT, samples, 16)
 
 
 @pytest.mark.parametrize("unit", ["image", "person"])
 def test_one_unit_less_takes_one_from_one_count(site, subject, unit):
-    data, drawn = open_dataset(site[0], 16), samples(subject)
+    data, look = open_dataset(site[0], 16), look_with(subject)
     units = units_of(data, data.train, unit)
-    cells = cells_of(subject, data, units, AUDIT, drawn)
+    cells = cells_of(look, data, units, AUDIT)
     assert cells.shape == (len(units),) and cells.min() >= 0 and cells.max() < num_cells(AUDIT)
-    for gone in (0, 7, len(units) - 1):
-        without = cells_of(subject, data, units[:gone] + units[gone + 1 :], AUDIT, drawn)
+    for gone in (7, len(units) - 1):
+        without = cells_of(look, data, units[:gone] + units[gone + 1 :], AUDIT)
         np.testing.assert_array_equal(without, np.delete(cells, gone))
 
 
 def test_weights_that_overflow_are_a_cell_like_any_other(site, subject):
     data = open_dataset(site[0], 16)
     broken = Subject("round-1", "ab" * 32, Broken(), subject.experiment, subject.references)
-    cells = cells_of(broken, data, units_of(data, data.train, "image"), AUDIT, samples(subject))
+    cells = cells_of(look_with(broken, subject), data, units_of(data, data.train, "image"), AUDIT)
     assert set(cells) <= {0, num_cells(AUDIT) - 1}
 
 
@@ -123,10 +125,11 @@ def verdicts_of(monkeypatch, members, held_out, audit):
     counts = NoisyCounts(np.array(members, float), np.array(held_out, float))
     monkeypatch.setattr(module, "finds_control", lambda *_: True)
     monkeypatch.setattr(module, "_samples", lambda *_: np.zeros(1))
+    monkeypatch.setattr(module, "looker", lambda *_: None)
     monkeypatch.setattr(module, "cells_of", lambda *_: np.zeros(1, np.int64))
     monkeypatch.setattr(module, "add_noise", lambda *_: counts)
     rows = np.zeros(0, np.int64)
-    data = SimpleNamespace(units=lambda _: [rows], held_out=rows, persons=None)
+    data = SimpleNamespace(units=lambda _: [rows], held_out=rows, persons=None, size=16)
     return counted_verdicts("site0", SUBJECT, data, "image", audit)
 
 
@@ -167,17 +170,13 @@ def test_a_unit_falls_into_the_cell_of_its_largest_score_or_into_that_of_copies(
     """Rows 0 to 5: three units; a score that is a threshold belongs above it."""
     scores, copies = {0: 0.3, 1: -0.7, 2: 0.5, 3: 0.1, 4: 9.0, 5: 0.2}, {5}
     images = lambda rows: torch.as_tensor(np.asarray(rows)).view(-1, 1, 1, 1)  # noqa: E731
-    monkeypatch.setattr(module, "scores_of", lambda _, part: np.array([scores[int(each)] for each in part[:, 0, 0, 0]]))
-    monkeypatch.setattr(
-        module, "_copied", lambda part, *_, **__: np.array([int(each) in copies for each in part[:, 0, 0, 0]])
-    )
+    look = lambda part: np.array([(scores[each], each in copies) for each in part.flatten().tolist()])  # noqa: E731
     audit = AuditPolicy(score_edges=(-0.5, 0.0, 0.5, 1.0))
     data = SimpleNamespace(images=SimpleNamespace(batch=images))
-    subject = SimpleNamespace(experiment=parse_experiment(TOML))
     units = [np.array([1]), np.array([0, 2]), np.array([3]), np.array([4]), np.array([5, 3])]
     for batch in (2, 64):
         monkeypatch.setattr(module, "BATCH", batch)
-        assert cells_of(subject, data, units, audit, []).tolist() == [0, 3, 2, 4, 5]
+        assert cells_of(look, data, units, audit).tolist() == [0, 3, 2, 4, 5]
 
 
 def test_the_score_is_how_much_likelier_the_model_makes_an_image_than_the_references_do(monkeypatch):

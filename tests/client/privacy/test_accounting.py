@@ -48,8 +48,10 @@ def test_huge_plans_cost_precision_and_then_have_no_bound_but_never_the_memory(m
     plan = [Spending(1.0, 0.5, 100)]
     exact = epsilon(plan, 1e-5)
     monkeypatch.setattr(accounting, "LARGEST_GRID", 2**15)
+    accounting._upper_epsilon.cache_clear()
     assert exact < epsilon(plan, 1e-5) < exact + 2
     assert epsilon([Spending(2.0, 0.2, 3 * 10**8)], 1e-5) == math.inf
+    accounting._upper_epsilon.cache_clear()
 
 
 def test_epsilon_at_the_edges():
