@@ -39,6 +39,18 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
+class PlainFormatter(logging.Formatter):
+    """Time and message for people; what names of files may hold to break the line or move a cursor is an escape."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(message)s", datefmt="%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's name
+        """The line of a record; a traceback follows unchanged."""
+        record.message = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in record.message)
+        return super().formatMessage(record)
+
+
 def scrub(text: str) -> str:
     """Replace paths by `<path>` and names of files by `<file>`."""
     return _FILE.sub("<file>", _PATH.sub("<path>", text))
@@ -53,7 +65,7 @@ def set_up_logging(quiet: tuple[str, ...] = ()) -> None:
     if os.environ.get(FORMAT_VARIABLE) == "json":
         handler.setFormatter(JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setFormatter(PlainFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     if not sys.warnoptions:
         logging.captureWarnings(True)

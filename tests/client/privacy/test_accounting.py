@@ -108,3 +108,20 @@ def test_power_by_squaring_is_the_power():
     for exponent in (1, 2, 3, 10, 37):
         np.testing.assert_allclose(power(base, exponent), base**exponent, rtol=1e-12)
     assert (power(base, 0) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("share", "is_fine"), [(0.49, True), (-0.49, True), (0.51, False), (-0.51, False), (math.nan, False)]
+)
+def test_a_grid_whose_mean_is_half_a_step_off_is_too_coarse(
+    monkeypatch: pytest.MonkeyPatch, share: float, is_fine: bool
+):
+    prv, domain = PoissonSubsampledGaussianPRV(0.02, 1.0), Domain.create_aligned(-20.0, 20.0, 1e-2)
+    pmf, _ = accounting._discretized(prv, domain)
+    mean = float(np.dot(domain.ts, pmf)) + share * domain.dt
+    monkeypatch.setattr(accounting.TruncatedPrivacyRandomVariable, "mean", lambda _: mean)
+    if is_fine:
+        assert accounting._discretized(prv, domain)[1] == pytest.approx(share * domain.dt)
+    else:
+        with pytest.raises(RuntimeError, match="too coarse"):
+            accounting._discretized(prv, domain)

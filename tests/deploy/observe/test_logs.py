@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.observe.logs import JsonFormatter, cap_logs, check_room, scrub, tell
+from deploy.observe.logs import JsonFormatter, PlainFormatter, cap_logs, check_room, scrub, tell
 
 
 @pytest.mark.parametrize(
@@ -112,3 +112,9 @@ def test_warnings_of_libraries_are_not_told_to_users():
     for option, is_told in ((), False), (("-W", "default"), True):
         done = subprocess.run([sys.executable, *option, "-c", code], check=True, capture_output=True, timeout=60)
         assert (b"tag 7 is damaged" in done.stderr) == is_told
+
+
+def test_a_record_is_one_line_whatever_a_file_is_called():
+    record = logging.LogRecord("x", logging.WARNING, "f", 1, "unreadable image %s", ("a\nb\x1b[2J\u202e.png",), None)
+    line = PlainFormatter().format(record)
+    assert line.endswith(" unreadable image a\\nb\\x1b[2J\\u202e.png") and line.isprintable()

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.federation.rounds.request import CLOSING_FILE, Closings, _End
+from server.federation.messaging.transport import Timing
+from server.federation.rounds import request
+from server.federation.rounds.request import CLOSING_FILE, Closings, Question, _End
 from tests.server.fake_federation import make_experiment
 
 CENTRAL = {"central_noise_multiplier": 0.7, "max_update_norm": 3.0, "update_norm_action": "clip", "sites_per_round": 3}
@@ -53,3 +55,32 @@ def test_who_closed_a_round_is_known_for_that_very_request(tmp_path):
 @pytest.mark.parametrize("answered", [0, 1])
 def test_without_a_quorum_a_round_waits(answered):
     assert make_end(min_replies=1).reason(tally(answered, 3), 50.0) is None
+
+
+def test_whom_a_round_waits_for_is_told_now_and_then_and_it_ends_at_its_deadline(monkeypatch, caplog):
+    """The clock goes on by 4 s at each look; from 0 to a deadline of 35 s it is told every 10 s."""
+    clock, closed = [0.0], []
+    monkeypatch.setattr(request, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    question = object.__new__(Question)
+    experiment = make_experiment(min_replies=1)
+    vars(question).update(
+        exchange=SimpleNamespace(timing=Timing(report_seconds=10.0), raise_fatal=lambda: None),
+        header=SimpleNamespace(server_round=3, experiment=experiment),
+        deadline=35.0,
+        revive=lambda _: None,
+    )
+    wait = lambda _: clock.__setitem__(0, clock[0] + 4)  # noqa: E731
+    open_ones = SimpleNamespace(
+        waiting=lambda: [SimpleNamespace(site="b"), SimpleNamespace(site="a")],
+        changed=SimpleNamespace(wait=wait, clear=lambda: None),
+        close=lambda *given: closed.append((clock[0], given)),
+        in_state=lambda _: [],
+        can_reach=lambda _: True,
+    )
+    with caplog.at_level("INFO"):
+        question.wait(open_ones, lambda: None, is_repeated=False)
+    assert [line for line in caplog.messages if "waiting" in line] == [
+        "round 3: waiting for a, b, 23 s left",
+        "round 3: waiting for a, b, 11 s left",
+    ]
+    assert closed == [(36.0, ())]
