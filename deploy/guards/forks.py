@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.processes.process import die_with_parent
+
 START_SECONDS = 12.0
 """A claim of a task holds for 30 s, so this leaves time to start the program directly."""
 HEIR_SECONDS = 8.0
@@ -210,7 +212,12 @@ class Warm:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                self._line = _Line(ours, subprocess.Popen(program(self._module), stdin=theirs.fileno()))
+                started = subprocess.Popen(
+                    program(self._module),
+                    stdin=theirs.fileno(),
+                    preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
+                )
+                self._line = _Line(ours, started)
             except OSError:
                 ours.close()
                 self._not_before = time.monotonic() + RETRY_SECONDS

@@ -36,7 +36,7 @@ from deploy.guards.calls import Pauses, caller_value, send_with_every_call
 from deploy.guards.forks import Forked, Warm
 from deploy.observe.scrubber import scrub_journal
 from deploy.processes.memory import limit_own_memory
-from deploy.processes.process import family
+from deploy.processes.process import die_with_parent, family
 from deploy.processes.services import BEAT_FILE
 
 TASKS = {
@@ -227,7 +227,15 @@ def _start(argv: list[str], *, is_quiet: bool) -> tuple[subprocess.Popen[bytes],
     output: Any = subprocess.DEVNULL if is_quiet else None
     reading, writing = os.pipe()
     try:
-        return subprocess.Popen(argv, stdin=reading, stdout=output, stderr=output), writing
+        process = subprocess.Popen(
+            argv,
+            stdin=reading,
+            stdout=output,
+            stderr=output,
+            # It ends by itself when we do, unless it hangs, or has not begun yet: on a busy machine that takes minutes.
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
+        )
+        return process, writing
     except OSError:
         os.close(writing)
         raise
