@@ -223,19 +223,11 @@ def _beat(executor: OneProgram) -> None:
 
 
 def _start(argv: list[str], *, is_quiet: bool) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a program; it, and the end of the pipe to its standard input."""
-    output: Any = subprocess.DEVNULL if is_quiet else None
+    """Start a program, which ends when we do, even if it hangs; it, and the end of the pipe to its standard input."""
     reading, writing = os.pipe()
+    streams: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL if is_quiet else None)
     try:
-        process = subprocess.Popen(
-            argv,
-            stdin=reading,
-            stdout=output,
-            stderr=output,
-            # It ends by itself when we do, unless it hangs, or has not begun yet: on a busy machine that takes minutes.
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
-        )
-        return process, writing
+        return subprocess.Popen(argv, stdin=reading, **streams, preexec_fn=die_with_parent), writing  # noqa: PLW1509
     except OSError:
         os.close(writing)
         raise
