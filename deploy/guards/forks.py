@@ -28,10 +28,7 @@ RETRY_SECONDS = 300.0
 """After a parent, or an heir, that could not be started."""
 MOST_BYTES = 2**16
 LATER: dict[str, dict[str, tuple[str, ...]]] = {
-    "client.entry": {
-        "torch": ("client.training.local_round", "torch._dynamo"),
-        "opacus": ("client.privacy.dp_sgd",),
-    }
+    "client.entry": {"torch": ("client.training.local_round", "torch._dynamo"), "opacus": ("client.privacy.dp_sgd",)}
 }
 """By task: what an heir loads once a task has loaded the first. A task says that it has, never what to load."""
 
@@ -212,12 +209,8 @@ class Warm:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                started = subprocess.Popen(
-                    program(self._module),
-                    stdin=theirs.fileno(),
-                    preexec_fn=die_with_parent,  # noqa: PLW1509 - one system call
-                )
-                self._line = _Line(ours, started)
+                parent = subprocess.Popen(program(self._module), stdin=theirs.fileno(), preexec_fn=die_with_parent)  # noqa: PLW1509
+                self._line = _Line(ours, parent)
             except OSError:
                 ours.close()
                 self._not_before = time.monotonic() + RETRY_SECONDS
