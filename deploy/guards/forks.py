@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deploy.processes.process import die_with_parent
+
 START_SECONDS = 12.0
 """A claim of a task holds for 30 s, so this leaves time to start the program directly."""
 HEIR_SECONDS = 8.0
@@ -26,10 +28,7 @@ RETRY_SECONDS = 300.0
 """After a parent, or an heir, that could not be started."""
 MOST_BYTES = 2**16
 LATER: dict[str, dict[str, tuple[str, ...]]] = {
-    "client.entry": {
-        "torch": ("client.training.local_round", "torch._dynamo"),
-        "opacus": ("client.privacy.dp_sgd",),
-    }
+    "client.entry": {"torch": ("client.training.local_round", "torch._dynamo"), "opacus": ("client.privacy.dp_sgd",)}
 }
 """By task: what an heir loads once a task has loaded the first. A task says that it has, never what to load."""
 
@@ -210,7 +209,8 @@ class Warm:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                self._line = _Line(ours, subprocess.Popen(program(self._module), stdin=theirs.fileno()))
+                parent = subprocess.Popen(program(self._module), stdin=theirs.fileno(), preexec_fn=die_with_parent)  # noqa: PLW1509
+                self._line = _Line(ours, parent)
             except OSError:
                 ours.close()
                 self._not_before = time.monotonic() + RETRY_SECONDS

@@ -36,7 +36,7 @@ from deploy.guards.calls import Pauses, caller_value, send_with_every_call
 from deploy.guards.forks import Forked, Warm
 from deploy.observe.scrubber import scrub_journal
 from deploy.processes.memory import limit_own_memory
-from deploy.processes.process import family
+from deploy.processes.process import die_with_parent, family
 from deploy.processes.services import BEAT_FILE
 
 TASKS = {
@@ -223,11 +223,11 @@ def _beat(executor: OneProgram) -> None:
 
 
 def _start(argv: list[str], *, is_quiet: bool) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a program; it, and the end of the pipe to its standard input."""
-    output: Any = subprocess.DEVNULL if is_quiet else None
+    """Start a program, which ends when we do, even if it hangs; it, and the end of the pipe to its standard input."""
     reading, writing = os.pipe()
+    streams: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL if is_quiet else None)
     try:
-        return subprocess.Popen(argv, stdin=reading, stdout=output, stderr=output), writing
+        return subprocess.Popen(argv, stdin=reading, **streams, preexec_fn=die_with_parent), writing  # noqa: PLW1509
     except OSError:
         os.close(writing)
         raise

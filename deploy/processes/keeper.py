@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 
-from deploy.processes.process import adopt_orphans, end_descendants
+from deploy.processes.process import adopt_orphans, die_with_parent, end_descendants
 
 _PR_SET_PDEATHSIG = 1
 
@@ -22,7 +22,7 @@ def main() -> int:
     supervisor = os.getppid()
     adopt_orphans()
     _tell_me_when_the_parent_dies()
-    program = subprocess.Popen(sys.argv[1:], preexec_fn=_die_with_parent)  # noqa: PLW1509 - one system call
+    program = subprocess.Popen(sys.argv[1:], preexec_fn=die_with_parent)  # noqa: PLW1509 - one system call
 
     def end(_number: int, _frame: object) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -40,11 +40,6 @@ def main() -> int:
 def _tell_me_when_the_parent_dies() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def spawn(argv: Sequence[str], env: dict[str, str], log: Path | None) -> subproc
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - the child only calls prctl, libc is loaded before the fork
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - the child only calls prctl, libc is loaded before the fork
         )
 
 
@@ -204,6 +204,7 @@ def family(pid: int) -> list[psutil.Process]:
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """For `preexec_fn`: the kernel kills this process when the thread that starts it ends, even one that is stopped."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

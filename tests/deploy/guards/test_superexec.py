@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -271,3 +272,11 @@ def test_a_process_without_a_token_ends_with_one_line():
     assert done.stderr.splitlines() == [
         "standard input does not hold a task's token: a superexec of maskfed starts this process"
     ]
+
+
+def test_the_kernel_ends_what_a_superexec_has_started_when_that_dies():
+    """A process that hangs, or is still loading, does not notice that its superexec was killed."""
+    asked = "import ctypes, sys; n = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(n)); sys.exit(n.value)"
+    process, pipe = superexec._start([sys.executable, "-I", "-c", asked], is_quiet=True)
+    os.close(pipe)
+    assert process.wait() == signal.SIGKILL
