@@ -131,3 +131,12 @@ def test_sums_beyond_what_the_grid_holds_are_cut_and_still_noised():
     found = noised(np.array([1e300, -1e300]), 1.0)
     assert abs(found[0] + found[1]) < 20
     assert np.isfinite(found).all() and found[0] > 1e6
+
+
+def test_fresh_bits_stand_behind_those_of_both_words(monkeypatch):
+    """A first word of 0 says nothing yet: with 64 bits more u is 2^62 / 2^127, and v stays a quarter."""
+    fresh = iter([2**62, 0])
+    monkeypatch.setattr(grid_noise.secrets, "randbits", lambda _: next(fresh))
+    length = 1000 * math.sqrt(-2 * math.log(2.0**-65))
+    expected = [float(round(length * turn(math.pi / 4))) for turn in (math.cos, math.sin)]
+    assert grid_noise._exact_pair(0, 2**61, 1000.0, [True, True], [0.0, 0.0]) == expected

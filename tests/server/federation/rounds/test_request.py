@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from server.federation.messaging.transport import Timing
 from server.federation.rounds import request
-from server.federation.rounds.request import CLOSING_FILE, Closings, Question, _End
+from server.federation.rounds.request import CLOSING_FILE, Closings, Question, _End, header_of
+from shared.messages.packing import Manifest
 from tests.server.fake_federation import make_experiment
 
 CENTRAL = {"central_noise_multiplier": 0.7, "max_update_norm": 3.0, "update_norm_action": "clip", "sites_per_round": 3}
@@ -84,3 +86,13 @@ def test_whom_a_round_waits_for_is_told_now_and_then_and_it_ends_at_its_deadline
         "round 3: waiting for a, b, 11 s left",
     ]
     assert closed == [(36.0, ())]
+
+
+@pytest.mark.parametrize(("asked", "told"), [("bfloat16", "bfloat16"), ("float32", "float32"), ("auto", "float32")])
+def test_sites_compute_in_bfloat16_only_where_the_experiment_says_so(asked, told):
+    experiment = make_experiment()
+    experiment = experiment.model_copy(update={"train": experiment.train.model_copy(update={"precision": asked})})
+    tensors = Manifest.of({"w": np.zeros(2, np.float32)})
+    model = SimpleNamespace(server_round=4, manifest=tensors, base_manifest=tensors, base=np.zeros(2, np.float32))
+    header = header_of(model, experiment, "run")
+    assert (header.precision, header.server_round, header.run) == (told, 5, "run")
