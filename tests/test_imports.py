@@ -70,7 +70,7 @@ LAYERS = {
         {"client.limits", "client.private_files"},
         {"client.settings"},
         {"client.memory", "client.records"},
-        {"client.data"},
+        {"client.data", "client.privacy.randomness"},
         {"client.policy", "client.privacy"},
         {"client.training"},
         {"client.answers.statistics", "client.offers", "client.operator"},
