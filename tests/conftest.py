@@ -58,25 +58,30 @@ SLOW = (
     "tests/client/offers/test_answer.py",
     "tests/client/privacy/test_canaries.py",
     "tests/client/privacy/test_dp_sgd.py",
+    "tests/client/privacy/test_totality.py",
     "tests/client/records/test_kills.py",
     "tests/client/test_training_request.py",
     "tests/client/training/",
+    "tests/deploy/guards/test_own_code.py",
     "tests/golden/",
+    "tests/server/alignment/test_fit.py",
     "tests/server/cli/test_boundary.py",
     "tests/server/cli/test_every_command.py",
     "tests/server/evaluation/",
     "tests/server/federation/client_level/",
     "tests/server/release/",
     "tests/server/report/test_build.py",
+    "tests/server/report/test_svg_charts.py",
     "tests/server/simulation/",
     "tests/server/studies/",
     "tests/server/training/",
     "tests/shared/audits/",
     "tests/shared/data/test_synthetic.py",
+    "tests/shared/diffusion/test_unet.py",
     "tests/shared/evaluation/test_networks.py",
     "tests/shared/training/test_engine.py",
 )
-"""Files that train, sample or start programs; `make test-fast` leaves them out."""
+"""Files that train, sample, draw, start programs or take seconds otherwise; `make test-fast` leaves them out."""
 FULL_SIZE = (END_TO_END, "tests/server/simulation/")
 """Files whose models are trained by programs that they start, which know the real sizes only."""
 

@@ -167,18 +167,18 @@ def kill_the_superexec_after_round_1(local: LocalFederation) -> None:
 
 
 def check_rounds(local: LocalFederation) -> None:
-    checkpoints = local.home / "runs" / "tiny" / "checkpoints"
-    weights = [load_group(checkpoints / f"round-{number:06d}", "model") for number in range(3)]
-    for before, after in itertools.pairwise(weights):
-        assert set(before) == set(after)
-        assert any(not np.array_equal(before[name], after[name]) for name in before)
     rounds = [
         event for event in read_metrics(local.home / "runs" / "tiny" / "metrics.jsonl") if event["kind"] == "round"
     ]
     assert [event["round"] for event in rounds] == [1, 2]
     for event in rounds:
-        assert {reply["site"] for reply in event["answered"]} == {"site-0", "site-1"}
-        assert event["weights_changed"]
+        assert {reply["site"] for reply in event["answered"]} == {"site-0", "site-1"}, event
+        assert event["weights_changed"], event
+    checkpoints = local.home / "runs" / "tiny" / "checkpoints"
+    weights = [load_group(checkpoints / f"round-{number:06d}", "model") for number in range(3)]
+    for before, after in itertools.pairwise(weights):
+        assert set(before) == set(after)
+        assert any(not np.array_equal(before[name], after[name]) for name in before)
 
 
 def check_ledgers(local: LocalFederation) -> None:

@@ -106,7 +106,8 @@ def test_public_images_give_a_second_reference(make_site, models, found):
     assert len(found["subject"].references) == 2
 
 
-def test_canaries_print_bound_and_epsilon_and_charge_nothing(make_site, tmp_path):
+def test_canaries_print_bound_and_epsilon_and_charge_nothing(make_site, tmp_path, monkeypatch):
+    monkeypatch.setattr("client.privacy.canaries.BISECTIONS", 2)
     home, settings = make_site()
     plan = {"noise_multiplier": 1.0, "sample_rate": 0.5, "expected_batch": 100, "micro_batch": 64}
     text = "[federation]\nrounds = 2\nlocal_steps = 2\n[privacy]\nmechanism = 'dp-sgd'\n"
@@ -121,6 +122,7 @@ def test_canaries_print_bound_and_epsilon_and_charge_nothing(make_site, tmp_path
 
 def test_accounting_that_promises_too_much_is_exit_code_1(make_site, tmp_path, monkeypatch):
     monkeypatch.setattr("client.privacy.canaries.epsilon", lambda *_: 0.1)
+    monkeypatch.setattr("client.privacy.canaries.BISECTIONS", 2)
     home, _ = make_site()
     text = "[federation]\nrounds = 1\nlocal_steps = 6\n[privacy]\nmechanism = 'dp-sgd'\nnoise_multiplier = 0.6\n"
     (tmp_path / "plan.toml").write_text(text + "sample_rate = 0.9\nexpected_batch = 100\nmicro_batch = 64\n")
