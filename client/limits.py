@@ -107,7 +107,7 @@ class SecurePolicy(Section):
     """What the site asks of rounds whose updates are masked, so that the coordinator sees their sum only."""
 
     require: bool = False
-    """Refuse to train where the coordinator would see this site's own update."""
+    """Refuse whatever would show the coordinator this site's own: updates that are not masked, exact statistics."""
     min_peers: int = Field(3, ge=3, le=64)
     """Fewest sites in a sum, this one included."""
     max_colluding: int = Field(0, ge=0, le=62)
