@@ -4,9 +4,9 @@ Once sites have been told who is in the sum they answer for this list alone, so 
 another list: the sum is taken up again as it was.
 """
 
-import io
 import json
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from shared.messages.training import RequestHeader
 from shared.secure_aggregation.dealing import Dealing
 from shared.secure_aggregation.ring import Ring, ring_of
 from shared.secure_aggregation.roster import Roster
-from shared.storage.files import write_atomically
+from shared.storage.files import machine_errors, write_atomically
 from shared.updates.fixed_point import CHUNK_ELEMENTS
 
 ROUND_FILE, SUM_FILE = "round.json", "{}.npy"
@@ -78,9 +78,7 @@ class KeptSum:
     def keep(self, request_digest: str, kept: KeptRound) -> None:
         """Durable when this returns; the sum first, so that what names it finds it."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        buffer = io.BytesIO()
-        np.save(buffer, kept.elements, allow_pickle=False)
-        write_atomically(self._folder / SUM_FILE.format(request_digest), buffer.getvalue())
+        _save(self._folder / SUM_FILE.format(request_digest), kept.elements)
         told = {
             "request_digest": request_digest,
             "dealings": {site: dealing.model_dump(mode="json") for site, dealing in kept.dealings.items()},
@@ -113,5 +111,15 @@ class KeptSum:
     def clear(self) -> None:
         """Delete it once its round has a checkpoint."""
         (self._folder / ROUND_FILE).unlink(missing_ok=True)
-        for old in self._folder.glob(SUM_FILE.format("*")):
+        for old in self._folder.glob(SUM_FILE.format("*") + "*"):
             old.unlink()
+
+
+def _save(path: Path, elements: NDArray[Any]) -> None:
+    """As `write_atomically`, without a second copy of the sum in memory."""
+    partial = path.with_name(f"{path.name}.partial")
+    with machine_errors(partial), partial.open("wb") as file:
+        np.save(file, elements, allow_pickle=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -120,7 +120,9 @@ class Unmasking:
         """
         elements, ring = self._total.elements, self._total.ring
         add_masks(elements, ring, masks)
-        opened, largest = np.empty(len(elements), np.int64), ring.largest_sum(len(self.survivors))
+        # With 64 bits the sum is opened where it lies.
+        opened = elements.view(np.int64) if ring.bits == 64 else np.empty(len(elements), np.int64)
+        largest = ring.largest_sum(len(self.survivors))
         for start in range(0, len(elements), CHUNK_ELEMENTS):
             part = slice(start, start + CHUNK_ELEMENTS)
             opened[part] = ring.decode(elements[part])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flwr.app import Error
 
+from server.federation.client_level.ledger import NoiseKeys
 from server.federation.rounds.loop import RunFailedError
 from server.federation.secure import masked_sum, unmasking
 from server.federation.secure.masked_sum import KeptSum
@@ -89,6 +90,30 @@ def test_with_thirty_two_bits_the_mean_is_off_by_half_a_step_and_the_wire_is_as_
     assert sizes == {4 * sum(tensor.size for tensor in opened.values())}
 
 
+@pytest.mark.parametrize("central", [{}, {"central_noise_multiplier": 0.5, "sites_per_round": 5}], ids=["plain", "dp"])
+def test_sites_clip_as_the_coordinator_would_and_its_noise_joins_the_open_sum(tmp_path, monkeypatch, central):
+    monkeypatch.setattr(NoiseKeys, "key", lambda *_: bytes(32))
+    settings = {"max_update_norm": 0.5, "round_deadline_seconds": 2.0, **central}
+    plan, home, sites = federation(tmp_path / "masked", **settings)
+    run_rounds(home, grid_of(sites), plan)
+    clipping = make_experiment(**{"rounds": 1, "update_norm_action": "clip", **settings})
+    opened = make_home(tmp_path / "open", clipping, 5)
+    run_rounds(opened, FakeGrid(honest_sites(5)), clipping)
+    assert same(weights_of(home, 1), weights_of(opened, 1))
+
+
+def test_under_client_level_dp_a_sum_that_cannot_be_read_is_released_as_noise(tmp_path):
+    central = {"max_update_norm": 0.5, "central_noise_multiplier": 0.5, "sites_per_round": 5}
+    plan, home, sites = federation(tmp_path, round_deadline_seconds=2.0, **central)
+    grid = grid_of(sites)
+    for number in (0, 1, 2):
+        grid.sites[100 + number].answer = gone
+    run_rounds(home, grid, plan)
+    (record,) = rounds_of(home)
+    assert record["weights_changed"] and record["central_releases"] == 1
+    assert "2 masked updates" in record["unmasking"]
+
+
 @pytest.mark.parametrize(
     ("before", "during"), [((1,), ()), ((0, 4), ()), ((), (2,)), ((), (0, 3)), ((3,), (1,))], ids=str
 )
@@ -159,7 +184,7 @@ def kill_once(monkeypatch, place, name, *, is_after):
     ("place", "name", "is_after"),
     [
         (KeptSum, "keep", False),
-        (masked_sum, "write_atomically", True),
+        (masked_sum, "_save", True),
         (KeptSum, "keep", True),
         (Unmasking, "ask", True),
         (unmasking, "add_masks", True),
@@ -178,7 +203,7 @@ def test_a_coordinator_killed_at_any_moment_comes_to_the_same_bits(
     kill_once(monkeypatch, place, name, is_after=is_after)
     with pytest.raises(Killed):
         run_rounds(home, first, plan)
-    is_told = (place, name, is_after) not in ((KeptSum, "keep", False), (masked_sum, "write_atomically", True))
+    is_told = (place, name, is_after) not in ((KeptSum, "keep", False), (masked_sum, "_save", True))
     run_rounds(home, second, plan)
     assert same(weights_of(home, 1), open_weights((0, 2, 3, 4) if is_told else ALL))
     assert len(events_of(home, "roster")) == 1
