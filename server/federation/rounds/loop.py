@@ -194,7 +194,7 @@ class Rounds:
             except (TooFewSitesError, RosterError) as error:
                 raise RunFailedError(str(error), is_final=error.is_final) from error
         if not self.config.central_noise_multiplier:
-            here = self._attendance.willing(here, server_round, max(self.config.min_available, self.config.min_replies))
+            here = self._attendance.willing(here, server_round, max(self.config.min_available, self._secure.num_needed))
         registered = [site.alias for site in self.registry.active()]
         return [here[site] for site in choose(self.experiment, server_round, registered, here)]
 

@@ -48,12 +48,19 @@ class SecureRounds:
         """Whether updates are masked."""
         return self._config.secure
 
+    @property
+    def num_needed(self) -> int:
+        """Good replies without which a round changes nothing."""
+        return max(self._config.min_replies, 0 if self.roster is None else self.roster.threshold)
+
     def reply_bytes(self, open_bytes: int) -> int:
         """Arrays of one reply, where those of an open one have `open_bytes`."""
         return open_bytes * 2 if self.is_on and self._config.secure_bits == 64 else open_bytes
 
     def members(self, here: dict[str, SiteRecord], attend: Callable[[], None]) -> dict[str, SiteRecord]:
         """Those of `here` that are in the run's roster, which is made of `here` when there is none yet.
+
+        Under client-level DP nothing may depend on how many there are, so a round goes on with those that are.
 
         Raises:
             RosterError: too few have given a key, or too few of the roster are here.
@@ -65,10 +72,9 @@ class SecureRounds:
             nodes = {site: record.node_id for site, record in here.items()}
             self.roster = self._rosters.stored() or self._rosters.make(nodes, attend)
         members = {site: record for site, record in here.items() if site in self.roster.aliases}
-        needed = max(self._config.min_replies, self.roster.threshold)
-        if len(members) < needed:
+        if len(members) < self.num_needed and not self._config.central_noise_multiplier:
             raise RosterError(
-                f"{len(members)} sites of the roster are here, a sum takes {needed}: nobody was asked or charged; "
+                f"{len(members)} sites of the roster are here, a sum takes {self.num_needed}: nobody was asked or charged; "
                 f"missing: {', '.join(sorted(set(self.roster.aliases) - set(members)))}",
                 is_final=False,
             )

@@ -88,10 +88,11 @@ class KeptSum:
         write_atomically(self._folder / ROUND_FILE, json.dumps(told) + "\n")
 
     def find(self, request_digest: str, total: MaskedSum) -> KeptRound | None:
-        """The round of this very request; None where its updates were not added up yet.
+        """The round of this very request; None where its updates were not added up yet, or a file is damaged.
 
-        Raises:
-            ValueError: never for a file of ours; one that is damaged is not used, and the updates are asked for again.
+        Args:
+            request_digest: of the training request.
+            total: of the same round, still empty.
         """
         try:
             told = json.loads((self._folder / ROUND_FILE).read_bytes())
