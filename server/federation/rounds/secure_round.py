@@ -73,9 +73,10 @@ class SecureRounds:
             self.roster = self._rosters.stored() or self._rosters.make(nodes, attend)
         members = {site: record for site, record in here.items() if site in self.roster.aliases}
         if len(members) < self.num_needed and not self._config.central_noise_multiplier:
+            missing = ", ".join(sorted(set(self.roster.aliases) - set(members)))
             raise RosterError(
-                f"{len(members)} sites of the roster are here, a sum takes {self.num_needed}: nobody was asked or charged; "
-                f"missing: {', '.join(sorted(set(self.roster.aliases) - set(members)))}",
+                f"{len(members)} sites of the roster are here, a sum takes {self.num_needed}: nobody was asked or "
+                f"charged; missing: {missing}",
                 is_final=False,
             )
         return members
