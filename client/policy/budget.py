@@ -4,6 +4,7 @@ What it is told follows from the policy and from what was charged by this ledger
 data sets, and what those have spent, decides too but is the operator's to know.
 """
 
+import datetime as dt
 import logging
 import math
 
@@ -11,25 +12,59 @@ from client.policy.refusals import RefusedError
 from client.policy.rules import HIDDEN, Refusal, hidden
 from client.records.chain import Entry
 from client.records.history import History
+from client.records.journal import Journal
 from client.records.ledger import BudgetError, Ledger, UnitError
 from client.records.spending import Charge, EpsilonOf, Total, total_of
-from client.settings import SitePolicy, Unit
+from client.settings import Home, SitePolicy, Unit
+from shared.messages.agreement.plan import offer_digest
 
 log = logging.getLogger("maskfed.client")
+DAY = dt.timedelta(days=1)
 
 
-def reserve(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf) -> Entry:
+def reserve(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf, home: Home) -> Entry:
     """Charge the data set before anything is computed from it; the true total is in the operator's log.
 
     Raises:
         RefusedError: `budget_exceeded` where this data set's own charges explain it, else `policy`.
     """
+    if _is_choice(ledger, charge, home) and has_hidden(home):
+        note = (
+            "a private reason refused a plan in the last 24 hours: so that a series of them measures nothing, all are"
+        )
+        raise _refusal(ledger, charge, policy, epsilon_of, note)
     try:
         entry, total = ledger.reserve(charge, cap=policy.epsilon_cap, delta=policy.delta, epsilon_of=epsilon_of)
     except (BudgetError, UnitError) as error:
         raise _refusal(ledger, charge, policy, epsilon_of, str(error)) from error
     log.info("%s %s is charged: %s after it", charge.task, charge.run, total)
     return entry
+
+
+def has_hidden(home: Home) -> bool:
+    """Whether a private reason was the answer today, since the operator has changed policy or approvals.
+
+    A refusal is free. If each plan met one that looks at counts, records or spending elsewhere, a series of plans would
+    measure them: so the first such answer is the answer to every further plan, whatever kind of question it is for.
+    """
+    changed = max(path.stat().st_mtime for path in (home.settings, home.approved) if path.exists())
+    since = max(dt.datetime.now(dt.UTC) - DAY, dt.datetime.fromtimestamp(changed, dt.UTC))
+    entries = reversed(Journal(home.journal).entries())
+    return any(
+        entry.kind == "refusal" and entry.fields.get("code") == "policy" and entry.time > since for entry in entries
+    )
+
+
+def _is_choice(ledger: Ledger, charge: Charge, home: Home) -> bool:
+    """Whether the asker chooses now what this costs: not for an audit, nor in a run that has begun or was accepted."""
+    if charge.mechanism == "none" or charge.task == "audit":
+        return False
+    if charge.task != "train":
+        return True
+    offer = offer_digest(charge.run, charge.plan_digest)
+    accepted = (entry for entry in Journal(home.journal).entries() if entry.kind == "accepted")
+    is_accepted = any(entry.fields.get("request_digest") == offer for entry in accepted)
+    return ledger.plan_of(charge.run) != charge.plan_digest and not is_accepted
 
 
 def budget_refusal(history: History, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf) -> Refusal | None:
