@@ -9,10 +9,14 @@ from client.answers.statistics.mean_image import answer_mean_image
 from client.answers.statistics.request import answer_query
 from client.offers.answer import answer_offer
 from client.records.site_log import site_log
+from client.secure.rosters import answer_keys
+from client.secure.unmask import answer_unmask
 from client.settings import Home, find_home
 from client.training_request import handle
 from shared.messages.agreement.offer import OFFER_ACTION
 from shared.messages.audit import AUDIT_ACTION
+from shared.messages.secure_sum.keys import KEYS_ACTION
+from shared.messages.secure_sum.unmask import UNMASK_ACTION
 from shared.messages.statistics import MEAN_IMAGE_ACTION
 
 app = ClientApp()
@@ -56,6 +60,22 @@ def query_audit(message: Message, _context: Context) -> Message:
     home = find_home()
     with site_log(home):
         return answer_signed(message, home, "audit", answer_audit)
+
+
+@app.query(KEYS_ACTION)
+def query_secure_keys(message: Message, _context: Context) -> Message:
+    """Questions for this site's key in a run with masked updates."""
+    home = find_home()
+    with site_log(home):
+        return answer_signed(message, home, "secure_keys", answer_keys)
+
+
+@app.query(UNMASK_ACTION)
+def query_unmask(message: Message, _context: Context) -> Message:
+    """Questions for what removes the masks of a round's sum."""
+    home = find_home()
+    with site_log(home):
+        return answer_signed(message, home, "unmask", answer_unmask)
 
 
 def _trained(content: RecordDict, home: Home) -> RecordDict:

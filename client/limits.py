@@ -6,7 +6,7 @@ They are the site's own. What a request chooses outside of them is refused befor
 import math
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -101,6 +101,20 @@ class AuditPolicy(Section):
         ):
             raise ValueError(f"score_edges {list(self.score_edges)}: give finite numbers, each above the one before")
         return self
+
+
+class SecurePolicy(Section):
+    """What the site asks of rounds whose updates are masked, so that the coordinator sees their sum only."""
+
+    require: bool = False
+    """Refuse whatever would show the coordinator this site's own: updates that are not masked, exact statistics."""
+    min_peers: int = Field(3, ge=3, le=64)
+    """Fewest sites in a sum, this one included."""
+    max_colluding: int = Field(0, ge=0, le=62)
+    """Sites that may work together with the coordinator; with each, more of the others have to answer in a round."""
+    rosters: Literal["approved", "any"] = "approved"
+    """`approved`: only with sites whose names and keys the operator has approved; `any`: whoever the coordinator names.
+    """
 
 
 def _constants(experiment: Experiment) -> list[tuple[str, float]]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError
 
-from client.limits import AuditPolicy, Ranges
+from client.limits import AuditPolicy, Ranges, SecurePolicy
 from client.private_files import check_private, write_private
 from shared.errors import InputError
 from shared.experiment.config import Section, explain
@@ -56,6 +56,8 @@ class SitePolicy(Section):
     """Smallest and largest value of each constant that a request chooses."""
     audit: AuditPolicy = AuditPolicy()
     """How models are audited at the coordinator's request, and what that costs."""
+    secure: SecurePolicy = SecurePolicy()
+    """Masked updates: with whom, and how many."""
     image_count: Literal["hidden", "rounded", "exact"] = "hidden"
     """How the number of training images leaves the site; always hidden under DP."""
     image_count_grid: int = Field(100, ge=2)
@@ -167,6 +169,16 @@ class Home:
     def offers(self) -> Path:
         """Answers to the offers of the last 24 hours."""
         return self.path / "offers.json"
+
+    @property
+    def secure_sums(self) -> Path:
+        """For each run its key for secure sums, and what was said of the newest round."""
+        return self.path / "secure_sums"
+
+    @property
+    def rosters(self) -> Path:
+        """Rosters that were asked for and wait for approval."""
+        return self.path / "pending" / "rosters"
 
     @property
     def mean_images(self) -> Path:

@@ -27,6 +27,8 @@ from client.records.chain import Entry
 from client.records.journal import Journal
 from client.records.ledger import Ledger, open_ledger
 from client.records.replies import find_reply, keep_reply
+from client.secure.masked_update import mask_update, remember_leaving
+from client.secure.rosters import check_request
 from client.settings import Home, SiteConfig, load_settings
 from client.training.frozen_tensors import frozen_tensors
 from shared.messages.packing import encode
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("maskfed.client")
 RELEASED = ("epsilon", "delta", "is_unbounded", "epsilon_cap", "unit", "ledger head")
 """What each trained reply says of the ledger."""
+MASKED = "masked update, of no use alone"
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def answer(asked: Asked, journal: Journal) -> TrainReply:
         if stored := find_stored(asked):
             journal.write("resent", request_digest=asked.digest)
             log.info("run %s: the stored reply is sent again", asked.run)
+            remember_leaving(asked.request.header, asked.digest, asked.home)
             return stored
         accepted = review(asked, ledger)
         trained = train(charge(prepare(accepted), ledger), ledger)
@@ -136,12 +140,14 @@ def review(asked: Asked, ledger: Ledger) -> Accepted:
 
     Raises:
         RefusedError: with the code and reason that the coordinator is told.
+        SecureSumError: the roster of a masked round does not hold.
     """
     data = open_dataset(asked.home, asked.settings.image_size)
     refusal = rules.review(
         asked.request.header, asked.settings.policy, gather_facts(asked.home, asked.settings, asked.run, data, ledger)
     )
     if refusal is None:
+        check_request(asked.request.header, asked.digest, asked.home, asked.settings)
         return Accepted(asked, data)
     if refusal.code == "experiment_not_approved":
         keep_pending(asked.home, asked.request.header.experiment, asked.run)
@@ -185,7 +191,13 @@ def reply(trained: Trained, ledger: Ledger) -> TrainReply:
     """Only what is on the release list of client/README.md."""
     accepted = trained.charged.prepared.accepted
     asked, policy = accepted.asked, accepted.asked.settings.policy
-    experiment = asked.request.header.experiment
+    header = asked.request.header
+    experiment, dealing = header.experiment, None
+    if header.roster is None:
+        update = encode(trained.update, experiment.federation.wire_dtype)
+    else:
+        place = (header.roster, asked.digest, asked.home, asked.settings.alias)
+        update, dealing = mask_update(trained.update, header, *place)
     fields = {
         "request_digest": asked.digest,
         "status": "trained",
@@ -193,20 +205,22 @@ def reply(trained: Trained, ledger: Ledger) -> TrainReply:
         "scalars": released_scalars(trained.scalars, experiment, policy),
         **told_head(ledger),
         **told_fields(told_total(ledger, policy, epsilon_of), policy),
+        "dealing": dealing,
     }
-    return TrainReply(ReplyHeader.model_validate(fields), encode(trained.update, experiment.federation.wire_dtype))
+    return TrainReply(ReplyHeader.model_validate(fields), update)
 
 
 def keep(trained: Trained, answered: TrainReply, journal: Journal) -> TrainReply:
     """Store the reply for a repeated request, and note what leaves."""
     asked = trained.charged.prepared.accepted.asked
     keep_reply(asked.home.replies, asked.run, answered)
+    remember_leaving(asked.request.header, asked.digest, asked.home)
     header = answered.header
     assert answered.update is not None
     journal.write(
         "release",
         request_digest=header.request_digest,
-        numbers=["update", "num_examples", *sorted(header.scalars), *RELEASED],
+        numbers=["update" if header.dealing is None else MASKED, "num_examples", *sorted(header.scalars), *RELEASED],
         bytes=answered.update.nbytes,
         epsilon=header.epsilon,
         is_unbounded=header.is_unbounded,

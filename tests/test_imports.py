@@ -25,7 +25,7 @@ MAY_USE_FLOWERS_INTERNALS = (
     "server/federation/fleet/superlink.py",
     "server/federation/fleet/bundle.py",
 )
-WITH_FLWR = ("training", "envelope", "sealing", "agreement/offer")
+WITH_FLWR = ("training", "envelope", "sealing", "agreement/offer", "secure_sum/keys", "secure_sum/unmask")
 INSIDE_FUNCTIONS_ONLY = {"torch_fidelity", "onnxruntime", "diffusers"}
 WITHOUT_TORCH = (
     "client.answers.audit_request",
@@ -38,6 +38,7 @@ WITHOUT_TORCH = (
     "client.operator",
     "client.policy",
     "client.records",
+    "client.secure",
     "client.simulated",
     "client.training_request",
     "server.alignment",
@@ -53,18 +54,26 @@ WITHOUT_TORCH = (
     "shared.data",
     "shared.experiment",
     "shared.messages",
+    "shared.secure_aggregation",
     "shared.seeding",
     "shared.storage",
+    "shared.updates",
 )
 """Modules, and sub-packages with all of theirs, that load without torch: it takes half a gigabyte of memory."""
 LAYERS = {
     "shared": (
         {"shared.errors"},
         {"shared.experiment", "shared.random_numbers", "shared.seeding"},
-        {"shared.data.portraits", "shared.diffusion", "shared.storage"},
-        {"shared.data", "shared.evaluation", "shared.planning"},
+        {"shared.data.portraits", "shared.diffusion", "shared.storage", "shared.updates"},
+        {"shared.data", "shared.evaluation", "shared.planning", "shared.secure_aggregation"},
         {"shared.messages", "shared.training"},
-        {"shared.audits", "shared.commandline", "shared.evidence", "shared.messages.agreement"},
+        {
+            "shared.audits",
+            "shared.commandline",
+            "shared.evidence",
+            "shared.messages.agreement",
+            "shared.messages.secure_sum",
+        },
     ),
     "client": (
         {"client.limits", "client.private_files"},
@@ -72,7 +81,7 @@ LAYERS = {
         {"client.memory", "client.records"},
         {"client.data", "client.privacy.randomness"},
         {"client.policy", "client.privacy"},
-        {"client.training"},
+        {"client.secure", "client.training"},
         {"client.answers.statistics", "client.offers", "client.operator"},
         {"client.answers"},
         {"client.training_request"},
@@ -83,7 +92,7 @@ LAYERS = {
         {"server.evaluation.measures", "server.federation.fleet", "server.planning", "server.runs"},
         {"server.federation.client_level", "server.federation.messaging", "server.report", "server.training"},
         {"server.federation.updates"},
-        {"server.federation.acceptance"},
+        {"server.federation.acceptance", "server.federation.secure"},
         {"server.federation.rounds"},
         {"server.alignment", "server.evaluation", "server.evaluation.held_out", "server.federation", "server.release"},
         {"server.app", "server.simulation", "server.studies"},

@@ -23,7 +23,7 @@ from benchmarks.poison.start import start_of
 from benchmarks.poison.success import Yardsticks
 from benchmarks.poison.summary import summarise
 from client.simulated.adversary import Adversary
-from server.federation.updates.norm_bound import norm_bound
+from shared.updates.norm_bound import norm_bound
 
 SEED = 0
 SEEDS = (0, 1, 2)

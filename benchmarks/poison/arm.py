@@ -20,10 +20,10 @@ from server.federation.updates.aggregation import (
     FixedPointSum,
     UpdateError,
     check_update,
+    clip_factor,
     site_weight,
 )
 from server.federation.updates.global_model import GlobalModel
-from server.federation.updates.norm_bound import clip_factor, norm_bound
 from server.federation.updates.step import ServerStep
 from server.simulation.adversaries import Kind, poisoned_pictures
 from shared.data.image_set import ImageCache
@@ -33,6 +33,7 @@ from shared.messages.packing import pack, unpack
 from shared.seeding import Streams
 from shared.training.engine import Engine, run_training
 from shared.training.weights import load_weights
+from shared.updates.norm_bound import norm_bound
 
 Flat = NDArray[np.float32]
 PATIENCE = 20

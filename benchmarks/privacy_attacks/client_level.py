@@ -17,9 +17,10 @@ from benchmarks.privacy_attacks.outcome import Outcome
 from server.federation.client_level.ledger import CentralLedger, NoiseKeys
 from server.federation.client_level.mechanism import central_epsilon, grid_noise, sensitivity
 from server.federation.rounds.selection import choose
-from server.federation.updates.aggregation import CLIP_MARGIN, SCALE_BITS, FixedPointSum
+from server.federation.updates.aggregation import FixedPointSum
 from shared.experiment.config import Experiment, parse_experiment
 from shared.seeding import derive_seed
+from shared.updates.fixed_point import CLIP_MARGIN, SCALE_BITS
 
 NUM_ELEMENTS = 64
 BOUND, DELTA, Z, LOUD = 1.0, 1e-5, 10.0, 20.0

@@ -20,6 +20,8 @@ from shared.messages.envelope import header_record, read_header
 from shared.messages.packing import MessageError
 from shared.messages.request_key import check_certificate, serial_of
 from shared.messages.sealing import Seal, digests_of, read_seal, seal_reply
+from shared.messages.secure_sum.keys import KeysAnswer
+from shared.messages.secure_sum.unmask import UnmaskAnswer
 from shared.messages.signature import Purpose, SignatureError, Statement, check_signature, read_key
 from shared.messages.statistics import MeanImageAnswer, StatisticsAnswer
 from shared.messages.training import RefusalCode, ReplyHeader
@@ -117,5 +119,7 @@ def _refusal(purpose: Purpose, code: RefusalCode, reason: str) -> RecordDict:
         "audit": AuditAnswer(status="refused", refusal=code, reason=reason),
         "mean_image": MeanImageAnswer(request_digest=UNKNOWN_REQUEST, status="refused", refusal=code, reason=reason),
         "statistics": StatisticsAnswer(status="refused", reason=reason),
+        "secure_keys": KeysAnswer(status="refused", refusal=code, reason=reason),
+        "unmask": UnmaskAnswer(status="refused", request_digest=UNKNOWN_REQUEST, refusal=code, reason=reason),
     }
     return RecordDict({"arrays": ArrayRecord(), "header": header_record(headers[purpose])})

@@ -243,6 +243,7 @@ def leave(
         save_settings(place, settings.model_copy(update={"policy": closed}))
         for key in (NODE_KEY, SIGNING_KEY):
             (place.path / key).unlink(missing_ok=True)
-        shutil.rmtree(place.replies, ignore_errors=True)
+        for folder in (place.replies, place.secure_sums):
+            shutil.rmtree(folder, ignore_errors=True)
         Journal(place.journal).write("left", address=settings.address)
     typer.echo(f"left {settings.address}; ask the coordinator for `maskfed-server sites remove {settings.alias}`")

@@ -73,5 +73,5 @@ def describe(policy: SitePolicy) -> str:
     return (
         f"tasks {', '.join(policy.tasks) or 'none'}; {private}; noise multiplier from {policy.min_noise_multiplier:g}; "
         f"at most {policy.max_steps_per_round} steps per round and {policy.max_rounds_per_day} rounds per day; {asks}"
-        f"{audits}"
+        f"{audits}{'; updates leave masked only' if policy.secure.require else ''}"
     )

@@ -33,6 +33,11 @@ def in_words(home: Home, settings: SiteConfig, experiment: Experiment, probe_sec
         f"{federation.rounds} rounds of {federation.local_steps} steps, model {model.size} at {model.image_size} "
         f"pixels, learning rate {experiment.optim.lr:g}, trains {', '.join(federation.trainable)}"
     )
+    if federation.secure:
+        yield (
+            "updates are masked: the coordinator sees sums only, of at least "
+            f"{max(federation.min_replies, settings.policy.secure.min_peers)} sites"
+        )
     refusals = _other_refusals(home, settings, experiment)
     if experiment.privacy.mechanism == "none":
         yield "WITHOUT differential privacy: images can be reconstructed from such updates, the total is `unbounded`"

@@ -23,6 +23,7 @@ FIRST = ("task", "what", "run", "server_round")
 """Fields that an event's line begins with."""
 CURES = {
     "experiment_not_approved": "read and approve it: `maskfed-client approve list`",
+    "roster_not_approved": "compare the sites' keys: `maskfed-client approve list`",
     "code_not_approved": "`maskfed-client approve code`, after an upgrade",
     "data_not_ready": "see `maskfed-client doctor`",
     "ledger_damaged": "see `maskfed-client ledger verify`",

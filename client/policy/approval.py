@@ -1,6 +1,7 @@
 """What the operator has approved, one digest per line in `approved.txt`.
 
-Client code, experiments, projections of private statistics, and the public reference models of audits.
+Client code, experiments, projections of private statistics, the public reference models of audits, and the sites that
+this one adds up with.
 """
 
 import datetime as dt
@@ -18,7 +19,7 @@ from shared.messages.training import experiment_digest
 
 MOST_PENDING = 20
 """Older waiting experiments are dropped: a coordinator must not fill the disk."""
-Kind = Literal["code", "experiment", "projection", "reference", "refused"]
+Kind = Literal["code", "experiment", "projection", "reference", "refused", "peer"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _OPPOSITES: dict[Kind, Kind] = {"experiment": "refused", "refused": "experiment"}
 
@@ -33,6 +34,8 @@ class Approved:
     references: frozenset[str] = frozenset()
     refused: frozenset[str] = frozenset()
     """Experiments that the operator has decided against: they wait no more."""
+    peers: frozenset[str] = frozenset()
+    """Sites, by name and key, whose updates this site's may be added to."""
 
 
 def read_approved(home: Home) -> Approved:

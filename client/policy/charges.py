@@ -67,8 +67,8 @@ def released_count(num_images: int, experiment: Experiment, policy: SitePolicy) 
 
 
 def released_scalars(scalars: dict[str, float], experiment: Experiment, policy: SitePolicy) -> dict[str, float]:
-    """The numbers beside the update that policy lists; under DP time alone, in whole minutes, rounded up."""
-    if experiment.privacy.mechanism == "none":
+    """The numbers beside the update that policy lists; under DP or masks time alone, in whole minutes, rounded up."""
+    if experiment.privacy.mechanism == "none" and not experiment.federation.secure:
         return {name: value for name, value in scalars.items() if name in policy.release_scalars}
     if "seconds" not in policy.release_scalars:
         return {}

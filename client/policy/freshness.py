@@ -3,7 +3,8 @@
 A signature proves who asked, not when. Whoever holds the messages between coordinator and site could deliver an old one
 once more, and the site would compute and be charged again. So every question says when it was asked and until when it
 stands; a site refuses one whose time is over, and one that is older than the newest of its kind and run. The same
-training request again is let through: it gets the stored reply. Nothing else is stored, so nothing else is let through.
+request for training, or for what removes masks, is let through again: it gets the stored answer. Nothing else is
+stored, so nothing else is let through.
 """
 
 import json
@@ -13,6 +14,8 @@ from pathlib import Path
 from client.private_files import write_private
 from shared.messages.signature import SignatureError, Statement
 
+STORED = ("train", "unmask")
+"""Purposes whose answers are stored, and sent again as they were."""
 Times = dict[str, tuple[int, int]]
 """By kind and run: when the newest question was asked and until when it stands, Unix time in milliseconds."""
 
@@ -39,7 +42,7 @@ def check_fresh(file: Path, asked: Statement) -> None:
     known = _read(file)
     newest, _ = known.get(key, (-1, 0))
     is_repeated = asked.issued_ms == newest
-    if asked.issued_ms < newest or (is_repeated and asked.purpose != "train"):
+    if asked.issued_ms < newest or (is_repeated and asked.purpose not in STORED):
         what = "the same" if is_repeated else "a newer"
         raise ReplayError(f"{what} {asked.purpose} request of run {asked.run} was taken already")
     if not is_repeated:

@@ -12,6 +12,7 @@ from shared.errors import InputError
 from shared.messages.packing import MessageError
 from shared.messages.signature import SignatureError
 from shared.messages.training import RefusalCode
+from shared.secure_aggregation.roster import SecureSumError
 
 FAILED = "the site's work failed; its operator finds the cause in the site's log"
 UNKNOWN_REQUEST = "0" * 64
@@ -35,8 +36,9 @@ class PolicyError(InputError):
 
 TOLD: dict[type[Exception], RefusalCode] = {
     PolicyError: "task_not_allowed",
+    SecureSumError: "secure_sum",
 }
-"""Errors whose own text leaves: made of policy and public constants only."""
+"""Errors whose own text leaves: made of policy, public constants and the names of sites only."""
 FIXED: dict[type[Exception], tuple[RefusalCode, str]] = {
     NotScannedError: ("data_not_ready", "the site's images are not scanned"),
     OutdatedDataError: ("data_not_ready", "the site's images were scanned again meanwhile"),

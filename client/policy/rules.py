@@ -90,6 +90,7 @@ def mean_image_refusals(experiment: Experiment, policy: SitePolicy, facts: Facts
 
 
 def _constants(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
+    yield from _secure(experiment, policy)
     yield from _privacy(experiment, policy, facts)
     yield from _limits(experiment, policy, facts)
     yield from _data(experiment, facts)
@@ -142,6 +143,18 @@ def _plan(header: RequestHeader, facts: Facts) -> Iterator[Refusal]:
     rounds = header.experiment.federation.rounds
     if header.server_round > rounds or facts.committed_rounds >= rounds:
         yield Refusal("plan_changed", f"the plan of this run has {rounds} rounds, and they are over")
+
+
+def _secure(experiment: Experiment, policy: SitePolicy) -> Iterator[Refusal]:
+    federation, secure = experiment.federation, policy.secure
+    if secure.require and not federation.secure:
+        yield Refusal("secure_sum", "this site trains only where its update is masked: federation.secure")
+    if federation.secure and federation.secure_colluding < secure.max_colluding:
+        text = f"this site counts with {secure.max_colluding} sites that work together with the coordinator"
+        yield Refusal("secure_sum", f"{text}: raise federation.secure_colluding {federation.secure_colluding}")
+    if federation.secure and federation.min_replies < secure.min_peers:
+        text = f"this site asks for {secure.min_peers} updates in a sum"
+        yield Refusal("secure_sum", f"{text}: raise federation.min_replies {federation.min_replies}")
 
 
 def _privacy(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:

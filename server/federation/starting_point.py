@@ -12,6 +12,7 @@ from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.experiment.trainable import select_trainable
 from shared.messages.packing import Manifest, pack
+from shared.secure_aggregation.roster import MAX_SITES
 from shared.storage.checkpoint import load_group, load_meta, resolve_checkpoint
 from shared.storage.versions import git_commit
 
@@ -31,6 +32,8 @@ def check_sites(experiment: Experiment, num_sites: int) -> None:
             raise InputError(
                 f"federation.{field} {asked} is above the {num_sites} registered sites: add sites or lower it"
             )
+    if config.secure and num_sites > MAX_SITES:
+        raise InputError(f"federation.secure: {num_sites} registered sites, a secure sum has at most {MAX_SITES}")
     asked = num_asked(config, num_sites)
     if config.min_replies > asked:
         raise InputError(

@@ -116,6 +116,8 @@ def prepare(options: Simulate) -> Experiment:
     source = find_init(options.init or experiment.train.init)
     check_fits(source, experiment)
     adversaries = parse_adversaries(options.adversary, options.num_sites) if options.adversary else None
+    if adversaries is not None and experiment.federation.secure:
+        raise InputError("--adversary does not go with federation.secure: an adversary changes what it sends openly")
     held_out = find_held_out(options.held_out)
     asked = _asked(options, experiment, source)
     if (options.out / ASKED_FILE).exists():
@@ -164,6 +166,7 @@ def _site_template(experiment: Experiment, gpus_per_site: float) -> dict[str, ob
         "max_rounds_per_day": 1_000_000,
         "image_count": "hidden" if is_private else "exact",
         "release_scalars": ["loss", "seconds"],
+        "secure": {"rosters": "any"},
     }
     return {
         "seed": experiment.train.seed,

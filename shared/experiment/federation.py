@@ -10,6 +10,11 @@ MAX_CENTRAL_NOISE = 2.0**20
 """Deviation of the noise of client-level DP on a sum of 64-bit integers in steps of 2^-36: 32 of it fit."""
 
 
+MIN_SECURE = 3
+"""Fewest updates in a sum that hides them."""
+OF_TWO = "of a sum of two each site could take its own away"
+
+
 class FederationConfig(Section):
     """The rounds of `finetune`."""
 
@@ -76,6 +81,12 @@ class FederationConfig(Section):
     """Client-level DP by the coordinator: noise of this times `max_update_norm` on each round's sum; 0: none."""
     central_delta: float = Field(1e-5, gt=0, lt=1)
     """Delta of the epsilon that client-level DP reports."""
+    secure: bool = False
+    """Whether sites mask their updates, so that the coordinator sees the sum of a round's updates only."""
+    secure_bits: Literal[32, 64] = 64
+    """Of one masked number: 64 sums as exactly as open updates do, 32 travels as they do and rounds more coarsely."""
+    secure_colluding: int = Field(0, ge=0, le=62)
+    """Sites that may work together with the coordinator; each takes away half a drop-out that a round can stand."""
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:
@@ -89,6 +100,38 @@ class FederationConfig(Section):
     def _quorum_decides(self) -> Self:
         if self.quorum and self.quorum < self.min_replies:
             raise ValueError(f"quorum {self.quorum} is below min_replies {self.min_replies}: raise it")
+        return self
+
+    @model_validator(mode="after")
+    def _secure(self) -> Self:
+        """What takes more than a sum, and what would make one update of it."""
+        if not self.secure:
+            return self
+        per_round = 0 if self.central_noise_multiplier else self.sites_per_round
+        for is_wrong, key, value, why in (
+            (
+                self.update_norm_action != "clip",
+                "update_norm_action",
+                self.update_norm_action,
+                "nobody sees the length of one update, so each site clips its own: use clip",
+            ),
+            (
+                self.weighting != "equal",
+                "weighting",
+                self.weighting,
+                "nobody can check what one site claims to weigh: use equal",
+            ),
+            (self.min_replies < MIN_SECURE, "min_replies", self.min_replies, f"give at least {MIN_SECURE}: {OF_TWO}"),
+            (per_round, "sites_per_round", per_round, "all sites of the roster have to be asked: leave it out"),
+            (
+                self.sites_fraction,
+                "sites_fraction",
+                self.sites_fraction,
+                "all sites of the roster have to be asked: leave it out",
+            ),
+        ):
+            if is_wrong:
+                raise ValueError(f"{key} {value!r} does not go with secure: {why}")
         return self
 
     @model_validator(mode="after")

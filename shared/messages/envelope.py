@@ -70,8 +70,8 @@ def parse_header(text: object) -> Any:  # noqa: ANN401  # JSON, validated by the
     return header
 
 
-def read_array(content: RecordDict, name: str, num_elements: int) -> NDArray[Any]:
-    """A flat array of a message.
+def read_array(content: RecordDict, name: str, num_elements: int, item_bytes: int = 4) -> NDArray[Any]:
+    """A flat array of a message, of at most `item_bytes` bytes an element.
 
     Raises:
         MessageError: it is missing, not (num_elements,), or not readable.
@@ -83,7 +83,7 @@ def read_array(content: RecordDict, name: str, num_elements: int) -> NDArray[Any
     # The declared shape is checked before the bytes are parsed: a hostile size must not cost memory.
     if tuple(array.shape) != (num_elements,):
         raise MessageError(f"array {name!r} has shape {tuple(array.shape)}, agreed was ({num_elements},)")
-    if len(array.data) > num_elements * 4 + 1024:
+    if len(array.data) > num_elements * item_bytes + 1024:
         raise MessageError(f"array {name!r} carries {len(array.data)} bytes for {num_elements} elements")
     try:
         value: NDArray[Any] = array.numpy()

@@ -24,7 +24,7 @@ DOMAIN = b"maskfed message 2"
 SIGNATURE_BYTES = 64
 KEY_PATTERN = r"^[0-9a-f]{64}$"
 """A public key as text: its 32 bytes, hexadecimal."""
-Purpose = Literal["train", "offer", "audit", "statistics", "mean_image"]
+Purpose = Literal["train", "offer", "audit", "statistics", "mean_image", "secure_keys", "unmask"]
 Direction = Literal["request", "reply"]
 PURPOSES: dict[str, Purpose] = {
     "train": "train",
@@ -32,6 +32,8 @@ PURPOSES: dict[str, Purpose] = {
     "query.audit": "audit",
     "query.offer": "offer",
     "query.mean_image": "mean_image",
+    "query.secure_keys": "secure_keys",
+    "query.unmask": "unmask",
 }
 """Purpose by the message type that routes a message to its handler; a type that is not listed is never sent."""
 

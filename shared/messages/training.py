@@ -17,6 +17,8 @@ from shared.experiment.config import Experiment, Section
 from shared.messages.envelope import canonical_json, header_record, read_array, read_header, validated
 from shared.messages.packing import Manifest, MessageError, array_digest, decode, encode
 from shared.messages.text import Epsilon, Figure, Line
+from shared.secure_aggregation.dealing import Dealing
+from shared.secure_aggregation.roster import Roster
 
 RefusalCode = Literal[
     "schema",
@@ -41,12 +43,14 @@ RefusalCode = Literal[
     "ledger_damaged",
     "ledger_busy",
     "base_missing",
+    "roster_not_approved",
+    "secure_sum",
     "disk_full",
     "clock",
     "failed",
 ]
 """Why a site said no; `base_missing` asks for the frozen tensors, `policy` keeps its reason for the site's operator,
-`failed` is an error of the site's own training."""
+`secure_sum` is said of what a round asks of its masked sum, `failed` is an error of the site's own training."""
 ScalarName = Literal["loss", "grad_norm", "seconds"]
 """What a site may release of a round, by policy."""
 
@@ -67,6 +71,8 @@ class RequestHeader(Section):
     """Frozen tensors."""
     base_digest: str = Field("", pattern=r"^([0-9a-f]{64})?$")
     """SHA-256 of the packed frozen tensors (float32); empty when nothing is frozen."""
+    roster: Roster | None = None
+    """Whose updates the round adds up; None where it sees them, and in offers, which come before the roster."""
 
 
 class ReplyHeader(Section):
@@ -94,6 +100,8 @@ class ReplyHeader(Section):
     """Charges and completed charges of the site's ledger; entries of other kinds are not counted."""
     ledger_hash: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     """Of its newest entry."""
+    dealing: Dealing | None = None
+    """Sealed shares of the round's masks, with a masked update."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -155,8 +163,13 @@ class TrainReply:
         return RecordDict({"arrays": ArrayRecord(arrays), "header": header_record(self.header)})
 
     @classmethod
-    def from_record(cls, content: RecordDict, num_elements: int) -> "TrainReply":
+    def from_record(cls, content: RecordDict, num_elements: int, item_bytes: int = 4) -> "TrainReply":
         """Parse a reply; the update is left in wire form and is popped from `content`, so that it can be freed.
+
+        Args:
+            content: of the message.
+            num_elements: that were agreed.
+            item_bytes: most bytes of one element: 8 for updates that 64-bit masks hide.
 
         Raises:
             MessageError: unknown schema or keys, or an update whose length is not `num_elements`.
@@ -164,7 +177,7 @@ class TrainReply:
         header = validated(ReplyHeader, read_header(content))
         if header.status == "refused":
             return cls(header)
-        update = read_array(content, "update", num_elements)
+        update = read_array(content, "update", num_elements, item_bytes)
         content.array_records["arrays"].pop("update")
         return cls(header, update)
 

@@ -41,6 +41,8 @@ class Site:
     offer: Callable[[RecordDict], Answer] = lambda _: answer_record(OfferAnswer(status="accepted"))
     """Its answer to an offer, which is not counted in `asked`."""
     offered: int = 0
+    queries: dict[str, Callable[[RecordDict], Answer]] = field(default_factory=dict)
+    """Its answers to other questions, by message type; like offers, they are not counted in `asked`."""
 
 
 @dataclass
@@ -87,8 +89,11 @@ class FakeGrid:
 
     def _work(self, message_id: str, message: Message) -> None:
         site = self.sites[message.metadata.dst_node_id]
-        is_offer = message.metadata.message_type == f"query.{OFFER_ACTION}"
-        if is_offer:
+        kind = message.metadata.message_type
+        is_offer = kind == f"query.{OFFER_ACTION}" or kind in site.queries
+        if kind in site.queries:
+            answer = site.queries[kind](message.content)
+        elif is_offer:
             site.offered += 1
             answer = site.offer(message.content)
         else:

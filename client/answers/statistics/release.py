@@ -101,6 +101,8 @@ def check_policy(policy: SitePolicy, plan: StatisticsPlan) -> None:
     if plan.kind == "exact":
         if policy.require_dp:
             raise PolicyError("exact statistics are a release without DP: policy.require_dp forbids it")
+        if policy.secure.require:
+            raise PolicyError("exact statistics are this site's own, in no sum: policy.secure.require forbids them")
         return
     if plan.projection is None or not plan.noise_multiplier >= policy.min_noise_multiplier:
         raise PolicyError(

@@ -29,7 +29,8 @@ class Acceptance:
         self.num_rolled_back = 0
         self._losses: dict[str, float] = {}
         config = experiment.federation
-        is_kept = self.is_on and config.keep_replies and not config.central_noise_multiplier
+        is_hidden = config.central_noise_multiplier or config.secure
+        is_kept = self.is_on and config.keep_replies and not is_hidden
         self.replies = KeptReplies(self.check.folder / REPLIES) if is_kept else None
 
     @property

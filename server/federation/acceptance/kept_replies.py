@@ -1,7 +1,8 @@
 """A round's updates on the coordinator's disk until the round is accepted, so that a jump can be traced to a site.
 
 As large as what travelled: sites x 4 bytes per trained number (2 as bfloat16), in a folder of mode 0700; nothing of it
-is in memory. Under client-level DP nothing is kept: which site it was would be told without noise.
+is in memory. Under client-level DP nothing is kept: which site it was would be told without noise. Masked
+updates say nothing.
 """
 
 import json

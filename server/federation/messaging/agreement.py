@@ -6,8 +6,6 @@ whom it must: new sites, those that have not answered, and everybody when anythi
 
 import json
 import logging
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,8 @@ from typing import Any, Literal, Protocol
 
 from flwr.app import MessageType
 
-from server.federation.messaging.exchange import Arrival, Exchange
-from server.federation.messaging.sender import Forgeries
+from server.federation.messaging.asking import Answer, Asked, Asking
 from server.federation.messaging.transport import Grid, Timing
-from shared.errors import InputError
 from shared.messages.agreement.offer import OFFER_ACTION, OfferAnswer, offer_record, read_answer
 from shared.messages.agreement.plan import plan_digest
 from shared.messages.training import RequestHeader
@@ -27,11 +23,10 @@ from shared.storage.runlog import RunLog
 
 log = logging.getLogger("maskfed.server")
 ANSWERS_FILE = "offers.json"
-MOST_QUESTIONS = 3
-"""Times that a site is asked whose node goes away before it has answered."""
 LONGEST_PAUSE = 64
 """Rounds until a site that goes on refusing is asked again."""
 Status = Literal["accepted", "refused", "late", "failed", "rejected", "offline", "withdrawn"]
+_STATUS: dict[str, Status] = {"late": "late", "failed": "failed", "rejected": "rejected"}
 
 
 class Refused(Protocol):
@@ -83,8 +78,14 @@ class Agreement:
         asked = {site: node for site, node in nodes.items() if self._must_ask(site, header.server_round)}
         if not asked:
             return False
-        for site, outcome in _Asking(self._grid, header, self._timing, asked).outcomes(attend).items():
-            self.note(site, outcome, header.server_round)
+        record, seconds = offer_record(header), self._timing.question_seconds(len(asked))
+        questions = {site: Asked(node_id, record) for site, node_id in asked.items()}
+        kind = f"{MessageType.QUERY}.{OFFER_ACTION}"
+        asking = Asking(
+            self._grid, self._timing, questions, kind, header.server_round, lambda _, each: read_answer(each.content)
+        )
+        for site, found in asking.answers(seconds, attend).items():
+            self.note(site, _outcome(found), header.server_round)
         return True
 
     def accepted(self, sites: Iterable[str]) -> list[str]:
@@ -137,80 +138,10 @@ class Agreement:
             log.warning("%s is damaged: all sites are asked again", self._path)
 
 
-class _Asking:
-    """One offer to several sites, until each has answered or the deadline has come."""
-
-    def __init__(self, grid: Grid, header: RequestHeader, timing: Timing, nodes: Mapping[str, int]) -> None:
-        self._header, self._timing, self._nodes = header, timing, dict(nodes)
-        self._record = offer_record(header)
-        self._found: dict[str, Outcome] = {}
-        self._questions = dict.fromkeys(nodes, 1)
-        self._lost: dict[str, str] = {}
-        self._lock = threading.Lock()
-        self._changed = threading.Event()
-        self._forgeries = Forgeries()
-        grid.allow(0)
-        self._exchange = Exchange(grid, self._arrived, timing)
-
-    def outcomes(self, attend: Callable[[], None]) -> dict[str, Outcome]:
-        """Ask, wait, and say what became of each site."""
-        seconds = self._timing.offer_seconds + self._timing.offer_seconds_per_site * len(self._nodes)
-        deadline = time.monotonic() + seconds
-        try:
-            self._push(self._nodes, deadline)
-            while len(self._found) < len(self._nodes) and time.monotonic() < deadline:
-                self._exchange.raise_fatal()
-                self._ask_lost(deadline)
-                attend()
-                self._changed.wait(self._timing.poll_seconds)
-                self._changed.clear()
-        finally:
-            self._exchange.close()
-        self._exchange.raise_fatal()
-        forged = self._forgeries.take().get("forged")
-        silent = f"no answer to the offer within {seconds:g} s" + ("; forged ones were dropped" if forged else "")
-        with self._lock:
-            return {site: self._found.get(site, Outcome("late", silent)) for site in self._nodes}
-
-    def _push(self, nodes: Mapping[str, int], deadline: float) -> None:
-        kind = f"{MessageType.QUERY}.{OFFER_ACTION}"
-        self._exchange.push(self._record, nodes, self._header.server_round, deadline, kind)
-
-    def _ask_lost(self, deadline: float) -> None:
-        with self._lock:
-            again = {site: self._nodes[site] for site in self._lost}
-            self._lost.clear()
-        if again:
-            self._push(again, deadline)
-
-    def _arrived(self, arrival: Arrival) -> None:
-        """Runs in a puller's thread."""
-        site = arrival.site
-        if arrival.is_forged:
-            self._forgeries.add(site, arrival.problem)
-            return
-        with self._lock:
-            if site in self._found:
-                return
-            self._changed.set()
-            if arrival.message is not None:
-                self._found[site] = _outcome(arrival)
-            elif arrival.is_lost and self._questions[site] < MOST_QUESTIONS:
-                self._questions[site] += 1
-                self._lost[site] = arrival.problem
-            else:
-                # Code that its operator has to approve is a no like any other: asking again does not change it.
-                status: Status = "refused" if "code_not_approved" in arrival.problem else "failed"
-                self._found[site] = Outcome(status, arrival.problem)
-
-
-def _outcome(arrival: Arrival) -> Outcome:
-    assert arrival.message is not None
-    try:
-        answer = read_answer(arrival.message.content)
-    except InputError as error:
-        return Outcome("rejected", str(error))
-    except Exception as error:  # whatever one answer makes a parser raise costs that answer only
-        return Outcome("rejected", f"the answer cannot be read ({type(error).__name__})")
-    reason = "; ".join(f"{each.code}: {each.text}" for each in answer.reasons)
-    return Outcome(answer.status, reason, answer)
+def _outcome(found: Answer[OfferAnswer]) -> Outcome:
+    if found.value is None:
+        # Code that its operator has to approve is a no like any other: asking again does not change it.
+        status: Status = "refused" if "code_not_approved" in found.problem else _STATUS[found.status]
+        return Outcome(status, found.problem)
+    reason = "; ".join(f"{each.code}: {each.text}" for each in found.value.reasons)
+    return Outcome(found.value.status, reason, found.value)

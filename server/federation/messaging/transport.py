@@ -84,11 +84,15 @@ class Timing:
     absent_grace_seconds: float = 20.0
     """How long a round waits for registered sites beyond `min_available`, unless they were absent in the last one."""
     offer_seconds: float = 300.0
-    """How long an offer waits for answers ..."""
+    """How long an offer, or another question without arrays, waits for answers ..."""
     offer_seconds_per_site: float = 3.0
     """... and so much longer for each site that is asked."""
     report_seconds: float = 30.0
     """Between two log lines about the same wait."""
+
+    def question_seconds(self, num_sites: int) -> float:
+        """How long a question beside the training requests waits for the answers of so many sites."""
+        return self.offer_seconds + self.offer_seconds_per_site * num_sites
 
     def pause(self, waited: float, num_open: int) -> float:
         """Seconds until the next look for an answer: a tenth of those waited for it, so that no round waits long.

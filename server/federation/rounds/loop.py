@@ -3,7 +3,7 @@
 import logging
 import time
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from server.federation.acceptance.acceptance import Acceptance
 from server.federation.acceptance.check import CheckError
@@ -12,10 +12,13 @@ from server.federation.messaging.agreement import Agreement
 from server.federation.messaging.exchange import Arrival, Exchange
 from server.federation.messaging.sender import Forgeries
 from server.federation.messaging.transport import Grid, Timing
+from server.federation.rounds.observer import Observer
 from server.federation.rounds.presence import Presence, TooFewSitesError
 from server.federation.rounds.request import Closings, Question, header_of
+from server.federation.rounds.secure_round import SecureRounds
 from server.federation.rounds.selection import Attendance, choose
 from server.federation.rounds.tally import TRANSIENT_STATES, SiteRecord, Tally
+from server.federation.secure.rosters import RosterError
 from server.federation.updates.global_model import GlobalModel, load_global, round_folder, save_global
 from server.federation.updates.step import ServerStep
 from server.runs.stages import Stages
@@ -35,22 +38,6 @@ class RunFailedError(RuntimeError):
     def __init__(self, reason: str, *, is_final: bool) -> None:
         super().__init__(reason)
         self.is_final = is_final
-
-
-class Observer(Protocol):
-    """What the round loop tells while it works."""
-
-    def progress(self, server_round: int, stage: str, sites: dict[str, str]) -> None:
-        """The stage of the current round, and each site's state."""
-
-    def attend(self) -> None:
-        """A moment for the observer's own work, several times a minute; it must not block."""
-
-    def round_done(self, server_round: int) -> None:
-        """A round's checkpoint is complete."""
-
-    def oldest_needed(self) -> int | None:
-        """Round of the oldest checkpoint that somebody still has to read; None: nobody does."""
 
 
 class Rounds:
@@ -76,6 +63,7 @@ class Rounds:
         self.tally: Tally | None = None
         self._agreement = Agreement(grid, run_folder, self.metrics, self.timing)
         self._presence = Presence(self.exchange, registry, self.config, self._agreement)
+        self._secure = SecureRounds(grid, experiment, run_folder, registry, self.metrics, self.timing)
         self._step = ServerStep(experiment, run, registry.path.parent)
         self._stages = Stages()
         self._closings = Closings(run_folder)
@@ -132,7 +120,7 @@ class Rounds:
         if folder is None:
             raise InputError(f"run {self.run}: no complete checkpoint in {self.checkpoints}; start the run again")
         model = load_global(folder, self.experiment)
-        self.exchange.expect(model.weights.nbytes)
+        self.exchange.expect(self._secure.reply_bytes(model.weights.nbytes))
         self._attendance = Attendance(model.record.get("attendance", {}))
         events = read_metrics(self.metrics.path)
         if model.record and model.server_round not in {each["round"] for each in events if each["kind"] == "round"}:
@@ -156,8 +144,11 @@ class Rounds:
         with self._stages.stage("check"):
             self._progress(model.server_round, "checking", tally)
             changes |= self._acceptance.judge(model, changes, self.observer.attend)
+        if tally.problem:
+            record["unmasking"] = tally.problem
+            changes |= {} if changes["weights_changed"] else {"reason": tally.problem}
         record |= {"bytes_sent": bytes_sent, "bytes_received": tally.bytes_received, **changes}
-        is_vain = not tally.sum.count and not self.config.central_noise_multiplier
+        is_vain = not tally.in_state("answered") and not self.config.central_noise_multiplier
         if is_vain and not any(each.code == "closed" for each in tally.in_state("late")):
             self._fail(record, tally)
         self._attendance.note(record)
@@ -165,6 +156,7 @@ class Rounds:
             record["attendance"] = self._attendance.state
         self._progress(model.server_round, "checkpoint", tally)
         self._keep(model, record)
+        self._secure.clear()
         self.observer.round_done(model.server_round)
         self.observer.attend()
         self._prune(model.server_round)
@@ -197,11 +189,12 @@ class Rounds:
                     here = self._presence.agreeing(
                         header_of(model, self.experiment, self.run), here, self.observer.attend
                     )
-                    self.exchange.expect(model.weights.nbytes)
-            except TooFewSitesError as error:
+                    here = self._secure.members(here, self.observer.attend)
+                    self.exchange.expect(self._secure.reply_bytes(model.weights.nbytes))
+            except (TooFewSitesError, RosterError) as error:
                 raise RunFailedError(str(error), is_final=error.is_final) from error
         if not self.config.central_noise_multiplier:
-            here = self._attendance.willing(here, server_round, max(self.config.min_available, self.config.min_replies))
+            here = self._attendance.willing(here, server_round, max(self.config.min_available, self._secure.num_needed))
         registered = [site.alias for site in self.registry.active()]
         return [here[site] for site in choose(self.experiment, server_round, registered, here)]
 
@@ -213,21 +206,26 @@ class Rounds:
         """Send the round's request and wait for the outcomes; they, and how many bytes were sent."""
         with self._stages.stage("prepare"):
             deadline = time.monotonic() + self.config.round_deadline_seconds
-            question = Question(self.exchange, model, self.experiment, self.run, deadline)
+            question = Question(self.exchange, model, self.experiment, self.run, deadline, self._secure.roster)
             known = self._closings.known(question.digest)
             sites = sites if known is None else [record for record in sites if record.site in known]
             tally = Tally(question.header, question.digest, sites, self._acceptance.replies)
-        self.tally = tally
-        self._progress(question.header.server_round, "sending", tally)
-        with self._stages.stage("push"):
-            question.push(sites)
-        with self._stages.stage("train"):
-            question.wait(
-                tally, lambda: self._attend(question.header.server_round, tally), is_repeated=known is not None
-            )
-        if self.config.quorum:
-            self._closings.keep(question.digest, [record.site for record in tally.in_state("answered")])
-        self.tally = None
+        if not self._secure.take_up(tally):
+            self.tally = tally
+            self._progress(question.header.server_round, "sending", tally)
+            with self._stages.stage("push"):
+                question.push(sites)
+            with self._stages.stage("train"):
+                question.wait(
+                    tally, lambda: self._attend(question.header.server_round, tally), is_repeated=known is not None
+                )
+            if self.config.quorum:
+                self._closings.keep(question.digest, [record.site for record in tally.in_state("answered")])
+            self.tally = None
+        if self._secure.is_on:
+            self._progress(question.header.server_round, "unmasking", tally)
+            with self._stages.stage("unmask"):
+                self._secure.unmask(tally, self.observer.attend)
         return tally, question.bytes_sent
 
     def _attend(self, server_round: int, tally: Tally) -> None:

@@ -15,6 +15,7 @@ from shared.experiment.config import Experiment
 from shared.experiment.federation import FederationConfig
 from shared.messages.packing import Manifest, array_digest, decode, encode
 from shared.messages.training import RequestHeader, TrainRequest
+from shared.secure_aggregation.roster import Roster
 from shared.storage.files import write_atomically
 
 CLOSING_FILE = "closing.json"
@@ -25,11 +26,17 @@ class Question:
     """One round's request; its digest is the same however often it is asked, so a site can re-send its reply."""
 
     def __init__(
-        self, exchange: Exchange, model: GlobalModel, experiment: Experiment, run: str, deadline: float
+        self,
+        exchange: Exchange,
+        model: GlobalModel,
+        experiment: Experiment,
+        run: str,
+        deadline: float,
+        roster: Roster | None = None,
     ) -> None:
         self.exchange, self.deadline = exchange, deadline
         self._model, self._dtype = model, experiment.federation.wire_dtype
-        self.header = header_of(model, experiment, run)
+        self.header = header_of(model, experiment, run, roster)
         self.digest = self._request(with_base=False).digest
         self.bytes_sent = 0
         self._next_look = 0.0
@@ -101,8 +108,8 @@ class Question:
         return TrainRequest(self.header, weights, self._model.base if with_base else None)
 
 
-def header_of(model: GlobalModel, experiment: Experiment, run: str) -> RequestHeader:
-    """What the next round asks, besides the tensors; the offer of it is this very header."""
+def header_of(model: GlobalModel, experiment: Experiment, run: str, roster: Roster | None = None) -> RequestHeader:
+    """What the next round asks, besides the tensors; the offer of it is this very header, without a roster."""
     has_base = bool(model.base_manifest.tensors)
     return RequestHeader(
         run=run,
@@ -112,6 +119,7 @@ def header_of(model: GlobalModel, experiment: Experiment, run: str) -> RequestHe
         manifest=model.manifest,
         base_manifest=model.base_manifest if has_base else Manifest(tensors=()),
         base_digest=array_digest(model.base) if has_base else "",
+        roster=roster,
     )
 
 
@@ -132,8 +140,9 @@ class _End:
             return ""
         if config.central_noise_multiplier:
             return None
-        if not tally.can_reach(config.min_replies):
-            return f"the round ended: federation.min_replies {config.min_replies} cannot be reached any more"
+        if not tally.can_reach(tally.num_needed):
+            what = "the roster's threshold" if tally.num_needed > config.min_replies else "federation.min_replies"
+            return f"the round ended: {what} {tally.num_needed} cannot be reached any more"
         if not config.quorum or self.is_repeated or len(tally.in_state("answered")) < config.quorum:
             return None
         self.quorum_at = now if self.quorum_at is None else self.quorum_at

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flwr.app import Message
+from numpy.typing import NDArray
 
 from server.federation.acceptance.kept_replies import KeptReplies, Reply
 from server.federation.messaging.exchange import Arrival
-from server.federation.updates.aggregation import FixedPointSum, UpdateError, check_update, site_weight
-from server.federation.updates.norm_bound import clip_factor, norm_bound
+from server.federation.secure.masked_sum import MaskedSum
+from server.federation.updates.aggregation import FixedPointSum, UpdateError, check_update, clip_factor, site_weight
 from shared.messages.packing import MessageError
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
 from shared.storage.runlog import OUTCOMES, Outcome
+from shared.updates.norm_bound import norm_bound
 
 State = Literal["asked", "requeued"] | Outcome
 TRANSITIONS: dict[State, tuple[State, ...]] = {
@@ -83,6 +85,9 @@ class Tally:
         self.header, self.request_digest, self._kept = header, request_digest, kept
         self.sites = {record.site: record for record in sites}
         self.sum = FixedPointSum(header.manifest.num_elements)
+        self.masked = None if header.roster is None else MaskedSum.of(header, header.roster)
+        """Takes the updates where they are masked, until their sum is open; `problem`: why that could not be."""
+        self.problem = ""
         self._bound = norm_bound(header.experiment, header.manifest.num_elements)
         self.bytes_received = 0
         self.is_closed = False
@@ -137,7 +142,14 @@ class Tally:
     def inputs_digest(self) -> str:
         """SHA-256 of the request and of who is in the sum with which update; the same for the same sum only."""
         lines = [self.request_digest, *(f"{each.site} {each.update_digest}" for each in self.in_state("answered"))]
+        lines += ["not unmasked"] if self.problem else []
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @property
+    def num_needed(self) -> int:
+        """Good replies without which the round changes nothing."""
+        roster, config = self.header.roster, self.header.experiment.federation
+        return config.min_replies if roster is None else max(config.min_replies, roster.threshold)
 
     def can_reach(self, replies: int) -> bool:
         """Whether there may still be so many good replies."""
@@ -189,7 +201,8 @@ class Tally:
 
     def _parse(self, message: Message) -> TrainReply:
         try:
-            return TrainReply.from_record(message.content, self.header.manifest.num_elements)
+            item_bytes = 4 if self.masked is None else self.masked.ring.bits // 8
+            return TrainReply.from_record(message.content, self.header.manifest.num_elements, item_bytes)
         except MessageError:
             raise
         except Exception as error:
@@ -204,20 +217,14 @@ class Tally:
         return "failed" if code == "failed" else "refused", code, reason
 
     def _fold(self, site: str, reply: TrainReply) -> dict[str, Any]:
-        config = self.header.experiment.federation
         update, header = reply.update, reply.header
         assert update is not None
-        norm = check_update(update, config.wire_dtype, self.header.manifest)
-        factor = clip_factor(norm, self._bound, config)
-        weight = site_weight(header.num_examples, config)
-        self.sum.fold(update, config.wire_dtype, weight, factor)
-        if self._kept is not None:
-            self._kept.keep(Reply(site, weight, factor), update)
+        answer: dict[str, Any] = {"weight": 1, "bytes": update.nbytes, "scalars": dict(header.scalars)}
+        if self.masked is None:
+            answer |= self._fold_open(site, update, header)
+        else:
+            self.masked.fold(site, update, header.dealing)
         self.bytes_received += update.nbytes
-        answer: dict[str, Any] = {"weight": weight, "bytes": update.nbytes, "scalars": dict(header.scalars)}
-        if not config.central_noise_multiplier:
-            # Under client-level DP the norm of one site's update would be a release without noise.
-            answer |= {"norm": norm, "clipped_by": factor} if factor < 1 else {"norm": norm}
         if header.epsilon is not None or header.is_unbounded:
             answer["epsilon"] = "unbounded" if header.is_unbounded else header.epsilon
             if header.is_unbounded and header.epsilon:
@@ -225,4 +232,19 @@ class Tally:
             answer |= {"delta": header.delta, "epsilon_cap": header.epsilon_cap, "unit": header.unit}
         if header.ledger_sequence is not None:
             answer |= {"ledger_sequence": header.ledger_sequence, "ledger_hash": header.ledger_hash}
+        return answer
+
+    def _fold_open(self, site: str, update: NDArray[Any], header: ReplyHeader) -> dict[str, Any]:
+        """Check an update that is not masked and add it; what the record says of it."""
+        config = self.header.experiment.federation
+        norm = check_update(update, config.wire_dtype, self.header.manifest)
+        factor = clip_factor(norm, self._bound, config)
+        weight = site_weight(header.num_examples, config)
+        self.sum.fold(update, config.wire_dtype, weight, factor)
+        if self._kept is not None:
+            self._kept.keep(Reply(site, weight, factor), update)
+        answer: dict[str, Any] = {"weight": weight}
+        if not config.central_noise_multiplier:
+            # Under client-level DP the norm of one site's update would be a release without noise.
+            answer |= {"norm": norm, "clipped_by": factor} if factor < 1 else {"norm": norm}
         return answer

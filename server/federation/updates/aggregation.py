@@ -18,14 +18,9 @@ from numpy.typing import NDArray
 from shared.errors import InputError
 from shared.experiment.federation import FederationConfig
 from shared.messages.packing import Manifest, MessageError, WireDtype, decode
+from shared.updates.fixed_point import CHUNK_ELEMENTS, MAX_ELEMENT, SCALE_BITS, clipping, to_fixed_point
 
-SCALE_BITS = 36
 MAX_TOTAL_WEIGHT = 2**20
-MAX_ELEMENT = 4.0
-CLIP_MARGIN = 1 - 2**-20
-"""Clipping stays this much below the bound, so that rounding to fixed point cannot exceed it: DP relies on it."""
-CHUNK_ELEMENTS = 2**20
-"""Work is done in pieces, so that temporaries cost megabytes, not models. Fixed, because norms depend on it."""
 
 Noise = Callable[[int], NDArray[np.int64]]
 """The next so many elements of a noise vector, in units of the fixed-point grid."""
@@ -93,13 +88,40 @@ def check_update(wire: NDArray[Any], dtype: WireDtype, manifest: Manifest) -> fl
     return math.sqrt(square)
 
 
+def clip_factor(norm: float, bound: float, config: FederationConfig) -> float:
+    """What an update is multiplied by: 1, or less where `update_norm_action` is `clip` and the norm is above the bound.
+
+    Args:
+        norm: of the update.
+        bound: of `norm_bound`; 0: none.
+        config: says what becomes of an update beyond it.
+
+    Raises:
+        UpdateError: above the bound, and the action is `reject`.
+    """
+    if config.update_norm_action == "clip":
+        return clipping(norm, bound)
+    if bound and norm > bound:
+        raise UpdateError("norm", f"update norm {norm:.6g} is above federation.max_update_norm {bound:g}")
+    return 1.0
+
+
 class FixedPointSum:
     """The weighted sum of a round's updates; 8 bytes per element, whatever the number of replies."""
 
-    def __init__(self, num_elements: int) -> None:
+    def __init__(self, num_elements: int, scale_bits: int = SCALE_BITS) -> None:
         self._sum = np.zeros(num_elements, np.int64)
+        self.scale_bits = scale_bits
+        """How finely the updates were rounded before they were added up; the sum itself counts 2^-36."""
         self.total_weight = 0
         self.count = 0
+
+    @classmethod
+    def of(cls, total: NDArray[np.int64], count: int, scale_bits: int) -> "FixedPointSum":
+        """The sum of `count` updates of weight 1 that was added up elsewhere, in steps of 2^-36; not copied."""
+        made = cls(0, scale_bits)
+        made._sum, made.total_weight, made.count = total, count, count
+        return made
 
     def fold(self, wire: NDArray[Any], dtype: WireDtype, weight: int, factor: float = 1.0) -> None:
         """Add `weight * factor * update`; the update has passed `check_update`.
@@ -121,10 +143,7 @@ class FixedPointSum:
 
     def _add(self, wire: NDArray[Any], dtype: WireDtype, weight: int, factor: float) -> None:
         for start, chunk in _chunks(wire, dtype):
-            scaled = chunk.astype(np.float64)
-            scaled *= factor
-            scaled *= float(2**SCALE_BITS)
-            self._sum[start : start + len(chunk)] += np.rint(scaled, out=scaled).astype(np.int64) * weight
+            self._sum[start : start + len(chunk)] += to_fixed_point(chunk, factor, SCALE_BITS) * weight
 
     def clear(self) -> None:
         """Free the sum's memory; the counts stay."""
@@ -144,11 +163,6 @@ class FixedPointSum:
                 total = total + noise(len(total))
             mean[start : start + CHUNK_ELEMENTS] = total / float(2**SCALE_BITS) / float(denominator)
         return mean
-
-
-def update_norm(flat: NDArray[np.float32]) -> float:
-    """L2 norm in float64, summed in fixed pieces, so that it does not depend on threads."""
-    return math.sqrt(sum(float(np.sum(np.square(chunk.astype(np.float64)))) for _, chunk in _chunks(flat, "float32")))
 
 
 def _chunks(wire: NDArray[Any], dtype: WireDtype) -> Iterator[tuple[int, NDArray[np.float32]]]:

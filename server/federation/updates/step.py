@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from server.federation.client_level.ledger import CentralLedger, NoiseKeys
 from server.federation.client_level.mechanism import central_epsilon, grid_noise, sensitivity
-from server.federation.updates.aggregation import CLIP_MARGIN, SCALE_BITS, FixedPointSum, update_norm
+from server.federation.updates.aggregation import FixedPointSum
 from server.federation.updates.global_model import GlobalModel
-from server.federation.updates.norm_bound import norm_bound
 from server.federation.updates.server_optimizer import apply_update, average, ema_decay
 from shared.experiment.config import Experiment
+from shared.updates.fixed_point import CLIP_MARGIN, SCALE_BITS, update_norm
+from shared.updates.norm_bound import norm_bound
 
 
 class ServerStep:
@@ -52,7 +53,7 @@ class ServerStep:
         if not multiplier:
             return total.mean(total.total_weight)
         bound = sensitivity(
-            norm_bound(self.experiment, total.num_elements), total.num_elements, SCALE_BITS, CLIP_MARGIN
+            norm_bound(self.experiment, total.num_elements), total.num_elements, total.scale_bits, CLIP_MARGIN
         )
         key = self._keys.key(server_round, multiplier, inputs)
         return total.mean(self.config.sites_per_round, grid_noise(key, multiplier * bound, SCALE_BITS))

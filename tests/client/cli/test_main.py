@@ -326,6 +326,26 @@ def test_waiting_experiment_is_approved_by_the_beginning_of_its_digest(make_site
         call("approve", "revoke", digest, "--home", place.path)
 
 
+def test_a_roster_that_waits_is_shown_with_its_keys_and_approved_site_by_site(make_site: MakeSite):
+    from client.secure.rosters import answer_keys
+    from shared.messages.secure_sum.keys import KeysQuery, keys_record, read_keys_answer
+    from shared.secure_aggregation.roster import Peer
+    from tests.signing import public_of
+
+    place, settings = make_site()
+    peers = tuple(Peer(alias=alias, signing_key=public_of(alias)) for alias in ("site-1", "site-2", settings.alias))
+    question = keys_record(KeysQuery(run="masked", peers=peers))
+    assert read_keys_answer(answer_keys(question, place)).refusal == "roster_not_approved"
+    listed = call("approve", "list", "--probe-seconds", "0", "--home", place.path).stdout
+    assert "maskfed-client approve roster masked" in listed
+    shown = call("approve", "roster", "masked", "--yes", "--home", place.path).stdout
+    assert all(peer.signing_key in shown for peer in peers) and "(this site)" in shown
+    assert read_approved(place).peers == {peer.digest for peer in peers}
+    assert read_keys_answer(answer_keys(question, place)).status == "accepted"
+    with pytest.raises(InputError, match="waiting are none"):
+        call("approve", "roster", "masked", "--yes", "--home", place.path)
+
+
 def test_approving_code_shows_what_changed(make_site: MakeSite):
     place, _ = make_site()
     assert "added client/entry.py" in call("approve", "code", "--yes", "--home", place.path).stdout

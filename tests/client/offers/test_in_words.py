@@ -2,7 +2,8 @@
 
 import pytest
 
-from client.cli.records import approve_experiment
+from client.cli.approvals import approve_experiment
+from client.cli.policy import describe
 from client.offers.answer import answer_offer
 from client.offers.in_words import in_words
 from client.policy.approval import pending, read_approved
@@ -31,6 +32,14 @@ def test_cost_constants_and_what_the_policy_refuses_are_said(make_site: MakeSite
     plain = "\n".join(in_words(home, settings, experiment()))
     assert "dp_required" in plain
     assert "WITHOUT differential privacy" in plain
+
+
+def test_masked_updates_and_how_many_are_in_a_sum_are_said(make_site: MakeSite):
+    home, settings = make_site(secure={"min_peers": 4, "require": True})
+    masked = experiment(privacy=DP, federation={"secure": True, "update_norm_action": "clip", "min_replies": 3})
+    assert "sums only, of at least 4 sites" in "\n".join(in_words(home, settings, masked))
+    assert "masked" not in "\n".join(in_words(home, make_site()[1], PRIVATE))
+    assert describe(settings.policy).endswith("updates leave masked only")
 
 
 def test_a_file_is_approved_before_any_request_and_its_offer_is_then_accepted(

@@ -56,6 +56,17 @@ def test_training_without_dp_can_be_forbidden():
     assert decide(PRIVATE, require_dp=True) == "accepted"
 
 
+def test_masked_updates_can_be_required_and_have_to_be_enough_of_them():
+    federation = {**PLAIN.federation.model_dump(), "secure": True, "update_norm_action": "clip", "min_replies": 3}
+    masked = experiment(federation=federation)
+    assert decide(masked, secure={"require": True}) == decide(masked) == "accepted"
+    assert decide(PLAIN, secure={"require": True}) == "secure_sum"
+    assert decide(masked, secure={"min_peers": 4}) == "secure_sum"
+    assert decide(masked, secure={"max_colluding": 1}) == "secure_sum"
+    counting = experiment(federation={**federation, "secure_colluding": 1, "min_replies": 4})
+    assert decide(counting, secure={"max_colluding": 1, "min_peers": 4}) == "accepted"
+
+
 def test_no_release_without_dp_after_the_first_dp_round():
     spent = {"own_unit": "image", "spent_unit": "image"}
     assert decide(PLAIN, facts=spent) == "non_private_forbidden"
@@ -162,6 +173,9 @@ def test_scalars_are_released_as_policy_says():
     assert released_scalars(scalars, PLAIN, every) == scalars
     assert released_scalars(scalars, PLAIN, SitePolicy(**OPEN_POLICY)) == {}
     assert released_scalars(scalars, PRIVATE, every) == {"seconds": 120.0}
+    federation = PLAIN.federation.model_copy(update={"secure": True})
+    masked = PLAIN.model_copy(update={"federation": federation})
+    assert released_scalars(scalars, masked, every) == {"seconds": 120.0}, "a loss says much of one update"
     assert released_scalars(scalars, PRIVATE, SitePolicy(**OPEN_POLICY)) == {}
 
 

@@ -20,6 +20,8 @@ from shared.storage.checkpoint import load_meta
 from shared.storage.runlog import RunLog
 from tests.server.fake_federation import make_experiment, make_home
 
+SECURE = ("federation.secure=true", "federation.update_norm_action=clip", "federation.min_replies=3")
+
 
 @pytest.fixture
 def options(tmp_path):
@@ -50,6 +52,10 @@ def test_everything_is_checked_before_anything_is_written(options):
         (options, "model.image_size"),
         (replace(options, overrides=(), adversary="lazy:2"), "--adversary"),
         (replace(options, overrides=(), held_out="nowhere"), "--held-out nowhere"),
+        (
+            replace(options, overrides=SECURE, num_sites=3, adversary="lazy"),
+            r"--adversary does not go with federation\.secure",
+        ),
     ):
         with pytest.raises(InputError, match=words):
             prepare(wrong)

@@ -7,6 +7,8 @@ import pytest
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment, parse_experiment
 
+SECURE = "[federation]\nsecure = true\nupdate_norm_action = 'clip'\nmin_replies = 3\n"
+
 
 def test_a_resolved_experiment_reads_back_equal():
     experiment = parse_experiment('[train]\nobjective = "msm"\n[mask]\nkind = "block"\nratio = 0.9')
@@ -40,6 +42,15 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
         ('[train]\nobjective = "msm"\n[mask]\nkind = "block"\nratio = 0.2', "raise the ratio"),
         ('[train]\nobjective = "msm"\n[mask]\nkind = "crop"\nratio = 0.99', "lower the ratio"),
         ("[federation]\nsites_per_round = 1", "min_replies 2 is above sites_per_round 1"),
+        ("[federation]\nsecure = true\nmin_replies = 3", "update_norm_action 'reject' does not go with secure"),
+        (f"{SECURE}weighting = 'examples'", "nobody can check what one site claims to weigh: use equal"),
+        (
+            "[federation]\nsecure = true\nupdate_norm_action = 'clip'",
+            "of a sum of two each site could take its own away",
+        ),
+        (f"{SECURE}sites_per_round = 4", "all sites of the roster have to be asked"),
+        (f"{SECURE}sites_fraction = 0.5", "all sites of the roster have to be asked"),
+        ("[federation]\nsecure_bits = 16", "federation.secure_bits = 16"),
         ("[evaluation]\nsteps = 1001", "at most 1000"),
         ("[train]\nbatch = 0", "train.batch = 0"),
         # Checked before anything counts up to them: whoever asks must not keep a site busy for ever.

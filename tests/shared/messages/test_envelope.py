@@ -18,6 +18,8 @@ from shared.messages.agreement.offer import OfferAnswer, Reason, read_answer, re
 from shared.messages.audit import AuditAnswer, AuditQuery, AuditVerdict
 from shared.messages.envelope import header_record, parse_header, read_bytes, validated
 from shared.messages.packing import Manifest, MessageError, TensorSpec
+from shared.messages.secure_sum.keys import KeysAnswer, KeysQuery
+from shared.messages.secure_sum.unmask import UnmaskAnswer, UnmaskQuery
 from shared.messages.statistics import (
     MeanImageAnswer,
     MeanImageQuery,
@@ -42,6 +44,10 @@ MODELS: tuple[type[Section], ...] = (
     Reason,
     Manifest,
     TensorSpec,
+    KeysQuery,
+    KeysAnswer,
+    UnmaskQuery,
+    UnmaskAnswer,
 )
 HEX = "0123456789abcdef" * 4
 MANIFEST = {"tensors": [{"name": "a", "shape": [2]}]}
@@ -75,6 +81,19 @@ VALID: dict[str, dict[str, Any]] = {
     "Reason": {"code": "budget_exceeded", "text": "epsilon per person would be 9.1, the cap is 8"},
     "Manifest": MANIFEST,
     "TensorSpec": {"name": "a", "shape": [2]},
+    "KeysQuery": {"run": "run", "peers": [{"alias": f"site-{each}", "signing_key": each * 64} for each in "abc"]},
+    "KeysAnswer": {
+        "status": "accepted",
+        "member": {"alias": "site-a", "signing_key": HEX, "public_key": HEX, "signature": HEX * 2},
+    },
+    "UnmaskQuery": {
+        "run": "run",
+        "server_round": 1,
+        "request_digest": HEX,
+        "survivors": ["site-a", "site-b", "site-c"],
+        "boxes": ["00ff", "01", "02"],
+    },
+    "UnmaskAnswer": {"status": "unmasked", "request_digest": HEX, "shares": ["ab" * 33, "cd" * 66]},
 }
 HOSTILE_TEXT = st.sampled_from(
     [

@@ -104,6 +104,7 @@ def test_cap_holds_for_statistics_too(make_site, extractor, projection):
     [
         ({"tasks": ("train",)}, "exact", "does not list `statistics`"),
         ({"require_dp": True}, "exact", "require_dp"),
+        ({"secure": {"require": True}}, "exact", r"policy\.secure\.require"),
         ({"min_noise_multiplier": 2.0}, "dp", "min_noise_multiplier 2"),
         ({"unit": "person"}, "dp", "protect images"),
     ],

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from server.federation.client_level.mechanism import central_epsilon, grid_noise, sensitivity
-from server.federation.updates.aggregation import CLIP_MARGIN, SCALE_BITS, FixedPointSum
+from server.federation.updates.aggregation import FixedPointSum
 from shared.errors import InputError
 from shared.experiment.config import parse_experiment
+from shared.updates.fixed_point import CLIP_MARGIN, SCALE_BITS
 from tests.server.fake_federation import make_experiment
 
 CENTRAL = {"central_noise_multiplier": 1.0, "max_update_norm": 1.0, "update_norm_action": "clip", "sites_per_round": 3}

@@ -5,7 +5,8 @@ import json
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, RecordDict
 
-from server.federation.messaging.agreement import ANSWERS_FILE, MOST_QUESTIONS
+from server.federation.messaging.agreement import ANSWERS_FILE
+from server.federation.messaging.asking import MOST_QUESTIONS
 from server.federation.rounds.loop import RunFailedError
 from shared.messages.agreement.offer import OfferAnswer, Reason
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
@@ -74,7 +75,7 @@ def test_an_offer_that_never_comes_costs_its_site_the_round_and_one_line(tmp_pat
     sites[101].offer = lambda _: None
     run_rounds(home, FakeGrid(sites), experiment)
     event = offers_of(home)["site-1"]
-    assert (event["status"], event["reason"]) == ("late", "no answer to the offer within 3 s")
+    assert (event["status"], event["reason"]) == ("late", "no answer within 3 s")
     assert sites[101].asked == 0
     assert len(rounds_of(home)[0]["answered"]) == 2
 

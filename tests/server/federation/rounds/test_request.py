@@ -14,8 +14,10 @@ from tests.server.fake_federation import make_experiment
 CENTRAL = {"central_noise_multiplier": 0.7, "max_update_norm": 3.0, "update_norm_action": "clip", "sites_per_round": 3}
 
 
-def tally(answered, possible):
-    return SimpleNamespace(in_state=lambda _: [None] * answered, can_reach=lambda needed: possible >= needed)
+def tally(answered, possible, num_needed=2):
+    return SimpleNamespace(
+        in_state=lambda _: [None] * answered, can_reach=lambda needed: possible >= needed, num_needed=num_needed
+    )
 
 
 def make_end(*, is_repeated=False, **federation):
@@ -31,6 +33,7 @@ def test_the_deadline_ends_every_round():
 
 def test_a_round_that_cannot_reach_min_replies_ends_at_once_but_not_under_client_level_dp():
     assert "min_replies 2 cannot be reached" in (make_end(min_replies=2).reason(tally(1, 1), 1.0) or "")
+    assert "the roster's threshold 3 cannot be reached" in (make_end(min_replies=2).reason(tally(1, 2, 3), 1.0) or "")
     assert make_end(min_replies=2, **CENTRAL).reason(tally(1, 1), 1.0) is None
 
 

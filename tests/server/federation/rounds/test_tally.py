@@ -8,9 +8,9 @@ import pytest
 from server.federation.messaging.exchange import Arrival
 from server.federation.rounds import tally as tally_module
 from server.federation.rounds.tally import MAX_QUESTIONS, SiteRecord, Tally
-from server.federation.updates.aggregation import CLIP_MARGIN
 from shared.messages.packing import Manifest
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
+from shared.updates.fixed_point import CLIP_MARGIN
 from tests.server.fake_federation import make_experiment
 
 DIGEST, ROUND = "d" * 64, 3

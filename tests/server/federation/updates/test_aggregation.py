@@ -8,12 +8,13 @@ from server.federation.updates.aggregation import (
     UpdateError,
     check_total_weight,
     check_update,
+    clip_factor,
     site_weight,
-    update_norm,
 )
 from shared.errors import InputError
 from shared.experiment.federation import FederationConfig
 from shared.messages.packing import Manifest, TensorSpec, encode
+from shared.updates.fixed_point import update_norm
 from tests.server.fake_federation import permutations_of
 
 MANIFEST = Manifest(tensors=(TensorSpec(name="first", shape=(3,)), TensorSpec(name="second", shape=(2, 2))))
@@ -138,3 +139,17 @@ def test_work_in_pieces_names_the_right_tensor_and_noises_every_element(monkeypa
 def test_an_update_weighs_at_least_one(weight):
     with pytest.raises(UpdateError, match="outside 1"):
         FixedPointSum(2).fold(np.ones(2, np.float32), "float32", weight)
+
+
+def test_a_norm_above_the_bound_is_clipped_or_rejected_as_configured():
+    clips, rejects = FederationConfig(update_norm_action="clip"), FederationConfig()
+    assert clip_factor(8.0, 2.0, clips) == pytest.approx(0.25, rel=1e-5)
+    assert 8.0 * clip_factor(8.0, 2.0, clips) < 2.0
+    assert clip_factor(1.0, 2.0, clips) == clip_factor(0.0, 2.0, clips) == 1.0
+    assert clip_factor(2.0, 2.0, rejects) == 1.0
+    with pytest.raises(UpdateError, match=r"norm 8 is above federation\.max_update_norm 2"):
+        clip_factor(8.0, 2.0, rejects)
+    assert clip_factor(1e9, 0.0, rejects) == 1.0
+    total = FixedPointSum(1)
+    total.fold(np.array([4.0], np.float32), "float32", 1, 0.25)
+    assert total.mean(total.total_weight).tolist() == [1.0]

@@ -1,4 +1,4 @@
-"""The commands that show and decide: journal, approvals."""
+"""The commands that decide: which code and experiments may run here, and with whom updates are added up."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -19,52 +19,12 @@ HomeOption = Annotated[
         "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
     ),
 ]
-journal = typer.Typer(no_args_is_help=True, help="See what was asked, decided and released.")
 approvals = typer.Typer(no_args_is_help=True, help="Decide which code and experiments may run here.")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command groups to the program."""
-    app.add_typer(journal, name="journal")
+    """Add the command group to the program."""
     app.add_typer(approvals, name="approve")
-    app.command()(evidence)
-
-
-@journal.command("show")
-def journal_show(
-    home: HomeOption = None,
-    last: Annotated[int, typer.Option(min=1, help="How many of the newest entries to show.")] = 50,
-) -> None:
-    """Print the newest requests, decisions and releases."""
-    from client.operator.status import event_line
-    from client.records.journal import Journal
-
-    for entry in Journal(find_home(home).journal).entries()[-last:]:
-        typer.echo(event_line(entry))
-
-
-@journal.command("verify")
-def journal_verify(home: HomeOption = None) -> None:
-    """Check that no line was changed or lost."""
-    from client.records.journal import Journal
-
-    place = find_home(home)
-    typer.echo(f"{place.journal}: {len(Journal(place.journal).entries())} entries, unbroken")
-
-
-def evidence(
-    run: Annotated[str, typer.Argument(help="Name of a run that this site was asked for.")],
-    out: Annotated[Path, typer.Option(help="New file to write, such as RUN.zip.")],
-    home: HomeOption = None,
-) -> None:
-    """Write what this site was asked, did and spent for a run, signed, for whoever has to check it elsewhere."""
-    from client.operator.evidence import write_evidence
-    from client.privacy.epsilon import epsilon_of
-    from client.settings import load_settings
-
-    place = find_home(home)
-    key = write_evidence(place, load_settings(place), run, out, epsilon_of)
-    typer.echo(f"{out}: check it elsewhere with `maskfed-server verify {out.name} --key {key}`")
 
 
 @approvals.command("list")
@@ -78,6 +38,7 @@ def approve_list(
     """Show what is approved or refused, and each experiment that waits for you with what it does and costs."""
     from client.offers.waiting import waiting
     from client.policy.approval import read_approved
+    from client.secure.rosters import pending_rosters
     from shared.storage.code_digest import installed_digest
 
     place = find_home(home)
@@ -91,9 +52,12 @@ def approve_list(
         ("projection", approved.projections),
         ("reference", approved.references),
         ("refused experiment", approved.refused),
+        ("peer", approved.peers),
     ):
         for digest in sorted(digests):
             typer.echo(f"{kind} {digest}")
+    for path in pending_rosters(place):
+        typer.echo(f"roster of run {path.stem} waits: `maskfed-client approve roster {path.stem}`")
     found = waiting(place)
     for each in found:
         _tell_waiting(place, each, probe_seconds)
@@ -221,6 +185,34 @@ def approve_reference(
 ) -> None:
     """Approve public weights as the reference that audits compare a model with."""
     _approve(find_home(home), "reference", digest)
+
+
+@approvals.command("roster")
+def approve_roster(
+    run: Annotated[str, typer.Argument(help="Run whose roster waits; `approve list` names it.")],
+    home: HomeOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Approve the sites of a run with masked updates, after showing their names and the prints of their keys.
+
+    The coordinator could have made them up: compare each print with its site, by phone.
+    """
+    from client.policy.approval import approve
+    from client.records.journal import Journal
+    from client.secure.rosters import find_pending
+    from client.settings import load_settings
+
+    place = find_home(home)
+    own, peers = load_settings(place).alias, find_pending(place, run)
+    for peer in peers:
+        typer.echo(f"{peer.alias:32} {peer.signing_key}{' (this site)' if peer.alias == own else ''}")
+    if not yes:
+        typer.confirm(f"may updates of this site be added to those of these {len(peers) - 1} others?", abort=True)
+    for peer in peers:
+        approve(place, "peer", peer.digest)
+    (place.rosters / f"{run}.json").unlink(missing_ok=True)
+    Journal(place.journal).write("approval", what="roster", run=run, peers=[peer.alias for peer in peers])
+    typer.echo(f"approved {len(peers)} sites: any of them, in any run")
 
 
 def _approve(place: Home, kind: Literal["projection", "reference"], digest: str) -> None:

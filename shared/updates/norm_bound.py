@@ -6,9 +6,7 @@ AdamW can make in the round's steps, whatever the images are: no honest site is 
 
 import math
 
-from server.federation.updates.aggregation import CLIP_MARGIN, UpdateError
 from shared.experiment.config import Experiment
-from shared.experiment.federation import FederationConfig
 from shared.experiment.sections import OptimConfig
 
 LARGEST_LOG = 700.0
@@ -47,23 +45,3 @@ def largest_step(betas: tuple[float, float], count: int) -> float:
     first, second = (1 - beta**count for beta in betas)
     powers = count if ratio == 1 else (1 - ratio**count) / (1 - ratio)
     return (1 - beta_1) / first * math.sqrt(second / (1 - beta_2) * powers)
-
-
-def clip_factor(norm: float, bound: float, config: FederationConfig) -> float:
-    """What an update is multiplied by: 1, or less where `update_norm_action` is `clip` and the norm is above the bound.
-
-    Args:
-        norm: of the update.
-        bound: of `norm_bound`; 0: none.
-        config: says what becomes of an update beyond it.
-
-    Raises:
-        UpdateError: above the bound, and the action is `reject`.
-    """
-    if not bound:
-        return 1.0
-    if config.update_norm_action == "reject":
-        if norm > bound:
-            raise UpdateError("norm", f"update norm {norm:.6g} is above federation.max_update_norm {bound:g}")
-        return 1.0
-    return min(1.0, bound * CLIP_MARGIN / norm) if norm else 1.0

@@ -1,0 +1,52 @@
+"""A trained update made into what leaves: clipped by the site itself, masked, its seeds shared among the peers."""
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client.secure.run_state import RoundState, open_run
+from client.settings import Home
+from shared.messages.training import RequestHeader
+from shared.secure_aggregation.dealing import Dealing, deal
+from shared.secure_aggregation.masks import SEED_BYTES, Mask, masked, pairwise_mask
+from shared.secure_aggregation.ring import ring_of
+from shared.secure_aggregation.roster import Roster
+from shared.secure_aggregation.round_keys import RoundKeys
+from shared.updates.fixed_point import clipping, update_norm
+from shared.updates.norm_bound import norm_bound
+
+
+def mask_update(
+    update: NDArray[np.float32], header: RequestHeader, roster: Roster, request_digest: str, home: Home, alias: str
+) -> tuple[NDArray[Any], Dealing]:
+    """The masked update (num_elements,) and the shares that go with it; what nobody can check is done here.
+
+    Raises:
+        ValueError: the update is not finite: within a sum nobody would find whose it was.
+        SecureSumError: this site has no key for the run, or a peer's is none.
+    """
+    norm = update_norm(update)
+    if not math.isfinite(norm):
+        raise ValueError("the update is not finite, so it is not put into a sum")
+    factor = clipping(norm, norm_bound(header.experiment, len(update)))
+    with open_run(home, header.run) as state:
+        keys = RoundKeys(state.key, roster, alias, request_digest)
+    self_seed = os.urandom(SEED_BYTES)
+    others = [number for number in range(len(roster.members)) if number != keys.number]
+    masks = [Mask(1, self_seed), *(pairwise_mask(keys.number, other, keys.pair_seed(other)) for other in others)]
+    return masked(update, factor, ring_of(header.experiment, len(roster.members)), masks), deal(keys, self_seed)
+
+
+def remember_leaving(header: RequestHeader, request_digest: str, home: Home) -> None:
+    """Note that a masked update leaves, before it does: no other one may in this round. Nothing without a roster."""
+    if header.roster is None:
+        return
+    with open_run(home, header.run) as state:
+        newest = state.newest
+        if newest is None or newest.request_digest != request_digest:
+            state.remember(
+                RoundState(server_round=header.server_round, request_digest=request_digest, roster=header.roster)
+            )
