@@ -86,6 +86,9 @@ def start(
     ] = None,
     health_port: Annotated[int | None, typer.Option(help="Local port of the gRPC health check.")] = None,
     metrics_port: Annotated[int, typer.Option(help="Serve figures to Prometheus on this local port; 0: do not.")] = 0,
+    page_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Show a live page, read only, on this local port; 0: do not.")
+    ] = 0,
 ) -> None:
     """Take part until Ctrl-C. Processes that exit are restarted."""
     from client.operator.doctor import check_code, check_folder, check_records, check_signing_key
@@ -96,6 +99,7 @@ def start(
     from deploy.checks.dial import Way
     from deploy.guards.superexec import verify_program
     from deploy.observe.prometheus import serve
+    from deploy.pages.service import page_service, tell_address
     from deploy.processes.process import check_port_free, free_ports, handle_signals
     from deploy.processes.services import SitePlan, site_services
     from deploy.processes.supervision import Supervisor
@@ -116,6 +120,8 @@ def start(
     with hold_site(place), contextlib.ExitStack() as stack:
         largest = settings.policy.ranges.parameters[1]
         services = site_services(SitePlan(place.path, settings.address, *ports, largest, settings.proxy))
+        if page_port:
+            services.append(stack.enter_context(page_service(place.path, page_port, "client.live.site")))
         verify_program("client.entry")
         check_door(Way(settings.address, settings.proxy), place.path / "ca.crt", place.path / "node.key")
         supervisor = Supervisor(services, health_address=f"127.0.0.1:{ports[1]}")
@@ -123,6 +129,8 @@ def start(
         tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
         lines = SiteView(place, tell)
         stack.enter_context(supervisor)
+        if page_port:
+            tell_address(place.path, page_port)
         if metrics_port:
             check_port_free("127.0.0.1", metrics_port, "metrics")
             stack.enter_context(serve(metrics_port, lambda: site_gauges(place, settings)))

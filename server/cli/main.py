@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
@@ -111,22 +112,30 @@ def renew(
 def start(
     home: Home = DEFAULT_HOME,
     metrics_port: Annotated[int, typer.Option(help="Serve figures to Prometheus on this local port; 0: do not.")] = 0,
+    page_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Show a live page, read only, on this local port; 0: do not.")
+    ] = 0,
 ) -> None:
     """Run the coordinator until Ctrl-C. Processes that exit are restarted, runs that died are submitted again."""
     from deploy.coordinator import read_coordinator, start_plan
+    from deploy.pages.service import page_service, tell_address
     from deploy.processes.process import handle_signals, only_one
     from deploy.processes.supervision import Supervisor
     from server.federation.fleet.metrics import coordinator_gauges
 
     os.umask(0o077)
     settings = read_coordinator(home)
-    with only_one(home / "start.lock"):
+    with only_one(home / "start.lock"), contextlib.ExitStack() as stack:
         services = start_plan(home, settings, lambda: register_sites(home))
+        if page_port:
+            services.append(stack.enter_context(page_service(home, page_port, "server.live.coordinator")))
         supervisor = Supervisor(services, health_address=f"127.0.0.1:{settings.health_port}")
         handle_signals(supervisor.request_stop)
         with supervisor, _metrics(metrics_port, lambda: coordinator_gauges(home)):
             tell(f"ready: sites connect to {settings.address}")
-            supervisor.watch(lambda: _look_after_runs(home))
+            if page_port:
+                tell_address(home, page_port)
+            supervisor.watch(lambda: _look_after(home, is_watched=bool(page_port or metrics_port)))
 
 
 @app.command()
@@ -179,16 +188,23 @@ def _metrics(
     return serve(port, collect)
 
 
-def _look_after_runs(home: Path) -> None:
-    """Submit wanted runs again whose ServerApp died; quiet while there are none."""
+def _look_after(home: Path, *, is_watched: bool) -> None:
+    """Submit wanted runs again whose ServerApp died, and note who is online where somebody looks at it."""
+    from server.federation.fleet.online import is_due, note_online
     from server.federation.fleet.superlink import connect
     from server.federation.fleet.superlink_types import ControlError
     from server.federation.resubmission import Wanted
 
     wanted = Wanted(home)
     try:
-        if wanted.has_running():
-            with connect(home) as control:
+        is_noted = is_watched and is_due(home, time.time())
+        has_running = wanted.has_running()
+        if not (has_running or is_noted):
+            return
+        with connect(home) as control:
+            if is_noted:
+                note_online(home, control.nodes(), time.time())
+            if has_running:
                 wanted.tick(control)
     except (ControlError, InputError) as error:
         logging.getLogger("maskfed.server").warning("%s", error)

@@ -15,7 +15,7 @@ from server.federation.messaging.transport import Grid, Timing
 from server.federation.rounds.presence import Presence, TooFewSitesError
 from server.federation.rounds.request import Closings, Question, header_of
 from server.federation.rounds.selection import Attendance, choose
-from server.federation.rounds.tally import TRANSIENT_STATES, SiteRecord, Tally
+from server.federation.rounds.tally import TRANSIENT_STATES, Answers, SiteRecord, Tally
 from server.federation.updates.global_model import GlobalModel, load_global, round_folder, save_global
 from server.federation.updates.step import ServerStep
 from server.runs.stages import Stages
@@ -40,7 +40,7 @@ class RunFailedError(RuntimeError):
 class Observer(Protocol):
     """What the round loop tells while it works."""
 
-    def progress(self, server_round: int, stage: str, sites: dict[str, str]) -> None:
+    def progress(self, server_round: int, stage: str, sites: dict[str, str], answers: Answers | None = None) -> None:
         """The stage of the current round, and each site's state."""
 
     def attend(self) -> None:
@@ -247,4 +247,4 @@ class Rounds:
             )
 
     def _progress(self, server_round: int, stage: str, tally: Tally) -> None:
-        self.observer.progress(server_round, stage, {site: record.state for site, record in tally.sites.items()})
+        self.observer.progress(server_round, stage, tally.states(), tally.answers())
