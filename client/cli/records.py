@@ -56,6 +56,9 @@ def evidence(
     run: Annotated[str, typer.Argument(help="Name of a run that this site was asked for.")],
     out: Annotated[Path, typer.Option(help="New file to write, such as RUN.zip.")],
     home: HomeOption = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Also write the page for the data-protection officer to this new HTML file.")
+    ] = None,
 ) -> None:
     """Write what this site was asked, did and spent for a run, signed, for whoever has to check it elsewhere."""
     from client.operator.evidence import write_evidence
@@ -63,7 +66,7 @@ def evidence(
     from client.settings import load_settings
 
     place = find_home(home)
-    key = write_evidence(place, load_settings(place), run, out, epsilon_of)
+    key = write_evidence(place, load_settings(place), run, out, epsilon_of, record)
     typer.echo(f"{out}: check it elsewhere with `maskfed-server verify {out.name} --key {key}`")
 
 

@@ -1,4 +1,4 @@
-"""Commands of every day: scan, start, metrics, status, doctor."""
+"""Commands of every day: scan, start, metrics, status, doctor; and leave."""
 
 import contextlib
 import sys
@@ -9,7 +9,7 @@ import typer
 
 from client.cli.persons import PersonsOption, confirm_persons, keep_persons
 from client.cli.policy import describe
-from client.settings import find_home, load_settings
+from client.settings import find_home, load_settings, save_settings
 from deploy.observe.logs import tell
 from shared.commandline import owned
 from shared.errors import InputError
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
     data = typer.Typer(no_args_is_help=True, help="Prepare your private images.")
     data.command("scan")(data_scan)
     app.add_typer(data, name="data")
-    for command in (start, metrics, status, doctor):
+    for command in (start, metrics, status, doctor, leave):
         app.command()(command)
 
 
@@ -186,3 +186,37 @@ def doctor(home: HomeOption = None) -> None:
         print(f"{'ok  ' if is_ok else 'FAIL'} {name}: {text}")
     if not all(is_ok for _, is_ok, _ in checks):
         sys.exit(1)
+
+
+def leave(
+    home: HomeOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    wipe: Annotated[
+        bool,
+        typer.Option("--wipe", help="Also remove decoded images, audits, answers and logs; say what stays."),
+    ] = False,
+) -> None:
+    """Leave the federation: refuse every request from now on and delete its keys. Ledger and journal stay."""
+    import shutil
+
+    from client.operator import wipe as wiping
+    from client.operator.status import hold_site
+    from client.records.journal import Journal
+    from deploy.identity.site_identity import NODE_KEY, SIGNING_KEY
+
+    place = find_home(home)
+    settings = load_settings(place)
+    if not yes:
+        also = " and its decoded images" if wipe else ""
+        typer.confirm(f"site {settings.alias} leaves {settings.address} and deletes its keys{also}. Go on?", abort=True)
+    with hold_site(place):
+        closed = settings.policy.model_copy(update={"tasks": ()})
+        save_settings(place, settings.model_copy(update={"policy": closed}))
+        for key in (NODE_KEY, SIGNING_KEY):
+            (place.path / key).unlink(missing_ok=True)
+        shutil.rmtree(place.replies, ignore_errors=True)
+        Journal(place.journal).write("left", address=settings.address)
+        removed = wiping.wipe(place) if wipe else []
+    for line in [*removed, *(wiping.what_stays(place, settings.head_file, settings.data) if wipe else [])]:
+        typer.echo(line)
+    typer.echo(f"left {settings.address}; ask the coordinator for `maskfed-server sites remove {settings.alias}`")

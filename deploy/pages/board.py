@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +51,13 @@ class Board:
         if self._number != number:
             return
         change = asyncio.ensure_future(self._change.wait())
-        await asyncio.wait({change, gone}, timeout=most_seconds, return_when=asyncio.FIRST_COMPLETED)
+        either: set[asyncio.Future[Any]] = {change, gone}
+        await asyncio.wait(either, timeout=most_seconds, return_when=asyncio.FIRST_COMPLETED)
         change.cancel()
 
     def take(self, parts: list[dict[str, object]]) -> None:
         """Put what was read in place of what is there."""
-        order = {"id": "order", "parts": [part["id"] for part in parts]}
+        order: dict[str, object] = {"id": "order", "parts": [part["id"] for part in parts]}
         found = {}
         for part in [order, *parts]:
             name, line = str(part["id"]), json.dumps(part, allow_nan=False).encode() + b"\n"
@@ -77,7 +79,8 @@ class Board:
             except Exception as error:  # what cannot be read now is told, and looked at again
                 logger.warning("%s: %s", type(error).__name__, error)
                 text = f"{type(error).__name__}: the page's log says more; what is below is older"
-                problem = {"id": "problem", "kind": "lines", "title": "Cannot be read now", "lines": [[text, "failed"]]}
+                problem: dict[str, object] = {"id": "problem", "kind": "lines", "title": "Cannot be read now"}
+                problem["lines"] = [[text, "failed"]]
                 self.take([problem, *self._shown()])
             await asyncio.sleep(max(self._look_seconds, (time.monotonic() - begun) * (1 / MOST_SHARE - 1)))
 
