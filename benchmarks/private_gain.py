@@ -75,8 +75,8 @@ def measure(folder: Path, scale: int, seed: int) -> tuple[dict[str, HeldOutLoss]
     public = open_images(f"synthetic:public:{PUBLIC_IMAGES}", plan.model.image_size)
     noisy = [ask(home, plan, number) for number, home in enumerate(sites)]
     exact = [without_noise(home, number) for number, home in enumerate(sites)]
-    align_images(public, noisy, folder / "aligned")
-    align_images(public, exact, folder / "exact")
+    align_images(public, noisy, [], folder / "aligned")
+    align_images(public, exact, [], folder / "exact")
     start = trained(folder / "start", SHIPPED_MODEL, f"synthetic:public:{PUBLIC_IMAGES}", scale * START_STEPS, seed)
     data: Mapping[str, Path | str] = {
         "public only": f"synthetic:public:{PUBLIC_IMAGES}",

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from server.alignment.fit import Alignment, fit
 from server.alignment.mean_images import MeanImage
+from server.runs.lineage import MeanImageCharge, write_charges
 from shared.data.image_set import CACHE_FILE, IMAGES_FILE, INDEX_FILE, SCHEMA_VERSION, ImageCache, open_cache
 from shared.data.pixels import DECODING_VERSION
 from shared.errors import InputError
@@ -19,7 +20,11 @@ CHUNK = 1024
 
 
 def align_images(
-    public: ImageCache, means: Sequence[MeanImage], out: Path, say: Callable[[str], None] = lambda _: None
+    public: ImageCache,
+    means: Sequence[MeanImage],
+    charges: Sequence[MeanImageCharge],
+    out: Path,
+    say: Callable[[str], None] = lambda _: None,
 ) -> ImageCache:
     """Write every public image once, aligned with one of the sites in turn.
 
@@ -28,6 +33,7 @@ def align_images(
     Args:
         public: images of the sites' size.
         means: of at least one site.
+        charges: what the sites' ledgers were charged for them; it stays with the images and what is trained on them.
         out: new folder of the aligned set.
         say: told what was fitted for each site.
 
@@ -52,7 +58,7 @@ def align_images(
             rows = own[start : start + CHUNK]
             pixels[rows] = alignment(public.images[rows])
     sites = ", ".join(mean.site for mean in means)
-    return _save(out, pixels, f"public images {public.fingerprint[:16]} aligned with {sites}")
+    return _save(out, pixels, charges, f"public images {public.fingerprint[:16]} aligned with {sites}")
 
 
 def describe(alignment: Alignment) -> str:
@@ -71,11 +77,12 @@ def _mean(images: ImageCache) -> NDArray[np.float64]:
     return total / len(images) * (2 / 255) - 1
 
 
-def _save(folder: Path, pixels: NDArray[np.uint8], source: str) -> ImageCache:
+def _save(folder: Path, pixels: NDArray[np.uint8], charges: Sequence[MeanImageCharge], source: str) -> ImageCache:
     """A finished cache, complete when its last file is there, which `open_cache` and every command take."""
     size = pixels.shape[-1]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        write_charges(folder, charges)
         content = pixels.tobytes()
         digest = hashlib.sha256(content).hexdigest()
         write_atomically(folder / IMAGES_FILE, content)

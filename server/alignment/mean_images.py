@@ -19,7 +19,10 @@ from safetensors.numpy import save
 from server.federation.fleet.registry import check_home
 from server.federation.messaging.question import collect, reasons, submit
 from server.federation.messaging.transport import Grid, Timing
-from server.runs.run_directory import create
+from server.planning.epsilon import Steps
+from server.planning.epsilon import epsilon as planned_epsilon
+from server.runs.lineage import MeanImageCharge
+from server.runs.run_directory import RunDir, create
 from shared.errors import InputError
 from shared.experiment.config import Experiment, Section
 from shared.messages.envelope import header_record, read_array, read_header, validated
@@ -150,6 +153,24 @@ def load_mean_images(run: Path) -> list[MeanImage]:
     if not files:
         raise InputError(f"{run} holds no mean images: name a run that `maskfed-server align` has made")
     return [_load(file) for file in files]
+
+
+def charge_of(run: Path) -> MeanImageCharge:
+    """What a question's run cost each site that answered.
+
+    Raises:
+        InputError: `run` holds no mean images.
+    """
+    privacy = RunDir(run).experiment.privacy
+    noise = privacy.mean_image_noise
+    return MeanImageCharge(
+        run=run.resolve().name,
+        num_sites=len(load_mean_images(run)),
+        unit=privacy.unit,
+        noise_multiplier=noise,
+        delta=privacy.delta,
+        epsilon=planned_epsilon([Steps(noise, 1.0, 1)], privacy.delta),
+    )
 
 
 def _take(message: Message, query: MeanImageQuery, alias: str, folder: Path) -> tuple[str, str]:

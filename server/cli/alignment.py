@@ -41,7 +41,7 @@ def align(
     One step of the Gaussian mechanism is charged to each site that answers.
     """
     from server.alignment.aligned_images import align_images
-    from server.alignment.mean_images import ask_mean_images, load_mean_images
+    from server.alignment.mean_images import ask_mean_images, charge_of, load_mean_images
     from server.training.progress_bars import decoding_bar
     from shared.data.image_cache import open_images
     from shared.errors import InputError
@@ -57,7 +57,7 @@ def align(
     run = mean_images or ask_mean_images(home, loaded, typer.echo, deadline_seconds=deadline)
     if mean_images is None:
         typer.echo(f"kept for later alignments: --mean-images {run}")
-    align_images(public, load_mean_images(run), out, typer.echo)
+    align_images(public, load_mean_images(run), [charge_of(run)], out, typer.echo)
     typer.echo(str(out))
 
 

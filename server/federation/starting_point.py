@@ -6,6 +6,7 @@ from server.federation.rounds.selection import num_asked
 from server.federation.updates.aggregation import check_total_weight
 from server.federation.updates.global_model import GlobalModel, check_float32
 from server.federation.updates.server_optimizer import ServerState
+from server.runs.lineage import as_provenance, charges_of_weights
 from shared.data.image_set import SYNTHETIC_PREFIX
 from shared.errors import InputError
 from shared.experiment.config import Experiment
@@ -105,7 +106,7 @@ def initial_model(source: Path, experiment: Experiment) -> GlobalModel:
     trainable = set(select_trainable(tensors, experiment.federation.trainable))
     manifest = Manifest.of({name: tensor for name, tensor in tensors.items() if name in trainable})
     base_manifest = Manifest.of({name: tensor for name, tensor in tensors.items() if name not in trainable})
-    weights = pack(tensors, manifest)
+    weights, meta = pack(tensors, manifest), load_meta(source)
     return GlobalModel(
         manifest=manifest,
         weights=weights,
@@ -115,6 +116,7 @@ def initial_model(source: Path, experiment: Experiment) -> GlobalModel:
         server_round=0,
         local_steps=0,
         optimizer=ServerState(),
-        parents=(load_meta(source).digest,),
+        parents=(meta.digest,),
         commit=git_commit(),
+        lineage=as_provenance(charges_of_weights(meta.provenance)),
     )

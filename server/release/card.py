@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from server.report.formatting import format_interval, format_number, reference_label
 from server.runs.history import Evaluation
+from server.runs.lineage import MeanImageCharge
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
 from shared.messages.text import escape_markdown
@@ -32,6 +33,8 @@ class Evidence:
     """Rounds that changed the weights."""
     pretraining: str = ""
     """What the training started from; empty: from random weights."""
+    mean_images: tuple[MeanImageCharge, ...] = ()
+    """What sites were charged for images that the weights were trained on."""
 
 
 def without_names(evidence: Evidence) -> Evidence:

@@ -57,10 +57,11 @@ def write_evidence(
     files = {
         file.name: file.read_bytes() for file in sorted(folder.iterdir()) if file.suffix in (".md", ".toml", ".json")
     }
+    charges = [each.model_dump(mode="json") for each in evidence.mean_images]
     figures = {
         "distances.json": [_distance(each.result) for each in evidence.evaluations],
         "audits.json": {"what": AUDITS_MEAN, "audits": [_audit(each) for each in evidence.audits]},
-        "epsilon.json": {"what": EPSILON_MEANS, "sites": evidence.epsilons},
+        "epsilon.json": {"what": EPSILON_MEANS, "sites": evidence.epsilons, "mean_images": charges},
     }
     files |= {name: json.dumps(content, indent=1).encode() for name, content in figures.items()}
     told = {"kind": "release", "checkpoint": meta.digest, "round": meta.round, "step": meta.step, **facts}

@@ -13,6 +13,7 @@ from server.release.card import Evidence, model_card, pretraining_of, without_na
 from server.release.evidence import signing_key, write_evidence
 from server.report.formatting import format_number
 from server.runs.history import Evaluation, RunData, read_run, spent_text
+from server.runs.lineage import as_provenance, charges_of_weights
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
 from shared.experiment.config import Experiment
@@ -52,6 +53,7 @@ def gather(checkpoint: Path) -> Evidence:
         problems=problems,
         num_changed=len(data.changed_rounds(last_round)),
         pretraining=pretraining_of(RunDir(data.path), meta),
+        mean_images=charges_of_weights(meta.provenance),
     )
 
 
@@ -169,7 +171,7 @@ def release(
                 "step": meta.step,
                 "round": meta.round,
                 "parents": (meta.digest,),
-                "provenance": {"release": facts},
+                "provenance": {"release": facts, **as_provenance(evidence.mean_images)},
             },
         )
         (unfinished / EXPERIMENT_FILE).write_text(meta.experiment.to_toml(), encoding="utf-8")

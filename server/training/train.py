@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from server.runs.lineage import as_provenance, charges_of_images, charges_of_weights
 from server.runs.run_directory import RunDir, create
 from server.training.images_of_run import check_images
 from server.training.progress_bars import decoding_bar
@@ -87,6 +89,7 @@ def train(
         world.wait()
         with ExitStack() as stack:
             session = _Session(engine, run, data, images, parents)
+            session.provenance |= _charged(data, experiment, run)
             if world.is_main:
                 session.watch = stack.enter_context(Watch(engine, run, len(images), session.provenance))
                 if change:
@@ -106,7 +109,7 @@ class _Session:
         self.stop = StopWish()
         self.saved_step = engine.steps_done if run.latest else -1
         device = engine.device
-        self.provenance = {
+        self.provenance: dict[str, Any] = {
             "command": shlex.join(["maskfed-server", *sys.argv[1:]]),
             "data": str(data),
             "num_images": len(images),
@@ -211,6 +214,13 @@ def _resume(engine: Engine, run: RunDir) -> tuple[str, ...]:
     engine.load_groups({name: load_group(newest, name) for name in ("model", "ema", "optimizer")})
     log.info("continuing after step %d", engine.steps_done)
     return load_meta(newest).parents
+
+
+def _charged(data: Path, experiment: Experiment, run: RunDir) -> dict[str, Any]:
+    """What sites were charged for these images, for those of earlier steps, or for the weights at the start."""
+    before = [folder for folder in (experiment.train.init and Path(experiment.train.init), run.latest) if folder]
+    metas = [load_meta(resolve_checkpoint(folder)) for folder in before]
+    return as_provenance(charges_of_images(data), *(charges_of_weights(meta.provenance) for meta in metas))
 
 
 def _changed(experiment: Experiment, **fields: str) -> Experiment:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.federation.updates.server_optimizer import ServerState
+from server.runs.lineage import as_provenance, charges_of_weights
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.experiment.trainable import select_trainable
@@ -35,6 +36,8 @@ class GlobalModel:
     parents: tuple[str, ...]
     """Digests of the checkpoints that the run started from."""
     commit: str | None
+    lineage: dict[str, Any] = field(default_factory=dict)
+    """What sites were charged for images that the start was trained on (`server.runs.lineage`), for the provenance."""
     record: dict[str, Any] = field(default_factory=dict)
     """What `metrics.jsonl` says of the last round; kept here too, so that a crash between both loses nothing."""
 
@@ -71,6 +74,7 @@ def load_global(folder: Path, experiment: Experiment) -> GlobalModel:
         optimizer=ServerState(int(state.get("optimizer_steps", 0)), buffers),
         parents=meta.parents,
         commit=meta.commit,
+        lineage=as_provenance(charges_of_weights(meta.provenance)),
         record=state.get("record", {}),
     )
 
@@ -94,7 +98,7 @@ def save_global(folder: Path, model: GlobalModel, experiment: Experiment) -> Non
         "round": model.server_round,
         "parents": model.parents,
         "commit": model.commit,
-        "provenance": {"federation": state},
+        "provenance": {"federation": state, **model.lineage},
     }
     save_checkpoint(folder, groups, meta)
 

@@ -7,7 +7,9 @@ from shared.experiment.config import Experiment
 from shared.planning.workload import DP_SLOWDOWN
 
 FIRST_STEPS = 40
-"""Steps of the public training after which the speed of this machine is known; the fewest of any public stage."""
+"""Steps of the public training after which the speed of this machine is known; the fewest of the first stage."""
+LEAST_ALIGNED = 120
+"""Fewer steps on aligned images show nothing: the round of DP-SGD computes as much as 72 steps."""
 SET_UP_SECONDS = 150.0
 """On two idle cores: sites and coordinator come up, mean images, offers, a round's messages, canaries, release."""
 START_SHARE = 0.25
@@ -43,10 +45,10 @@ def plan_stages(budget: Budget, rate: float, public: Experiment, private: Experi
     dp_images = DP_SLOWDOWN * images * private.privacy.expected_batch * private.privacy.draws
     measured = EVALUATIONS * evaluation.num_images * (evaluation.steps / FORWARD_SPEEDUP + 1)
     left = (budget.left() - SET_UP_SECONDS - END_SECONDS) * rate - 2 * dp_images - measured
-    start = _limited(START_SHARE * left / batch, public.train.steps)
-    each = _limited((1 - START_SHARE) / 2 * left / batch, public.train.steps)
-    return Stages(start, each, each + round(dp_images / batch), left < 3 * FIRST_STEPS * batch)
+    start = _limited(START_SHARE * left / batch, FIRST_STEPS, public.train.steps)
+    each = _limited((1 - START_SHARE) / 2 * left / batch, LEAST_ALIGNED, public.train.steps)
+    return Stages(start, each, each + round(dp_images / batch), left < (FIRST_STEPS + 2 * LEAST_ALIGNED) * batch)
 
 
-def _limited(steps: float, most: int) -> int:
-    return max(FIRST_STEPS, min(most, int(steps)))
+def _limited(steps: float, least: int, most: int) -> int:
+    return min(most, max(least, int(steps)))

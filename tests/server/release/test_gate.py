@@ -5,6 +5,7 @@ import pytest
 
 from server.release.gate import gather, release
 from server.release.verdict_files import add_verdicts
+from server.runs.lineage import MeanImageCharge, as_provenance, charges_of_weights
 from server.runs.run_directory import create
 from shared.errors import InputError
 from shared.experiment.config import parse_experiment
@@ -96,6 +97,23 @@ def test_epsilon_of_the_dp_part_stands_beside_unbounded_in_the_card(tmp_path):
     audited(run, digest)
     card = (release(run.path, tmp_path / "out") / "MODEL_CARD.md").read_text()
     assert "| site 1 | unbounded (DP part 3.25) | 1e-05 | 8 | person |" in card
+
+
+def test_the_card_says_what_aligned_images_cost_the_sites(tmp_path):
+    charge = MeanImageCharge(run="a", num_sites=4, unit="person", noise_multiplier=3.5, delta=1e-5, epsilon=1.13)
+    for sites, said in (("north", "south"), "| site 1 | unbounded |"), ((), "No federated training."):
+        run, _ = finish(tmp_path / f"run-{len(sites)}", sites=sites)
+        meta = load_meta(run.round_checkpoint(1))
+        place = {"experiment": meta.experiment, "round": meta.round, "step": meta.step}
+        digest = save_checkpoint(
+            run.round_checkpoint(1), {"ema": WEIGHTS}, place | {"provenance": as_provenance([charge])}
+        ).digest
+        measure(run, digest)
+        out = release(run.path, tmp_path / f"out-{len(sites)}", override="for this test")
+        card = (out / "MODEL_CARD.md").read_text()
+        assert "of each of 4 sites" in card and "noise multiplier 3.5, unit person, epsilon 1.13 at delta 1e-05" in card
+        assert said in card and "no ledger" not in card
+        assert charges_of_weights(load_meta(out).provenance) == (charge,)
 
 
 def test_without_a_distance_nothing_is_released(tmp_path):

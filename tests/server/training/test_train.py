@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,16 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
+from server.alignment.aligned_images import align_images
+from server.alignment.mean_images import MeanImage
 from server.cli import models as cli_models
 from server.cli.main import app
+from server.federation.starting_point import initial_model
+from server.federation.updates.global_model import load_global, save_global
+from server.runs.lineage import MeanImageCharge, charges_of_weights
 from server.training.train import train
 from server.training.watch import Watch
+from shared.data.image_cache import open_images
 from shared.errors import InputError
 from shared.experiment import recipes
 from shared.experiment.config import parse_experiment
@@ -280,3 +287,22 @@ def test_the_plan_of_a_training_is_said_in_days_with_what_else_there_is(monkeypa
     assert len(cli_models.training_plan(experiment("train.steps=10"))) == 1
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert cli_models.training_plan(experiment("train.steps=10")) == []
+
+
+def test_what_sites_were_charged_for_images_stays_with_the_weights(tmp_path):
+    charge = MeanImageCharge(run="a", num_sites=2, unit="person", noise_multiplier=3.5, delta=1e-5, epsilon=1.1)
+    aligned = tmp_path / "aligned"
+    align_images(open_images(str(DATA), 16), [MeanImage("s", np.zeros((3, 16, 16)), 0.01)], [charge], aligned)
+    few = ("train.steps=1", "train.checkpoint_every=1")
+    first = train(experiment(*few), aligned, tmp_path / "first")
+    more = train(experiment(*few), DATA, tmp_path / "more", init=first.path)
+    # The same run goes on with ordinary images: what it has seen stays seen.
+    train(experiment("train.steps=2", *few[1:]), DATA, tmp_path / "first", accept_other_data=True)
+    other = train(experiment(*few), DATA, tmp_path / "other")
+    told = [charges_of_weights(load_meta(run.latest).provenance) for run in (first, more, other)]
+    assert told == [(charge,), (charge,), ()]
+    assert charges_of_weights(load_meta(tmp_path / "first" / "checkpoints" / "step-000000002").provenance) == (charge,)
+    model = initial_model(more.latest, parse_experiment(TOML, []))
+    save_global(tmp_path / "round-000001", replace(model, server_round=1), parse_experiment(TOML, []))
+    again = load_global(tmp_path / "round-000001", parse_experiment(TOML, []))
+    assert again.lineage == model.lineage and charges_of_weights(again.lineage) == (charge,)
