@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import io
+import json
+import math
 import os
 import pwd
 import shlex
@@ -25,6 +27,26 @@ _CURABLE = frozenset(
 
 # What pathlib of Python 3.11 and 3.12 raises beside `OSError`, and the cure.
 _PATHLIB = {"Symlink loop": "", "Could not determine home": " set HOME, or MASKFED_CACHE and XDG_STATE_HOME"}
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+"""Of every command that prints facts."""
+
+
+def tell_json(value: object) -> None:
+    """Print facts as JSON: numbers as numbers, what is not finite as null."""
+    typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def _finite(value: object) -> object:
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {str(key): _finite(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_finite(each) for each in value]
+    return value
 
 
 def new_program(text: str | None) -> typer.Typer:

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from client.cli import audit, join, ledger, policy, records, site, statistics
+from client.cli import approvals, audit, join, ledger, policy, records, site
 from deploy.errors import ProvisionError
 from deploy.observe.logs import set_up_logging
 from shared.commandline import new_program, run_app, tell_error
@@ -13,9 +13,9 @@ app = new_program(__doc__)
 join.register(app)
 ledger.register(app)
 records.register(app)
+approvals.register(app)
 policy.register(app)
 audit.register(app)
-statistics.register(app)
 site.register(app)
 
 

@@ -11,7 +11,7 @@ from client.cli.persons import PersonsOption, confirm_persons, keep_persons
 from client.cli.policy import describe
 from client.settings import find_home, load_settings, save_settings
 from deploy.observe.logs import tell
-from shared.commandline import owned
+from shared.commandline import JsonOption, owned, tell_json
 from shared.errors import InputError
 
 HomeOption = Annotated[
@@ -160,18 +160,24 @@ def metrics(home: HomeOption = None, port: Annotated[int, typer.Option(help="Loc
         stop.wait()
 
 
-def status(home: HomeOption = None) -> None:
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show whether the site runs, its data, what it has spent, and the newest events."""
-    from client.operator.status import is_running, summary
+    from client.operator.status import entry_facts, is_running, status_facts, summary
 
     place = find_home(home)
     settings = load_settings(place)
+    if as_json:
+        told = status_facts(place, settings)
+        told["spent"] = None if told["spent"] is None else vars(told["spent"])
+        told["newest"] = list(map(entry_facts, told["newest"]))
+        tell_json({"alias": settings.alias, "address": settings.address, "is_running": is_running(place), **told})
+        return
     print(f"site {settings.alias} at {settings.address}: {'running' if is_running(place) else 'not running'}")
     for line in summary(place, settings):
         print(line)
 
 
-def doctor(home: HomeOption = None) -> None:
+def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Check everything that a round needs, and say what to do. Exit code 1 if something is missing."""
     from client.operator.doctor import check_site
     from deploy.checks.dial import Way
@@ -182,7 +188,9 @@ def doctor(home: HomeOption = None) -> None:
     with contextlib.suppress(InputError):  # what is wrong with the settings is the first finding
         settings = load_settings(place)
         checks += site_checks(place.path, Way(settings.address, settings.proxy))
-    for name, is_ok, text in checks:
+    if as_json:
+        tell_json([{"name": name, "is_ok": is_ok, "text": text} for name, is_ok, text in checks])
+    for name, is_ok, text in checks if not as_json else []:
         print(f"{'ok  ' if is_ok else 'FAIL'} {name}: {text}")
     if not all(is_ok for _, is_ok, _ in checks):
         sys.exit(1)

@@ -18,7 +18,7 @@ from deploy.observe.logs import set_up_logging, tell
 from server.cli import alignment, distances, evaluation, models, rehearsal, release, rounds, studies
 from server.cli.membership import sites
 from server.cli.membership.door import certificate_checks, register_sites
-from shared.commandline import new_program, owned, run_app, tell_error
+from shared.commandline import JsonOption, new_program, owned, run_app, tell_error, tell_json
 from shared.errors import InputError
 
 app = new_program(__doc__)
@@ -139,12 +139,14 @@ def start(
 
 
 @app.command()
-def doctor(home: Home = DEFAULT_HOME) -> None:
+def doctor(home: Home = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Check folder, keys, certificates, ports and processes, and say what to do. Exit code 1 if something is wrong."""
     from deploy.doctor import coordinator_checks
 
     findings = [*coordinator_checks(home), *certificate_checks(home)]
-    for finding in findings:
+    if as_json:
+        tell_json([finding._asdict() for finding in findings])
+    for finding in findings if not as_json else []:
         print(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.name}: {finding.text}")
     if not all(finding.is_ok for finding in findings):
         sys.exit(1)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from shared.commandline import owned
+from shared.commandline import JsonOption, owned, tell_json
 
 
 def register(app: typer.Typer) -> None:
@@ -95,10 +95,15 @@ def release(
 def verify(
     file: Annotated[Path, typer.Argument(help="Evidence that a coordinator or a site has signed (.zip).")],
     key: Annotated[str, typer.Option(help="Public key of the signer, 64 hexadecimal digits: ask it by phone.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Check evidence from elsewhere: whether this key signed it, and every byte. Exit code 2 if not."""
     from server.release.evidence import check
 
-    for line in check(file, key):
+    lines = check(file, key)
+    if as_json:
+        tell_json({"is_verified": True, "file": str(file), "key": key, "contents": lines})
+        return
+    for line in lines:
         typer.echo(line)
     typer.echo("VERIFIED")

@@ -138,9 +138,9 @@ def _curves(key: str, name: str, figures: RunFigures) -> Iterator[Part | None]:
         for site, each in nearest[:6]
         if each.curve
     ]
-    caps = {each.spent.get("epsilon_cap") for _, each in nearest[:6] if each.curve} - {None}
+    caps = {float(cap) for _, each in nearest[:6] if each.curve and (cap := each.spent.get("epsilon_cap"))}
     more = f"the {len(curves)} sites that have spent most, of {len(nearest)}" if len(nearest) > len(curves) else ""
-    limits = [(f"cap {format_number(cap)}", float(cap)) for cap in sorted(caps)] if len(caps) == 1 else []
+    limits = [(f"cap {format_number(cap)}", cap) for cap in sorted(caps)] if len(caps) == 1 else []
     yield chart(f"{key}-epsilon", f"{name}: epsilon spent, with DP", "round", curves, limits=limits, note=more)
     yield chart(
         f"{key}-update",

@@ -8,8 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from server.report.run_charts import dp_epsilon
-from server.runs.history import RunData
+from server.runs.history import RunData, dp_epsilon
 from server.runs.run_directory import RunDir
 
 FOLDER = "report"

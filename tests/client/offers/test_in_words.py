@@ -2,7 +2,7 @@
 
 import pytest
 
-from client.cli.records import approve_experiment
+from client.cli.approvals import approve_experiment
 from client.offers.answer import answer_offer
 from client.offers.in_words import in_words
 from client.policy.approval import pending, read_approved

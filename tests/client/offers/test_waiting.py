@@ -2,7 +2,7 @@
 
 import pytest
 
-from client.cli.records import approve_experiment, approve_list, approve_refuse
+from client.cli.approvals import approve_experiment, approve_list, approve_refuse
 from client.offers.answer import answer_offer
 from client.offers.waiting import Waiting, differences_to_recipe, waiting
 from client.policy.approval import keep_pending, pending, read_approved
