@@ -10,12 +10,13 @@ import pwd
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import click
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from shared.errors import InputError
 
@@ -64,6 +65,27 @@ def new_program(text: str | None) -> typer.Typer:
     ) -> None: ...
 
     return app
+
+
+def in_panels(app: typer.Typer, panels: Mapping[str, Sequence[str]]) -> None:
+    """Show the commands of a program in panels, and in this order, in its help.
+
+    Args:
+        app: with all its commands and groups.
+        panels: names of commands and groups by panel; each exactly once.
+    """
+    place = {name: (number, panel) for number, (panel, name) in enumerate((p, n) for p in panels for n in panels[p])}
+    found: dict[str, CommandInfo | TyperInfo] = {}
+    registered: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
+    for each in registered:
+        called = each.name or (each.callback.__name__.replace("_", "-") if each.callback else "")
+        found[str(called)] = each
+    assert found.keys() == place.keys(), found.keys() ^ place.keys()
+    for name, each in found.items():
+        each.rich_help_panel = place[name][1]
+    order = {id(each): place[name][0] for name, each in found.items()}
+    app.registered_commands.sort(key=lambda each: order[id(each)])
+    app.registered_groups.sort(key=lambda each: order[id(each)])
 
 
 def _tell_version(is_asked: bool) -> None:

@@ -188,6 +188,15 @@ def test_help_loads_what_it_prints_and_no_more(program, option):
     assert ("maskfed 0." if option == "--version" else "Usage:") in done.stdout
 
 
+def test_the_status_of_runs_is_told_without_flower():
+    code = (
+        "import sys\nimport server.federation.status\n"
+        "heavy = {'torch', 'pywt', 'flwr', 'cryptography', 'PIL', 'opacus', 'httpx', 'grpc'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT, timeout=120)
+
+
 def graph() -> dict[str, set[str]]:
     """Every module with the modules it imports, at its top or inside a function."""
     found = {}

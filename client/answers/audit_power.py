@@ -51,6 +51,27 @@ def too_few(data: Dataset, unit: Unit, audit: AuditPolicy, *, has_noise: bool = 
     )
 
 
+def foreseen(units: int, held_out_ratio: float, unit: Unit, audit: AuditPolicy) -> str:
+    """For the operator, before anything is scanned: why audits would say nothing, and what would help; else empty.
+
+    Args:
+        units: of the folder, as they are counted there; duplicates are not known yet.
+        held_out_ratio: share that will be set aside.
+        unit: image or person.
+        audit: the site's constants.
+    """
+    least, held_out = least_units(audit), int(units * held_out_ratio)
+    if min(held_out, units - held_out) >= least:
+        return ""
+    if units < 2 * least:
+        return f"about {units} {unit}s are here, and audits need {2 * least}: they will be refused"
+    share = -(-least * 100 // units) / 100
+    return (
+        f"about {held_out} of {units} {unit}s would be set aside, and audits need {least}: set held_out_ratio = "
+        f"{min(share, 0.5):g} in site.toml before `data scan`, after the first round it stays"
+    )
+
+
 def units_of(data: Dataset, rows: Rows, unit: Unit) -> list[Rows]:
     """The rows of each unit of privacy among `rows`."""
     if unit == "image" or data.persons is None:

@@ -171,10 +171,24 @@ def join(  # every rule of the policy is one option
     typer.echo(f"joined {joined.address} as {joined.alias}; CA fingerprint, to compare with the coordinator by phone:")
     typer.echo(f"  {joined.ca_fingerprint}")
     typer.echo(describe(settings.policy))
+    if "audit" in settings.policy.tasks and (problem := _audits_foreseen(settings)):
+        typer.echo(f"PROBLEM: {problem}")
     typer.echo(f"policy: {place.settings}; next: `maskfed-client data scan`, `doctor`, `start`")
     if start_now:
         site.data_scan(place.path)
         site.start(place.path)
+
+
+def _audits_foreseen(settings: SiteConfig) -> str:
+    """Why audits will be refused for want of images, as far as the folder tells."""
+    from client.answers.audit_power import foreseen
+    from client.data.person_mapping import persons_of
+    from shared.data.images import list_images
+
+    policy, source = settings.policy, list_images(Path(settings.data))
+    persons = persons_of(source, settings) if policy.unit == "person" else None
+    number = len(source.names) if persons is None else len(set(persons))
+    return foreseen(number, settings.held_out_ratio, policy.unit, policy.audit)
 
 
 def certificate(

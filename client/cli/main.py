@@ -6,7 +6,7 @@ import sys
 from client.cli import approvals, audit, join, ledger, policy, records, site
 from deploy.errors import ProvisionError
 from deploy.observe.logs import set_up_logging
-from shared.commandline import new_program, run_app, tell_error
+from shared.commandline import in_panels, new_program, run_app, tell_error
 from shared.errors import InputError
 
 app = new_program(__doc__)
@@ -17,6 +17,14 @@ approvals.register(app)
 policy.register(app)
 audit.register(app)
 site.register(app)
+PANELS = {
+    "Begin and end": ("enroll", "join", "certificate", "leave", "data"),
+    "Take part": ("start", "status", "doctor", "metrics"),
+    "Decide": ("policy", "approve"),
+    "See what it cost, show it elsewhere": ("ledger", "journal", "evidence"),
+    "Look for leaks, release by hand": ("audit", "statistics"),
+}
+in_panels(app, PANELS)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from deploy.observe.logs import set_up_logging, tell
 from server.cli import alignment, distances, evaluation, models, rehearsal, release, rounds, studies
 from server.cli.membership import sites
 from server.cli.membership.door import certificate_checks, register_sites
-from shared.commandline import JsonOption, new_program, owned, run_app, tell_error, tell_json
+from shared.commandline import JsonOption, in_panels, new_program, owned, run_app, tell_error, tell_json
 from shared.errors import InputError
 
 app = new_program(__doc__)
@@ -39,6 +39,16 @@ Home = Annotated[
     ),
 ]
 DEFAULT_HOME = Path("coordinator")
+
+
+PANELS = {
+    "Set up and run a coordinator": ("init", "start", "doctor", "renew", "sites"),
+    "Train on public images": ("train", "sample", "export", "import-checkpoint", "data", "experiments"),
+    "Federated rounds": ("plan", "finetune", "status", "logs", "stop", "align", "simulate"),
+    "Measure, audit, release": ("evaluate", "loss", "projection", "audit", "release", "verify", "check", "report"),
+    "Try out, and repeat the paper": ("demo", "reproduce", "toy"),
+}
+"""Commands by who needs them."""
 
 
 def main() -> None:
@@ -220,6 +230,8 @@ def _operation_errors() -> tuple[type[Exception], ...]:
     )
     return tuple(getattr(sys.modules[module], name) for module, name in named if module in sys.modules)
 
+
+in_panels(app, PANELS)
 
 if __name__ == "__main__":
     main()

@@ -5,14 +5,13 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from server.federation.fleet.superlink import connect
 from server.federation.fleet.superlink_types import ControlError
 from server.federation.offer_table import newest_offers, offer_table
 from server.federation.resubmission import Wanted, WantedRun
@@ -22,6 +21,9 @@ from shared.errors import InputError
 from shared.storage.room import room_problem
 from shared.storage.round_records import rounds_of
 from shared.storage.runlog import RunLogReader, damage_text
+
+if TYPE_CHECKING:
+    from server.federation.fleet.superlink import Control
 
 POLL_SECONDS = 1.0
 AWAY_SECONDS = 600.0
@@ -35,6 +37,13 @@ NARROW, NARROWEST = ("round", "sites", "loss", "distance"), ("round", "loss", "d
 WIDE, HALF = 80, 36
 """Characters from which on all columns, or those of `NARROW`, can be read."""
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 1}
+
+
+def connect(home: Path, timeout_seconds: float | None = None) -> "Control":
+    """The SuperLink of a home; Flower is loaded when it is asked, and not to tell what lies in files."""
+    from server.federation.fleet import superlink
+
+    return superlink.connect(home, *(() if timeout_seconds is None else (timeout_seconds,)))
 
 
 def follow(home: Path, run: str, *, as_json: bool = False, console: Console | None = None) -> int:
