@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from server.runs.history import dp_epsilon
+from shared.storage.round_records import dp_epsilon
 from shared.storage.runlog import OUTCOMES
 
 

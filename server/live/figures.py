@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from server.runs.history import dp_epsilon
+from shared.storage.round_records import dp_epsilon
 from shared.storage.runlog import OUTCOMES, RunLogReader, damage_text
 
 CHUNK_BYTES = 4 * 2**20

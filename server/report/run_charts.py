@@ -2,7 +2,8 @@
 
 from server.report.formatting import format_number
 from server.report.svg_charts import Series, line_chart
-from server.runs.history import Evaluation, RunData, dp_epsilon
+from server.runs.history import Evaluation, RunData
+from shared.storage.round_records import dp_epsilon
 
 Chart = tuple[str, str]
 """Title and SVG."""

@@ -53,12 +53,6 @@ def spent_text(reply: Mapping[str, Any]) -> str:
     return f"{text} (DP part {reply['dp_epsilon']:.4g})" if "dp_epsilon" in reply else text
 
 
-def dp_epsilon(entry: Mapping[str, Any]) -> float | None:
-    """Epsilon of a site's releases with DP, from its record in a round; None where it released none."""
-    value = entry.get("dp_epsilon", entry.get("epsilon"))
-    return float(value) if isinstance(value, int | float) else None
-
-
 @dataclass(frozen=True)
 class RunData:
     """One run, as the report shows it."""
