@@ -47,7 +47,8 @@ def page_service(home: Path, port: int, module: str) -> Iterator[Service]:
 def tell_address(home: Path, port: int) -> None:
     """Say where the page is: with its token on a terminal, and without it where output may be kept as a log."""
     if sys.stdout.isatty():
-        tell(f"live page, for your eyes only: {address(port, read_token(home))}")
+        # Not by `tell`, which may be a log.
+        sys.stdout.write(f"live page, for your eyes only: {address(port, read_token(home))}\n")
     else:
         tell(f"live page at http://127.0.0.1:{port}/; its token lies in {home / TOKEN_FILE}")
 

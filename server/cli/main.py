@@ -145,7 +145,7 @@ def start(
             tell(f"ready: sites connect to {settings.address}")
             if page_port:
                 tell_address(home, page_port)
-            supervisor.watch(lambda: _look_after(home, is_watched=bool(page_port or metrics_port)))
+            supervisor.watch(lambda: _look_after(home, is_watched=bool(page_port)))
 
 
 @app.command()

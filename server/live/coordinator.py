@@ -125,7 +125,7 @@ class CoordinatorPage:
             "now",
             "Now",
             [
-                ("sites online", f"{here} of {len(self._active())}" if is_fresh else "not known: nothing noted lately"),
+                ("sites online", f"{here} of {self._num_active()}" if is_fresh else "not known: nothing noted lately"),
                 ("runs", f"{', '.join(running) or 'none'} running, {len(wanted) - len(running)} ended"),
                 ("free on this disk", f"{free:.0f} GiB" if free >= 10 else f"{free:.1f} GiB"),
             ],
@@ -133,6 +133,12 @@ class CoordinatorPage:
 
     def _active(self) -> list[str]:
         return [site.alias for site in Registry(self._home / "sites.json").active()]
+
+    def _num_active(self) -> str:
+        try:
+            return str(len(self._active()))
+        except InputError:  # told where the sites are
+            return "?"
 
     def _sites(self) -> Part:
         try:

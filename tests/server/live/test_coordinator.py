@@ -112,6 +112,7 @@ def test_hostile_texts_stay_one_printable_line(home):
 
 
 def test_a_damaged_registry_or_list_of_runs_is_told_and_the_rest_shown(home):
+    note_online(home, [Node(1, "north", "online", b"")], time.time())
     (home / "sites.json").write_text("{")
     (home / "wanted.json").write_text("[1]")
     parts = by_id(page(home).read())
