@@ -23,7 +23,7 @@ from benchmarks.measure import hardware, verdict
 from client.data.dataset import Dataset, open_dataset, scan
 from client.privacy.clipping import clipped_gradients
 from client.privacy.grid_noise import rounded_pairs
-from client.privacy.keystream import BLOCK_WORDS, GPU_BLOCKS, Keystream
+from client.privacy.randomness.keystream import BLOCK_WORDS, GPU_BLOCKS, Keystream
 from client.records.data_registry import REGISTRY_VARIABLE
 from client.settings import Home, SiteConfig, SitePolicy, save_settings
 from client.training.local_round import Round
@@ -111,8 +111,10 @@ def clipped_sum(size: str, data: Dataset, device: str) -> Tensor:
     schedule = make_schedule(experiment.diffusion.schedule, experiment.diffusion.timesteps).to(device)
     images = data.images.batch(data.train[:BATCH]).to(device)
     draw = draw_on_cpu(experiment, BATCH, torch.Generator(device).manual_seed(SEED))
-    clipped_gradients(model, lambda: losses.per_image_loss(model, schedule, experiment, images, *draw), bound=1.0)
-    return torch.cat([gradient_of(parameter).flatten().cpu() for parameter in model.parameters()])
+    _, sums = clipped_gradients(
+        model, lambda: losses.per_image_loss(model, schedule, experiment, images, *draw), bound=1.0
+    )
+    return torch.cat([sums[parameter].flatten().cpu() for parameter in model.parameters()])
 
 
 def has_same_noise(device: str) -> bool:
@@ -120,12 +122,6 @@ def has_same_noise(device: str) -> bool:
     words = [Keystream(bytes(range(32)), each).bits(NUM_WORDS) for each in (device, "cpu")]
     noise = [rounded_pairs(*each.view(2, -1), DEVIATION) for each in words]
     return all(torch.equal(there.cpu(), here) for there, here in (words, noise))
-
-
-def gradient_of(parameter: Tensor) -> Tensor:
-    """Its gradient, which has to be there."""
-    assert parameter.grad is not None
-    return parameter.grad
 
 
 def draw_on_cpu(experiment: Experiment, batch: int, generator: torch.Generator) -> losses.Draw:

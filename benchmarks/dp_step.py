@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.measure import Action, cpu_seconds, medians, paired_ratio, verdict
 from client.data.units import Ids
 from client.privacy import dp_sgd
-from client.privacy.secret_random import secret_streams
+from client.privacy.randomness.secret_random import secret_streams
 from shared.diffusion.losses import draw_noise, per_image_loss
 from shared.diffusion.schedule import make_schedule
 from shared.diffusion.uvit import build_model

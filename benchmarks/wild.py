@@ -13,13 +13,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks import wild_cases, wild_pictures
+from benchmarks import wild_cases, wild_habits, wild_pictures
 from benchmarks.measure import verdict
 from benchmarks.wild_pictures import Case
 from shared.data.pixels import UnreadableImageError
 from shared.errors import InputError
 
-SEED, CASES = 0, 363
+SEED, CASES = 0, 594
 OUTCOMES = ("value", "line", "wrong", "traceback")
 MAKERS = (
     wild_pictures.picture,
@@ -33,6 +33,13 @@ MAKERS = (
     wild_cases.network,
     wild_cases.samples,
     wild_cases.argument,
+    wild_habits.persons,
+    wild_habits.places,
+    wild_habits.pages,
+    wild_habits.turned,
+    wild_habits.parts,
+    wild_habits.moments,
+    wild_habits.numbers,
 )
 
 

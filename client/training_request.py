@@ -170,7 +170,7 @@ def charge(prepared: Prepared, ledger: Ledger) -> Charged:
     """
     asked, data = prepared.accepted.asked, prepared.accepted.data
     cost = charge_for(asked.request.header, data.dataset_id, data.fingerprint, asked.digest)
-    return Charged(prepared, reserve(ledger, cost, asked.settings.policy, epsilon_of))
+    return Charged(prepared, reserve(ledger, cost, asked.settings.policy, epsilon_of, asked.home))
 
 
 def train(charged: Charged, ledger: Ledger) -> Trained:

@@ -144,10 +144,10 @@ def read_settings(home: Path) -> Coordinator:
     """Read and check `coordinator.toml` alone."""
     path = home / SETTINGS
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ProvisionError(f"{path}: {error.strerror}; run `maskfed-server init` or give --home") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProvisionError(f"{path}: not valid TOML ({error}): correct it") from error
     types = {name: each.type for name, each in Coordinator.__dataclass_fields__.items()}
     # Folders of earlier versions lack it.

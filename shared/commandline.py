@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import click
 import typer
@@ -26,8 +26,12 @@ _CURABLE = frozenset(
     | {errno.ENAMETOOLONG, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EINVAL, errno.ENXIO}
 )
 
-# What pathlib of Python 3.11 and 3.12 raises beside `OSError`, and the cure.
-_PATHLIB = {"Symlink loop": "", "Could not determine home": " set HOME, or MASKFED_CACHE and XDG_STATE_HOME"}
+# What Python raises beside `OSError` of paths and numbers that were given, and the cure.
+_OF_PYTHON = {
+    "Symlink loop": "",
+    "Could not determine home": " set HOME, or MASKFED_CACHE and XDG_STATE_HOME",
+    "Exceeds the limit": ": a number that was given, or stands in a file, is too long",
+}
 
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
@@ -105,6 +109,8 @@ def run_app(app: typer.Typer) -> int:
         for a file or folder that cannot be used (one line); 1 for other failures of the machine, and where a question
         was answered with no, or its input ended.
     """
+    # A caller may have closed them: what is told goes nowhere then, and the exit status is the same.
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()
     for stream in (sys.stdout, sys.stderr):
         # Names of files may hold bytes that are no text.
         if isinstance(stream, io.TextIOWrapper):
@@ -118,12 +124,17 @@ def run_app(app: typer.Typer) -> int:
     except click.Abort:
         sys.stderr.write("aborted: nothing was done\n")
         return 1
-    except (click.UsageError, OSError, RuntimeError, MemoryError) as error:
+    except (click.UsageError, OSError, RuntimeError, MemoryError, ValueError) as error:
         text, status = _told(error)
         if not text:
             raise
         tell_error(text)
     return status if isinstance(status, int) else 0
+
+
+def _nowhere() -> TextIO:
+    """Takes what is written, for the rest of the process."""
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -143,7 +154,7 @@ _CURES = {
 _ROOM_BYTES = 2**20
 
 
-def _told(error: click.UsageError | OSError | RuntimeError | MemoryError) -> tuple[str, int]:
+def _told(error: click.UsageError | OSError | RuntimeError | MemoryError | ValueError) -> tuple[str, int]:
     """What to say of a failure, and the exit status; an empty text for a programmer's error."""
     match error:
         case click.UsageError():
@@ -156,7 +167,7 @@ def _told(error: click.UsageError | OSError | RuntimeError | MemoryError) -> tup
             return "not enough memory for what was asked: ask for less, or give the machine more", 1
         case RecursionError():
             return "a file that was given nests too deeply to be read: give another", 2
-    cures = [cure for start, cure in _PATHLIB.items() if str(error).startswith(start)]
+    cures = [cure for start, cure in _OF_PYTHON.items() if str(error).startswith(start)]
     return " ".join(f"{error}{cures[0]}".split()) if cures else "", 2
 
 

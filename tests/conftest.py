@@ -1,15 +1,19 @@
 """Settings of the whole suite: no network, few threads, no leftovers of the user's environment."""
 
 import os
+import random
 import resource
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -17,6 +21,15 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 for name in ("MASKFED_SERVER_HOME", "MASKFED_CLIENT_HOME", "MASKFED_REGISTRY"):
     os.environ.pop(name, None)
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in the background so, and all that is started from here would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+_DRAWN = random.Random()
+# What a test calls drawn by the system (keys, noise, names) is the same in each run: no bound is missed by chance.
+os.urandom = random._urandom = _DRAWN.randbytes  # type: ignore[attr-defined]
+# The same examples each time, however long one takes on a busy machine.
+hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("suite")
 
 END_TO_END = "tests/end_to_end/"
 REAL_PROCESSES = (
@@ -26,6 +39,14 @@ REAL_PROCESSES = (
     "tests/client/cli/test_main.py",
 )
 """Files that start programs: one after the other in one process, or they would take each other's ports and time."""
+FORKED = (
+    "tests/benchmarks/test_benchmarks.py",
+    "tests/client/test_training_request.py",
+    "tests/client/training/test_local_round.py",
+    "tests/server/training/test_train.py",
+    "tests/shared/training/test_engine.py",
+)
+"""Files that use `tests/forked.py`: in one process, so that one has to load torch for them."""
 SLOW = (
     END_TO_END,
     *REAL_PROCESSES,
@@ -60,6 +81,12 @@ FULL_SIZE = (END_TO_END, "tests/server/simulation/")
 """Files whose models are trained by programs that they start, which know the real sizes only."""
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make test-fast` does not import what it leaves out."""
+    name = f"{collection_path.relative_to(ROOT).as_posix()}{'/' * collection_path.is_dir()}"
+    return True if config.option.markexpr == "not slow" and name.startswith(SLOW) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Under pytest-xdist a file stays in one process, so that what its tests share is made once; the longest begin."""
@@ -74,13 +101,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _group(file: str) -> str:
     if file.startswith(END_TO_END):
         return "end to end"
-    return "real processes" if file.startswith(REAL_PROCESSES) else file
+    if file.startswith(REAL_PROCESSES):
+        return "real processes"
+    return "forked" if file in FORKED else file
 
 
 def _turn(name: str) -> int:
     """What takes longest, and mostly waits, begins: at the end short tests fill all processes."""
     order = (END_TO_END, REAL_PROCESSES, SLOW)
     return next((turn for turn, group in enumerate(order) if name.startswith(group)), len(order))
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Megabytes of hostile text are no name: each process sends the names of all its tests."""
+    return f"{type(val).__name__} of {len(val)}" if isinstance(val, str | bytes) and len(val) > 100 else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """All generators of this process begin anew with each test, whatever ran before it and where."""
+    seed = f"{item.path.name}::{item.name}"
+    _DRAWN.seed(seed)
+    random.seed(seed)
+    number = random.getrandbits(32)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(number)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(number)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -24,7 +24,7 @@ def is_read(section: str, field: str) -> bool:
     """The field is accessed as `.section.field`, or through a variable named like the section or its first letters."""
     owner = rf"(?:\.{section}|\b{section}(?:_config)?|\bconfig|\bplan)"
     pattern = re.compile(rf"{owner}\.{field}\b")
-    return any(pattern.search(text) for text in SOURCES.values())
+    return any(f".{field}" in text and pattern.search(text) for text in SOURCES.values())
 
 
 @pytest.mark.parametrize(("section", "field"), FIELDS, ids=lambda part: part)

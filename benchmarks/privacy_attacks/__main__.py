@@ -5,15 +5,19 @@ attack has to succeed, which the tests show at few trials: an attack that never 
 """
 
 import argparse
+import dataclasses
 import importlib
+import json
 import logging
 import pkgutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from benchmarks import privacy_attacks
 from benchmarks.measure import verdict
 from benchmarks.privacy_attacks.outcome import Outcome
+from shared.storage.versions import git_commit
 
 SEED = 0
 ROUNDS = 200
@@ -28,6 +32,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("names", nargs="*", help="attacks to run; default: all")
     parser.add_argument("--trials", type=int, default=ROUNDS)
     parser.add_argument("--off", action="store_true", help="without the guards: every attack has to succeed")
+    parser.add_argument("--keep", type=Path, help="file of finished attacks: those of this commit are not run again")
     options = parser.parse_args(arguments)
     attacks = collect()
     if unknown := sorted(set(options.names) - set(attacks)):
@@ -36,13 +41,31 @@ def main(arguments: Sequence[str] = ()) -> int:
     outcomes = []
     print(f"{'attack':36} trials  right  at least  allowed  epsilon")
     for name in options.names or attacks:
-        outcomes.append(attacks[name](options.trials, not options.off, SEED))
+        call = (options.trials, not options.off, SEED)
+        outcomes.append(kept(options.keep, name, call) or keep(options.keep, name, call, attacks[name](*call)))
         print(line(outcomes[-1]), flush=True)
     if options.off:
         return succeed(outcomes)
     above = [outcome.name for outcome in outcomes if not outcome.is_held]
     text = f"{len(above)} of {len(outcomes)} above what epsilon allows in {options.trials} trials (needs 0)"
     return verdict("privacy attacks", text + "".join(f", {name}" for name in above), reached=not above)
+
+
+def kept(file: Path | None, name: str, call: Sequence[int]) -> Outcome | None:
+    """What an earlier run of this commit found, if it got that far."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file and file.exists() else []
+    for each in map(json.loads, lines):
+        if each["key"] == [git_commit(), name, *call]:
+            return Outcome(**each["outcome"])
+    return None
+
+
+def keep(file: Path | None, name: str, call: Sequence[int], outcome: Outcome) -> Outcome:
+    """Write a finished attack down, so that a run that was ended goes on after it."""
+    if file:
+        with file.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"key": [git_commit(), name, *call], "outcome": dataclasses.asdict(outcome)}) + "\n")
+    return outcome
 
 
 def succeed(outcomes: Sequence[Outcome]) -> int:

@@ -121,7 +121,7 @@ def guard(is_guarded: bool) -> Iterator[None]:
         yield
 
 
-def partial_factors(_model: object, norms_B: Tensor, _length_B: Tensor, bound: float, is_present_B: Tensor) -> Tensor:
+def partial_factors(_model: object, norms_B: Tensor, bound: float, is_present_B: Tensor) -> Tensor:
     """Clipping factors that are not defined for every unit."""
     if not norms_B.isfinite().all():
         raise ArithmeticError("a gradient is not finite")

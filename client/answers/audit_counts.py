@@ -7,7 +7,7 @@ noise of deviation sigma on all counts is one step of the Gaussian mechanism (si
 Everything after the noise is post-processing. Shapes: N images, J cells.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from client.answers.audited_model import Subject
 from client.answers.verdicts import Verdict
 from client.data.dataset import Dataset
 from client.limits import AuditPolicy
+from client.privacy.arithmetic import one_by_one
 from client.privacy.grid_noise import noised
 from client.settings import Unit
 from shared.audits.membership_attack import TIMES, Scores, loss_scores, separation
@@ -60,7 +61,8 @@ def counted_verdicts(site: str, subject: Subject, data: Dataset, unit: Unit, aud
     is_working = finds_control(subject, audit)
     samples = [_samples(model, subject, audit) for model in (subject.model, subject.references[0])]
     sides = (data.units(unit), units_of(data, data.held_out, unit))
-    cells = [cells_of(subject, data, units, audit, samples) for units in sides]
+    look = looker(subject, audit, samples, data.size)
+    cells = [cells_of(look, data, units, audit) for units in sides]
     counts = add_noise(cells[0], cells[1], num_cells(audit), audit.noise_multiplier)
     # Noise may carry a share beyond its range, which no reader would take.
     auc, copied = (round(min(1.0, max(low, share)), 3) for low, share in ((0.0, counts.auc), (-1.0, counts.copied)))
@@ -98,19 +100,31 @@ def finds_control(subject: Subject, audit: AuditPolicy) -> bool:
     return found.auc_interval[0] > audit.max_auc
 
 
+def looker(
+    subject: Subject, audit: AuditPolicy, samples: Sequence[Features], side: int
+) -> Callable[[Tensor], NDArray[np.floating]]:
+    """What the audit sees of images (N, 3, side, side), N at most `BATCH`: rows (N, 2) of score and whether copied.
+
+    Weights that blow up the last bits of a number do not let one unit's images change the row of another one's.
+    """
+    is_mirrored = subject.experiment.data.horizontal_flip
+
+    def look(images: Tensor) -> NDArray[np.floating]:
+        is_copied = _copied(images, samples, audit.copy_ratio, is_mirrored=is_mirrored)
+        return np.stack([scores_of(subject, images), is_copied.astype(np.float64)], 1)
+
+    return one_by_one(look, BATCH, side, (subject.model, *subject.references))
+
+
 def cells_of(
-    subject: Subject, data: Dataset, units: Sequence[Rows], audit: AuditPolicy, samples: Sequence[Features]
+    look: Callable[[Tensor], NDArray[np.floating]], data: Dataset, units: Sequence[Rows], audit: AuditPolicy
 ) -> NDArray[np.int64]:
     """The cell of each unit, at least one of them: (number of units,) in [0, J)."""
-    rows, is_mirrored = np.concatenate(units), subject.experiment.data.horizontal_flip
-    scores, are_copied = [], []
-    for start in range(0, len(rows), BATCH):
-        part = data.images.batch(rows[start : start + BATCH])
-        scores.append(scores_of(subject, part))
-        are_copied.append(_copied(_padded(part), samples, audit.copy_ratio, is_mirrored=is_mirrored)[: len(part)])
+    rows = np.concatenate(units)
+    found = [look(data.images.batch(rows[start : start + BATCH])) for start in range(0, len(rows), BATCH)]
+    scores, are_copied = np.concatenate(found).T
     starts = np.cumsum([0, *(len(unit) for unit in units)])[:-1]
-    largest = np.maximum.reduceat(np.concatenate(scores), starts)
-    is_copied = np.logical_or.reduceat(np.concatenate(are_copied), starts)
+    largest, is_copied = np.maximum.reduceat(scores, starts), np.logical_or.reduceat(are_copied > 0, starts)
     return np.where(is_copied, num_cells(audit) - 1, np.searchsorted(audit.score_edges, largest, "right"))
 
 

@@ -90,7 +90,7 @@ def _verdicts(asked: ReceivedAudit, journal: Journal) -> list[Verdict]:
         subject = prepare(asked)
         policy = asked.settings.policy
         cost = audit_charge(data, policy, asked.query.audited_run, asked.query.digest)
-        entry = reserve(ledger, cost, policy, epsilon_of)
+        entry = reserve(ledger, cost, policy, epsilon_of, asked.home)
         found = count(asked, subject, data)
         ledger.commit(entry)
         return found

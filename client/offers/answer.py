@@ -6,7 +6,6 @@ any accountant runs. Reasons that look at counts, records or spending elsewhere 
 
 import datetime as dt
 import functools
-import hashlib
 import logging
 import math
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from flwr.app import ArrayRecord, RecordDict
 from client.data.dataset import Dataset, open_dataset
 from client.offers.answered import AnsweredOffers, hidden_reason, open_answered, too_many
 from client.policy.approval import keep_pending
-from client.policy.budget import budget_refusal
+from client.policy.budget import budget_refusal, has_hidden
 from client.policy.charges import charge_for
 from client.policy.facts import gather_facts
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
@@ -32,8 +31,8 @@ from client.settings import Home, SiteConfig, SitePolicy, load_settings
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.agreement.offer import MOST_REASONS, OfferAnswer, Reason, read_offer
-from shared.messages.agreement.plan import plan_digest
-from shared.messages.envelope import canonical_json, header_record
+from shared.messages.agreement.plan import offer_digest, plan_digest
+from shared.messages.envelope import header_record
 from shared.messages.text import one_line
 from shared.messages.training import RefusalCode, RequestHeader
 
@@ -59,19 +58,14 @@ def answer_offer(content: RecordDict, home: Home) -> RecordDict:
     digest, journal = UNKNOWN_REQUEST, Journal(home.journal)
     try:
         settings, header = load_settings(home), read_offer(content)
-        digest = offer_digest(header)
+        is_over = header.server_round > header.experiment.federation.rounds
+        digest = offer_digest(header.run, plan_digest(header), is_over=is_over)
         answer = _known_or_new(Offered(header, digest, home, settings), journal)
     except Exception as error:  # every failure becomes a typed refusal
         code, reason = refusal_of(error)
         note_refusal(journal, code, reason, digest)
         answer = OfferAnswer(status="refused", reasons=(Reason(code=code, text=one_line(reason)),))
     return RecordDict({"arrays": ArrayRecord(), "header": header_record(answer)})
-
-
-def offer_digest(header: RequestHeader) -> str:
-    """Names an offer: run and plan, whichever round of it comes next."""
-    is_over = header.server_round > header.experiment.federation.rounds
-    return hashlib.sha256(canonical_json([header.run, plan_digest(header), is_over])).hexdigest()
 
 
 def _known_or_new(offered: Offered, journal: Journal) -> OfferAnswer:
@@ -106,7 +100,7 @@ def _worked_out(offered: Offered, answered: AnsweredOffers) -> OfferAnswer:
     for refusal in found:
         if refusal.note:
             log.warning("offer of run %s: %s", offered.header.run, refusal.note)
-    if not told and (len(found) > 0 or answered.has_hidden):
+    if not told and (len(found) > 0 or answered.has_hidden or has_hidden(offered.home)):
         told = [hidden_reason()]
     if any(each.code == "experiment_not_approved" for each in found):
         keep_pending(offered.home, offered.header.experiment, offered.header.run)

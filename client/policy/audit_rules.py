@@ -58,6 +58,10 @@ def _review_run(policy: SitePolicy, facts: AuditFacts) -> Refusal | None:
 def _review_subject(query: AuditQuery, policy: SitePolicy, facts: AuditFacts) -> Refusal | None:
     if text := policy.ranges.first_outside(query.experiment, query.manifest.num_elements or None):
         return Refusal("out_of_range", text)
+    steps = query.experiment.federation.local_steps
+    if query.evidence == "canaries" and steps > policy.max_steps_per_round:
+        text = f"{steps} steps per round, the site allows {policy.max_steps_per_round}: it trains its canaries as long"
+        return Refusal("too_many_steps", text)
     if query.experiment.model.image_size != facts.image_size:
         return Refusal("data_not_ready", f"the site's images are {facts.image_size} pixels wide")
     unknown = set(query.reference_digests) - facts.approved_references

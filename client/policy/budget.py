@@ -4,6 +4,7 @@ What it is told follows from the policy and from what was charged by this ledger
 data sets, and what those have spent, decides too but is the operator's to know.
 """
 
+import datetime as dt
 import logging
 import math
 
@@ -12,26 +13,60 @@ from client.policy.rules import HIDDEN, Refusal, hidden
 from client.private_files import write_private
 from client.records.chain import Entry
 from client.records.history import History
+from client.records.journal import Journal
 from client.records.ledger import BudgetError, Ledger, UnitError
 from client.records.spending import Charge, EpsilonOf, KeptTotal, Total, total_of
 from client.settings import Home, SitePolicy, Unit
+from shared.messages.agreement.plan import offer_digest
 
 log = logging.getLogger("maskfed.client")
+DAY = dt.timedelta(days=1)
 
 
-def reserve(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf) -> Entry:
+def reserve(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf, home: Home) -> Entry:
     """Charge the data set before anything is computed from it; the true total is in the operator's log.
 
     Raises:
         RefusedError: `budget_exceeded` where this data set's own charges explain it, else `policy`.
     """
+    if _is_choice(ledger, charge, home) and has_hidden(home):
+        note = (
+            "a private reason refused a plan in the last 24 hours: so that a series of them measures nothing, all are"
+        )
+        raise _refusal(ledger, charge, policy, epsilon_of, note)
     try:
         entry, total = ledger.reserve(charge, cap=policy.epsilon_cap, delta=policy.delta, epsilon_of=epsilon_of)
     except (BudgetError, UnitError) as error:
         raise _refusal(ledger, charge, policy, epsilon_of, str(error)) from error
     log.info("%s %s is charged: %s after it", charge.task, charge.run, total)
-    _keep(ledger, entry, charge, total, epsilon_of)
+    _keep(home, ledger, entry, charge, total, epsilon_of)
     return entry
+
+
+def has_hidden(home: Home) -> bool:
+    """Whether a private reason was the answer today, since the operator has changed policy or approvals.
+
+    A refusal is free. If each plan met one that looks at counts, records or spending elsewhere, a series of plans would
+    measure them: so the first such answer is the answer to every further plan, whatever kind of question it is for.
+    """
+    changed = max(path.stat().st_mtime for path in (home.settings, home.approved) if path.exists())
+    since = max(dt.datetime.now(dt.UTC) - DAY, dt.datetime.fromtimestamp(changed, dt.UTC))
+    entries = reversed(Journal(home.journal).entries())
+    return any(
+        entry.kind == "refusal" and entry.fields.get("code") == "policy" and entry.time > since for entry in entries
+    )
+
+
+def _is_choice(ledger: Ledger, charge: Charge, home: Home) -> bool:
+    """Whether the asker chooses now what this costs: not for an audit, nor in a run that has begun or was accepted."""
+    if charge.mechanism == "none" or charge.task == "audit":
+        return False
+    if charge.task != "train":
+        return True
+    offer = offer_digest(charge.run, charge.plan_digest)
+    accepted = (entry for entry in Journal(home.journal).entries() if entry.kind == "accepted")
+    is_accepted = any(entry.fields.get("request_digest") == offer for entry in accepted)
+    return ledger.plan_of(charge.run) != charge.plan_digest and not is_accepted
 
 
 def budget_refusal(history: History, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf) -> Refusal | None:
@@ -79,7 +114,7 @@ def own_unit(history: History, dataset_id: str) -> Unit | None:
     return next((charge.unit for charge in own if charge.mechanism != "none"), None)
 
 
-def _keep(ledger: Ledger, entry: Entry, charge: Charge, total: Total, epsilon_of: EpsilonOf) -> None:
+def _keep(home: Home, ledger: Ledger, entry: Entry, charge: Charge, total: Total, epsilon_of: EpsilonOf) -> None:
     """Write down what was just computed, and what the same charge again would make of it, for the live page."""
     after = total
     if charge.mechanism != "none":
@@ -95,7 +130,7 @@ def _keep(ledger: Ledger, entry: Entry, charge: Charge, total: Total, epsilon_of
         epsilon_next=_finite(after.epsilon) if after is not total else None,
     )
     try:
-        write_private(Home(ledger.folder).spent, kept.model_dump_json().encode())
+        write_private(home.spent, kept.model_dump_json().encode())
     except OSError as error:  # nothing rests on it, and the round is charged
         log.warning("the live page will not show this charge: %s", error)
 

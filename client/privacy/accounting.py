@@ -47,15 +47,19 @@ def epsilon(history: Sequence[Spending], delta: float) -> float:
         warnings.simplefilter("ignore")
         for error in ERRORS:
             try:
-                _, _, upper = _privacy_loss(rows, error, delta * DELTA_SHARE).compute_epsilon(
-                    delta, delta * DELTA_SHARE, error
-                )
-                return float(upper)
+                return _upper_epsilon(tuple(rows), delta, error)
             except _GridError:
                 continue
             except (ValueError, RuntimeError, OverflowError, MemoryError):
                 break
     return math.inf
+
+
+@lru_cache(maxsize=1024)
+def _upper_epsilon(rows: tuple[Spending, ...], delta: float, error: float) -> float:
+    """Asked for more than once in a round: when the request is reviewed, and when it is answered."""
+    loss = _privacy_loss(rows, error, delta * DELTA_SHARE)
+    return float(loss.compute_epsilon(delta, delta * DELTA_SHARE, error)[2])
 
 
 def guess_success(row: Spending) -> float:

@@ -1,21 +1,25 @@
-# ruff: noqa: N803, N806, N815
+# ruff: noqa: N803, N806
 """The sum of per-unit clipped gradients in one backward pass.
 
 For a layer with inputs a and output gradients g, the gradient of unit b is a product of a_b and g_b alone. So the
 layers' inputs and output gradients are kept, the norm of each unit's whole gradient is computed from them layer by
-layer, and the clipped sum is one matrix product per layer with g scaled by the unit's clipping factor. Compared with
-the two backward passes of fast gradient clipping (Lee and Kifer, arXiv 2009.03106) this is book-keeping (Bu et al.,
-arXiv 2210.00038). Norms and sums are computed in float32 from the same tensors, so the bound on a unit's contribution
-does not depend on the precision of the forward pass.
+layer, and then, layer by layer once more, the sum of the same gradients times the units' clipping factors. Compared
+with the two backward passes of fast gradient clipping (Lee and Kifer, arXiv 2009.03106) this is book-keeping (Bu et
+al., arXiv 2210.00038). The numbers that are measured are the numbers that are added, in float32, whatever the precision
+of the forward pass: what cancels inside a unit has cancelled before, so a unit never counts for more than the bound.
 
-The sum is a total function of the units: one whose gradient is not a number, is infinite, or of which the product over
-all tokens would be made of numbers far larger than their sum counts as zero and changes no other unit.
+The sum is a total function of the units: one whose gradient is not a number or is infinite counts as zero and changes
+no other unit, nor how long the others take.
+
+How far float32 is off, with e = 2^-24 (rounding to nearest, in any order): a sum of `GROUP` units' contributions, each
+at most C long, by at most GROUP^2 e C = 6.2e-5 C; a norm by at most e (I/2 + 2) of itself, for rows of I numbers
+(1.3e-4 for I = `LONG`): what is beyond one row is added in float64.
 
 Shapes: B units, L tokens, I and O inputs and outputs of a layer, D width.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -26,13 +30,15 @@ from torch import Tensor, nn
 from shared.diffusion.uvit import Positions
 from shared.errors import InputError
 
+Sums = dict[Tensor, Tensor]
+"""By trainable tensor."""
 LAYERS = (nn.Linear, nn.LayerNorm, Positions)
-CANCELLATION = 2.0**10
-"""A unit counts as zero when its tokens' gradients together are so many times longer than their sum, and than C.
-
-Float32 would lose more digits of the other units in that sum than the clipping margin covers."""
-LOST_SQUARE = 2.0**-74
-"""Numbers below this may be missing from a float32 norm: their squares underflow."""
+GROUP = 32
+"""Units that are added in float32; sums of groups are added in float64."""
+LONG = 4096
+"""Numbers of a row that are squared and added in float32."""
+LOST_SQUARE = 2.0**-63
+"""Numbers below this may be missing from a float32 norm: their squares are below the normal numbers."""
 
 
 @dataclass
@@ -44,8 +50,6 @@ class _Call:
     output_gradient: Tensor | None = None
     per_unit: dict[Tensor, Tensor] | None = None
     norms: list[Tensor] = field(default_factory=list)
-    length_B: Tensor | None = None
-    """Summed norms of the tokens' gradients, where the sum over tokens is left to the product over all units."""
 
     @torch.no_grad()
     def receive(self, g: Tensor) -> None:
@@ -55,7 +59,17 @@ class _Call:
         if sum(each.nbytes for each in per_unit.values()) <= g.nbytes + sum(each.nbytes for each in self.inputs):
             self.per_unit, self.inputs = per_unit, ()
         else:
-            self.output_gradient, self.length_B = g, _length(self, g)
+            self.output_gradient = g
+
+    @torch.no_grad()
+    def gradients(self, counts_B: Tensor | None = None) -> dict[Tensor, Tensor]:
+        """The units' gradients that `receive` has measured, bit by bit; zero for units that do not count."""
+        if self.per_unit is not None:
+            return {parameter: _only(each, counts_B) for parameter, each in self.per_unit.items()}
+        assert self.output_gradient is not None
+        # Their parts are cleared: zero times infinity is not zero. Positions are whole numbers and stay.
+        inputs = (_only(self.inputs[0], counts_B), *self.inputs[1:])
+        return _per_unit(_Call(self.layer, inputs), _only(self.output_gradient, counts_B))
 
 
 def validate(model: nn.Module) -> None:
@@ -82,8 +96,8 @@ def validate(model: nn.Module) -> None:
 
 def clipped_gradients(
     model: nn.Module, loss: Callable[[], Tensor], bound: float, is_present_B: Tensor | None = None
-) -> Tensor:
-    """Leave in `.grad` of each trainable tensor the sum over units of min(1, bound / norm_b) times gradient_b.
+) -> tuple[Tensor, Sums]:
+    """The sum over units of min(1, bound / norm_b) times gradient_b, for each trainable tensor.
 
     Args:
         model: passed `validate`; every trainable layer is used exactly once by `loss`.
@@ -92,9 +106,38 @@ def clipped_gradients(
         is_present_B: rows of the batch that are units; the others count as zero. Default: all.
 
     Returns:
-        (B,) norms before clipping, infinite or undefined for some units that count as zero. They are private: never
-        release them.
+        (B,) float64 norms before clipping, infinite or undefined for units that count as zero: they are private, never
+        release them; and the sums by tensor, float32, or float64 for more than `GROUP` units.
     """
+    calls = _backward(model, loss)
+    norms_B = _whole(norm for call in calls for norm in call.norms)
+    factors_B = _factors(model, norms_B, bound, is_present_B)
+    sums: Sums = {}
+    for call in calls:
+        gradients = call.gradients(factors_B > 0)
+        sums |= {parameter: _weighted_sum(factors_B, each).view_as(parameter) for parameter, each in gradients.items()}
+        call.per_unit, call.output_gradient, call.inputs = None, None, ()
+    return norms_B, sums
+
+
+def unit_gradients(model: nn.Module, loss: Callable[[], Tensor]) -> Iterator[Tensor]:
+    """What `clipped_gradients` measures and adds: (B, *shape) for one trainable tensor after the other."""
+    for call in _backward(model, loss):
+        yield from call.gradients().values()
+
+
+def sum_clipped(model: nn.Module, per_unit: dict[nn.Parameter, Tensor], bound: float, is_present_B: Tensor) -> Sums:
+    """As `clipped_gradients`, from gradients of all units, (B, *shape of the parameter) for each trainable tensor."""
+    wide = {parameter: each.to(_wide(each)) for parameter, each in per_unit.items()}
+    factors_B = _factors(model, _whole(map(_norms, wide.values())), bound, is_present_B)
+    return {
+        parameter: _weighted_sum(factors_B, _only(each, factors_B > 0)).view_as(parameter)
+        for parameter, each in wide.items()
+    }
+
+
+def _backward(model: nn.Module, loss: Callable[[], Tensor]) -> list[_Call]:
+    """Each layer's one use, after a forward and a backward pass that computes no weight gradients."""
     with _recorded(model) as (calls, outputs):
         loss_B = loss()
     # (B, 1) would broadcast against the (B,) factors to (B, B) and void the guarantee without an error.
@@ -104,36 +147,18 @@ def clipped_gradients(
     # Everything lies behind the first layer's output; asking for its gradient alone computes no weight gradients.
     torch.autograd.grad(loss_B.sum(), outputs)
     assert all(call.norms for call in calls), "a layer that the loss does not depend on"
-    norms_B: Tensor = torch.linalg.vector_norm(torch.stack([norm for call in calls for norm in call.norms]), dim=0)
-    lengths = [call.length_B for call in calls if call.length_B is not None]
-    length_B = torch.stack(lengths).sum(0) if lengths else torch.zeros_like(norms_B)
-    factors_B = _factors(model, norms_B, length_B, bound, is_present_B)
-    for call in calls:
-        for parameter, total in _clipped_sum(call, factors_B).items():
-            parameter.grad = total
-        call.per_unit, call.output_gradient, call.inputs = None, None, ()
-    return norms_B
+    return calls
 
 
-def sum_clipped(model: nn.Module, per_unit: dict[nn.Parameter, Tensor], bound: float, is_present_B: Tensor) -> None:
-    """As `clipped_gradients`, from gradients of all units, (B, *shape of the parameter) for each trainable tensor."""
-    wide = {parameter: each.to(_wide(each)) for parameter, each in per_unit.items()}
-    norms_B: Tensor = torch.linalg.vector_norm(torch.stack([_norms(each) for each in wide.values()]), dim=0)
-    factors_B = _factors(model, norms_B, torch.zeros_like(norms_B), bound, is_present_B)
-    for parameter, each in wide.items():
-        parameter.grad = _weighted_sum(factors_B, each).view_as(parameter)
-
-
-def _factors(model: nn.Module, norms_B: Tensor, length_B: Tensor, bound: float, is_present_B: Tensor | None) -> Tensor:
-    """(B,) clipping factors; zero for a unit that does not count."""
+def _factors(model: nn.Module, norms_B: Tensor, bound: float, is_present_B: Tensor | None) -> Tensor:
+    """(B,) clipping factors, float64; zero for a unit that does not count."""
     num_values = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     # What underflow may have hidden keeps a tiny bound true, too.
     largest_B = norms_B + LOST_SQUARE * math.sqrt(num_values)
-    factors_B = (bound / largest_B).clamp(max=1.0)
-    counts_B = norms_B.isfinite() & (length_B <= CANCELLATION * norms_B.clamp(min=bound))
+    counts_B = norms_B.isfinite()
     if is_present_B is not None:
         counts_B &= is_present_B
-    return torch.where(counts_B, factors_B, 0.0)
+    return torch.where(counts_B, (bound / largest_B).clamp(max=1.0), 0.0)
 
 
 @contextmanager
@@ -163,7 +188,8 @@ def _trainable_layers(model: nn.Module) -> list[nn.Module]:
 def _per_unit(call: _Call, g: Tensor) -> dict[Tensor, Tensor]:
     """Gradient of each unit, (B, *parameter.shape), in float32 or wider."""
     layer, x = call.layer, call.inputs[0]
-    x, g = x.to(_wide(x)), g.to(_wide(g))
+    # In one order of memory, so that products are the same bits when they are computed again.
+    x, g = x.to(_wide(x)).contiguous(), g.to(_wide(g)).contiguous()
     match layer:
         case nn.Linear():
             return _wanted((layer.weight, torch.einsum("blo,bli->boi", g, x)), (layer.bias, g.sum(1)))
@@ -175,55 +201,28 @@ def _per_unit(call: _Call, g: Tensor) -> dict[Tensor, Tensor]:
             raise AssertionError("validate lets no other layer pass")
 
 
-def _length(call: _Call, g: Tensor) -> Tensor:
-    """(B,) sum over the tokens of the norm of their part of the unit's gradient."""
-    layer, x = call.layer, call.inputs[0]
-    x, g = x.to(_wide(x)), g.to(_wide(g))
-    if isinstance(layer, nn.LayerNorm):
-        x = _normed(layer, x)
-    # A product with g of one token is no longer than the product of both norms; that of a bias or position is g.
-    length_BL: Tensor = torch.linalg.vector_norm(g, dim=-1) * (1 + torch.linalg.vector_norm(x, dim=-1))
-    return length_BL.sum(1)
-
-
-def _clipped_sum(call: _Call, factors_B: Tensor) -> dict[Tensor, Tensor]:
-    """Sum over units of factor times gradient: from the kept gradients, or in one product that never holds them."""
-    if call.per_unit is not None:
-        return {
-            parameter: _weighted_sum(factors_B, each).view_as(parameter) for parameter, each in call.per_unit.items()
-        }
-    assert call.output_gradient is not None
-    layer, x, g = call.layer, call.inputs[0], call.output_gradient
-    x, g = x.to(_wide(g)), g.to(_wide(g))
-    if not bool(factors_B.all()):
-        # Zero times infinity is not zero: units that do not count are overwritten.
-        x, g = _without(x, factors_B), _without(g, factors_B)
-    g = g * factors_B.view(-1, *[1] * (g.ndim - 1))
-    match layer:
-        case nn.Linear():
-            return _wanted((layer.weight, g.flatten(0, 1).T @ x.flatten(0, 1)), (layer.bias, g.sum((0, 1))))
-        case nn.LayerNorm():
-            return _wanted((layer.weight, (_normed(layer, x) * g).sum((0, 1))), (layer.bias, g.sum((0, 1))))
-        case Positions():
-            total = torch.zeros_like(layer.weight)
-            return {layer.weight: total.index_add_(0, call.inputs[1].flatten(), g.flatten(0, 1).to(total.dtype))}
-        case _:
-            raise AssertionError("validate lets no other layer pass")
-
-
 def _weighted_sum(factors_B: Tensor, each: Tensor) -> Tensor:
-    rows = each.flatten(1)
-    return factors_B @ (rows if bool(factors_B.all()) else _without(rows, factors_B))
+    """Sum over units of factor times gradient, flat."""
+    factors, rows = torch.split(factors_B.to(each.dtype), GROUP), torch.split(each.flatten(1), GROUP)
+    sums = [some @ gradients for some, gradients in zip(factors, rows, strict=True)]
+    return sums[0] if len(sums) == 1 else torch.stack(sums).double().sum(0)
 
 
-def _without(x: Tensor, factors_B: Tensor) -> Tensor:
-    """`x` with zeros in the rows whose factor is zero."""
-    return x.masked_fill((factors_B == 0).view(-1, *[1] * (x.ndim - 1)), 0.0)
+def _only(x: Tensor, counts_B: Tensor | None) -> Tensor:
+    """`x` with zeros in the rows of units that do not count."""
+    return x if counts_B is None else x.masked_fill(~counts_B.view(-1, *[1] * (x.ndim - 1)), 0.0)
 
 
 def _norms(each: Tensor) -> Tensor:
-    norms_B: Tensor = torch.linalg.vector_norm(each.flatten(1), dim=1)
-    return norms_B
+    """(B,) norms of the units' gradients: of short rows in their own precision, of all rows in float64."""
+    rows: Tensor = torch.linalg.vector_norm(each, dim=-1, dtype=torch.float64 if each.shape[-1] > LONG else None)
+    return torch.linalg.vector_norm(rows.double().flatten(1), dim=1) if rows.ndim > 1 else rows.double()
+
+
+def _whole(norms: Iterable[Tensor]) -> Tensor:
+    """(B,) norms of the whole gradient from those of its tensors."""
+    whole_B: Tensor = torch.linalg.vector_norm(torch.stack(list(norms)), dim=0)
+    return whole_B
 
 
 def position_gradients(layer: Positions, ids_BL: Tensor, g_BLD: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.privacy.keystream import Keystream
-from client.privacy.secret_random import POSITIVE, box_muller
+from client.privacy.randomness.keystream import Keystream
+from client.privacy.randomness.secret_random import POSITIVE, box_muller
 from shared.errors import InputError
 from shared.experiment.sections import PrivacyConfig
 

@@ -45,11 +45,6 @@ class Ledger(History):
         self._chain, self._head_path, self._registry = chain, head_path, registry
 
     @property
-    def folder(self) -> Path:
-        """Where it lies: the site's home."""
-        return self._chain.path.parent
-
-    @property
     def head(self) -> Head:
         """Newest sequence number and hash, as sent in replies."""
         head = self._chain.head

@@ -45,13 +45,19 @@ def scrub(text: str) -> str:
 
 
 def set_up_logging(quiet: tuple[str, ...] = ()) -> None:
-    """Log to standard error in the format that the environment asks for; `quiet` loggers from warnings on."""
+    """Log to standard error in the format that the environment asks for; `quiet` loggers from warnings on.
+
+    Warnings of libraries are for whoever changes this code: they are shown where Python's `-W` asks for them.
+    """
     handler = logging.StreamHandler()
     if os.environ.get(FORMAT_VARIABLE) == "json":
         handler.setFormatter(JsonFormatter())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    if not sys.warnoptions:
+        logging.captureWarnings(True)
+        logging.getLogger("py.warnings").setLevel(logging.ERROR)
     for name in quiet:
         logging.getLogger(name).setLevel(logging.WARNING)
 

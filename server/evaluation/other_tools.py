@@ -19,6 +19,8 @@ from shared.evaluation.feature_statistics import FeatureSpace, Statistics
 
 SUFFIXES = (".npy", ".npz")
 _CHANNELS = 3
+NEGATIVE_SHARE = 1e-3
+"""A covariance of another tool may have eigenvalues this far below zero, as a share of its largest."""
 
 
 def open_samples(path: str, size: int = 0) -> ImageCache:
@@ -131,6 +133,9 @@ def statistics_of_moments(
         )
     if count < 2:
         raise InputError(f"reference {path}: does not tell of how many images: give --reference {path}:<number>")
+    for name in ("mu", "sigma"):
+        if not np.issubdtype(arrays[name].dtype, np.floating):
+            raise InputError(f"reference {path}: {name} holds {arrays[name].dtype}, not floating-point numbers")
     mu_D, sigma_DD = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
     if mu_D.shape != (width,) or sigma_DD.shape != (width, width):
         raise InputError(
@@ -138,6 +143,12 @@ def statistics_of_moments(
         )
     if not np.allclose(sigma_DD, sigma_DD.T, rtol=1e-3, atol=1e-6) or (np.diag(sigma_DD) < 0).any():
         raise InputError(f"reference {path}: sigma is no covariance (not symmetric, or negative): give the file again")
+    # What rounding alone makes negative is tiny beside the largest.
+    spread_D = np.linalg.eigvalsh(sigma_DD) if np.isfinite(sigma_DD).all() else np.zeros(1)
+    if spread_D[0] < -NEGATIVE_SHARE * spread_D[-1]:
+        raise InputError(
+            f"reference {path}: sigma is no covariance (a variance of {spread_D[0]:g}): give the file again"
+        )
     outer_DD = (count - 1) * sigma_DD + count * np.outer(mu_D, mu_D)
     return Statistics(space, float(count), count * mu_D, outer_DD, source=str(path))
 

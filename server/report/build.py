@@ -1,6 +1,7 @@
 """`maskfed-server report`: one self-contained HTML page per run, or one that compares several."""
 
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -48,6 +49,28 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
     for page in pages:
         write_curves(page.data)
     target = out or (RunDir(runs[0]).report if len(runs) == 1 else runs[0].resolve().parent / "comparison.html")
+    compared = comparison([(page.data, [row.evaluation for row in page.rows]) for page in pages])
+    html = (
+        _templates()
+        .get_template("report.html")
+        .render(
+            pages=pages,
+            comparison=compared if len(pages) > 1 else "",
+            symbols=SYMBOLS,
+            trends={"better": "down", "worse": "up", "not told apart": ""},
+            open_rows=OPEN_ROWS,
+            written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            versions=installed_versions(),
+            style=Markup(style()),  # ours
+        )
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, html)
+    return target
+
+
+@cache
+def _templates() -> Environment:
     environment = Environment(
         loader=PackageLoader("server.report", "templates"),
         autoescape=True,
@@ -64,17 +87,4 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
         "breakable": breakable,
         "spent": spent_text,
     }
-    compared = comparison([(page.data, [row.evaluation for row in page.rows]) for page in pages])
-    html = environment.get_template("report.html").render(
-        pages=pages,
-        comparison=compared if len(pages) > 1 else "",
-        symbols=SYMBOLS,
-        trends={"better": "down", "worse": "up", "not told apart": ""},
-        open_rows=OPEN_ROWS,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        versions=installed_versions(),
-        style=Markup(style()),  # ours
-    )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, html)
-    return target
+    return environment

@@ -17,6 +17,7 @@ from shared.seeding import derive_seed
 Skew = Literal["person", "dirichlet"]
 REFERENCE_RATIO = 0.1
 SYNTHETIC_PREFIX = "synthetic:"
+_MOST_DIGITS = 10
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def make_site_folders(source: str, out: Path, num_sites: int, size: int, skew: S
     """
     if source.startswith(SYNTHETIC_PREFIX):
         count = source.removeprefix(SYNTHETIC_PREFIX)
-        if not count.isdigit() or not int(count):
+        if not (count.isascii() and count.isdecimal() and len(count) < _MOST_DIGITS) or not int(count):
             raise InputError(f"data {source}: give synthetic:<images per site>, such as synthetic:40")
         for index in range(num_sites):
             write_folder(out / f"site-{index}", int(count), size, seed, site=f"site{index}")

@@ -170,10 +170,10 @@ def load_study(name: str) -> Study:
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise InputError(f"study {name!r} is unknown: known are {', '.join(study_names())}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"study {path.name}: not valid TOML ({error})") from error
     try:
         return Study.model_validate(tree)

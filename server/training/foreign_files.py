@@ -6,6 +6,7 @@ of their own. A key is cut into its parts, and leading parts that are wrappers f
 begins.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ _NOT_WEIGHTS = re.compile(
 _COUNTERS = frozenset({"initted", "step", "n_averaged", "num_updates", "decay", "global_step"})
 _STEPS = ("step", "global_step", "iteration", "iter", "it")
 _MAX_DEPTH, _SHOWN_KEYS, _MAX_STEP = 8, 6, 2**53
+_PART = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
+_REFUSED = re.compile(r"Unsupported (?:global|class|operand)[^\n]*?(?= was not|\.? Please|\n|$)|invalid load key[^\n]*")
 
 
 @dataclass
@@ -56,15 +59,18 @@ class ForeignFile:
 
 
 def read_foreign(source: Path) -> ForeignFile:
-    """Tensors of a file that `torch.save` or safetensors wrote.
+    """Tensors of a file that `torch.save` or safetensors wrote, or of all parts that an `.index.json` names.
 
     Torch files are read with `weights_only=True`: they may hold tensors and plain containers, nothing that runs.
 
     Raises:
-        InputError: not readable as such a file, without tensors (its keys are listed), with a key that two parts of the
-            file fill differently, or with an impossible step.
+        InputError: not readable as such a file, one part of several, without tensors (its keys are listed), with a key
+            that two parts of the file fill differently, or with an impossible step.
     """
-    data = _load(source)
+    if part := _PART.fullmatch(source.name):
+        index = f"{part[1]}{part[2]}.index.json"
+        raise InputError(f"{source}: is one part of a checkpoint: give {index}, which names all of them")
+    data = _load_parts(source) if source.name.endswith(".index.json") else _load(source)
     pieces = list(_pieces(data, (), source))
     found = ForeignFile(step=_step(data, source))
     origins: dict[tuple[str, str], str] = {}
@@ -89,7 +95,7 @@ def read_foreign(source: Path) -> ForeignFile:
 
 def _load(source: Path) -> Mapping[str, Any]:
     try:
-        is_safe = source.suffix == ".safetensors"
+        is_safe = _is_safetensors(source)
         data: Any = load_file(source) if is_safe else torch.load(source, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{source}: {error.strerror or error}; give a checkpoint file") from error
@@ -100,9 +106,35 @@ def _load(source: Path) -> Mapping[str, Any]:
     return data
 
 
+def _is_safetensors(source: Path) -> bool:
+    """By its first bytes: stores of models call the files by their digests, without a suffix."""
+    with source.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" or source.suffix.lower() == ".safetensors"
+
+
+def _load_parts(index: Path) -> dict[str, Any]:
+    """Tensors of the files beside `index` that its `weight_map` names."""
+    try:
+        names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(names.values()))
+        is_plain = bool(files) and all(Path(file).name == file for file in files)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{index}: no index of a checkpoint's parts; give one with a weight_map") from error
+    except OSError as error:
+        raise InputError(f"{index}: {error.strerror or error}; give a checkpoint file") from error
+    if not is_plain:
+        raise InputError(f"{index}: names parts that do not lie beside it; put all files into one folder")
+    data = {name: tensor for file in files for name, tensor in _load(index.parent / file).items()}
+    if missing := sorted(names.keys() - data.keys()):
+        raise InputError(f"{index}: {missing[0]!r} is in none of its parts: give a complete checkpoint")
+    return data
+
+
 def _first_sentence(error: Exception) -> str:
     """Of an error text, without control characters of terminals."""
-    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    refused = _REFUSED.search(str(error))
+    line = refused[0] if refused else next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]|[^\x20-\x7e]", "", line)
     return plain if len(plain) <= 120 else plain[:120].rpartition(" ")[0] + " ..."
 
@@ -185,7 +217,8 @@ def _step(data: Mapping[str, Any], source: Path) -> int | None:
             value = int(value)
         if isinstance(value, int) and not isinstance(value, bool):
             if not 0 <= value < _MAX_STEP:
-                raise InputError(f"{source}: {name} is {value}, which no training counts: the file is damaged")
+                shown = value if abs(value) < 2**64 else "beyond 2^64"
+                raise InputError(f"{source}: {name} is {shown}, which no training counts: the file is damaged")
             return value
     return None
 

@@ -17,6 +17,11 @@ _REMEDY = "give `<file name> <identity>` lines, or CSV with these two columns"
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _SEPARATORS = ("", "\t", ",", ";")
 _COLUMNS = 2
+# `sep=;` in the first line is Excel's own; the rest is what spreadsheets and data frames write where they lost a value.
+_EXCEL_SEPARATOR = re.compile(r'"?sep=.?"?[,;]*', re.IGNORECASE)
+_SHORTENED = re.compile(r"-?\d+(?:[.,]\d+)?E\+\d+", re.IGNORECASE)
+_NO_VALUE = frozenset({"#N/A", "#REF!", "#VALUE!", "#NAME?", "#NULL!", "#NUM!", "#DIV/0!", "N/A", "<NA>"})
+_NO_VALUE |= {"nan", "NaN", "None", "null", "NULL"}
 
 
 def read_identities(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -44,12 +49,13 @@ def read_lines(path: Path, names: tuple[str, ...]) -> list[Line]:
     text = _text(path)
     spelling = _spellings(names)
     rows = [(number, row) for number, row in enumerate(re.split(r"\r\n|\r|\n", text), 1) if row.strip()]
+    rows = rows[1:] if rows and _EXCEL_SEPARATOR.fullmatch(rows[0][1].strip()) else rows
     # A comma may be part of a name: the separator under which most names are those of images is the file's.
     separator = max(_SEPARATORS, key=lambda each: _fit([_pair(row, each) for _, row in rows], spelling))
     lines = []
     for number, row in rows:
         name, person, problem = _pair(row, separator)
-        if problem:
+        if problem := problem or (_lost(person) if _key(name) in spelling else ""):
             raise InputError(f"identities {path}, line {number}: {problem}; {_REMEDY}")
         lines.append((number, spelling.get(_key(name)) or _clean(name), person))
     return lines
@@ -95,6 +101,13 @@ def _pair(row: str, separator: str) -> tuple[str, str, str]:
         return cells[0] if cells else "", "", f"{len(cells)} words or columns, not 2"
     name, person = cells[0], cells[1].strip('"')
     return name, person, "" if name and person else "the name or the identity is empty"
+
+
+def _lost(person: str) -> str:
+    """Why this cannot be who it was: two persons would be one."""
+    if _SHORTENED.fullmatch(person):
+        return f"{person} is a number that a spreadsheet has shortened: make its column text and save it again"
+    return f"{person} stands where a program found no identity" if person in _NO_VALUE else ""
 
 
 def _spellings(names: Iterable[str]) -> dict[str, str]:

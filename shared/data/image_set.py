@@ -23,6 +23,7 @@ SCHEMA_VERSION = 2
 CACHE_FILE, INDEX_FILE, IMAGES_FILE = "cache.json", "index.json", "images.u8"
 SYNTHETIC_PREFIX = "synthetic:"
 SYNTHETIC_IMAGES = 10_000
+_MOST_DIGITS = 20
 
 Ids = Sequence[int] | NDArray[np.int64]
 
@@ -238,7 +239,8 @@ def synthetic_images(spec: str, size: int) -> ImageCache:
     from shared.data import synthetic
 
     site, *numbers = spec.removeprefix(SYNTHETIC_PREFIX).split(":")
-    if not site or len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
+    is_plain = all(number.isascii() and number.isdecimal() and len(number) < _MOST_DIGITS for number in numbers)
+    if not site or len(numbers) > 2 or not is_plain:
         raise InputError(f"images {spec!r}: give synthetic:<site>[:<num_images>[:<seed>]], as synthetic:public:10000")
     num_images, seed = (*map(int, numbers), *(SYNTHETIC_IMAGES, 0)[len(numbers) :])
     if num_images < 1:

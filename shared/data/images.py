@@ -6,7 +6,6 @@ What is no image by its suffix is counted, what cannot be told apart is refused:
 import errno
 import hashlib
 import os
-import struct
 import threading
 import zipfile
 import zlib
@@ -17,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import features
 
+from shared.data.archives import open_zip
 from shared.data.persons import persons_by_folder
 from shared.data.pixels import HAS_HEIF, UnreadableImageError
 from shared.errors import InputError
@@ -29,9 +29,10 @@ SUFFIXES = frozenset(
     | (_HEIF if HAS_HEIF else set())
 )
 _SHOWN_KINDS = 6
-_LOCAL_HEADER = b"PK\x03\x04"
-_END_RECORD, _END_RECORD_BYTES, _IN_ZIP64 = b"PK\x05\x06", 22, 0xFFFF
 _BROKEN_LINK, _SPECIAL_FILE, _SEEN_FOLDER = "broken links", "special files", "folders met before"
+# Previews and deleted files that file servers and systems keep beside the pictures; no viewer shows them.
+_SYSTEM_FOLDERS = frozenset({"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"})
+_SYSTEM = "folders of the system"
 _NO_SUFFIX = "without suffix"
 
 
@@ -95,14 +96,17 @@ def ignored_text(ignored: Mapping[str, int]) -> str:
 
 def _list_folder(path: Path) -> ImageSource:
     ignored: Counter[str] = Counter()
-    found = sorted(_walk(path, "", set(), ignored))
+    # Links come last: where a folder is reached in two ways, its own place names it.
+    places: list[tuple[Path, str]] = [(path, "")]
+    seen: set[tuple[int, int]] = set()
+    found = sorted(each for folder, prefix in places for each in _walk(folder, prefix, seen, ignored, places))
     names = tuple(name for name, _, _ in found)
     digest = hashlib.sha256(repr(found).encode(errors="surrogateescape")).hexdigest()
     return ImageSource(path, names, persons_by_folder(names), digest, lambda name: (path / name).read_bytes(), ignored)
 
 
 def _walk(
-    folder: Path, prefix: str, seen: set[tuple[int, int]], ignored: "Counter[str]"
+    folder: Path, prefix: str, seen: set[tuple[int, int]], ignored: "Counter[str]", places: list[tuple[Path, str]]
 ) -> Iterator[tuple[str, int, int]]:
     status = folder.stat()
     # Class folders are often links; a link that leads back up would never end.
@@ -111,12 +115,16 @@ def _walk(
         return
     seen.add((status.st_dev, status.st_ino))
     with os.scandir(folder) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda each: each.name):
             if entry.name.startswith("."):
                 continue
             match _kind(entry):
+                case "folder" if entry.name.casefold() in _SYSTEM_FOLDERS:
+                    ignored[_SYSTEM] += 1
+                case "folder" if entry.is_symlink():
+                    places.append((Path(entry.path), f"{prefix}{entry.name}/"))
                 case "folder":
-                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", seen, ignored)
+                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", seen, ignored, places)
                 case "file" if _suffix(entry.name) in SUFFIXES:
                     yield f"{prefix}{entry.name}", entry.stat().st_size, entry.stat().st_mtime_ns
                 case "file":
@@ -140,7 +148,7 @@ def _kind(entry: "os.DirEntry[str]") -> str:
 
 
 def _list_zip(path: Path) -> ImageSource:
-    archive = _open_zip(path)
+    archive = open_zip(path)
     members = [entry for entry in archive.infolist() if not entry.is_dir()]
     by_name = {_member_name(entry): entry for entry in members}
     if len(by_name) < len(members):
@@ -149,9 +157,12 @@ def _list_zip(path: Path) -> ImageSource:
     if any(entry.flag_bits & 1 for entry in members):
         raise InputError(f"images {path}: is encrypted; unpack it with its password and give the folder")
     visible = {name: entry for name, entry in by_name.items() if not _is_hidden(name)}
+    hidden = {name for name in visible if _system_folder(name)}
+    visible = {name: entry for name, entry in visible.items() if name not in hidden}
     found = sorted((name, one.file_size, one.CRC) for name, one in visible.items() if _suffix(name) in SUFFIXES)
     names = tuple(name for name, _, _ in found)
     ignored = Counter(suffix for suffix in map(_suffix, visible) if suffix not in SUFFIXES)
+    ignored += Counter({_SYSTEM: len({_system_folder(name) for name in hidden})})
     digest = hashlib.sha256(repr(found).encode(errors="surrogateescape")).hexdigest()
     lock = threading.Lock()
 
@@ -165,66 +176,6 @@ def _list_zip(path: Path) -> ImageSource:
     return ImageSource(path, names, persons_by_folder(names), digest, read, ignored)
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    """The archive, after what could hide members of it was looked for.
-
-    Raises:
-        InputError: not a zip, damaged, cut off, or one that readers understand differently.
-    """
-    remedy = "copy or download it again, or unpack it and give the folder"
-    try:
-        archive = zipfile.ZipFile(path)
-        problem = _ambiguity(archive, path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, UnicodeDecodeError) as error:
-        with path.open("rb") as file:
-            is_cut = file.read(4) == _LOCAL_HEADER
-        if not is_cut and not zipfile.is_zipfile(path):
-            raise InputError(f"images {path}: is not a zip file; give a folder of images or a zip of one") from error
-        raise InputError(f"images {path}: is a damaged or incomplete zip ({error}); {remedy}") from error
-    if problem:
-        archive.close()
-        raise InputError(f"images {path}: {problem}; {remedy}")
-    return archive
-
-
-def _ambiguity(archive: zipfile.ZipFile, path: Path) -> str:
-    """Why readers may see other members than the directory lists: an empty text where none can."""
-    members = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
-    with path.open("rb") as file:
-        file.seek(-_END_RECORD_BYTES - len(archive.comment), os.SEEK_END)
-        if problem := _doubt_of_end(file.read(_END_RECORD_BYTES), len(members)):
-            return problem
-        if members and members[0].header_offset < 0:
-            return "its beginning is missing"
-        place = 0
-        for start, end in [(one.header_offset, one.header_offset + _least_bytes(one)) for one in members] + [
-            (archive.start_dir, archive.start_dir)
-        ]:
-            file.seek(place)
-            # A member that the directory does not list: of a second archive in front, or left by a repair.
-            if start > place and _LOCAL_HEADER in file.read(start - place):
-                return "it holds members that its directory does not list"
-            place = max(place, end)
-    return ""
-
-
-def _doubt_of_end(record: bytes, num_members: int) -> str:
-    """What is wrong with an archive's end record; an empty text where nothing is."""
-    if not record.startswith(_END_RECORD):
-        return "it has bytes behind its end"
-    disk, first_disk, _, counted = struct.unpack("<4H", record[4:12])
-    if {disk, first_disk} - {0, _IN_ZIP64}:
-        return "it is one part of a split archive"
-    if counted not in (num_members, _IN_ZIP64):
-        return f"its end counts {counted} members, its directory has {num_members}"
-    return ""
-
-
-def _least_bytes(entry: zipfile.ZipInfo) -> int:
-    """Bytes of a member's local header, as far as its name, and of its data."""
-    return 30 + len(entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")) + entry.compress_size
-
-
 def _member_name(entry: zipfile.ZipInfo) -> str:
     """With forward slashes, which some programs for Windows do not write, and without `./`."""
     return str(PurePosixPath(entry.filename.replace("\\", "/")))
@@ -232,6 +183,12 @@ def _member_name(entry: zipfile.ZipInfo) -> str:
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def _system_folder(name: str) -> str:
+    """Path of the folder of the system that a member lies in; empty where there is none."""
+    parents = PurePosixPath(name).parents
+    return next((str(folder) for folder in parents if folder.name.casefold() in _SYSTEM_FOLDERS), "")
 
 
 def _suffix(name: str) -> str:

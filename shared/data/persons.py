@@ -1,5 +1,7 @@
 """Whose picture a file is: persons from class folders or from the lines of an identities file. No torch."""
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
@@ -27,7 +29,13 @@ def persons_by_folder(names: Sequence[str], depth: int = 1) -> tuple[str, ...] |
     inner = _inner_folders(names)
     if not inner or min(map(len, inner)) < depth:
         return None
-    return tuple(folders[depth - 1] for folders in inner)
+    return tuple(person_name(folders[depth - 1]) for folders in inner)
+
+
+def person_name(text: str) -> str:
+    """One spelling of a person for all that look the same: composed letters, nothing invisible, single blanks."""
+    composed = unicodedata.normalize("NFC", text)
+    return " ".join("".join(each for each in composed if unicodedata.category(each) != "Cf").split()) or text
 
 
 def match_identities(lines: Iterable[tuple[int, str, str]], names: Sequence[str]) -> tuple[str, ...]:
@@ -50,7 +58,7 @@ def match_identities(lines: Iterable[tuple[int, str, str]], names: Sequence[str]
                 f"line {by_name[0]} says {short}, which is {claimed[short]} or {name}: give names with folders"
             )
         if line := by_path or by_name:
-            found.append(line[1])
+            found.append(person_name(line[1]))
         else:
             missing.append(name)
     if missing:
@@ -72,7 +80,10 @@ def summary(persons: Sequence[str]) -> str:
 def doubts(persons: Sequence[str]) -> list[str]:
     """Why these may be no persons; each a line for the operator."""
     counts = Counter(persons)
-    found = []
+    found = [
+        f"{' and '.join(sorted(names))}: one person or several? then spell them alike"
+        for names in _twins(counts)[:NAMED_PERSONS]
+    ]
     if parts := sorted(name for name in counts if name.lower() in SPLIT_NAMES):
         found.append(f"{', '.join(parts)}: parts of a data set rather than persons? then give a depth or identities")
     if len(counts) > 1 and all(name.isdecimal() for name in counts):
@@ -82,6 +93,15 @@ def doubts(persons: Sequence[str]) -> list[str]:
     if large:
         found.append(f"{large[0]} has {counts[large[0]]} images, the median is {median}: several people in one folder?")
     return found
+
+
+def _twins(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ by what people and spreadsheets change: case, leading zeros, `.0` behind a number."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        number = re.fullmatch(r"0*(\d+)(?:\.0+)?", name)
+        alike.setdefault(number[1] if number else name.casefold(), []).append(name)
+    return [each for each in alike.values() if len(each) > 1]
 
 
 def _inner_folders(names: Sequence[str]) -> list[tuple[str, ...]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageOps, ImageSequence, UnidentifiedImageError
 
 
 def register_heif() -> bool:
@@ -25,7 +25,7 @@ def register_heif() -> bool:
     return True
 
 
-DECODING_VERSION = 3
+DECODING_VERSION = 4
 HAS_HEIF = register_heif()
 """Whether `.heic` and `.heif` can be read: by the extra `heic`."""
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
@@ -37,8 +37,7 @@ _DECODE_ERRORS = (
 )
 _BYTE, _TWELVE_BITS, _TWO_BYTES = 255, 4095, 65535
 _USUAL_GAMMA = 1 / 2.2
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANES = 258, 262, 284  # TIFF tags
-_WHITE_IS_ZERO, _APART = 0, 2
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANES, _WHITE_IS_ZERO, _APART = 258, 262, 284, 0, 2  # TIFF tags and values
 
 
 class UnreadableImageError(ValueError):
@@ -206,8 +205,10 @@ def _refuse_misread(opened: Image.Image, data: bytes) -> None:
     """Refuse what Pillow would read as another picture than the file holds.
 
     Raises:
-        UnreadableImageError: deep colours in separate planes or with a transparent one, or a palette without colours.
+        UnreadableImageError: several pages, a palette without colours, deep colours in planes or partly transparent.
     """
+    if opened.format == "TIFF" and (pages := _pages(opened)) > 1:
+        raise UnreadableImageError(f"{pages} pages of one size: save each page as a file of its own")
     if opened.format == "PNG" and opened.mode == "P" and b"PLTE" not in data:
         raise UnreadableImageError("a palette picture without its palette: save it again")
     if not _has_deep_colours(opened, data):
@@ -216,6 +217,13 @@ def _refuse_misread(opened: Image.Image, data: bytes) -> None:
         raise UnreadableImageError("16 bits per channel in separate planes: save it with 8 bits, or interleaved")
     if "transparency" in opened.info:
         raise UnreadableImageError("16 bits per channel and a transparent colour: save it with 8 bits")
+
+
+def _pages(opened: Image.Image) -> int:
+    """Pages of a scan; smaller ones are previews of the first."""
+    sizes = [page.size for page in ImageSequence.Iterator(opened)]
+    opened.seek(0)
+    return sizes.count(sizes[0])
 
 
 def _refuse_lost_depth(opened: Image.Image, picture: Image.Image, data: bytes) -> None:

@@ -151,7 +151,7 @@ def parse_experiment(text: str, overrides: list[str] | None = None, name: str = 
     """
     try:
         tree = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
         raise InputError(f"{name}: not valid TOML ({error})") from error
     for override in overrides or []:
         _apply(tree, override)
@@ -195,7 +195,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override!r}: give it as section.key=value")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         parsed = value.strip()
     if not isinstance(tree.setdefault(section, {}), dict):
         raise InputError(f"--set {override!r}: {section!r} is no section of the experiment")

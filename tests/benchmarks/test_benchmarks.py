@@ -1,7 +1,5 @@
 """The benchmark runner and its arithmetic; the figures themselves are not tests."""
 
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from benchmarks import __main__ as runner
 from benchmarks import client_round, gpu
 from benchmarks.measure import cpu_seconds, medians, paired_ratio, train_flops, verdict
 from shared.experiment.config import parse_experiment
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 REST = [
@@ -150,9 +149,10 @@ def test_round_with_other_numbers_than_the_cpus_falls_short(monkeypatch, losses,
     assert gpu.main(["--round", "--device", "cpu"]) == 1
 
 
-def test_gpu_rows_import_and_step_with_the_packages_of_a_gpu_image_only():
+def test_gpu_rows_import_and_step_with_the_packages_of_a_gpu_image_only(tmp_path):
     code = f"""
-import sys
+import sys, warnings
+warnings.simplefilter("error")
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {REST}:
@@ -166,4 +166,4 @@ experiment = make_experiment(0.9, 2, "T")
 print(experiment.realised_mask_ratio)
 make_step(experiment)()
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT, timeout=120)
+    assert forked.run_code(code, tmp_path / "said") == 0, (tmp_path / "said").read_text()

@@ -88,6 +88,12 @@ def test_a_question_that_is_not_answered_with_yes_ends_in_one_line(monkeypatch, 
         (MemoryError(), 1, "error: not enough memory for what was asked: ask for less, or give the machine more"),
         (RuntimeError("Symlink loop from 'a'"), 2, "error: Symlink loop from 'a'"),
         (
+            ValueError("Exceeds the limit (4300 digits) for integer string conversion"),
+            2,
+            "error: Exceeds the limit (4300 digits) for integer string conversion: a number that was given, or stands "
+            "in a file, is too long",
+        ),
+        (
             RuntimeError("Could not determine home directory."),
             2,
             "error: Could not determine home directory. set HOME, or MASKFED_CACHE and XDG_STATE_HOME",
@@ -197,3 +203,13 @@ def test_every_command_of_a_program_lies_in_one_panel_and_in_its_order():
     assert app.registered_groups[0].rich_help_panel == "Go on"
     with pytest.raises(AssertionError, match="more"):
         in_panels(app, {"Begin": ("first", "second")})
+
+
+def test_closed_output_changes_no_exit_status(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["prog", "work", "--count", "0"])
+        patch.setattr(sys, "stdout", None)
+        patch.setattr(sys, "stderr", None)
+        assert run_app(app) == 2
+        sys.stdout.close()
+        sys.stderr.close()

@@ -105,7 +105,8 @@ def _release(asked: Asked, data: Dataset, ledger: Ledger) -> Released:
     privacy = query.experiment.privacy
     summation = PixelSummation(privacy.mean_image_noise, policy.mean_image_norm, data.size)
     units = data.units(privacy.unit)
-    entry = reserve(ledger, mean_image_charge(query, data.dataset_id, data.fingerprint), policy, epsilon_of)
+    cost = mean_image_charge(query, data.dataset_id, data.fingerprint)
+    entry = reserve(ledger, cost, policy, epsilon_of, asked.home)
     found = summation.run(data.images, units)
     ledger.commit(entry)
     fields = {

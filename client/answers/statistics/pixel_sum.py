@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from client.data.units import Ids, ImageReader
 from client.privacy.grid_noise import add_noise, clipping_bound, grid_exponent
-from client.privacy.keystream import Keystream
-from client.privacy.secret_random import secret_streams
+from client.privacy.randomness.keystream import Keystream
+from client.privacy.randomness.secret_random import secret_streams
 from shared.experiment.sections import PrivacyConfig
 from shared.messages.statistics import COUNT_SHARE
 

@@ -79,7 +79,7 @@ def release_statistics(
         data = open_dataset(home, settings.image_size)
         check_policy(policy, plan)
         check_private_facts(policy, plan, data, ledger)
-        entry = reserve(ledger, _charge(plan, data, policy), policy, epsilon_of)
+        entry = reserve(ledger, _charge(plan, data, policy), policy, epsilon_of, home)
         extractor = load()
         check_same_space(plan.space, extractor.space)
         found = _compute(plan, data, extractor, settings, told_total(ledger, policy, epsilon_of))
@@ -154,8 +154,12 @@ def _compute(
     plan: StatisticsPlan, data: Dataset, extractor: Extractor, settings: SiteConfig, total: Total
 ) -> Statistics:
     """Statistics of the training images, a batch in memory at a time."""
+    from client.privacy.arithmetic import one_by_one
+
+    # One image less must not move the last bits of all others' features: their sum is what the noise is made for.
+    features_of = one_by_one(extractor, BATCH, data.size)
     batches = (
-        extractor(data.images.batch(data.train[start : start + BATCH])) for start in range(0, len(data.train), BATCH)
+        features_of(data.images.batch(data.train[start : start + BATCH])) for start in range(0, len(data.train), BATCH)
     )
     size = {"size": str(settings.image_size)}
     source = f"images of {settings.alias}"

@@ -202,7 +202,7 @@ def caller_value(secret: bytes) -> str:
 def superlink_address(home: Path) -> str:
     """Loopback address of the home's SuperLink, "host:port" from `coordinator.toml`."""
     check_home(home)
-    settings = tomllib.loads((home / "coordinator.toml").read_text(encoding="utf-8"))
+    settings = tomllib.loads((home / "coordinator.toml").read_text(encoding="utf-8-sig"))
     return f"127.0.0.1:{settings['port']}"
 
 

@@ -22,3 +22,8 @@ def plan_digest(header: RequestHeader) -> str:
     """SHA-256 of all that must stay as it was in a run's first request: experiment, precision, tensors."""
     fixed = header.model_dump(mode="json", include={"experiment", "precision", "manifest", "base_digest"})
     return hashlib.sha256(canonical_json(fixed)).hexdigest()
+
+
+def offer_digest(run: str, plan: str, *, is_over: bool = False) -> str:
+    """Names an offer: run and digest of its plan, whichever round of it comes next."""
+    return hashlib.sha256(canonical_json([run, plan, is_over])).hexdigest()

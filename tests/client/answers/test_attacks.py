@@ -83,11 +83,19 @@ def outcome(verdicts):
     return {verdict.audit: verdict.passed for verdict in verdicts}
 
 
-def test_a_memoriser_fails_both_audits(site, models):
+def test_a_memoriser_fails_both_audits_and_figures_and_pairs_stay_in_the_home(site, models):
     verdicts = audit(*site, subject(models, "memoriser"), OPTIONS)
     assert outcome(verdicts) == {"membership": False, "memorisation": False}
     figures = {verdict.audit: verdict.figures for verdict in verdicts}
     assert figures["membership"]["auc"] > 0.9 and figures["memorisation"]["copy_rate"] > 0.5
+    files = sorted((site[0].path / "audits").iterdir())
+    assert [path.suffix for path in files] == [".png", ".json"]
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
+    with Image.open(files[0]) as sheet:
+        assert sheet.size == (8 * 18 - 2, 4 * 18 - 2)
+    mark = read_mark(files[0])
+    assert mark is not None and mark.source_type == "compositeWithTrainedAlgorithmicMedia"
+    assert json.loads(files[1].read_text())[0]["figures"]["auc"] > 0.9
 
 
 def test_a_model_that_never_saw_the_images_passes_both(site, models):
@@ -100,19 +108,6 @@ def test_a_null_result_counts_only_when_the_control_is_found(site, models, monke
     verdicts = audit(*site, subject(models, "good"), OPTIONS)
     assert outcome(verdicts) == {"membership": False, "memorisation": True}
     assert "inconclusive" in verdicts[0].reason
-
-
-def test_figures_and_pairs_stay_in_the_home_for_the_operators_eyes(site, models):
-    home, settings = site
-    audit(home, settings, subject(models, "memoriser"), OPTIONS)
-    files = sorted((home.path / "audits").iterdir())
-    assert [path.suffix for path in files] == [".png", ".json"]
-    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
-    with Image.open(files[0]) as sheet:
-        assert sheet.size == (8 * 18 - 2, 4 * 18 - 2)
-    mark = read_mark(files[0])
-    assert mark is not None and mark.source_type == "compositeWithTrainedAlgorithmicMedia"
-    assert json.loads(files[1].read_text())[0]["figures"]["auc"] > 0.9
 
 
 def test_too_small_a_held_out_split_is_refused(make_site, models):

@@ -180,6 +180,12 @@ def test_too_few_units_are_told_to_the_operator_alone(make_site, packed, seen, c
             {"experiment": parse_experiment(TOML, ["diffusion.timesteps=2", "evaluation.steps=2"])},
             "out_of_range",
         ),
+        (
+            {"max_steps_per_round": 5},
+            {},
+            {"evidence": "canaries", "experiment": parse_experiment(TOML, ["federation.local_steps=6"])},
+            "too_many_steps",
+        ),
         ({}, {"image_size": 32}, {}, "data_not_ready"),
         ({}, {"too_few": "12 held out"}, {}, "policy"),
         ({}, {"is_clock_behind": True}, {}, "clock"),

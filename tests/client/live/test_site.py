@@ -41,7 +41,7 @@ def steps_times(rate):
 def spend(home, settings, *charges, rate=1.5):
     with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
         for each in charges:
-            ledger.commit(reserve(ledger, each, settings.policy, steps_times(rate)))
+            ledger.commit(reserve(ledger, each, settings.policy, steps_times(rate), home))
 
 
 def by_id(parts):

@@ -1,15 +1,19 @@
 """What the coordinator is told of spending follows from its own requests; the cap holds for everything."""
 
+import datetime as dt
 from pathlib import Path
 
 import pytest
 
 from client.data.dataset import open_dataset
-from client.policy.budget import budget_refusal, own_unit, reserve, told_fields, told_head, told_total
-from client.policy.refusals import RefusedError
+from client.policy.budget import budget_refusal, has_hidden, own_unit, reserve, told_fields, told_head, told_total
+from client.policy.refusals import RefusedError, note_refusal
 from client.records.data_registry import Identity, Records, existing_registry
+from client.records.journal import Journal
 from client.records.ledger import open_ledger
 from client.records.spending import Charge, Total
+from client.settings import save_settings
+from shared.messages.agreement.plan import offer_digest
 
 
 def charge(dataset_id: str, **fields: object) -> Charge:
@@ -31,8 +35,8 @@ def test_replies_are_the_same_whether_data_sets_share_records_or_not(make_site, 
     data = open_dataset(home, 16)
     with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
         ledger.register("older", [data.dataset_id] if is_linked else [], "f")
-        reserve(ledger, charge("older"), settings.policy, steps)
-        reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint, steps=4), settings.policy, steps)
+        reserve(ledger, charge("older"), settings.policy, steps, home)
+        reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint, steps=4), settings.policy, steps, home)
         assert ledger.total(data.dataset_id, 1e-5, steps).epsilon == (7 if is_linked else 4)
         assert told_total(ledger, settings.policy, steps).epsilon == 7
         assert own_unit(ledger, data.dataset_id) == "image" and own_unit(ledger, "another") is None
@@ -51,7 +55,8 @@ def test_replies_do_not_count_what_another_home_has_charged_on_a_shared_image(ma
         registry.publish(other, Records(key_id="k", records={}))
         registry.publish_charges(other.ledger_id, [(1, charge(other.dataset_id))])
     with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
-        ledger.commit(reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint), settings.policy, steps))
+        asked = charge(data.dataset_id, fingerprint=data.fingerprint)
+        ledger.commit(reserve(ledger, asked, settings.policy, steps, home))
         assert len(ledger.inherited) == is_shared
         assert told_head(ledger) == {"ledger_sequence": 2, "ledger_hash": ledger.head.hash}
 
@@ -61,20 +66,61 @@ def test_a_cap_that_shared_records_pass_is_refused_as_policy_and_nothing_is_char
     data = open_dataset(home, 16)
     with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
         ledger.register("older", [data.dataset_id], "f")
-        reserve(ledger, charge("older", steps=8), settings.policy, steps)
+        reserve(ledger, charge("older", steps=8), settings.policy, steps, home)
         with pytest.raises(RefusedError) as refused:
-            reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint), settings.policy, steps)
+            reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint), settings.policy, steps, home)
         assert (refused.value.code, "11" in refused.value.reason) == ("policy", False)
         assert "11.000" in refused.value.note and len(ledger.charges) == 1
+
+
+@pytest.mark.parametrize("task", ["train", "mean_image", "statistics"])
+def test_after_one_private_no_every_further_plan_gets_it_so_that_free_refusals_measure_nothing(make_site, task: str):
+    home, settings = make_site()
+    data = open_dataset(home, 16)
+    own = {"fingerprint": data.fingerprint, "steps": 1}
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        ledger.register("older", [data.dataset_id], "f")
+        reserve(ledger, charge("older", run="before", steps=5), settings.policy, steps, home)
+        reserve(ledger, charge(data.dataset_id, run="going on", plan_digest="a", **own), settings.policy, steps, home)
+
+        def code(**fields: object) -> str | None:
+            try:
+                reserve(ledger, charge(data.dataset_id, **{**own, **fields}), settings.policy, steps, home)
+            except RefusedError as refused:
+                note_refusal(Journal(home.journal), refused.code, refused.reason, "0" * 64)
+                return refused.code
+            return None
+
+        assert code(run="large", task=task, steps=5) == "policy", "5 + 1 + 5 pass the cap of 10"
+        assert code(run="small", task=task) == "policy", "it would fit"
+        assert code(run="going on", task=task, plan_digest="b") == "policy", "another plan under an old name"
+        assert code(run="huge", task=task, steps=11) == "budget_exceeded", "own charges explain it"
+        assert code(run="going on", plan_digest="a") is None, "the plan was fixed before"
+        Journal(home.journal).write("accepted", run="offered", request_digest=offer_digest("offered", "c"))
+        assert code(run="offered", plan_digest="d") == "policy"
+        assert code(run="offered", plan_digest="c") is None, "its offer was accepted before"
+        assert code(run="going on", task="audit", mechanism="gaussian") is None, "its cost is the site's choice"
+        save_settings(home, settings)
+        assert code(run="small", task=task) is None, "the operator has changed something"
+
+
+def test_a_private_no_of_yesterday_and_public_ones_count_no_more(make_site, monkeypatch):
+    home, _ = make_site()
+    note_refusal(Journal(home.journal), "budget_exceeded", "reason", "0" * 64)
+    assert not has_hidden(home)
+    note_refusal(Journal(home.journal), "policy", "reason", "0" * 64)
+    assert has_hidden(home)
+    monkeypatch.setattr("client.policy.budget.DAY", dt.timedelta(0))
+    assert not has_hidden(home)
 
 
 def test_a_cap_that_own_requests_pass_is_named(make_site):
     home, settings = make_site()
     data = open_dataset(home, 16)
     with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
-        reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint, steps=8), settings.policy, steps)
+        reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint, steps=8), settings.policy, steps, home)
         with pytest.raises(RefusedError, match=r"would be 11.000, the cap is 10") as refused:
-            reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint), settings.policy, steps)
+            reserve(ledger, charge(data.dataset_id, fingerprint=data.fingerprint), settings.policy, steps, home)
         assert refused.value.code == "budget_exceeded"
 
 
@@ -84,9 +130,9 @@ def test_offer_says_what_the_charge_would_meet(make_site):
     asked = charge(data.dataset_id, fingerprint=data.fingerprint, steps=4)
     with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
         ledger.register("older", [data.dataset_id], "f")
-        reserve(ledger, charge("stranger", steps=9), settings.policy, steps)
+        reserve(ledger, charge("stranger", steps=9), settings.policy, steps, home)
         assert budget_refusal(ledger, asked, settings.policy, steps) is None, "nothing is shared with a stranger"
-        reserve(ledger, charge("older", steps=6), settings.policy, steps)
+        reserve(ledger, charge("older", steps=6), settings.policy, steps, home)
         assert budget_refusal(ledger, asked, settings.policy, steps) is None, "6 + 4 are within the cap of 10"
         one_more = asked.model_copy(update={"steps": 5})
         refusal = budget_refusal(ledger, one_more, settings.policy, steps)
@@ -95,7 +141,7 @@ def test_offer_says_what_the_charge_would_meet(make_site):
         assert own is not None and own.code == "budget_exceeded"
         free = asked.model_copy(update={"mechanism": "none", "steps": 99})
         assert budget_refusal(ledger, free, settings.policy, steps) is None, "no cap bounds training without DP"
-        reserve(ledger, asked, settings.policy, steps)
+        reserve(ledger, asked, settings.policy, steps, home)
         lowered = settings.policy.model_copy(update={"epsilon_cap": 1.0})
         assert budget_refusal(ledger, free, lowered, steps) is None, "nor one that was lowered later"
 
@@ -104,7 +150,7 @@ def test_charges_are_counted_at_the_sites_delta(make_site):
     home, settings = make_site()
     policy, seen = settings.policy.model_copy(update={"delta": 3e-7}), set()
     with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
-        reserve(ledger, charge("x"), policy, lambda _, delta: seen.add(delta) or 1.0)
+        reserve(ledger, charge("x"), policy, lambda _, delta: seen.add(delta) or 1.0, home)
         told_total(ledger, policy, lambda _, delta: seen.add(delta) or 1.0)
     assert seen == {3e-7}
 

@@ -81,7 +81,7 @@ def test_noise_must_be_large_enough():
 
 
 def test_delta_of_the_plan_must_not_pass_the_sites():
-    assert decide(delta=1e-6) == "budget_exceeded"
+    assert decide(delta=1e-6) == decide(delta=9e-6) == "budget_exceeded"
     assert decide(delta=1e-5) == decide(delta=1e-4) == "accepted"
 
 

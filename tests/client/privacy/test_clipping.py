@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.privacy.clipping import clipped_gradients, validate
+from client.privacy.clipping import clipped_gradients, sum_clipped, validate
 from shared.diffusion.uvit import UViT
 from shared.errors import InputError
 
@@ -75,19 +75,19 @@ def test_clipped_sum_equals_a_loop_over_single_units(
     norms, _ = reference(model, inputs, 1.0)
     bound = float(norms.median())
     _, expected = reference(model, inputs, bound)
-    found = clipped_gradients(model, lambda: losses(model, *inputs), bound)
+    found, sums = clipped_gradients(model, lambda: losses(model, *inputs), bound)
     torch.testing.assert_close(found, norms, rtol=1e-12, atol=0)
     scale = max(float(each.abs().max()) for each in expected)
     for (name, parameter), wanted in zip(model.named_parameters(), expected, strict=True):
-        error = (parameter.grad - wanted).abs().max()
+        error = (sums[parameter] - wanted).abs().max()
         assert error <= 1e-13 * scale, name
 
 
 def test_empty_batch_gives_zero_gradients():
     model = small_model(32, 3, 4)
-    norms = clipped_gradients(model, lambda: losses(model, *batch(0, 4, 5)), 1.0)
+    norms, sums = clipped_gradients(model, lambda: losses(model, *batch(0, 4, 5)), 1.0)
     assert norms.shape == (0,)
-    assert all(bool((parameter.grad == 0).all()) for parameter in model.parameters())
+    assert all(bool((sums[parameter] == 0).all()) for parameter in model.parameters())
 
 
 def test_no_unit_contributes_more_than_the_bound_in_bfloat16():
@@ -97,16 +97,17 @@ def test_no_unit_contributes_more_than_the_bound_in_bfloat16():
         with torch.autocast("cpu", torch.bfloat16):
             return losses(model, tokens.float(), t, ids, 100 * target.float())
 
-    assert clipped_gradients(model, loss, 0.05) > 0.05
-    norm = torch.sqrt(sum(parameter.grad.square().sum() for parameter in model.parameters()))
+    norms, sums = clipped_gradients(model, loss, 0.05)
+    assert norms > 0.05
+    norm = torch.sqrt(sum(each.double().square().sum() for each in sums.values()))
     assert norm == pytest.approx(0.05, rel=1e-4)
     assert norm <= 0.05 * (1 + 1e-6)
 
 
 def test_draws_are_averaged_before_clipping():
     model, (tokens, t, ids, target) = small_model(32, 3, 4), batch(1, 4, N)
-    norm = clipped_gradients(model, lambda: losses(model, tokens, t, ids, target), 1e9)
-    gradients = [parameter.grad for parameter in model.parameters()]
+    norm, sums = clipped_gradients(model, lambda: losses(model, tokens, t, ids, target), 1e9)
+    gradients = [sums[parameter] for parameter in model.parameters()]
     apart = [
         torch.autograd.grad(
             losses(
@@ -130,8 +131,9 @@ def test_frozen_tensors_are_left_alone_and_do_not_count():
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("attention" in name)
     norms, _ = reference(model, inputs, 1.0)
-    torch.testing.assert_close(clipped_gradients(model, lambda: losses(model, *inputs), 1.0), norms)
-    assert all((parameter.grad is None) == ("attention" not in name) for name, parameter in model.named_parameters())
+    found, sums = clipped_gradients(model, lambda: losses(model, *inputs), 1.0)
+    torch.testing.assert_close(found, norms)
+    assert all((parameter in sums) == ("attention" in name) for name, parameter in model.named_parameters())
 
 
 def test_loss_of_a_wrong_shape_is_stopped():
@@ -151,35 +153,56 @@ def test_unused_trainable_layer_is_stopped():
 def test_unit_whose_gradient_is_not_finite_counts_as_zero_and_changes_no_other(bad: float):
     model, (tokens, t, ids, target) = small_model(32, 3, 4), batch(4, 1, N)
     target[2] = bad
-    clipped_gradients(model, lambda: losses(model, tokens, t, ids, target), 0.5)
-    found = [parameter.grad.clone() for parameter in model.parameters()]
+    found = clipped_gradients(model, lambda: losses(model, tokens, t, ids, target), 0.5)[1]
     target[2] = 0
     is_present = torch.tensor([True, True, False, True])
-    clipped_gradients(model, lambda: losses(model, tokens, t, ids, target), 0.5, is_present)
-    for gradient, parameter in zip(found, model.parameters(), strict=True):
-        assert torch.equal(gradient, parameter.grad)
+    expected = clipped_gradients(model, lambda: losses(model, tokens, t, ids, target), 0.5, is_present)[1]
+    for parameter in model.parameters():
+        assert torch.equal(found[parameter], expected[parameter])
 
 
 def test_unit_of_huge_parts_that_cancel_cannot_move_the_sum_of_the_others():
-    # Units are not materialised here: 16 units of 2 tokens on a layer of 64 x 64.
+    # The units' gradients are not kept here, but computed again: 16 units of 2 tokens on a layer of 64 x 64.
     layer = nn.Linear(64, 64, bias=False)
     model = nn.Sequential(layer)
     inputs, weights = torch.zeros(16, 2, 64), torch.zeros(16, 2, 64)
     inputs[:15, 0, 0] = weights[:15, 0, 0] = 1
     inputs[15, :, 0], weights[15, :, 0] = 1, torch.tensor([1e9, -1e9])
-    norms = clipped_gradients(model, lambda: (model(inputs) * weights).sum((1, 2)), 1.0)
+    norms, sums = clipped_gradients(model, lambda: (model(inputs) * weights).sum((1, 2)), 1.0)
     assert norms[15] == 0
-    assert float(layer.weight.grad[0, 0]) == pytest.approx(15, rel=1e-6)
+    assert float(sums[layer.weight][0, 0]) == 15
     weights[15] *= 1e-7
-    clipped_gradients(model, lambda: (model(inputs) * weights).sum((1, 2)), 1.0)
-    assert float(layer.weight.grad[0, 0]) == pytest.approx(15, abs=1e-3)
+    sums = clipped_gradients(model, lambda: (model(inputs) * weights).sum((1, 2)), 1.0)[1]
+    assert float(sums[layer.weight][0, 0]) == 15
+
+
+@pytest.mark.parametrize("length", [4000, 20_000])
+def test_unit_of_one_large_and_many_small_parts_does_not_hide_their_length(length: int):
+    # Each square is less than half a unit in the last place of the first one, so adding them one by one adds nothing.
+    model = nn.Sequential(nn.Linear(length, 4, bias=False))
+    inputs = torch.full((1, 1, length), 2.0**-12.6)
+    inputs[..., ::500] = 1
+    sums = clipped_gradients(model, lambda: model(inputs).sum((1, 2)), 1.0)[1]
+    assert float(sums[model[0].weight].double().norm()) == pytest.approx(1, abs=1.4e-4)
+
+
+@pytest.mark.parametrize("units", [32, 33, 100])
+def test_sum_of_many_units_is_off_by_less_than_the_margin_covers(units: int):
+    layer = nn.Linear(3, 2, bias=False)
+    model = nn.Sequential(layer)
+    inputs = torch.randn(units, 1, 3, generator=torch.Generator().manual_seed(units))
+    sums = clipped_gradients(model, lambda: model(inputs).sum((1, 2)), 0.5)[1]
+    each = inputs[:, 0, None].double().expand(-1, 2, -1)
+    clipped = each * (0.5 / each.flatten(1).norm(dim=1)).clamp(max=1)[:, None, None]
+    assert float((sums[layer.weight] - clipped.sum(0)).norm()) <= -(-units // 32) * 32**2 * 2.0**-24 * 0.5
+    assert sums[layer.weight].dtype == (torch.float64 if units > 32 else torch.float32)
 
 
 def test_tiny_bound_holds_although_squares_underflow():
     model = nn.Sequential(nn.Linear(8, 8, bias=False))
     inputs = torch.full((1, 1, 8), 1e-12)
-    clipped_gradients(model, lambda: (model(inputs) * 1e-12).sum((1, 2)), 1e-25)
-    assert float(model[0].weight.grad.double().norm()) <= 1e-25
+    sums = clipped_gradients(model, lambda: (model(inputs) * 1e-12).sum((1, 2)), 1e-25)[1]
+    assert float(sums[model[0].weight].double().norm()) <= 1e-25
 
 
 class Bare(nn.Module):
@@ -200,3 +223,15 @@ def test_models_that_would_void_the_guarantee_are_refused():
     with pytest.raises(InputError, match="is also"):
         validate(tied)
     validate(small_model(32, 3, 4))
+
+
+def test_given_gradients_of_half_precision_are_clipped_in_full_and_absent_units_left_out():
+    layer = nn.Linear(40, 3)
+    rows = {parameter: torch.randn(4, *parameter.shape).bfloat16() for parameter in layer.parameters()}
+    is_present, bound = torch.tensor([True, False, True, True]), 0.7
+    sum_clipped(layer, rows, bound, is_present)
+    flat = torch.cat([each.double().flatten(1) for each in rows.values()], 1)[is_present]
+    expected = (flat * (bound / flat.norm(dim=1, keepdim=True)).clamp(max=1)).sum(0)
+    found = torch.cat([parameter.grad.flatten() for parameter in layer.parameters()])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)

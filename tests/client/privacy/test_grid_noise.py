@@ -21,8 +21,8 @@ from client.privacy.grid_noise import (
     noised,
     rounded_pairs,
 )
-from client.privacy.keystream import Keystream
-from client.privacy.secret_random import POSITIVE, box_muller
+from client.privacy.randomness.keystream import Keystream
+from client.privacy.randomness.secret_random import POSITIVE, box_muller
 from shared.errors import InputError
 from shared.experiment.sections import PrivacyConfig
 

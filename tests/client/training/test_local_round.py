@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from client.data.dataset import open_dataset
+from client.training import parallel
 from client.training.local_round import Round, choose_device, load_model, streams, train_share
 from client.training.parallel import num_processes, run_in_processes
 from shared.diffusion.uvit import build_model
 from shared.messages.packing import MessageError, unpack
+from tests import forked
 from tests.client.conftest import DP, SIZE, MakeSite, experiment, request_for, weights_of
 
 
@@ -115,7 +117,8 @@ def test_gpus_share_plain_rounds_when_the_batch_divides(monkeypatch: pytest.Monk
 
 
 @pytest.mark.full_size  # as the processes have it
-def test_processes_train_one_model_together(make_site: MakeSite):
+def test_processes_train_one_model_together(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parallel.multiprocessing, "spawn", forked.spawn)
     home, settings = make_site()
     plan = experiment(train={"batch": 4}, federation={"local_steps": 2})
     update, scalars = run_in_processes(train_share, (request_for(plan), None, home, settings), home, 2)

@@ -102,3 +102,13 @@ def test_a_disk_that_is_full_is_noticed(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(OSError, match="No space left") as caught:
         check_room(tmp_path)
     assert caught.value.filename == str(tmp_path)
+
+
+def test_warnings_of_libraries_are_not_told_to_users():
+    code = (
+        "import warnings; from deploy.observe.logs import set_up_logging; set_up_logging()\n"
+        "warnings.warn('tag 7 is damaged', UserWarning)"
+    )
+    for option, is_told in ((), False), (("-W", "default"), True):
+        done = subprocess.run([sys.executable, *option, "-c", code], check=True, capture_output=True, timeout=60)
+        assert (b"tag 7 is damaged" in done.stderr) == is_told

@@ -199,7 +199,8 @@ def test_a_removed_site_is_not_let_in_any_more_and_the_others_are(door: Door, tm
     deadline = time.monotonic() + 20
     while door.lets_in(tmp_path / "site" / "node.key") and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert not door.lets_in(tmp_path / "site" / "node.key")
+    said = (door.home / "logs" / "edge-start.log").read_text()[-2000:]
+    assert not door.lets_in(tmp_path / "site" / "node.key"), said
     assert door.refused()[-1]["certificate"] == "FAILED:certificate revoked"
     assert door.lets_in(door.site / "node.key")
 

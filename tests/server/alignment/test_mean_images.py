@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from client.answers.statistics.mean_image import answer_mean_image
 from client.data.dataset import scan
 from client.settings import Home, SiteConfig, SitePolicy, save_settings, write_private
-from server.alignment.mean_images import ask_mean_images, load_mean_images
+from server.alignment.mean_images import LARGEST_NOISE, LEAST_COUNT, ask_mean_images, load_mean_images, mean_of
 from server.app import conduct
 from server.federation.fleet.registry import Registry
 from server.federation.messaging.transport import Timing
@@ -22,7 +22,7 @@ from shared.data.synthetic import write_folder
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.envelope import header_record, read_header, validated
-from shared.messages.statistics import PIXEL_SUM, MeanImageAnswer, MeanImageQuery
+from shared.messages.statistics import COUNT_SHARE, PIXEL_SUM, MeanImageAnswer, MeanImageQuery
 from shared.storage.runlog import read_metrics
 from tests import signing
 from tests.server.fake_grid import FakeGrid, Site
@@ -175,3 +175,27 @@ def test_damaged_file_of_a_mean_image_is_named(tmp_path: Path, damage: bytes):
     (tmp_path / "sites" / "a.safetensors").write_bytes(damage)
     with pytest.raises(InputError, match=r"a\.safetensors is damaged"):
         load_mean_images(tmp_path)
+
+
+def test_a_mean_image_is_the_sum_over_the_count_and_says_its_noise():
+    """Noise of deviation sigma lies on contributions v = sqrt(1 - b^2) x / |norm|, whose pixels are x."""
+    found = mean_of(np.arange(48, dtype=np.float32), 4.0, 0.5, 2.0, "north")
+    assert found.site == "north" and np.array_equal(found.pixels, np.arange(48.0).reshape(3, 4, 4) / 4)
+    assert found.deviation == pytest.approx(2.0 * 0.5 * np.sqrt(48) / np.sqrt(1 - COUNT_SHARE**2) / 4)
+    assert mean_of(np.zeros(48, np.float32), 4.0, 0.5, 0.0, "north").deviation == 0
+
+
+def test_counts_and_pixels_at_their_limits_are_taken_and_beyond_them_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    least, most = LEAST_COUNT * 0.5 / COUNT_SHARE, EXPERIMENT.federation.max_examples
+    counts = {least: "released", 0.999 * least: "rejected", most + least: "released", most + 1.001 * least: "rejected"}
+    # As bright as an image can be under noise of the stated size: 1 + LARGEST_NOISE deviations.
+    deviation = mean_of(np.zeros(D, np.float32), 200.0, 1.0, 0.5, "").deviation
+    bright = 200 * (1 + LARGEST_NOISE * deviation)
+    levels = {0.999 * bright: "released", 1.001 * bright: "rejected", -1.001 * bright: "rejected"}
+    handlers = [answering(num_units=count) for count in counts]
+    handlers += [answering(np.full(D, level, np.float32), norm=1.0) for level in levels]
+    run, _ = ask(tmp_path, handlers, monkeypatch)
+    outcomes = {event["site"]: event["status"] for event in read_metrics(run / "metrics.jsonl") if "site" in event}
+    assert [outcomes[f"site{number}"] for number in range(len(handlers))] == [*counts.values(), *levels.values()]

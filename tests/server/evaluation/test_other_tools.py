@@ -53,6 +53,9 @@ def test_mean_and_covariance_need_their_count_and_inception(tmp_path):
         ({"mu": np.zeros(3)}, r"mu \(3,\)"),
         ({"sigma": np.arange(36.0).reshape(6, 6)}, "no covariance"),
         ({"sigma": -np.eye(6)}, "no covariance"),
+        ({"sigma": np.eye(6) + 2 * np.eye(6)[::-1]}, "a variance of -1"),
+        ({"mu": np.array(list("abcdef"))}, "mu holds <U1"),
+        ({"sigma": np.eye(6, dtype=complex)}, "sigma holds complex128"),
         ({"mu": np.full(6, np.nan)}, "not finite"),
     ],
 )

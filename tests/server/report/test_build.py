@@ -29,6 +29,7 @@ from shared.storage.runlog import RunLog
 from shared.storage.synthetic_mark import SyntheticMark, read_mark
 from tests.needs import need_binary
 
+pytestmark = pytest.mark.usefixtures("charts_drawn_once")
 SITES = ["north", "south", "<b>east</b>"]
 OUTCOMES = ("answered", "refused", "failed", "late", "lost", "rejected")
 

@@ -119,6 +119,8 @@ def test_synthetic_sites_have_as_many_images_as_asked(tmp_path):
     [
         ("synthetic:", 2, "person", "synthetic:40"),
         ("synthetic:0", 2, "person", "synthetic:40"),
+        ("synthetic:\u00b2", 2, "person", "synthetic:40"),
+        (f"synthetic:{'9' * 5000}", 2, "person", "synthetic:40"),
         ("source", 81, "dirichlet", "80 images for 81 sites"),
         ("source", 99, "person", "give more"),
     ],

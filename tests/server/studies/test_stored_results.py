@@ -17,6 +17,7 @@ from server.studies.stored_results import ArmResult, read_results, result_file, 
 from shared.errors import InputError
 
 NAME = "fd_onnx:net"
+pytestmark = pytest.mark.usefixtures("charts_drawn_once")
 
 
 def metrics(test, validation):

@@ -1,5 +1,9 @@
+import argparse
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from server.training.foreign_files import read_foreign
 from shared.errors import InputError
@@ -134,3 +138,51 @@ def test_the_reason_of_a_refused_file_is_one_plain_line(tmp_path):
             read_foreign(tmp_path / name)
         text = str(caught.value)
         assert "\n" not in text and "\x1b" not in text and "()" not in text
+
+
+def test_safetensors_are_known_by_what_is_in_them(tmp_path):
+    for name in ("MODEL.SAFETENSORS", "c0ffee", "model.ckpt"):
+        save_file({"norm.weight": LIVE}, tmp_path / name)
+        assert read_foreign(tmp_path / name).groups["model"]["norm.weight"].equal(LIVE)
+
+
+def split_in_two(folder):
+    save_file({"norm.weight": LIVE}, folder / "model-00001-of-00002.safetensors")
+    save_file({"norm.bias": -LIVE}, folder / "model-00002-of-00002.safetensors")
+    names = {"norm.weight": "model-00001-of-00002.safetensors", "norm.bias": "model-00002-of-00002.safetensors"}
+    return folder / "model.safetensors.index.json", names
+
+
+def test_a_checkpoint_in_parts_is_read_by_its_index(tmp_path):
+    index, names = split_in_two(tmp_path)
+    index.write_text(json.dumps({"metadata": {"total_size": 24}, "weight_map": names}))
+    state = read_foreign(index).groups["model"]
+    assert state["norm.weight"].equal(LIVE) and state["norm.bias"].equal(-LIVE) and len(state) == 2
+    with pytest.raises(InputError, match=r"one part of a checkpoint: give model\.safetensors\.index\.json"):
+        read_foreign(tmp_path / "model-00001-of-00002.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"weight_map": {"norm.weight": "../model-00001-of-00002.safetensors"}}, "do not lie beside it"),
+        ({"weight_map": {"norm.weight": "nowhere.safetensors"}}, "nowhere.safetensors: No such file"),
+        ({"weight_map": {"other": "model-00001-of-00002.safetensors"}}, "'other' is in none of its parts"),
+        ({"weight_map": {}}, "do not lie beside it"),
+        ({"weight_map": {"norm.weight": 3}}, "no index"),
+        ({"weight_map": ["norm.weight"]}, "no index"),
+        ({}, "no index"),
+        ([], "no index"),
+    ],
+)
+def test_an_index_that_is_none_is_one_line(tmp_path, change, words):
+    index, _ = split_in_two(tmp_path)
+    index.write_text(json.dumps(change))
+    with pytest.raises(InputError, match=words):
+        read_foreign(index)
+
+
+def test_what_would_run_code_is_named(tmp_path):
+    torch.save({"model": {"norm.weight": LIVE}, "args": argparse.Namespace(lr=1)}, tmp_path / "file.pt")
+    with pytest.raises(InputError, match=r"Unsupported global: GLOBAL argparse\.Namespace"):
+        read_foreign(tmp_path / "file.pt")

@@ -1,7 +1,5 @@
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from typer.testing import CliRunner
 from server.alignment.aligned_images import align_images
 from server.alignment.mean_images import MeanImage
 from server.cli import models as cli_models
-from server.cli.main import app
+from server.cli.main import app, main
 from server.federation.starting_point import initial_model
 from server.federation.updates.global_model import load_global, save_global
 from server.runs.lineage import MeanImageCharge, charges_of_weights
@@ -30,8 +28,8 @@ from shared.storage.checkpoint import load_group, load_meta
 from shared.storage.runlog import read_metrics
 from shared.storage.synthetic_mark import SyntheticMark, read_mark
 from shared.training.engine import NonFiniteLossError
+from tests import forked
 
-ROOT = Path(__file__).parents[3]
 TOML = """
 [train]
 steps = 12
@@ -166,13 +164,10 @@ def test_divergence_ends_the_run_and_says_so(tmp_path):
     assert end["status"] == "failed" and "NonFiniteLossError" in end["reason"]
 
 
-def start(tmp_path, *arguments):
+def start(tmp_path):
     (tmp_path / "e.toml").write_text(TOML)
-    main = "from small_network import install; install(); from server.cli.main import main; main()"
-    command = [sys.executable, "-c", main, "train", str(tmp_path / "e.toml"), "--data", str(DATA)]
-    command += ["--out", str(tmp_path / "run"), "--set", "train.steps=100000", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = ["train", str(tmp_path / "e.toml"), "--data", str(DATA), "--out", str(tmp_path / "run")]
+    return forked.start(main, [*command, "--set", "train.steps=100000"], tmp_path / "said")
 
 
 def wait_for(is_true):
@@ -186,9 +181,10 @@ def test_interrupt_writes_a_checkpoint_and_kill_loses_only_what_came_after_one(t
     checkpoints = tmp_path / "run" / "checkpoints"
     process = start(tmp_path)
     wait_for(lambda: list(checkpoints.glob("step-*")))
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 0, errors
+    os.kill(process.pid, signal.SIGINT)
+    process.join(240)
+    errors = (tmp_path / "said").read_text()
+    assert process.exitcode == 0, errors
     assert "run the same command again to continue" in errors
     events = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert events[-1]["status"] == "stopped" and events[-2]["kind"] == "checkpoint"
@@ -197,7 +193,7 @@ def test_interrupt_writes_a_checkpoint_and_kill_loses_only_what_came_after_one(t
     process = start(tmp_path)
     wait_for(lambda: any(int(path.name[5:]) > stopped + 5 for path in checkpoints.glob("step-*")))
     process.kill()
-    process.communicate()
+    process.join()
     done = max(int(path.name[5:]) for path in checkpoints.glob("step-*")) + 3
     run = train(experiment(f"train.steps={done}"), DATA, tmp_path / "run")
     whole = train(experiment(f"train.steps={done}"), DATA, tmp_path / "whole")

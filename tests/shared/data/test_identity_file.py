@@ -40,6 +40,8 @@ def test_identity_file_names_persons_by_file_name_or_path(tmp_path):
         '"a/1.png" ann\n"b/2.png" bob\n"b/3 of 4.png" bob\n',
         "a/1.png,ann,\nb/2.png,bob,\nb/3 of 4.png,bob,\n",
         "1.png ann\n2.png bob\n3 of 4.png bob\n",
+        "sep=;\r\nfile;person\r\na/1.png;ann\r\nb/2.png;bob\r\nb/3 of 4.png;bob\r\n",
+        "a/1.png;ann\u200b\nb/2.png;bob\u00a0\nb/3 of 4.png; bob\n",
     ],
 )
 def test_the_file_is_read_as_people_and_their_programs_write_it(tmp_path, content):
@@ -85,3 +87,12 @@ def test_bad_identity_file_is_refused_with_its_line(tmp_path, content, words):
 def test_a_missing_identity_file_is_one_line(tmp_path):
     with pytest.raises(InputError, match="not a text file that can be read"):
         read_identities(tmp_path / "none", ())
+
+
+@pytest.mark.parametrize("lost", ["1.23457E+16", "1,2e+5", "#N/A", "#REF!", "nan", "None", "NULL"])
+def test_identities_that_a_program_has_lost_are_refused_with_their_line(tmp_path, lost):
+    """All whose number was shortened or is missing would be one person."""
+    with pytest.raises(InputError, match=r"line 3: .*(shortened|found no identity)"):
+        read_identities(written(tmp_path, f"file;person\na/1.png;ann\nb/2.png;{lost}\nb/3 of 4.png;bob\n"), NAMES)
+    others = f"file;person\na/1.png;ann\nb/2.png;bob\nb/3 of 4.png;bob\nelsewhere.png;{lost}\n"
+    assert read_identities(written(tmp_path, others), NAMES) == ("ann", "bob", "bob")

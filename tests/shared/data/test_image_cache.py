@@ -322,7 +322,17 @@ def test_synthetic_spec_is_generated_in_memory():
     assert np.array_equal(open_images("synthetic:public:6", 16).images, synthetic.generate(6, 16, 0, site="public")[0])
 
 
-@pytest.mark.parametrize("spec", ["synthetic:", "synthetic:public:x", "synthetic:public:1:2:3", "synthetic:public:0"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "synthetic:",
+        "synthetic:public:x",
+        "synthetic:public:1:2:3",
+        "synthetic:public:0",
+        "synthetic:public:\u00b2",
+        f"synthetic:public:{'9' * 5000}",
+    ],
+)
 def test_bad_synthetic_spec_is_refused(spec):
     with pytest.raises(InputError, match="synthetic"):
         open_images(spec, 16)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.data.persons import doubts, folder_levels, match_identities, persons_by_folder, summary
+from shared.data.persons import doubts, folder_levels, match_identities, person_name, persons_by_folder, summary
 from shared.errors import InputError
 
 DEEP = ("top/ward1/ann/1.png", "top/ward1/bob/1.png", "top/ward2/ann/2.png")
@@ -61,3 +61,18 @@ def test_persons_that_are_probably_none_are_doubted(persons, words):
 
 def test_ordinary_persons_are_not_doubted():
     assert doubts(["ann"] * 9 + ["bob"] + ["2", "3"]) == []
+
+
+def test_what_looks_the_same_is_one_person():
+    """Two spellings of one name would halve what a person is promised."""
+    spelled = ("jos\u00e9", "jose\u0301", " jos\u00e9\u00a0", "jos\u00e9\u200b", "\ufeffjos\u00e9")
+    assert {person_name(text) for text in spelled} == {"jos\u00e9"}
+    assert persons_by_folder(("jos\u00e9/1.png", "jose\u0301/1.png", "bob/1.png")) == ("jos\u00e9", "jos\u00e9", "bob")
+    lines = [(1, "1.png", "jos\u00e9"), (2, "2.png", "jose\u0301")]
+    assert match_identities(lines, ("1.png", "2.png")) == ("jos\u00e9", "jos\u00e9")
+    assert person_name("\u200b") == "\u200b", "somebody, though nobody can read who"
+
+
+@pytest.mark.parametrize("twins", [("Anna", "anna"), ("007", "7"), ("12", "12.0")])
+def test_names_that_differ_by_case_or_zeros_are_doubted(twins):
+    assert any(f"{' and '.join(twins)}: one person or several?" in line for line in doubts([*twins, "x1", "x2"]))

@@ -341,3 +341,11 @@ def test_flipped_bytes_never_raise_anything_else():
                 assert decode(bytes(data), 8).shape == (3, 8, 8)
             except UnreadableImageError:
                 continue
+
+
+def test_several_pages_of_one_size_are_refused_and_previews_are_not():
+    page, other, preview = noise(16, 16), noise(16, 16), noise(4, 4)
+    with pytest.raises(UnreadableImageError, match="2 pages of one size: save each page"):
+        decode(encode(page, "TIFF", save_all=True, append_images=[other]), 16)
+    with_preview = encode(page, "TIFF", save_all=True, append_images=[preview])
+    assert np.array_equal(decode(with_preview, 16), np.asarray(page).transpose(2, 0, 1))

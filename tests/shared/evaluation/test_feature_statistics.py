@@ -28,7 +28,7 @@ def features(n, d=5, seed=0):
     return np.random.default_rng(seed).standard_normal((n, d)) + np.arange(d)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=8), seed=st.integers(0, 1000))
 def test_statistics_of_parts_add_up_to_those_of_the_union(sizes, seed):
     parts = [features(n, seed=seed + k) for k, n in enumerate(sizes)]

@@ -46,6 +46,7 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
         ("[diffusion]\ntimesteps = 1000000000000000000", "less than or equal to 100000"),
         ("[model]\nimage_size = 1000000000", "less than or equal to 4096"),
         ("not toml", "not valid TOML"),
+        (f"[train]\nseed = {'9' * 5000}\n", "not valid TOML"),
     ],
 )
 def test_bad_experiments_are_one_line_with_the_key_and_the_remedy(text: str, said: str):

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import InputError
@@ -57,6 +57,7 @@ def test_another_key_or_none_is_refused(public):
         check_signature(public, OURS, sign(key_of("site-0"), OURS))
 
 
+@settings(max_examples=50)
 @given(STATEMENTS, STATEMENTS)
 def test_two_statements_never_share_their_bytes(one, two):
     assert (one.to_bytes() == two.to_bytes()) == (one == two)

@@ -1,12 +1,8 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+from deploy.processes.process import free_ports
 from shared.data.image_set import DataOrder, ImageCache, ResidentImages
 from shared.diffusion.losses import Draw, draw_noise, per_image_loss
 from shared.diffusion.schedule import make_schedule
@@ -19,6 +15,8 @@ from shared.training.finite_check import FiniteCheck
 from shared.training.optimizer import make_optimizer
 from shared.training.processes import World
 from shared.training.weights import load_weights, new_model
+from tests import forked
+from tests.shared.training import two_ranks
 
 TOML = """
 [train]
@@ -33,7 +31,6 @@ warmup_steps = 5
 """
 STREAMS = Streams(3, ("train",))
 IMAGES = ImageCache(lambda: np.random.default_rng(0).integers(0, 256, (20, 3, 16, 16), np.uint8), 20, 16)
-ROOT = Path(__file__).parents[3]
 
 
 def experiment(*overrides):
@@ -291,15 +288,9 @@ def test_resident_images_give_the_same_batches():
     assert torch.equal(resident.batch([3, 1]), IMAGES.batch([3, 1]))
 
 
-def torchrun(tmp_path, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    script = Path(__file__).parent / "two_ranks.py"
-    subprocess.run([*command, str(script), str(tmp_path), *arguments], env=environment, check=True, timeout=120)
-
-
 def test_two_ranks_resume_bitwise_and_stay_equal(tmp_path):
-    torchrun(tmp_path)
+    (port,) = free_ports(1)
+    forked.spawn(two_ranks.main, (port, tmp_path), nprocs=2)
     groups = [np.load(path) for path in sorted(tmp_path.glob("*.npz"))]
     names = {path.stem for path in tmp_path.glob("*.npz")}
     assert names == {"whole-0", "whole-1", "resumed-0", "resumed-1"}

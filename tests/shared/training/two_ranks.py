@@ -1,6 +1,6 @@
-"""Started by torchrun from `test_engine.py`: trains 7 steps, and 4 + 3 with a new engine, and saves both."""
+"""Two processes of `test_engine.py`, as torchrun starts them: 7 steps, and 4 + 3 with a new engine, both saved."""
 
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,7 @@ from shared.seeding import Streams
 from shared.training.engine import Engine, run_training
 from shared.training.processes import joined_world
 from shared.training.weights import new_model
-
-sys.path.append(str(Path(__file__).parents[2]))
-from small_network import install
+from tests.small_network import install
 
 EXPERIMENT = parse_experiment(
     """
@@ -28,8 +26,11 @@ EXPERIMENT = parse_experiment(
 IMAGES = ImageCache(lambda: np.random.default_rng(0).integers(0, 256, (20, 3, 16, 16), np.uint8), 20, 16)
 
 
-def main(folder: Path) -> None:
+def main(rank: int, port: int, folder: Path) -> None:
+    """One of the two, in torchrun's environment."""
     install()
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     streams = Streams(1)
     with joined_world() as world:
         engines = [Engine(EXPERIMENT, new_model(EXPERIMENT, streams), streams, world) for _ in range(3)]
@@ -41,7 +42,3 @@ def main(folder: Path) -> None:
         for name, engine in (("whole", whole), ("resumed", second)):
             arrays = {f"{g}|{n}": array for g, group in engine.groups().items() for n, array in group.items()}
             np.savez(folder / f"{name}-{world.rank}.npz", **arrays)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from torch_fidelity.metric_kid import mmd2
 
 from server.evaluation.measures.scores import kernel_distance, kernel_name, precision_recall, scores
 from shared.evaluation.feature_statistics import INCEPTION_2015_SHA256, FeatureSpace, statistics_of
@@ -37,6 +36,8 @@ def test_kernel_distance_is_near_that_of_all_images_and_zero_for_equal_distribut
 
     def kernel(x, y):
         return (x @ y.T / 12 + 1) ** 3
+
+    from torch_fidelity.metric_kid import mmd2  # loads for seconds
 
     whole = mmd2(kernel(one, one), kernel(one, other), kernel(other, other))
     mean, (low, high) = kernel_distance(one, other)

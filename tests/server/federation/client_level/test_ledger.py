@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from server.federation.client_level.ledger import LEDGER_FILE, CentralLedger, NoiseKeys
-from server.federation.client_level.mechanism import central_epsilon
+from server.federation.client_level.mechanism import KEY_BYTES, central_epsilon
 from server.federation.fleet.registry import Registry
 from server.federation.rounds.selection import choose
 from server.federation.updates import global_model
 from shared.errors import InputError
+from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 from tests.full_disk import room_for
 from tests.server.fake_federation import (
     honest_sites,
@@ -26,6 +27,11 @@ from tests.server.fake_grid import FakeGrid
 
 CENTRAL = {"central_noise_multiplier": 0.7, "max_update_norm": 3.0, "update_norm_action": "clip", "sites_per_round": 3}
 INPUTS = "ab" * 32
+
+
+def refusal(content, _asked):
+    digest = TrainRequest.from_record(content).digest
+    return TrainReply(ReplyHeader(request_digest=digest, status="refused", refusal="policy", reason="no")).to_record()
 
 
 def fresh(folder, **federation):
@@ -215,3 +221,17 @@ def test_a_release_that_a_full_disk_does_not_count_is_not_made(tmp_path):
         assert ledger.path.stat().st_size == size
     NoiseKeys(ledger, "run", run).key(2, 0.7, INPUTS)
     assert len(ledger.path.read_bytes().splitlines()) == 2
+
+
+def test_all_of_a_noise_key_is_fresh(tmp_path):
+    keys = NoiseKeys(CentralLedger(tmp_path), "run", tmp_path)
+    one, other = (keys.key(number, 0.7, f"{number:064x}") for number in (1, 2))
+    parts = [key[start : start + 8] for key in (one, other) for start in range(0, KEY_BYTES, 8)]
+    assert len(one) == len(other) == KEY_BYTES and len(set(parts)) == len(parts)
+
+
+def test_a_site_that_refuses_is_asked_all_the_same(tmp_path):
+    """Who is asked must not follow from what sites said: that would tell more than the noise allows."""
+    home, experiment = fresh(tmp_path, rounds=5)
+    run_rounds(home, FakeGrid(honest_sites(site_1=refusal)), experiment)
+    assert all({"site": "site-1"} in record["asked"] for record in rounds_of(home))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flwr.app import Array, Error, RecordDict
 
+from server.federation.evaluation_queue import Evaluations
 from server.federation.fleet.registry import Registry
 from server.federation.rounds.loop import RunFailedError
 from server.federation.rounds.tally import MAX_QUESTIONS, Tally
@@ -440,3 +441,23 @@ def test_what_went_into_the_sum_is_told_by_the_digest_of_each_update(tmp_path, m
     run_rounds(make_home(tmp_path, experiment), FakeGrid(honest_sites()), experiment)
     assert all(len(digest) == 64 for digests in seen for digest in digests)
     assert len(seen) == 2 and seen[0] and not set(seen[0]) & set(seen[1])
+
+
+def test_a_checkpoint_that_an_evaluation_still_reads_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(Evaluations, "oldest_needed", lambda _: 3)
+    experiment = make_experiment(rounds=5)
+    train = experiment.train.model_copy(update={"keep_last": 1, "keep_every": 0})
+    experiment = experiment.model_copy(update={"train": train})
+    home = make_home(tmp_path, experiment)
+    run_rounds(home, FakeGrid(honest_sites()), experiment)
+    kept = sorted(path.name for path in (home / "runs" / "run" / "checkpoints").iterdir())
+    assert kept == ["round-000003", "round-000004", "round-000005"]
+
+
+@pytest.mark.parametrize(("others", "is_final"), [(refusal, True), (lambda *_: Error(8, "stopped"), False)])
+def test_a_round_without_a_reply_may_be_tried_again_where_a_site_may_come_back(tmp_path, others, is_final):
+    experiment = make_experiment(min_replies=1)
+    home = make_home(tmp_path, experiment)
+    with pytest.raises(RunFailedError, match="no usable reply") as caught:
+        run_rounds(home, FakeGrid(honest_sites(site_0=refusal, site_1=others, site_2=refusal)), experiment)
+    assert caught.value.is_final == is_final == events_of(home, "end")[-1]["is_final"]

@@ -7,7 +7,7 @@ import pytest
 
 from server.federation.messaging.exchange import Arrival
 from server.federation.rounds import tally as tally_module
-from server.federation.rounds.tally import SiteRecord, Tally
+from server.federation.rounds.tally import MAX_QUESTIONS, SiteRecord, Tally
 from server.federation.updates.aggregation import CLIP_MARGIN
 from shared.messages.packing import Manifest
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
@@ -144,3 +144,13 @@ def test_replies_that_can_still_come_are_counted():
     tally.arrive(update("a", 1, 2))
     tally.arrive(refusal("b", "policy"))
     assert tally.can_reach(2) and not tally.can_reach(3)
+
+
+def test_a_site_that_was_asked_often_enough_is_not_asked_again():
+    tally = make_tally()
+    record = tally.sites["a"]
+    for asked in range(1, MAX_QUESTIONS + 1):
+        assert (record.state, record.questions) == ("asked", asked)
+        tally.arrive(Arrival("a", ROUND, None, "node restarted", is_lost=True))
+        tally.ask_again(record, 9, "again")
+    assert (record.state, record.questions) == ("lost", MAX_QUESTIONS)

@@ -54,9 +54,9 @@ def test_the_extremes_do_not_overflow():
 
 
 def test_the_smallest_updates_are_rounded_to_the_grid_of_the_sum():
-    total = FixedPointSum(3)
-    total.fold(np.array([2.0**-36, 2.0**-38, -(2.0**-37) * 1.5], np.float32), "float32", 1)
-    assert total.mean(total.total_weight).tolist() == [2.0**-36, 0.0, -(2.0**-36)]
+    total, step = FixedPointSum(5), 2.0**-36
+    total.fold(np.array([1, 0.25, -0.75, 0.75, -0.25], np.float32) * np.float32(step), "float32", 1)
+    assert total.mean(total.total_weight).tolist() == [step, 0.0, -step, step, 0.0]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

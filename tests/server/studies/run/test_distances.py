@@ -77,7 +77,8 @@ def test_images_of_other_persons_are_no_copies(place, extractor, monkeypatch):
     a_model_that_draws(images_of(place, "test"), monkeypatch)
     found = measure(place, extractor)(place / "checkpoint")
     assert set(found.copied) == {"pixels", extractor.space.distance_name}
-    assert max(found.copied.values()) <= 0.05
+    # A threshold that one of twenty honest images passes, and 60 images.
+    assert max(found.copied.values()) <= 0.1
 
 
 def test_copies_in_the_mirror_are_copies(place, extractor, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from client.privacy.secret_random import POSITIVE, SecretRandom, box_muller, secret_streams
+from client.privacy.randomness.secret_random import POSITIVE, SecretRandom, box_muller, secret_streams
 
 COUNT = 2_000_000
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from client.privacy.keystream import Keystream
+from client.privacy.randomness.keystream import Keystream
 from shared.seeding import Streams
 
 POSITIVE = 2**63 - 1
@@ -56,6 +56,10 @@ class SecretRandom:
         words = self._stream.bits(count) & POSITIVE
         taken = words < math.floor(rate * 2**63) if rate < 1 else torch.ones_like(words, dtype=torch.bool)
         return taken.nonzero()[:, 0]
+
+    def shuffled(self, x: Tensor) -> Tensor:
+        """`x` in a random order; words of 64 bits decide, of which two are the same once in 2^64 pairs."""
+        return x[self._stream.bits(len(x)).argsort()]
 
 
 def box_muller(k_1: Tensor, k_2: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from client.privacy import keystream
-from client.privacy.keystream import Keystream, chacha20_blocks
+from client.privacy.randomness import keystream
+from client.privacy.randomness.keystream import Keystream, chacha20_blocks
 
 KEY = bytes(range(32))
 

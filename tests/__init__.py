@@ -1,0 +1,1 @@
+"""Of this project: torch-fidelity installs a package of the same name."""
