@@ -1,8 +1,9 @@
-"""Kills at random moments (ServerApp, SuperLink, superexec, node, client process, nginx, all of a side), behind a door.
+"""Kills at random moments behind a door: ServerApp, SuperLink, superexec, node, a site's tasks and their parent, nginx.
 
-By SIGKILL, by SIGSTOP, which leaves a process that is there and does nothing, by SIGHUP to a whole side, as when a
-terminal goes, and by a disk that is full for half a minute, for everybody at once. Every run must finish by itself,
-with the weights of the undisturbed run, bit for bit, whenever the same replies arrived; no process may be left over.
+By SIGKILL, by SIGSTOP, which leaves a process that is there and does nothing, by SIGKILL and SIGHUP to a whole side, as
+when a machine or a terminal goes, and by a disk that is full for half a minute, for everybody at once. Every run must
+finish by itself, with the weights of the undisturbed run, bit for bit, whenever the same replies arrived; no process
+may be left over.
 `--runs N` runs, one kill each; `--seed` chooses the moments; `--done FILE` keeps what is done and goes on from there.
 """
 
@@ -22,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.disks import fill, reason_against
-from benchmarks.local import LocalFederation, federation, make_experiment, random_checkpoint
+from benchmarks.local import LocalFederation, federation, leftovers, make_experiment, random_checkpoint
 from benchmarks.measure import verdict
 from server.runs.run_directory import RunDir
 from shared.storage.checkpoint import load_group
@@ -34,9 +35,10 @@ REPLY = "client in reply"
 """The client process while its SuperNode has the head of a reply and waits for the rest."""
 MACHINE, SITE = "the coordinator", "a site"
 """Everything of one side at once, as when its machine dies; started again as an init system would."""
+WORKER = "nginx worker"
 PROCESSES = (
-    *("flwr-serverapp", "flower-superlink", "server superexec", "flower-supernode", "flwr-clientapp", "nginx"),
-    REPLY,
+    *("flwr-serverapp", "flower-superlink", "server superexec", "flower-supernode", "flwr-clientapp", "maskfed-warm"),
+    *("nginx", WORKER, REPLY),
 )
 MEANS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "hang up": signal.SIGHUP}
 FILL = "fill the disk"
@@ -181,8 +183,9 @@ def victims(local: LocalFederation, target: str) -> list[psutil.Process]:
     processes = local.processes()
     if target == REPLY:
         return [process for process in processes.get("flwr-clientapp", []) if is_replying(process)]
-    if target == "nginx":
-        return [process for group in processes.values() for process in group if name_of(process) == "nginx"]
+    if target in ("nginx", WORKER):
+        found = [process for group in processes.values() for process in group if name_of(process) == "nginx"]
+        return [process for process in found if is_worker(process) == (target == WORKER)]
     if target != "server superexec":
         return processes.get(target, [])
     below = psutil.Process(local.daemons["coordinator"].pid).children(recursive=True)
@@ -195,6 +198,14 @@ def name_of(process: psutil.Process) -> str:
         return str(process.name())
     except psutil.Error:
         return ""
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether nginx's own master has started this process of nginx."""
+    try:
+        return name_of(psutil.Process(process.ppid())) == "nginx"
+    except psutil.Error:
+        return False
 
 
 def is_replying(process: psutil.Process) -> bool:
@@ -230,19 +241,6 @@ def final_weights(local: LocalFederation) -> bytes:
     assert newest is not None
     groups = [load_group(newest, group) for group in ("model", "ema", "server")]
     return b"".join(group[name].tobytes() for group in groups for name in sorted(group))
-
-
-def leftovers(root: Path) -> list[psutil.Process]:
-    """Processes that still belong to a federation in `root`."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            text = " ".join(process.cmdline()) + " ".join(process.environ().values())
-        except psutil.Error:
-            continue
-        if str(root) in text:
-            found.append(process)
-    return found
 
 
 if __name__ == "__main__":

@@ -70,6 +70,16 @@ def stored_for_nothing(node: RogueNode, asked: Metadata, chunks: int = 60) -> bo
     return status == httpx.codes.OK and node.upload(asked, session, objects) > 100_000_000
 
 
+def wrong_objects_first(node: RogueNode, asked: Metadata, chunks: int = 50) -> bool:
+    """Something else under the name of each object, which nobody keeps, and then the objects: are they counted?"""
+    message = node.answer(asked, {"update": Array(np.random.default_rng(2).random(chunks * 650_000))})
+    status, session = node.push(message)
+    objects = {name: each.deflate() for name, each in get_all_nested_objects(message).items()}
+    del objects[message.metadata.message_id]
+    node.upload(asked, session, dict.fromkeys(objects, b"ArrayChunk  1\0x"))
+    return status == httpx.codes.OK and node.upload(asked, session, objects) > 100_000_000
+
+
 def _with_repeated_chunk(
     tree: ObjectTree, objects: dict[str, bytes], renamed: dict[str, str], repetitions: int
 ) -> ObjectTree:

@@ -203,6 +203,19 @@ def federation(
             local.stop()
 
 
+def leftovers(root: Path) -> list[psutil.Process]:
+    """Processes that still belong to a federation in `root`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            text = " ".join(process.cmdline()) + " ".join(process.environ().values())
+        except psutil.Error:
+            continue
+        if str(root) in text:
+            found.append(process)
+    return found
+
+
 def tiny_experiment(image_size: int, **federation: float) -> str:
     """TOML text of a fine-tuning that is quick on a CPU; two sites must answer unless `federation` says otherwise."""
     settings = {"rounds": 1, "local_steps": 5, "min_available": 2, "min_replies": 2} | federation

@@ -39,12 +39,16 @@ PATHS = [path for _, path in PROTOBUF_REQUEST_TYPES]
 
 @dataclass
 class Loot:
-    """What nobody got: accepted calls (path), tokens and secrets seen, readable files; and how hard it tried."""
+    """What nobody got: accepted calls (path), tokens and secrets seen, readable files, processes whose memory is open.
+
+    And how hard it tried.
+    """
 
     accepted: list[str] = field(default_factory=list)
     refused: int = 0
     tokens: int = 0
     files: list[str] = field(default_factory=list)
+    memories: int = 0
     ports: int = 0
     processes: int = 0
 
@@ -60,12 +64,14 @@ def main(arguments: Sequence[str] = ()) -> int:
     print("\n".join(f"  readable: {each}" for each in loot.files[:20]))
     text = (
         f"{len(loot.accepted)} of {len(PATHS)} kinds of calls accepted on {loot.ports} ports, {loot.refused} refused, "
-        f"{loot.tokens} tokens seen in {loot.processes} processes, {len(loot.files)} files readable"
+        f"{loot.tokens} tokens seen in {loot.processes} processes, {len(loot.files)} files and the memory of "
+        f"{loot.memories} processes readable"
     )
     if not is_guarded:
         return verdict("local user, guards off", text, reached=bool(loot.accepted) and loot.tokens > 0)
     has_tried = loot.refused >= len(PATHS) and loot.processes > 0
-    return verdict("local user", text, reached=has_tried and not (loot.accepted or loot.tokens or loot.files))
+    is_closed = not (loot.accepted or loot.tokens or loot.files or loot.memories)
+    return verdict("local user", text, reached=has_tried and is_closed)
 
 
 def watch_a_round(root: Path, *, is_guarded: bool) -> Loot:
@@ -82,7 +88,7 @@ def watch_a_round(root: Path, *, is_guarded: bool) -> Loot:
         secrets = secrets_of(local)
         with subprocess.Popen(finetune, stdout=subprocess.DEVNULL) as running:
             try:
-                return as_nobody(ports_of(local), secrets, [local.home, local.site(0)], running.pid)
+                return as_nobody(local, secrets, running.pid)
             finally:
                 running.kill()
     finally:
@@ -95,15 +101,21 @@ def secrets_of(local: LocalFederation) -> list[bytes]:
     return [each for file in files for each in (caller_value(file).encode(), file.read_bytes())]
 
 
-def ports_of(local: LocalFederation) -> list[int]:
-    """Ports that the federation's processes listen on."""
-    pids = {process.pid for group in local.processes().values() for process in group}
+def pids_of(local: LocalFederation) -> set[int]:
+    """The federation's processes."""
+    return {process.pid for group in local.processes().values() for process in group}
+
+
+def ports_of(pids: set[int]) -> list[int]:
+    """Ports that processes listen on."""
     connections = psutil.net_connections("tcp")
     return sorted({each.laddr.port for each in connections if each.pid in pids and each.status == psutil.CONN_LISTEN})
 
 
-def as_nobody(ports: Sequence[int], secrets: Sequence[bytes], homes: Sequence[Path], run_pid: int) -> Loot:
+def as_nobody(local: LocalFederation, secrets: Sequence[bytes], run_pid: int) -> Loot:
     """What a child without any right gets until the process `run_pid` is over; it has dropped all before it begins."""
+    pids, homes = pids_of(local), [local.home, local.site(0)]
+    ports = ports_of(pids)
     calls(ports[:1])  # whatever Python loads for a call is loaded by now: nobody may not be able to read it
     reader, writer = os.pipe()
     pid = os.fork()
@@ -116,6 +128,7 @@ def as_nobody(ports: Sequence[int], secrets: Sequence[bytes], homes: Sequence[Pa
         watcher = threading.Thread(target=watch_processes, args=(loot, secrets, run_pid))
         watcher.start()
         loot.files = readable(homes)
+        loot.memories = sum(can_open(Path(f"/proc/{each}/mem")) for each in pids)
         loot.accepted, loot.refused = calls(ports)
         watcher.join()
         with os.fdopen(writer, "w") as file:
@@ -172,6 +185,15 @@ def is_over(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] == b"Z"
     except OSError:
         return True
+
+
+def can_open(file: Path) -> bool:
+    """Whether a file can be opened for reading; of a process's memory `os.access` says nothing."""
+    try:
+        file.open("rb").close()
+    except OSError:
+        return False
+    return True
 
 
 def readable(homes: Sequence[Path]) -> list[str]:

@@ -27,6 +27,7 @@ from benchmarks.hostile_answers import (
     forged_source,
     repeated_chunk,
     stored_for_nothing,
+    wrong_objects_first,
 )
 from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint, tiny_experiment
 from benchmarks.measure import verdict
@@ -39,6 +40,7 @@ ATTACKS: dict[str, Attack] = {
     "forged source": forged_source,
     "repeated chunk": repeated_chunk,
     "stored for nothing": stored_for_nothing,
+    "wrong objects first": wrong_objects_first,
     "expanding tree": expanding_tree,
 }
 """The last one may have the SuperLink started again where nothing guards it."""

@@ -14,6 +14,9 @@ OPEN = {
     "ssl_crl ": "# ssl_crl ",
     "ssl_handshake_timeout 5s;": "",
     "client_header_timeout 5s;": "client_header_timeout 15s;",
+    "client_max_body_size 4k;": "client_max_body_size 8m;",
+    "client_max_body_size 256k;": "client_max_body_size 8m;",
+    "client_body_buffer_size 5184k;": "client_body_buffer_size 8m;",
 }
 MOST_OF_AN_ADDRESS = 2**16 - 1
 """What nginx takes as a limit: more than there are."""

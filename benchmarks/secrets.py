@@ -7,6 +7,7 @@ container build, and the git history's newest tree. A site's `logs/scan.log` is 
 """
 
 import base64
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from server.federation.fleet.bundle import build_bundle
 
 ROOT = Path(__file__).parent.parent
 MARKER = "marker7f3a9c"
+PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL)
 PRIVATE_SITE = ("node.key", "site-sign.key", "site.secret", "data.key", "tls/srv.key")
 PRIVATE_SERVER = ("pki/server.key", "pki/request.pem", "pki/door-ca.pem", "superexec.secret", "ca/ca.key")
 
@@ -71,15 +73,22 @@ def secrets_of(local: LocalFederation) -> dict[str, list[bytes]]:
 
 
 def forms(secret: bytes) -> list[bytes]:
-    """A secret as it is, in hexadecimal and in base64; of PEM the body's inner lines, of which one is enough."""
+    """A secret as it is, in hexadecimal and in base64; of PEM lines that hold private bits, of which one is enough."""
     if secret.startswith(b"-----BEGIN"):
-        return secret.splitlines()[2:-2]
+        # A certificate may stand beside the key in the same file, and is for everybody.
+        return [line for key in PRIVATE_KEY.findall(secret) for line in private_lines(key.splitlines())]
     return [
         secret,
         secret.hex().encode(),
         base64.b64encode(secret).rstrip(b"="),
         base64.urlsafe_b64encode(secret).rstrip(b"="),
     ]
+
+
+def private_lines(lines: list[bytes]) -> list[bytes]:
+    """In PKCS 8 the private number comes first, the public key last; OpenSSH's form begins with the public key."""
+    body = lines[1:-1]
+    return body[1:-1] if b"OPENSSH" in lines[0] else body[:2]
 
 
 def watch_processes(local: LocalFederation, seen: dict[str, bytes], stop: threading.Event) -> None:

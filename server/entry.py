@@ -4,12 +4,14 @@ Written against flwr 1.42.0; `tests/server/test_entry.py` fails on another. Whoe
 the coordinator: its files, keys and models are in reach of this process. So the bundle is not even unpacked.
 """
 
+import argparse
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -17,7 +19,8 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 from flwr.app import Context, Message
 from flwr.serverapp import Grid
-from flwr.superlink.cli import flwr_serverapp
+from flwr.supercore.logger import mirror_output_to_queue, restore_output
+from flwr.supercore.tls import validate_and_resolve_root_certificates
 from flwr.superlink.grid import HttpGrid
 
 import server.app
@@ -59,8 +62,31 @@ def main() -> None:
     """Run Flower's server process with the guards in place."""
     os.umask(0o077)
     install_guards()
+    options = read_options(sys.argv[1:])
     sys.argv[0] = "flwr-serverapp"
-    flwr_serverapp()
+    output: Queue[str | None] = Queue()
+    mirror_output_to_queue(output)  # `status --log` shows it
+    runtime.run_serverapp(
+        runtime_api_address=options.runtime_api_address,
+        log_queue=output,
+        token=options.token,
+        insecure=options.insecure,
+        certificates=validate_and_resolve_root_certificates(options.root_certificates, options.insecure),
+        parent_pid=options.parent_pid,
+        runtime_dependency_install=False,
+    )
+    restore_output()
+
+
+def read_options(arguments: list[str]) -> argparse.Namespace:
+    """What the superexec says; Flower's own parser would load the SuperLink with it."""
+    parser = argparse.ArgumentParser(prog="server.entry")
+    for name in ("--runtime-api-address", "--token"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    parser.add_argument("--insecure", action="store_true")
+    parser.add_argument("--root-certificates")
+    return parser.parse_args(arguments)
 
 
 def install_guards() -> None:

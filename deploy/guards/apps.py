@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
@@ -18,6 +19,9 @@ os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 VERIFY = "--verify"
 LIMITED = {"server.entry": "serverapp"}
 """Tasks without torch, whose address space is limited; the others watch their memory themselves."""
+UNUSED = {"server.entry": {"flwr.superlink.grid.inmemory_grid": "InMemoryGrid"}}
+"""Parts of Flower, with the name that is asked of each, that load its whole server with SQLAlchemy and that the task
+never uses: 36 MB, and a third of what its start costs."""
 _TOKEN = re.compile(r"[\w.+/=-]{16,512}")
 
 
@@ -55,8 +59,17 @@ def run(module: str, arguments: Sequence[str]) -> None:
 
     send_with_every_call(value)
     check_before_inflating()
+    leave_out(module)
     sys.argv = [module, *arguments, "--token", token]
     importlib.import_module(module).main()
+
+
+def leave_out(module: str) -> None:
+    """Put something empty in the place of what the task never uses, before it would be loaded."""
+    for name, asked in UNUSED.get(module, {}).items():
+        empty = ModuleType(name)
+        setattr(empty, asked, None)
+        sys.modules[name] = empty
 
 
 def read_pipe() -> tuple[str, str]:

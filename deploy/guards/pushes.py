@@ -27,6 +27,7 @@ from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.date import now
+from flwr.supercore.inflatable.inflatable_object import get_object_id
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from google.protobuf.message import DecodeError
 
@@ -211,6 +212,9 @@ class NodePushes:
             uploads.append(_Open(question, nodes, set(nodes), allowance.largest_bytes))
 
     def _take_object(self, node_id: int, request: PushObjectRequest) -> None:
+        # Flower drops what is not what its id says: counted as that object, it would leave the real one uncounted.
+        if get_object_id(request.object_content) != request.object_id:
+            raise Refusal(400, "an object is not what its id says")
         with self._lock:
             for upload in self._open.get(node_id, ()):
                 if request.object_id in upload.nodes:

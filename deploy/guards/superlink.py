@@ -15,7 +15,7 @@ from flwr.superlink.cli import flower_superlink
 
 from deploy.errors import ProvisionError
 from deploy.guards import replace
-from deploy.guards.asgi import Guard
+from deploy.guards.asgi import Guard, close_the_silent
 from deploy.guards.calls import caller_value
 from deploy.guards.pushes import AllowanceFiles, NodePushes
 from deploy.processes.memory import limit_own_memory
@@ -35,6 +35,7 @@ def main() -> None:
     allowances = Path(os.environ[ALLOWANCES_VARIABLE])
     forget_old(allowances)
     install(value, allowances)
+    close_the_silent()
     sys.argv[0] = "flower-superlink"
     flower_superlink()
 

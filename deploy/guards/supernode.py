@@ -23,7 +23,7 @@ from flwr.supernode.cli import flower_supernode
 from deploy.checks.answering import is_listening
 from deploy.errors import ProvisionError
 from deploy.guards import replace
-from deploy.guards.asgi import Guard
+from deploy.guards.asgi import Guard, close_the_silent
 from deploy.guards.calls import Pauses, caller_value
 from deploy.identity.addresses import PROXY_VARIABLE
 from deploy.identity.tls import client_context
@@ -45,6 +45,7 @@ def main() -> None:
     except (ProvisionError, ValueError) as error:
         sys.exit(f"error: the SuperNode does not start: {error}")
     install(value)
+    close_the_silent()
     look_often(Pauses())
     show_certificate(context, os.environ.get(PROXY_VARIABLE, ""))
     sys.argv[0] = "flower-supernode"

@@ -11,6 +11,9 @@ from typing import Literal, NamedTuple
 
 logger = logging.getLogger(__name__)
 
+SILENT_SECONDS = 10.0
+"""How long a connection may say nothing: each holds a thread, and every user of the machine may open some."""
+
 
 class Sample(NamedTuple):
     """One value of one series; all samples of a name share kind and help."""
@@ -41,6 +44,7 @@ def serve(port: int, collect: Callable[[], Iterable[tuple[object, ...]]]) -> Ite
 
     class Handler(BaseHTTPRequestHandler):
         server_version, sys_version = "maskfed", ""
+        timeout = SILENT_SECONDS
 
         def do_GET(self) -> None:
             if self.path != "/metrics":

@@ -1,6 +1,8 @@
 """nginx in front of the SuperLink: the only door, for certified sites and the calls of an authenticated node."""
 
 import contextlib
+import os
+import pwd
 import re
 import resource
 import shutil
@@ -23,8 +25,12 @@ from deploy.processes.supervision import Service
 REQUESTS_PER_SECOND = 200
 CONNECTIONS_PER_ADDRESS = 64
 """Several sites may share one address; each needs fewer than ten connections."""
+NETWORK_SHARE, UPLOAD_SHARE = 4, 8
+"""An IPv6 network of 48 bits may open so many times what one of 64 bits may; a part of an address's may upload."""
 MOST_CONNECTIONS = 16384
 """Of the whole door. A site's connection takes four: its own, one through the socket (both ends), the SuperLink's."""
+LARGEST_LIMIT = 2**16 - 1
+"""That nginx takes for a number of connections."""
 STREAM_MODULE = "ngx_stream_module.so"
 PACKAGES = "apt-get install nginx-light libnginx-mod-stream"
 
@@ -83,7 +89,7 @@ def write_configuration(
         port: of the door, on all interfaces, IPv4 and IPv6.
         superlink_port: on loopback.
         rate: most requests per second of one address.
-        connections: most connections of one address; of IPv6 one network of 64 bits.
+        connections: most connections of one address; of IPv6 one network of 64 bits, and four times that of one of 48.
 
     Raises:
         ProvisionError: nginx would misread the folder's name, or lacks its stream module.
@@ -97,10 +103,14 @@ def write_configuration(
     module = find_stream_module(find_nginx())
     most = min(MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 64)
     values = {
+        # By default root's workers are somebody's whom others may be, too, and who may look into their memory.
+        "USER": f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else "",
         "LOAD_STREAM": f"load_module {module};" if module else "",
         "OPEN_FILES": str(most + 64),
         "CONNECTIONS": str(most),
         "CONNECTIONS_PER_ADDRESS": str(connections),
+        "CONNECTIONS_PER_NETWORK": str(min(NETWORK_SHARE * connections, LARGEST_LIMIT)),
+        "UPLOADS": str(max(2, connections // UPLOAD_SHARE)),
         "LISTEN_6": f"listen [::]:{port} ssl ipv6only=on;" if has_ipv6() else "",
         "RUN": str(run),
         "LOGS": str(home / "logs"),

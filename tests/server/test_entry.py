@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,3 +103,22 @@ def test_who_may_answer_is_written_before_the_question_is_sent(tmp_path: Path, m
         {"message": "b", "node": 8, **most},
     ]
     assert os.environ[entry.LARGEST_VARIABLE] == str(11 * 2**20)
+
+
+def test_the_process_of_a_run_loads_neither_torch_nor_what_only_a_superlink_needs():
+    """It holds models, so what it needs beside them counts; and every run waits for its start."""
+    code = (
+        "import sys; from deploy.guards.apps import leave_out; leave_out('server.entry')\n"
+        "import server.entry as entry; assert entry.runtime.HttpGrid is entry.HttpGrid\n"
+        "sys.exit(', '.join({'torch', 'sqlalchemy', 'flwr.superlink.cli'} & set(sys.modules)) or 0)"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
+
+
+def test_the_superexec_says_where_the_superlink_is():
+    told = ["--runtime-api-address", "127.0.0.1:9", "--root-certificates", "ca.crt", "--parent-pid", "7"]
+    options = entry.read_options([*told, "--token", "secret"])
+    assert (options.runtime_api_address, options.root_certificates) == ("127.0.0.1:9", "ca.crt")
+    assert (options.parent_pid, options.insecure, options.token) == (7, False, "secret")
+    with pytest.raises(SystemExit):
+        entry.read_options(told)

@@ -14,6 +14,7 @@ from client.policy.refusals import UNKNOWN_REQUEST, PolicyError, note_refusal, r
 from client.records.journal import Journal
 from client.settings import Home, SiteConfig, load_settings
 from shared.errors import InputError
+from shared.messages.envelope import read_bytes
 from shared.messages.packing import MessageError
 from shared.messages.statistics import MAX_FILE_BYTES, StatisticsAnswer, StatisticsQuery, parse_query
 
@@ -69,7 +70,7 @@ def _release(query: StatisticsQuery, content: RecordDict, digest: str, home: Hom
     if query.kind == "dp":
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "projection.safetensors"
-            path.write_bytes(_file(content))
+            path.write_bytes(read_bytes(content, "file", MAX_FILE_BYTES))
             projection = load_projection(path)
         require_approved(home, settings, "projection", projection.projected_space.sha256)
     plan = StatisticsPlan(query.kind, query.space, projection, query.noise_multiplier, query.run, digest)
@@ -87,14 +88,6 @@ def allowed_extractors(settings: SiteConfig) -> "Iterator[Extractor]":
     for entry in settings.policy.extractors:
         spec, _, path = entry.partition("=")
         yield load_extractor(spec, weights=Path(path) if path else None)
-
-
-def _file(content: RecordDict) -> bytes:
-    record = content.array_records.get("arrays")
-    array = None if record is None else record.get("file")
-    if array is None or len(array.data) > MAX_FILE_BYTES:
-        raise MessageError("statistics query without its projection")
-    return np.asarray(array.numpy(), np.uint8).tobytes()
 
 
 def _record(answer: StatisticsAnswer, file: bytes = b"") -> RecordDict:

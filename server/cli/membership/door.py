@@ -48,26 +48,38 @@ def revoke_certificates(home: Path) -> None:
         reload_door(home)
 
 
-def certificates_left(home: Path) -> dict[str, float]:
-    """Days that the certificate of each admitted site lasts, by alias; 0 without one."""
+def certificates_left(home: Path) -> dict[str, float | None]:
+    """Days that the certificate of each admitted site lasts, by alias; below 0: it has ended, None: there is none."""
     from deploy.identity.keys import public_key_digest
     from deploy.identity.site_certificates import days_left_by_key
     from server.federation.fleet.registry import Registry
 
     left = days_left_by_key(home / "pki")
     sites = Registry(home / "sites.json").admitted()
-    return {site.alias: left.get(public_key_digest(site.public_key), 0.0) for site in sites}
+    return {site.alias: left.get(public_key_digest(site.public_key)) for site in sites}
 
 
 def certificate_checks(home: Path) -> "Iterator[Finding]":
-    """Sites whose certificate for the door ends soon; nothing where the folder itself is broken."""
+    """Sites without a certificate for the door, or with one that has ended or ends soon; nothing in a broken folder."""
     from deploy.checks.connection import Finding
     from deploy.identity.keys import EXPIRY_WARNING_DAYS
 
     with contextlib.suppress(InputError, ProvisionError):
-        ending = sorted(alias for alias, left in certificates_left(home).items() if left < EXPIRY_WARNING_DAYS)
-        text = f"warning: those of {', '.join(ending)} end within 30 days: `maskfed-server sites certify`"
-        yield Finding("site certificates", True, text if ending else "none ends within 30 days")
+        left = sorted(certificates_left(home).items())
+        kinds = {
+            "not there": [alias for alias, days in left if days is None],
+            "ended": [alias for alias, days in left if days is not None and days < 0],
+            f"end within {EXPIRY_WARNING_DAYS} days": [
+                alias for alias, days in left if days is not None and 0 <= days < EXPIRY_WARNING_DAYS
+            ],
+        }
+        found = "; ".join(f"{kind}: {', '.join(aliases)}" for kind, aliases in kinds.items() if aliases)
+        text = (
+            f"warning: {found}: `maskfed-server sites certify`"
+            if found
+            else f"each lasts {EXPIRY_WARNING_DAYS} days and more"
+        )
+        yield Finding("site certificates", True, text)
 
 
 def write_bundles(home: Path, address: str, requests: "Mapping[Path, EnrolmentRequest]") -> None:

@@ -108,7 +108,8 @@ def sites_renew(
 @sites.command("certify")
 def sites_certify(
     aliases: Annotated[
-        list[str] | None, typer.Argument(help="Sites; default: all whose certificate ends soon.")
+        list[str] | None,
+        typer.Argument(help="Sites; default: all without a certificate, or whose certificate ends soon."),
     ] = None,
     home: Home = DEFAULT_HOME,
     folder: Annotated[Path, typer.Option(help="Where to write ALIAS.certificate.pem.")] = Path(),
@@ -123,7 +124,7 @@ def sites_certify(
     registry = Registry(home / "sites.json")
     named = [registry.get(alias) for alias in aliases or ()]
     is_new = create_door_authority(home / "pki")
-    ending = {alias for alias, left in certificates_left(home).items() if left < RENEW_DAYS}
+    ending = {alias for alias, left in certificates_left(home).items() if left is None or left < RENEW_DAYS}
     chosen = named or [site for site in registry.admitted() if site.alias in ending]
     with recorded(home, "certified") as done:
         targets = write_certificates(home, folder, {site.alias: site.public_key for site in chosen})

@@ -16,7 +16,7 @@ from flwr.app.metadata import Metadata
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 
 from deploy.guards.asgi import PUSH_MESSAGES, PUSH_OBJECT, Refusal
@@ -157,19 +157,36 @@ def test_two_messages_at_once_and_no_message_are_refused(pushes: NodePushes):
 
 
 def test_an_answer_that_grows_beyond_its_allowance_is_cut_off(pushes: NodePushes):
-    message = answer()
-    pushes.check_push(NODE, PUSH_MESSAGES, pushed(message))
-    first, second, *_ = (node.object_id for node, _ in walk(get_object_tree(message)))
-    large = PushObjectRequest(object_id=first, object_content=bytes(90_000)).SerializeToString()
-    pushes.check_push(NODE, PUSH_OBJECT, large)
-    pushes.check_push(NODE, PUSH_OBJECT, large)  # a retry stores nothing new
-    assert refused(pushes, PushObjectRequest(object_id=second, object_content=bytes(20_000)).SerializeToString(),
-                   PUSH_OBJECT) == 403  # fmt: skip
+    first, second = bytes(90_000), bytes(20_000)
+    pushes.check_push(NODE, PUSH_MESSAGES, with_chunks(answer(), first, second))
+    pushes.check_push(NODE, PUSH_OBJECT, object_of(first))
+    pushes.check_push(NODE, PUSH_OBJECT, object_of(first))  # a retry stores nothing new
+    assert refused(pushes, object_of(second), PUSH_OBJECT) == 403
+
+
+def test_what_is_not_the_object_that_was_listed_does_not_count_as_it(pushes: NodePushes):
+    """A byte for each id, which Flower drops, and then the objects themselves: nothing of them was counted."""
+    chunks = [bytes([number]) * 60_000 for number in range(3)]
+    pushes.check_push(NODE, PUSH_MESSAGES, with_chunks(answer(), *chunks))
+    for chunk in chunks:
+        assert refused(pushes, object_of(b"x", get_object_id(chunk)), PUSH_OBJECT) == 400
+    pushes.check_push(NODE, PUSH_OBJECT, object_of(chunks[0]))
+    assert refused(pushes, object_of(chunks[1]), PUSH_OBJECT) == 403
+
+
+def with_chunks(message: Message, *chunks: bytes) -> bytes:
+    """The message with a tree that lists chunks of any content."""
+    children = [ObjectTree(object_id=get_object_id(chunk)) for chunk in chunks]
+    return pushed(message, ObjectTree(object_id=message.metadata.message_id, children=children))
+
+
+def object_of(content: bytes, name: str = "") -> bytes:
+    return PushObjectRequest(object_id=name or get_object_id(content), object_content=content).SerializeToString()
 
 
 def test_objects_of_no_answer_and_of_other_nodes_answers_are_refused(pushes: NodePushes):
     message = answer()
-    body = PushObjectRequest(object_id=message.metadata.message_id, object_content=b"x").SerializeToString()
+    body = object_of(message.deflate())
     assert refused(pushes, body, PUSH_OBJECT) == 403
     pushes.check_push(NODE, PUSH_MESSAGES, pushed(message))
     assert refused(pushes, body, PUSH_OBJECT, node=OTHER) == 403

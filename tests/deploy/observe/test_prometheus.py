@@ -1,8 +1,10 @@
+import socket
 import urllib.error
 import urllib.request
 
 import pytest
 
+from deploy.observe import prometheus
 from deploy.observe.prometheus import Sample, render, serve
 
 
@@ -52,3 +54,9 @@ def test_a_failing_source_is_a_503_and_not_the_end():
         for _ in range(2):
             with pytest.raises(urllib.error.HTTPError, match="503"):
                 fetch(port)
+
+
+def test_who_asks_for_nothing_is_not_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prometheus, "SILENT_SECONDS", 0.2)
+    with serve(0, list) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as silent:
+        assert silent.recv(1) == b""

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import os
 import socket
 import ssl
 import time
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from deploy.checks.answering import is_alive_behind
 from deploy.coordinator import Coordinator, create_coordinator, start_plan
 from deploy.errors import ProvisionError
+from deploy.guards.asgi import FLEET_BYTES, PUSH_OBJECT
 from deploy.identity.certificates import create_authority
 from deploy.identity.enrolment import read_request
 from deploy.identity.site_certificates import issue_site_certificate
@@ -31,6 +34,8 @@ from tests.needs import need_binary
 
 MOST = 12
 """Connections of one address."""
+UPLOADS = 2
+"""Of these, what may upload at a time."""
 TRICKS = [
     "/v1/fleet/../control/list-nodes",
     "/v1/fleet/%2e%2e/control/list-nodes",
@@ -116,7 +121,6 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     create_coordinator(home, settings, [])
     site = home.parent / "site"
     certify(home, site, "let-in")
-    # nginx's workers run as another user when the tests run as root: they need no way into the private folder.
     supervisor = Supervisor(start_plan(home, settings, lambda: None))
     with supervisor:
         yield Door(home, port, superlink_port, site)
@@ -129,6 +133,13 @@ def certify(home: Path, site: Path, alias: str) -> Registry:
     registry.add(request.alias, request.public_key, request.signing_key)
     accept_certificate(site, issue_site_certificate(home / "pki", alias, request.public_key))
     return registry
+
+
+def test_nobody_else_may_look_into_the_memory_of_the_doors_processes(door: Door):
+    """The key of the door's certificate is in it. Root's nginx would run as `nobody`, as may others on the machine."""
+    found = [process for process in psutil.Process().children(recursive=True) if process.name() == "nginx"]
+    assert len(found) >= 2
+    assert {tuple(process.uids()) for process in found} == {(os.geteuid(),) * 3}
 
 
 def test_health_is_the_only_page_of_the_superlink_that_is_served(door: Door):
@@ -234,13 +245,28 @@ def test_fleet_paths_are_open_but_refuse_who_has_no_registered_key(door: Door):
         assert door.request(f"/v1/fleet/{path}", headers={"content-type": "application/protobuf"}) in {400, 401, 422}
 
 
-def test_oversized_bodies_are_refused(door: Door):
-    assert door.request("/v1/fleet/push-object", content=b"x" * (9 * 2**20)) == 413
+def test_the_door_takes_no_longer_body_than_the_superlink_does(door: Door):
+    """It keeps a body in memory until all of it is there, for every connection of an address."""
+    for path, limit in FLEET_BYTES.items():
+        assert door.request(path, content=bytes(limit + 1)) == 413
+    assert door.request(PUSH_OBJECT, content=bytes(FLEET_BYTES[PUSH_OBJECT])) == 401
+
+
+def test_who_never_ends_what_it_sends_holds_few_bodies_and_nobody_up(door: Door):
+    begun = f"POST {PUSH_OBJECT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n\r\n".encode() + bytes(2**16)
+    context = client_context(door.home / "pki" / "ca.crt", door.site / "node.key")
+    with contextlib.ExitStack() as stack:
+        for _ in range(UPLOADS):
+            raw = stack.enter_context(socket.create_connection(("127.0.0.1", door.port)))
+            stack.enter_context(context.wrap_socket(raw, server_hostname="localhost")).sendall(begun)
+        deadline = time.monotonic() + 20
+        while (status := door.request(PUSH_OBJECT, content=b"x")) != 503 and time.monotonic() < deadline:
+            time.sleep(0.05)  # nginx has not read all of them yet
+        assert status == 503
+        assert door.request("/v1/fleet/pull-messages", content=b"x") == 401
 
 
 def test_the_superlink_itself_is_on_loopback_only(door: Door):
-    import psutil
-
     listening = [each for each in psutil.net_connections("tcp") if each.status == "LISTEN"]
     assert {each.laddr.ip for each in listening if each.laddr.port == door.superlink_port} == {"127.0.0.1"}
 
