@@ -166,6 +166,11 @@ class Home:
         return self.path / "last_reply"
 
     @property
+    def spent(self) -> Path:
+        """What the newest charge has brought the total to, for pages that load no accountant."""
+        return self.path / "spent.json"
+
+    @property
     def offers(self) -> Path:
         """Answers to the offers of the last 24 hours."""
         return self.path / "offers.json"

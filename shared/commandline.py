@@ -3,17 +3,20 @@
 import contextlib
 import errno
 import io
+import json
+import math
 import os
 import pwd
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TextIO
 
 import click
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from shared.errors import InputError
 
@@ -31,6 +34,26 @@ _OF_PYTHON = {
 }
 
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+"""Of every command that prints facts."""
+
+
+def tell_json(value: object) -> None:
+    """Print facts as JSON: numbers as numbers, what is not finite as null."""
+    typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def _finite(value: object) -> object:
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {str(key): _finite(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_finite(each) for each in value]
+    return value
+
+
 def new_program(text: str | None) -> typer.Typer:
     """A program to add commands to: `-h`, `--version`, completion for shells, and `text` at the head of its help."""
     settings = {"help_option_names": ["-h", "--help"]}
@@ -46,6 +69,27 @@ def new_program(text: str | None) -> typer.Typer:
     ) -> None: ...
 
     return app
+
+
+def in_panels(app: typer.Typer, panels: Mapping[str, Sequence[str]]) -> None:
+    """Show the commands of a program in panels, and in this order, in its help.
+
+    Args:
+        app: with all its commands and groups.
+        panels: names of commands and groups by panel; each exactly once.
+    """
+    place = {name: (number, panel) for number, (panel, name) in enumerate((p, n) for p in panels for n in panels[p])}
+    found: dict[str, CommandInfo | TyperInfo] = {}
+    registered: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
+    for each in registered:
+        called = each.name or (each.callback.__name__.replace("_", "-") if each.callback else "")
+        found[str(called)] = each
+    assert found.keys() == place.keys(), found.keys() ^ place.keys()
+    for name, each in found.items():
+        each.rich_help_panel = place[name][1]
+    order = {id(each): place[name][0] for name, each in found.items()}
+    app.registered_commands.sort(key=lambda each: order[id(each)])
+    app.registered_groups.sort(key=lambda each: order[id(each)])
 
 
 def _tell_version(is_asked: bool) -> None:

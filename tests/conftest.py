@@ -33,6 +33,7 @@ hypothesis.settings.load_profile("suite")
 
 END_TO_END = "tests/end_to_end/"
 REAL_PROCESSES = (
+    "tests/deploy/pages/test_serve.py",
     "tests/deploy/processes/",
     "tests/deploy/test_",
     "tests/server/simulation/test_simulate.py",
@@ -56,6 +57,7 @@ SLOW = (
     "tests/client/cli/test_every_command.py",
     "tests/client/data/test_scan.py",
     "tests/client/offers/test_answer.py",
+    "tests/client/operator/test_processing_record.py",
     "tests/client/privacy/test_canaries.py",
     "tests/client/privacy/test_dp_sgd.py",
     "tests/client/privacy/test_totality.py",
@@ -79,6 +81,7 @@ SLOW = (
     "tests/shared/data/test_synthetic.py",
     "tests/shared/diffusion/test_unet.py",
     "tests/shared/evaluation/test_networks.py",
+    "tests/shared/pages/test_live.py",
     "tests/shared/training/test_engine.py",
 )
 """Files that train, sample, draw, start programs or take seconds otherwise; `make test-fast` leaves them out."""

@@ -34,6 +34,7 @@ WITHOUT_TORCH = (
     "client.app",
     "client.cli",
     "client.entry",
+    "client.live",
     "client.offers",
     "client.operator",
     "client.policy",
@@ -45,6 +46,7 @@ WITHOUT_TORCH = (
     "server.app",
     "server.cli",
     "server.federation",
+    "server.live",
     "server.planning",
     "server.release",
     "server.report",
@@ -54,6 +56,7 @@ WITHOUT_TORCH = (
     "shared.data",
     "shared.experiment",
     "shared.messages",
+    "shared.pages",
     "shared.secure_aggregation",
     "shared.seeding",
     "shared.storage",
@@ -73,6 +76,7 @@ LAYERS = {
             "shared.evidence",
             "shared.messages.agreement",
             "shared.messages.secure_sum",
+            "shared.pages",
         },
     ),
     "client": (
@@ -83,7 +87,7 @@ LAYERS = {
         {"client.policy", "client.privacy"},
         {"client.secure", "client.training"},
         {"client.answers.statistics", "client.offers", "client.operator"},
-        {"client.answers"},
+        {"client.answers", "client.live"},
         {"client.training_request"},
         {"client.app", "client.simulated"},
         {"client.cli", "client.entry"},
@@ -95,7 +99,7 @@ LAYERS = {
         {"server.federation.acceptance", "server.federation.secure"},
         {"server.federation.rounds"},
         {"server.alignment", "server.evaluation", "server.evaluation.held_out", "server.federation", "server.release"},
-        {"server.app", "server.simulation", "server.studies"},
+        {"server.app", "server.live", "server.simulation", "server.studies"},
         {"server.simulation.demo", "server.studies.page", "server.studies.run"},
         {"server.cli.membership"},
         {"server.cli", "server.entry"},
@@ -106,7 +110,7 @@ LAYERS = {
         {"deploy.checks"},
         {"deploy.processes"},
         {"deploy.coordinator", "deploy.guards"},
-        {"deploy.doctor", "deploy.warm"},
+        {"deploy.doctor", "deploy.pages", "deploy.warm"},
     ),
 }
 """Sub-packages from the bottom to the top; each may import those of lower lines only, late imports included."""
@@ -197,6 +201,15 @@ for option in ("--help", "-h", "--version"):
         [sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT, timeout=120, capture_output=True, text=True
     )
     assert done.stdout.count("Usage:") == 2 and done.stdout.count("maskfed 0.") == 1
+
+
+def test_the_status_of_runs_is_told_without_flower():
+    code = (
+        "import sys\nimport server.federation.status\n"
+        "heavy = {'torch', 'pywt', 'flwr', 'cryptography', 'PIL', 'opacus', 'httpx', 'grpc'}\n"
+        "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT, timeout=120)
 
 
 @cache

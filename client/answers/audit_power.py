@@ -51,14 +51,24 @@ def too_few(data: Dataset, unit: Unit, audit: AuditPolicy, *, has_noise: bool = 
     )
 
 
-def likely_too_few(units: int, held_out_ratio: float, unit: Unit, audit: AuditPolicy) -> str:
-    """The same before a scan, from how many units there are: some may be unreadable, or copies."""
-    least, held_out = least_units(audit), round(units * held_out_ratio)
+def foreseen(units: int, held_out_ratio: float, unit: Unit, audit: AuditPolicy) -> str:
+    """For the operator, before anything is scanned: why audits would say nothing, and what would help; else empty.
+
+    Args:
+        units: of the folder, as they are counted there; duplicates are not known yet.
+        held_out_ratio: share that will be set aside.
+        unit: image or person.
+        audit: the site's constants.
+    """
+    least, held_out = least_units(audit), int(units * held_out_ratio)
     if min(held_out, units - held_out) >= least:
         return ""
+    if units < 2 * least:
+        return f"about {units} {unit}s are here, and audits need {2 * least}: they will be refused"
+    share = -(-least * 100 // units) / 100
     return (
-        f"of {units} {unit}s about {held_out} will be held out, an audit of counts needs {least} of them and as many "
-        "trained on: it will be refused; a canary audit needs none. More images or another `--held-out` would do"
+        f"about {held_out} of {units} {unit}s would be set aside, and audits need {least}: set held_out_ratio = "
+        f"{min(share, 0.5):g} in site.toml before `data scan`, after the first round it stays"
     )
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from client.settings import Home, find_home
-from shared.commandline import owned
+from shared.commandline import JsonOption, owned, tell_json
 from shared.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def approve_list(
         float,
         typer.Option(min=0, max=60, help="How long to measure this machine for what waits; 0: do not."),
     ] = 1.0,
+    as_json: JsonOption = False,
 ) -> None:
     """Show what is approved or refused, and each experiment that waits for you with what it does and costs."""
     from client.offers.waiting import waiting
@@ -43,6 +44,18 @@ def approve_list(
 
     place = find_home(home)
     approved = read_approved(place)
+    if as_json:
+        kinds = {kind: sorted(digests) for kind, digests in vars(approved).items()}
+        told = [_waiting_facts(place, each, probe_seconds) for each in waiting(place)]
+        tell_json(
+            {
+                **kinds,
+                "installed_code": installed_digest(),
+                "waiting": told,
+                "rosters": [path.stem for path in pending_rosters(place)],
+            }
+        )
+        return
     for digest in sorted(approved.code):
         typer.echo(f"code {digest}{' (installed)' if digest == installed_digest() else ''}")
     if installed_digest() not in approved.code:
@@ -63,6 +76,17 @@ def approve_list(
         _tell_waiting(place, each, probe_seconds)
     if found:
         typer.echo("decide: `maskfed-client approve experiment NUMBER`, or `approve refuse NUMBER --reason TEXT`")
+
+
+def _waiting_facts(place: Home, each: "Waiting", probe_seconds: float) -> dict[str, object]:
+    from client.offers.in_words import in_words
+    from client.offers.waiting import differences_to_recipe
+    from client.settings import load_settings
+
+    recipe, differing = differences_to_recipe(each.experiment)
+    told = {"number": each.number, "digest": each.digest, "run": each.run, "asked": each.asked, "recipe": recipe}
+    words = list(in_words(place, load_settings(place), each.experiment, probe_seconds))
+    return {**told, "differences": differing, "in_words": words}
 
 
 def _tell_waiting(place: Home, each: "Waiting", probe_seconds: float) -> None:

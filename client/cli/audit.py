@@ -1,4 +1,4 @@
-"""`maskfed-client audit`: attacks on a model with this site's images, and on DP-SGD as it is installed here."""
+"""What the operator computes by own hand: attacks on a model and on DP-SGD (`audit`), and feature `statistics`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,7 +7,8 @@ import typer
 from typer.core import TyperGroup
 
 from client.settings import find_home, load_settings
-from shared.commandline import owned
+from shared.commandline import JsonOption, owned, tell_json
+from shared.errors import InputError
 
 HomeOption = Annotated[
     Path | None,
@@ -38,6 +39,7 @@ audits = typer.Typer(
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.add_typer(audits, name="audit")
+    app.command()(statistics)
 
 
 @audits.command(DEFAULT)
@@ -144,6 +146,7 @@ def canaries(
         typer.Option("--set", help="Change a setting of the experiment: section.key=value; may be repeated."),
     ] = None,
     home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Audit DP-SGD as installed here: a throw-away training of canaries at a plan's constants. Costs no budget."""
     import secrets
@@ -161,6 +164,14 @@ def canaries(
     plan = canary_plan(asked)
     found = audit_canaries(plan, delta, rng, device=device, precision=precision)
     control = audit_canaries(canary_plan(asked, noise_multiplier=NO_NOISE), delta, rng, device=device)
+    has_teeth = control.bound > found.epsilon
+    if as_json:
+        told: dict[str, object] = {"steps": plan.federation.local_steps, "sample_rate": plan.privacy.sample_rate}
+        told |= {"noise_multiplier": plan.privacy.noise_multiplier}
+        told |= {"guesses": found.guesses, "correct": found.correct}
+        told |= {"bound": found.bound, "epsilon": found.epsilon, "delta": delta, "unit": plan.privacy.unit}
+        tell_json(told | {"is_sound": found.is_sound, "bound_without_noise": control.bound})
+        return
     typer.echo(
         f"{plan.federation.local_steps} steps at noise multiplier {plan.privacy.noise_multiplier:g}, rate "
         f"{plan.privacy.sample_rate:g}: {found.correct} of {found.guesses} guesses correct"
@@ -169,10 +180,37 @@ def canaries(
         f"epsilon is at least {found.bound:.3f} (95 percent confidence), the ledger charges {found.epsilon:.3f} at "
         f"delta {delta:g} per {plan.privacy.unit}: {'pass' if found.is_sound else 'FAIL, noise or accounting is wrong'}"
     )
-    has_teeth = control.bound > found.epsilon
     typer.echo(
         f"with the noise off: at least {control.bound:.3f}, "
         + ("which the audit would have caught" if has_teeth else "below that epsilon: at this plan the audit is blunt")
     )
     if not found.is_sound:
         raise typer.Exit(1)
+
+
+def statistics(
+    out: Annotated[Path, typer.Option(help="Statistics file for the coordinator (.safetensors).")],
+    extractor: Annotated[str, typer.Option(help="Feature network: inception-v3-compat, random-inception, onnx:FILE.")],
+    weights: Annotated[Path | None, typer.Option(help="File of the extractor's weights.")] = None,
+    projection: Annotated[Path | None, typer.Option(help="The coordinator's projection: release with DP.")] = None,
+    noise: Annotated[float, typer.Option(help="Noise multiplier of a DP release.")] = 1.1,
+    home: HomeOption = None,
+) -> None:
+    """Write feature statistics for the coordinator; charged. Exact, so of unbounded epsilon, without --projection."""
+    from client.answers.statistics.release import StatisticsPlan, release_statistics
+    from client.privacy.epsilon import epsilon_of
+    from shared.evaluation.feature_statistics import save_statistics
+    from shared.evaluation.networks import load_extractor
+    from shared.evaluation.private_statistics import load_projection
+
+    place = find_home(home)
+    settings = load_settings(place)
+    if out.suffix != ".safetensors":
+        raise InputError(f"--out {out}: give a name that ends in .safetensors")
+    network = load_extractor(extractor, weights=weights)
+    public = load_projection(projection) if projection else None
+    plan = StatisticsPlan("dp" if public else "exact", network.space, public, noise)
+    found = release_statistics(place, settings, plan, lambda: network, epsilon_of)
+    save_statistics(found, out)
+    spent = "exact: this site's total is unbounded" if found.release == "exact" else f"noise multiplier {noise:g}"
+    typer.echo(f"{out}: {found.release} statistics, {spent}")

@@ -1,4 +1,4 @@
-"""The commands that begin and end taking part: enroll, join, leave."""
+"""The commands that begin and end taking part: enroll, join, certificate."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ HomeOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for command in (enroll, join, certificate, leave):
+    for command in (enroll, join, certificate):
         app.command()(command)
 
 
@@ -221,29 +221,3 @@ def with_unit(home: Home, settings: SiteConfig, unit: str | None, num_persons: i
         raise InputError(f"--unit person, but {settings.data} is not sorted by person. {CURE_PERSONS}")
     warn_of_audits(settings, persons)
     return settings
-
-
-def leave(
-    home: HomeOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-) -> None:
-    """Leave the federation: refuse every request from now on and delete its keys. Ledger and journal stay."""
-    import shutil
-
-    from client.operator.status import hold_site
-    from client.records.journal import Journal
-    from deploy.identity.site_identity import NODE_KEY, SIGNING_KEY
-
-    place = find_home(home)
-    settings = load_settings(place)
-    if not yes:
-        typer.confirm(f"site {settings.alias} leaves {settings.address} and deletes its keys. Go on?", abort=True)
-    with hold_site(place):
-        closed = settings.policy.model_copy(update={"tasks": ()})
-        save_settings(place, settings.model_copy(update={"policy": closed}))
-        for key in (NODE_KEY, SIGNING_KEY):
-            (place.path / key).unlink(missing_ok=True)
-        for folder in (place.replies, place.secure_sums):
-            shutil.rmtree(folder, ignore_errors=True)
-        Journal(place.journal).write("left", address=settings.address)
-    typer.echo(f"left {settings.address}; ask the coordinator for `maskfed-server sites remove {settings.alias}`")

@@ -1,6 +1,5 @@
 """The commands of the records: what was spent, asked and released, and how far the budget reaches."""
 
-import json
 import math
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,7 @@ from typing import Annotated
 import typer
 
 from client.settings import find_home, load_settings
-from shared.commandline import owned
+from shared.commandline import JsonOption, owned, tell_json
 from shared.errors import InputError
 
 HomeOption = Annotated[
@@ -17,7 +16,6 @@ HomeOption = Annotated[
         "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 ledger = typer.Typer(no_args_is_help=True, help="See what training has cost your images.")
 journal = typer.Typer(no_args_is_help=True, help="See what was asked, decided and released.")
 
@@ -48,7 +46,7 @@ def ledger_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
             for e, c in charges
         ]
         summed = {each: {**vars(total), "cap": settings.policy.epsilon_cap} for each, total in totals.items()}
-        typer.echo(json.dumps({"charges": rows, "committed": sorted(committed), "totals": summed}))
+        tell_json({"charges": rows, "committed": sorted(committed), "totals": summed})
         return
     for entry, charge in charges:
         state = "" if entry.sequence in committed | inherited else "  NOT COMPLETED, counts as spent"
@@ -73,6 +71,7 @@ def ledger_verify(
     adopt: Annotated[
         bool, typer.Option("--adopt", help="Accept this copy as the newest. The ledger records that you did.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Check that no line was changed or lost, and that this is the newest copy."""
     from client.records.history import head_problem
@@ -86,6 +85,10 @@ def ledger_verify(
     history = read_ledger(place.ledger)
     if problem := head_problem(history, head_file):
         raise InputError(problem)
+    if as_json:
+        head = history.entries[-1].hash if history.entries else None
+        tell_json({"file": str(place.ledger), "num_entries": len(history.entries), "head": head})
+        return
     newest = f", newest {history.entries[-1].hash}" if history.entries else ""
     typer.echo(f"{place.ledger}: {len(history.entries)} entries, unbroken{newest}")
 
@@ -115,6 +118,7 @@ def ledger_plan(
         int, typer.Option(min=1, max=100_000, help="Sites per round; the more, the less noise in their mean.")
     ] = 1,
     probe_seconds: Annotated[float, typer.Option(min=0.1, max=60, help="How long to measure this machine.")] = 3.0,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what an experiment would cost here, how many rounds fit under the cap, and which noise would fit all."""
     from client.data.dataset import open_dataset
@@ -141,25 +145,34 @@ def ledger_plan(
     spent = history.spending(data.dataset_id)
     rounds, steps = planned.federation.rounds, planned.federation.local_steps
     sigma, rate, image = planned.privacy.noise_multiplier, planned.privacy.sample_rate, planned.privacy.mean_image_noise
-    typer.echo(f"spent: {history.total(data.dataset_id, policy.delta, epsilon)}, cap {policy.epsilon_cap:g}")
+    total, epsilon_image = history.total(data.dataset_id, policy.delta, epsilon), None
     if image:
         spent = [*spent, Spending(image, 1.0, 1)]
-        typer.echo(f"one mean image at sigma {image:g}: epsilon {epsilon(spent, policy.delta):.3f}")
+        epsilon_image = epsilon(spent, policy.delta)
     one, after = (epsilon([*spent, Spending(sigma, rate, count * steps)], policy.delta) for count in (1, rounds))
     fit = num_that_fit(spent, Spending(sigma, rate, steps), policy.delta, policy.epsilon_cap, rounds)
+    noise = noise_that_fits(spent, rate, rounds * steps, policy.delta, policy.epsilon_cap)
+    is_by_person = planned.privacy.unit == "person" and data.persons is not None
+    units = len(data.units("person" if is_by_person else "image"))
+    work = workload(planned, sites, units, num_values(planned), images_per_second(planned, probe_seconds))
+    refusals = experiment_refusals(planned, policy, gather_facts(place, settings, "", data, history))
+    if as_json:
+        told = {"spent": vars(total), "epsilon_cap": policy.epsilon_cap, "epsilon_mean_image": epsilon_image}
+        told |= {"epsilon_round": one, "epsilon_run": after, "rounds": rounds, "rounds_that_fit": fit}
+        told |= {"noise_that_fits": noise, **vars(work)}
+        tell_json(told | {"refusals": [{"code": each.code, "reason": each.reason} for each in refusals]})
+        return
+    typer.echo(f"spent: {total}, cap {policy.epsilon_cap:g}")
+    if epsilon_image is not None:
+        typer.echo(f"one mean image at sigma {image:g}: epsilon {epsilon_image:.3f}")
     typer.echo(f"{rounds} rounds of {steps} steps at sigma {sigma:g}, q {rate:g}: epsilon {after:.3f}")
     typer.echo(f"epsilon after one round: {one:.3f}")
     typer.echo(f"rounds that fit under the cap: {fit} of {rounds}")
-    noise = noise_that_fits(spent, rate, rounds * steps, policy.delta, policy.epsilon_cap)
     fitting = f"{noise:.4g}" if math.isfinite(noise) else "none; fewer rounds or steps, or a lower q"
     typer.echo(f"noise multiplier at which all {rounds} rounds fit: {fitting}")
-    is_by_person = planned.privacy.unit == "person" and data.persons is not None
-    units = len(data.units("person" if is_by_person else "image"))
-    speed = images_per_second(planned, probe_seconds)
-    for line in lines(planned, workload(planned, sites, units, num_values(planned), speed), sites):
+    for line in lines(planned, work, sites):
         typer.echo(line)
-    facts = gather_facts(place, settings, "", data, history)
-    for refusal in experiment_refusals(planned, policy, facts):
+    for refusal in refusals:
         typer.echo(f"as it stands the policy refuses it: {refusal.code}, {refusal.reason}")
 
 

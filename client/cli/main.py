@@ -3,20 +3,28 @@
 import os
 import sys
 
-from client.cli import approvals, audit, join, ledger, policy, site, statistics
+from client.cli import approvals, audit, join, ledger, policy, records, site
 from deploy.errors import ProvisionError
 from deploy.observe.logs import set_up_logging
-from shared.commandline import new_program, run_app, tell_error
+from shared.commandline import in_panels, new_program, run_app, tell_error
 from shared.errors import InputError
 
 app = new_program(__doc__)
 join.register(app)
 ledger.register(app)
+records.register(app)
 approvals.register(app)
 policy.register(app)
 audit.register(app)
-statistics.register(app)
 site.register(app)
+PANELS = {
+    "Begin and end": ("enroll", "join", "certificate", "leave", "data"),
+    "Take part": ("start", "status", "doctor", "metrics"),
+    "Decide": ("policy", "approve"),
+    "See what it cost, show it elsewhere": ("ledger", "journal", "evidence"),
+    "Look for leaks, release by hand": ("audit", "statistics"),
+}
+in_panels(app, PANELS)
 
 
 def main() -> None:

@@ -67,15 +67,13 @@ def warn_of_audits(settings: SiteConfig, persons: tuple[str, ...] | None) -> Non
     """
     from pathlib import Path
 
-    from client.answers.audit_power import likely_too_few
+    from client.answers.audit_power import foreseen
     from shared.data.images import list_images
 
     policy = settings.policy
     files = list_images(Path(settings.data)).names if persons is None else persons
     units = len(set(files)) if policy.unit == "person" else len(files)
-    if "audit" in policy.tasks and (
-        problem := likely_too_few(units, settings.held_out_ratio, policy.unit, policy.audit)
-    ):
+    if "audit" in policy.tasks and (problem := foreseen(units, settings.held_out_ratio, policy.unit, policy.audit)):
         typer.echo(f"WARNING: {problem}")
 
 

@@ -7,7 +7,7 @@ import typer
 
 from client.private_files import check_private, write_private
 from client.settings import SitePolicy, find_home, load_settings, read_toml
-from shared.commandline import owned
+from shared.commandline import JsonOption, owned, tell_json
 
 HomeOption = Annotated[
     Path | None,
@@ -24,9 +24,13 @@ def register(app: typer.Typer) -> None:
 
 
 @policy.command("show")
-def policy_show(home: HomeOption = None) -> None:
+def policy_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Say the policy in words."""
-    typer.echo(describe(load_settings(find_home(home)).policy))
+    policy = load_settings(find_home(home)).policy
+    if as_json:
+        tell_json(policy.model_dump(mode="json"))
+    else:
+        typer.echo(describe(policy))
 
 
 @policy.command("migrate")

@@ -1,4 +1,4 @@
-"""Commands of every day: scan, start, metrics, status, doctor."""
+"""Commands of every day: scan, start, metrics, status, doctor; and leave."""
 
 import contextlib
 import sys
@@ -9,9 +9,9 @@ import typer
 
 from client.cli.persons import PersonsOption, confirm_persons, keep_persons
 from client.cli.policy import describe
-from client.settings import find_home, load_settings
+from client.settings import find_home, load_settings, save_settings
 from deploy.observe.logs import tell
-from shared.commandline import owned
+from shared.commandline import JsonOption, owned, tell_json
 from shared.errors import InputError
 
 HomeOption = Annotated[
@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
     data = typer.Typer(no_args_is_help=True, help="Prepare your private images.")
     data.command("scan")(data_scan)
     app.add_typer(data, name="data")
-    for command in (start, metrics, status, doctor):
+    for command in (start, metrics, status, doctor, leave):
         app.command()(command)
 
 
@@ -86,6 +86,9 @@ def start(
     ] = None,
     health_port: Annotated[int | None, typer.Option(help="Local port of the gRPC health check.")] = None,
     metrics_port: Annotated[int, typer.Option(help="Serve figures to Prometheus on this local port; 0: do not.")] = 0,
+    page_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Show a live page, read only, on this local port; 0: do not.")
+    ] = 0,
 ) -> None:
     """Take part until Ctrl-C. Processes that exit are restarted."""
     from client.operator.doctor import check_code, check_folder, check_records, check_signing_key
@@ -96,6 +99,7 @@ def start(
     from deploy.checks.dial import Way
     from deploy.guards.superexec import verify_program
     from deploy.observe.prometheus import serve
+    from deploy.pages.service import page_service, tell_address
     from deploy.processes.process import check_port_free, free_ports, handle_signals
     from deploy.processes.services import SitePlan, site_services
     from deploy.processes.supervision import Supervisor
@@ -116,6 +120,8 @@ def start(
     with hold_site(place), contextlib.ExitStack() as stack:
         largest = settings.policy.ranges.parameters[1]
         services = site_services(SitePlan(place.path, settings.address, *ports, largest, settings.proxy))
+        if page_port:
+            services.append(stack.enter_context(page_service(place.path, page_port, "client.live.site")))
         verify_program("client.entry")
         check_door(Way(settings.address, settings.proxy), place.path / "ca.crt", place.path / "node.key")
         supervisor = Supervisor(services, health_address=f"127.0.0.1:{ports[1]}")
@@ -123,6 +129,8 @@ def start(
         tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
         lines = SiteView(place, tell)
         stack.enter_context(supervisor)
+        if page_port:
+            tell_address(place.path, page_port)
         if metrics_port:
             check_port_free("127.0.0.1", metrics_port, "metrics")
             stack.enter_context(serve(metrics_port, lambda: site_gauges(place, settings)))
@@ -152,18 +160,24 @@ def metrics(home: HomeOption = None, port: Annotated[int, typer.Option(help="Loc
         stop.wait()
 
 
-def status(home: HomeOption = None) -> None:
+def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show whether the site runs, its data, what it has spent, and the newest events."""
-    from client.operator.status import is_running, summary
+    from client.operator.status import entry_facts, is_running, status_facts, summary
 
     place = find_home(home)
     settings = load_settings(place)
+    if as_json:
+        told = status_facts(place, settings)
+        told["spent"] = None if told["spent"] is None else vars(told["spent"])
+        told["newest"] = list(map(entry_facts, told["newest"]))
+        tell_json({"alias": settings.alias, "address": settings.address, "is_running": is_running(place), **told})
+        return
     print(f"site {settings.alias} at {settings.address}: {'running' if is_running(place) else 'not running'}")
     for line in summary(place, settings):
         print(line)
 
 
-def doctor(home: HomeOption = None) -> None:
+def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Check everything that a round needs, and say what to do. Exit code 1 if something is missing."""
     from client.operator.doctor import check_site
     from deploy.checks.dial import Way
@@ -174,7 +188,44 @@ def doctor(home: HomeOption = None) -> None:
     with contextlib.suppress(InputError):  # what is wrong with the settings is the first finding
         settings = load_settings(place)
         checks += site_checks(place.path, Way(settings.address, settings.proxy))
-    for name, is_ok, text in checks:
+    if as_json:
+        tell_json([{"name": name, "is_ok": is_ok, "text": text} for name, is_ok, text in checks])
+    for name, is_ok, text in checks if not as_json else []:
         print(f"{'ok  ' if is_ok else 'FAIL'} {name}: {text}")
     if not all(is_ok for _, is_ok, _ in checks):
         sys.exit(1)
+
+
+def leave(
+    home: HomeOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    wipe: Annotated[
+        bool,
+        typer.Option("--wipe", help="Also remove decoded images, audits, answers and logs; say what stays."),
+    ] = False,
+) -> None:
+    """Leave the federation: refuse every request from now on and delete its keys. Ledger and journal stay."""
+    import shutil
+
+    from client.operator import wipe as wiping
+    from client.operator.status import hold_site
+    from client.records.journal import Journal
+    from deploy.identity.site_identity import NODE_KEY, SIGNING_KEY
+
+    place = find_home(home)
+    settings = load_settings(place)
+    if not yes:
+        also = " and its decoded images" if wipe else ""
+        typer.confirm(f"site {settings.alias} leaves {settings.address} and deletes its keys{also}. Go on?", abort=True)
+    with hold_site(place):
+        closed = settings.policy.model_copy(update={"tasks": ()})
+        save_settings(place, settings.model_copy(update={"policy": closed}))
+        for key in (NODE_KEY, SIGNING_KEY):
+            (place.path / key).unlink(missing_ok=True)
+        for folder in (place.replies, place.secure_sums):
+            shutil.rmtree(folder, ignore_errors=True)
+        Journal(place.journal).write("left", address=settings.address)
+        removed = wiping.wipe(place) if wipe else []
+    for line in [*removed, *(wiping.what_stays(place, settings.head_file, settings.data) if wipe else [])]:
+        typer.echo(line)
+    typer.echo(f"left {settings.address}; ask the coordinator for `maskfed-server sites remove {settings.alias}`")

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from client.data.dataset import CURE_PERSONS, open_dataset
@@ -17,7 +18,7 @@ from client.records.history import head_problem
 from client.records.ledger import read_ledger
 from client.settings import CURE_SIGNING_KEY, Home, SiteConfig, load_settings
 from shared.data.images import list_images
-from shared.data.pixels import UnreadableImageError, decode
+from shared.data.pixels import HAS_HEIF, UnreadableImageError, decode
 from shared.errors import InputError
 from shared.messages.signature import public_text, read_key
 from shared.storage.code_digest import installed_digest
@@ -51,6 +52,7 @@ def check_site(home: Home) -> list[Check]:
         ("signing key", lambda: check_signing_key(home)),
         ("code", lambda: check_code(home)),
         ("policy", lambda: _policy(settings)),
+        ("extras", lambda: _extras(settings)),
         ("device", lambda: _device(settings)),
     ]
     return list(_run(checks))
@@ -182,6 +184,30 @@ def _policy(settings: SiteConfig) -> str:
     return f"tasks {', '.join(policy.tasks)}; epsilon cap {policy.epsilon_cap:g} per {policy.unit}"
 
 
+def unused_card(devices: Path = Path("/dev")) -> str:
+    """A GPU of this machine that its kernel shows, whatever torch can do with it; empty without one."""
+    found = sorted(path.name for path in devices.glob("nvidia[0-9]*"))
+    return str(devices / found[0]) if found else "/dev/kfd" if (devices / "kfd").exists() else ""
+
+
+def _extras(settings: SiteConfig) -> str:
+    """Whether the optional packages that this site's files and policy ask for are installed.
+
+    Raises:
+        InputError: one is not, with the command that brings it.
+    """
+    wanted = {}
+    if any(each.startswith("onnx:") for each in settings.policy.extractors) and find_spec("onnxruntime") is None:
+        wanted["onnx"] = "policy.extractors names an ONNX network"
+    ignored = list_images(Path(settings.data)).ignored
+    if not HAS_HEIF and {".heic", ".heif"} & ignored.keys():
+        wanted["heic"] = f"{ignored.get('.heic', 0) + ignored.get('.heif', 0)} pictures are HEIC files and are left out"
+    if wanted:
+        extras = ",".join(wanted)
+        raise InputError(f"{'; '.join(wanted.values())}: `pip install 'maskfed[{extras}]'`")
+    return "nothing that is asked for is missing"
+
+
 def _device(settings: SiteConfig) -> str:
     import torch
 
@@ -192,6 +218,11 @@ def _device(settings: SiteConfig) -> str:
         memory = f"{torch.cuda.get_device_properties(0).total_memory / 2**30:.0f} GiB"
         slow = "" if has_compiler() else "; without gcc and Python's headers rounds run uncompiled, that is slower"
         return f"{gpus} with {memory}{slow}"
+    if settings.device != "cpu" and (card := unused_card()):
+        raise InputError(
+            f"{card} is here, but torch {torch.__version__} cannot use it: install its driver and the CUDA build of "
+            "torch (`pip install torch`), or device = 'cpu' in site.toml"
+        )
     if settings.device == "cuda":
         raise InputError("site.toml asks for cuda, but torch finds no GPU: install the driver, or device = 'cpu'")
     return f"CPU with {len(os.sched_getaffinity(0))} cores; no GPU is used"

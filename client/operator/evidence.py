@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from client.operator.processing_record import RunRecord, record_page
 from client.policy.approval import read_approved
 from client.records.chain import Entry
 from client.records.journal import Journal
@@ -14,6 +15,7 @@ from client.settings import CURE_SIGNING_KEY, Home, SiteConfig
 from shared.errors import InputError
 from shared.evidence.bundle import write_bundle
 from shared.messages.signature import public_text, read_key
+from shared.storage.files import write_atomically
 
 MEANING = (
     "Each line of `charges` was written to disk before its computation began and counts as spent whether or not it was "
@@ -23,20 +25,48 @@ MEANING = (
 )
 
 
-def write_evidence(home: Home, settings: SiteConfig, run: str, out: Path, epsilon: EpsilonOf) -> str:
+def write_evidence(
+    home: Home, settings: SiteConfig, run: str, out: Path, epsilon: EpsilonOf, record: Path | None = None
+) -> str:
     """Write the evidence of `run` to `out`, signed with the site's signing key.
 
-    Images, their number, files and folders are not in it, nor decisions about other runs. The site's alias is.
+    Images, their number, files and folders are not in it, nor decisions about other runs. The site's alias is. With
+    `record` the page for the data-protection officer, which is in it, is also written to a file of its own.
 
     Returns:
         The public key that checks it: what the coordinator knows the site by.
 
     Raises:
-        InputError: nothing of such a run is on record, a record is damaged, or `out` exists.
+        InputError: nothing of such a run is on record, a record is damaged, or a file exists.
     """
-    if out.exists():
-        raise InputError(f"--out {out} exists: name a new file")
+    for option, file in (("--out", out), ("--record", record)):
+        if file is not None and file.exists():
+            raise InputError(f"{option} {file} exists: name a new file")
     key = read_key(home.signing_key, CURE_SIGNING_KEY)
+    told = gather(home, settings, run, epsilon)
+    page = record_page(settings, told).encode()
+    files: dict[str, bytes] = {
+        "spending.json": _json({"what": MEANING, "charges": told.charges, "totals": told.totals}),
+        "journal.json": _json(
+            [{**entry.fields, "time": entry.time.isoformat(), "kind": entry.kind} for entry in told.entries]
+        ),
+        "policy.json": settings.policy.model_dump_json(indent=1, exclude={"extractors"}).encode(),
+        "approved_code.json": _json(sorted(read_approved(home).code)),
+        "processing_record.html": page,
+    }
+    facts = {"kind": "site", "site": settings.alias, "run": run, "ledger_head": told.ledger_head}
+    write_bundle(out, key, facts, files)
+    if record is not None:
+        write_atomically(record, page)
+    return public_text(key)
+
+
+def gather(home: Home, settings: SiteConfig, run: str, epsilon: EpsilonOf) -> RunRecord:
+    """What journal and ledger of a site say of one run, checked.
+
+    Raises:
+        InputError: nothing of such a run is on record, or a record is damaged.
+    """
     asked = _entries_of(run, Journal(home.journal).entries())
     history = read_ledger(home.ledger)
     charges = [(entry, charge) for entry, charge in history.charges if charge.run == run]
@@ -47,18 +77,7 @@ def write_evidence(home: Home, settings: SiteConfig, run: str, out: Path, epsilo
         for name in dict.fromkeys(charge.dataset_id for _, charge in charges)
     }
     rows = [_row(entry, charge, is_done=entry.sequence in history.committed) for entry, charge in charges]
-    record = {"what": MEANING, "charges": rows, "totals": totals}
-    files: dict[str, bytes] = {
-        "spending.json": _json(record),
-        "journal.json": _json(
-            [{**entry.fields, "time": entry.time.isoformat(), "kind": entry.kind} for entry in asked]
-        ),
-        "policy.json": settings.policy.model_dump_json(indent=1, exclude={"extractors"}).encode(),
-        "approved_code.json": _json(sorted(read_approved(home).code)),
-    }
-    head = history.entries[-1].hash if history.entries else ""
-    write_bundle(out, key, {"kind": "site", "site": settings.alias, "run": run, "ledger_head": head}, files)
-    return public_text(key)
+    return RunRecord(run, asked, rows, totals, history.entries[-1].hash if history.entries else "")
 
 
 def _entries_of(run: str, entries: list[Entry]) -> list[Entry]:

@@ -120,28 +120,58 @@ def _by_interest(field: tuple[str, object]) -> tuple[int, str]:
     return FIRST.index(name) if name in FIRST else len(FIRST), name
 
 
-def summary(home: Home, settings: SiteConfig) -> Iterator[str]:
-    """Data, spending and newest events, for `status`."""
-    if full := room_problem(home.path):
-        yield f"DISK: {full}"
+def status_facts(home: Home, settings: SiteConfig) -> dict[str, Any]:
+    """Data, spending and newest entries of the journal; `spent` is a `Total`, or None before the first scan."""
+    history, data_set, problem = read_ledger(home.ledger), None, ""
     try:
         data = open_dataset(home, settings.image_size)
-        yield f"data set {data.dataset_id}: {len(data.train)} images to train on, {len(data.held_out)} held out"
+        numbers = {"num_train": len(data.train), "num_held_out": len(data.held_out)}
+        data_set = {"dataset_id": data.dataset_id, **numbers}
     except InputError as error:
-        yield str(error)
-    history = read_ledger(home.ledger)
-    if problem := head_problem(history, Path(settings.head_file)):
-        yield f"LEDGER: {problem}"
-    dataset_id = current_id(home)
+        problem = str(error)
+    spent, dataset_id = None, current_id(home)
     if dataset_id is not None:
         from client.privacy.epsilon import epsilon_of
 
-        total = history.total(dataset_id, settings.policy.delta, epsilon_of)
-        yield f"spent: {total}, cap {settings.policy.epsilon_cap:g}; {total.num_charges} charges"
+        spent = history.total(dataset_id, settings.policy.delta, epsilon_of)
+    return {
+        "disk_problem": room_problem(home.path),
+        "data_set": data_set,
+        "data_problem": problem,
+        "ledger_problem": head_problem(history, Path(settings.head_file)) or "",
+        "spent": spent,
+        "epsilon_cap": settings.policy.epsilon_cap,
+        "newest": read_chain(home.journal)[-NEWEST_EVENTS:],
+    }
+
+
+def entry_facts(entry: Entry) -> dict[str, Any]:
+    """One entry of the journal as JSON has it."""
+    return {
+        "sequence": entry.sequence,
+        "time": entry.time.isoformat(timespec="milliseconds"),
+        "kind": entry.kind,
+        "fields": entry.fields,
+    }
+
+
+def summary(home: Home, settings: SiteConfig) -> Iterator[str]:
+    """Data, spending and newest events in words, for `status`."""
+    told = status_facts(home, settings)
+    if told["disk_problem"]:
+        yield f"DISK: {told['disk_problem']}"
+    if data := told["data_set"]:
+        images = f"{data['num_train']} images to train on, {data['num_held_out']} held out"
+        yield f"data set {data['dataset_id']}: {images}"
+    else:
+        yield told["data_problem"]
+    if told["ledger_problem"]:
+        yield f"LEDGER: {told['ledger_problem']}"
+    if total := told["spent"]:
+        yield f"spent: {total}, cap {told['epsilon_cap']:g}; {total.num_charges} charges"
         if total.num_uncommitted:
             yield f"of these {total.num_uncommitted} were reserved and never completed; they count as spent"
-    for entry in read_chain(home.journal)[-NEWEST_EVENTS:]:
-        yield event_line(entry)
+    yield from map(event_line, told["newest"])
 
 
 def _size(path: Path) -> int:

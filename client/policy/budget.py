@@ -10,11 +10,12 @@ import math
 
 from client.policy.refusals import RefusedError
 from client.policy.rules import HIDDEN, Refusal, hidden
+from client.private_files import write_private
 from client.records.chain import Entry
 from client.records.history import History
 from client.records.journal import Journal
 from client.records.ledger import BudgetError, Ledger, UnitError
-from client.records.spending import Charge, EpsilonOf, Total, total_of
+from client.records.spending import Charge, EpsilonOf, KeptTotal, Total, total_of
 from client.settings import Home, SitePolicy, Unit
 from shared.messages.agreement.plan import offer_digest
 
@@ -38,6 +39,7 @@ def reserve(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: Epsi
     except (BudgetError, UnitError) as error:
         raise _refusal(ledger, charge, policy, epsilon_of, str(error)) from error
     log.info("%s %s is charged: %s after it", charge.task, charge.run, total)
+    _keep(home, ledger, entry, charge, total, epsilon_of)
     return entry
 
 
@@ -111,6 +113,31 @@ def own_unit(history: History, dataset_id: str) -> Unit | None:
     """The unit that the first DP charge on this very data set has fixed, whatever it shares with others."""
     own = (charge for _, charge in history.charges if charge.dataset_id == dataset_id)
     return next((charge.unit for charge in own if charge.mechanism != "none"), None)
+
+
+def _keep(home: Home, ledger: Ledger, entry: Entry, charge: Charge, total: Total, epsilon_of: EpsilonOf) -> None:
+    """Write down what was just computed, and what the same charge again would make of it, for the live page."""
+    after = total
+    if charge.mechanism != "none":
+        charges = [other for _, other in ledger.charges_of(charge.dataset_id)]
+        after = total_of([*charges, charge], total.delta, epsilon_of, num_uncommitted=0)
+    kept = KeptTotal(
+        sequence=entry.sequence,
+        dataset_id=charge.dataset_id,
+        epsilon=_finite(total.epsilon),
+        is_unbounded=total.is_unbounded,
+        delta=total.delta,
+        unit=total.unit,
+        epsilon_next=_finite(after.epsilon) if after is not total else None,
+    )
+    try:
+        write_private(home.spent, kept.model_dump_json().encode())
+    except OSError as error:  # nothing rests on it, and the round is charged
+        log.warning("the live page will not show this charge: %s", error)
+
+
+def _finite(epsilon: float) -> float | None:
+    return epsilon if math.isfinite(epsilon) else None
 
 
 def _refusal(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf, note: str) -> RefusedError:

@@ -122,16 +122,51 @@ def read_chain(path: Path) -> list[Entry]:
     return parse_chain(path.read_bytes(), path.name)[0] if path.exists() else []
 
 
-def parse_chain(data: bytes, name: str) -> tuple[list[Entry], bytes]:
+class ChainReader:
+    """Follows a chain that grows: each call checks and returns the entries that are new, without locking."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = self._number = 0
+        self._previous = START
+
+    def read_new(self) -> list[Entry]:
+        """Entries that no call has returned yet; a torn last line waits for its end, a missing file has none.
+
+        Raises:
+            ChainError: the chain is damaged, or another file stands in its place.
+        """
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+                size = os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            return []
+        if size < self._offset:
+            raise ChainError(f"{self.path.name}: shorter than before: restore the newest copy")
+        entries, torn = parse_chain(data, self.path.name, self._number, self._previous)
+        self._offset += len(data) - len(torn)
+        self._number += len(entries)
+        self._previous = entries[-1].hash if entries else self._previous
+        return entries
+
+
+def parse_chain(data: bytes, name: str, first: int = 0, previous: str = START) -> tuple[list[Entry], bytes]:
     """Check every line of `data`; return the entries and what follows the last newline.
+
+    Args:
+        data: whole lines, and perhaps the beginning of one.
+        name: of the file, for the error.
+        first: sequence number of the first line.
+        previous: hash of the line before it.
 
     Raises:
         ChainError: with the number of the first bad line.
     """
     *lines, torn = data.split(b"\n")
     entries: list[Entry] = []
-    previous = START
-    for number, line in enumerate(lines):
+    for number, line in enumerate(lines, first):
         body, digest = line[:-_SUFFIX_BYTES], line[-66:-2]
         if _seal(body) != line or hashlib.sha256(body).hexdigest().encode() != digest:
             raise ChainError(f"{name}: line {number + 1} is damaged: stop, keep the file, restore the newest copy")

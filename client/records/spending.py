@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -88,3 +89,26 @@ def total_of(charges: list[Charge], delta: float, epsilon_of: EpsilonOf, num_unc
         num_charges=len(charges),
         num_uncommitted=num_uncommitted,
     )
+
+
+class KeptTotal(Section):
+    """What the newest charge has brought a data set to: a file for those who look and load no accountant."""
+
+    sequence: int
+    """Of the charge in the ledger; with a later charge this holds no longer."""
+    dataset_id: str
+    epsilon: float | None
+    """Of the releases with DP; None where no bound exists."""
+    is_unbounded: bool
+    delta: float
+    unit: Unit | None
+    epsilon_next: float | None
+    """After one more charge of the same constants; None for one without DP, or where no bound exists."""
+
+
+def read_kept_total(path: Path) -> KeptTotal | None:
+    """The file as it was written last; None where it is missing or damaged."""
+    try:
+        return KeptTotal.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None

@@ -97,7 +97,7 @@ class Guard:
 
     async def _admit(self, scope: Scope, receive: Receive) -> bytes:
         """The body of a request that may pass."""
-        path, headers = scope["path"], _headers(scope)
+        path, headers = scope["path"], headers_of(scope)
         if path == "/health" and scope["method"] == "GET":
             return await _read(headers, receive, 0)
         if path.startswith(("/v1/control/", "/v1/runtime/")):
@@ -153,7 +153,7 @@ def end_if_exhausted() -> None:
         os._exit(1)
 
 
-def _headers(scope: Scope) -> dict[str, str]:
+def headers_of(scope: Scope) -> dict[str, str]:
     """Headers by name; one that is given twice counts as none, so that nobody can differ on which one holds."""
     found: dict[str, str] = {}
     twice: set[str] = set()

@@ -43,13 +43,14 @@ NEEDS = {
     "supernode": Need(2**30, 16),
     "superexec": Need(2**29, 0),
     "nginx": Need(2**29, 0),
+    "page": Need(2**28, 0),
     "clientapp": Need(4 * 2**30, 16),
 }
 """By process; measured peaks for 44 and 232 million parameters stand in benchmarks/BENCHMARKS.md, row `wire`."""
 UNITS = {
-    "maskfed-server": ("superlink", "serverapp", "superexec", "nginx"),
+    "maskfed-server": ("superlink", "serverapp", "superexec", "nginx", "page"),
     "maskfed-node": ("supernode",),
-    "maskfed-site": ("superexec", "clientapp"),
+    "maskfed-site": ("superexec", "clientapp", "page"),
 }
 CONTAINERS = {"server": UNITS["maskfed-server"], "site": (*UNITS["maskfed-node"], *UNITS["maskfed-site"])}
 

@@ -26,10 +26,12 @@ CHILDREN_SECONDS = 6.0
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
-def spawn(argv: Sequence[str], env: dict[str, str], log: Path | None) -> subprocess.Popen[bytes]:
+def spawn(
+    argv: Sequence[str], env: dict[str, str], log: Path | None, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
     """Start a process as leader of a new session, killed by the kernel when we die.
 
-    Its output is appended to `log`; without one it goes where ours goes.
+    Its output is appended to `log`; without one it goes where ours goes. Of our open files it gets `pass_fds`.
     """
     if log is not None:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +43,7 @@ def spawn(argv: Sequence[str], env: dict[str, str], log: Path | None) -> subproc
             stdout=output,
             stderr=subprocess.STDOUT if output else None,
             start_new_session=True,
+            pass_fds=pass_fds,
             preexec_fn=die_with_parent,  # noqa: PLW1509 - the child only calls prctl, libc is loaded before the fork
         )
 

@@ -53,6 +53,8 @@ class Service:
     alive: Callable[[], bool] | None = None
     settle_seconds: float = 0.0
     """How long after its start `alive` does not count yet."""
+    pass_fds: tuple[int, ...] = ()
+    """Of the supervisor's open files, those that the process gets: a listening socket, say."""
 
 
 @dataclass
@@ -165,7 +167,7 @@ class Supervisor:
         self.stop()
 
     def _start(self, service: Service, failures: int) -> None:
-        process = spawn(service.argv, service.env, service.log)
+        process = spawn(service.argv, service.env, service.log, service.pass_fds)
         self._running[service.name] = _Running(process, time.monotonic(), failures)
         self._liveness.forget(service.name)
         logger.info("%s started (pid %d)", service.name, process.pid)

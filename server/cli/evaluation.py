@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from shared.commandline import JsonOption, tell_json
+
 if TYPE_CHECKING:
     from server.evaluation.drawing import Drawing
 
@@ -76,12 +78,15 @@ def sample(
 
 def check(
     images: Annotated[list[Path], typer.Argument(help="Pictures, or arrays (.npy) of `sample`.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Read the mark of generated pictures: kind, model, seed. Exit code 3 if a picture has no mark."""
     from shared.storage.synthetic_mark import read_mark
 
     marks = {path: read_mark(path) for path in images}
-    for path, mark in marks.items():
+    if as_json:
+        tell_json([{"file": str(path), "mark": mark and vars(mark)} for path, mark in marks.items()])
+    for path, mark in marks.items() if not as_json else []:
         typer.echo(f"{path}: {mark or 'no mark of a generated picture'}")
     if None in marks.values():
         raise typer.Exit(UNMARKED)

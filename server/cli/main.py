@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ from deploy.observe.logs import set_up_logging, tell
 from server.cli import alignment, distances, evaluation, models, rehearsal, release, rounds, studies
 from server.cli.membership import sites
 from server.cli.membership.door import certificate_checks, register_sites
-from shared.commandline import new_program, owned, run_app, tell_error
+from shared.commandline import JsonOption, in_panels, new_program, owned, run_app, tell_error, tell_json
 from shared.errors import InputError
 
 app = new_program(__doc__)
@@ -38,6 +39,16 @@ Home = Annotated[
     ),
 ]
 DEFAULT_HOME = Path("coordinator")
+
+
+PANELS = {
+    "Set up and run a coordinator": ("init", "start", "doctor", "renew", "sites"),
+    "Train on public images": ("train", "sample", "export", "import-checkpoint", "data", "experiments"),
+    "Federated rounds": ("plan", "finetune", "status", "logs", "stop", "align", "simulate"),
+    "Measure, audit, release": ("evaluate", "loss", "projection", "audit", "release", "verify", "check", "report"),
+    "Try out, and repeat the paper": ("demo", "reproduce", "toy"),
+}
+"""Commands by who needs them."""
 
 
 def main() -> None:
@@ -111,31 +122,41 @@ def renew(
 def start(
     home: Home = DEFAULT_HOME,
     metrics_port: Annotated[int, typer.Option(help="Serve figures to Prometheus on this local port; 0: do not.")] = 0,
+    page_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Show a live page, read only, on this local port; 0: do not.")
+    ] = 0,
 ) -> None:
     """Run the coordinator until Ctrl-C. Processes that exit are restarted, runs that died are submitted again."""
     from deploy.coordinator import read_coordinator, start_plan
+    from deploy.pages.service import page_service, tell_address
     from deploy.processes.process import handle_signals, only_one
     from deploy.processes.supervision import Supervisor
     from server.federation.fleet.metrics import coordinator_gauges
 
     os.umask(0o077)
     settings = read_coordinator(home)
-    with only_one(home / "start.lock"):
+    with only_one(home / "start.lock"), contextlib.ExitStack() as stack:
         services = start_plan(home, settings, lambda: register_sites(home))
+        if page_port:
+            services.append(stack.enter_context(page_service(home, page_port, "server.live.coordinator")))
         supervisor = Supervisor(services, health_address=f"127.0.0.1:{settings.health_port}")
         handle_signals(supervisor.request_stop)
         with supervisor, _metrics(metrics_port, lambda: coordinator_gauges(home)):
             tell(f"ready: sites connect to {settings.address}")
-            supervisor.watch(lambda: _look_after_runs(home))
+            if page_port:
+                tell_address(home, page_port)
+            supervisor.watch(lambda: _look_after(home, is_watched=bool(page_port)))
 
 
 @app.command()
-def doctor(home: Home = DEFAULT_HOME) -> None:
+def doctor(home: Home = DEFAULT_HOME, as_json: JsonOption = False) -> None:
     """Check folder, keys, certificates, ports and processes, and say what to do. Exit code 1 if something is wrong."""
     from deploy.doctor import coordinator_checks
 
     findings = [*coordinator_checks(home), *certificate_checks(home)]
-    for finding in findings:
+    if as_json:
+        tell_json([finding._asdict() for finding in findings])
+    for finding in findings if not as_json else []:
         print(f"{'ok  ' if finding.is_ok else 'FAIL'} {finding.name}: {finding.text}")
     if not all(finding.is_ok for finding in findings):
         sys.exit(1)
@@ -179,16 +200,23 @@ def _metrics(
     return serve(port, collect)
 
 
-def _look_after_runs(home: Path) -> None:
-    """Submit wanted runs again whose ServerApp died; quiet while there are none."""
+def _look_after(home: Path, *, is_watched: bool) -> None:
+    """Submit wanted runs again whose ServerApp died, and note who is online where somebody looks at it."""
+    from server.federation.fleet.online import is_due, note_online
     from server.federation.fleet.superlink import connect
     from server.federation.fleet.superlink_types import ControlError
     from server.federation.resubmission import Wanted
 
     wanted = Wanted(home)
     try:
-        if wanted.has_running():
-            with connect(home) as control:
+        is_noted = is_watched and is_due(home, time.time())
+        has_running = wanted.has_running()
+        if not (has_running or is_noted):
+            return
+        with connect(home) as control:
+            if is_noted:
+                note_online(home, control.nodes(), time.time())
+            if has_running:
                 wanted.tick(control)
     except (ControlError, InputError) as error:
         logging.getLogger("maskfed.server").warning("%s", error)
@@ -202,6 +230,8 @@ def _operation_errors() -> tuple[type[Exception], ...]:
     )
     return tuple(getattr(sys.modules[module], name) for module, name in named if module in sys.modules)
 
+
+in_panels(app, PANELS)
 
 if __name__ == "__main__":
     main()

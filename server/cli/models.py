@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from shared.commandline import JsonOption, tell_json
+
 if TYPE_CHECKING:
     from shared.experiment.config import Experiment
 
@@ -168,10 +170,13 @@ def _default_cache(source: Path, size: int, crop: int = 0) -> Path:
 
 
 @experiments.command("list")
-def list_experiments() -> None:
+def list_experiments(as_json: JsonOption = False) -> None:
     """List the recipes and what each is for."""
     from shared.experiment.recipes import describe, recipe_names
 
+    if as_json:
+        tell_json([{"name": name, "description": describe(name)} for name in recipe_names()])
+        return
     width = max(map(len, recipe_names()))
     for name in recipe_names():
         typer.echo(f"{name:<{width}}  {describe(name)}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from shared.commandline import owned
+from shared.commandline import JsonOption, owned, tell_json
 
 
 def register(app: typer.Typer) -> None:
@@ -18,10 +18,10 @@ def register(app: typer.Typer) -> None:
 def audit(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of a run, or a run directory: its newest.")],
     reference: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(
             help="Public checkpoint trained without any site's images, to compare with; may be "
-            "repeated, the model's start first."
+            "repeated, the model's start first. A shipped model by its name."
         ),
     ] = None,
     public: Annotated[
@@ -47,12 +47,13 @@ def audit(
 ) -> None:
     """Ask the sites to attack a model with their own images. Each site's policy says how, and at what cost."""
     from server.federation.fleet.registry import check_home
+    from server.federation.starting_point import find_init
     from server.release.audit_question import AuditPlan
     from server.release.audit_sites import ask_audits
 
     check_home(home)
     plan = AuditPlan(
-        references=tuple(reference or ()),
+        references=tuple(map(find_init, reference or ())),
         public=public,
         public_steps=public_steps,
         canaries=canaries,
@@ -95,10 +96,15 @@ def release(
 def verify(
     file: Annotated[Path, typer.Argument(help="Evidence that a coordinator or a site has signed (.zip).")],
     key: Annotated[str, typer.Option(help="Public key of the signer, 64 hexadecimal digits: ask it by phone.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Check evidence from elsewhere: whether this key signed it, and every byte. Exit code 2 if not."""
     from server.release.evidence import check
 
-    for line in check(file, key):
+    lines = check(file, key)
+    if as_json:
+        tell_json({"is_verified": True, "file": str(file), "key": key, "contents": lines})
+        return
+    for line in lines:
         typer.echo(line)
     typer.echo("VERIFIED")

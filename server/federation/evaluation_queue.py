@@ -45,9 +45,17 @@ class Evaluations:
         for folder in list_checkpoints(run_folder / "checkpoints"):
             self.round_done(checkpoint_number(folder))
 
-    def progress(self, server_round: int, stage: str, sites: dict[str, str]) -> None:
-        """Write `progress.json`, when something changed."""
-        state = {"round": server_round, "stage": stage, "sites": sites, "evaluating": self._evaluating()}
+    def progress(
+        self, server_round: int, stage: str, sites: dict[str, str], answers: dict[str, dict[str, float]] | None = None
+    ) -> None:
+        """Write `progress.json`, when something changed; `answers` has seconds and bytes of the sites that answered."""
+        state = {
+            "round": server_round,
+            "stage": stage,
+            "sites": sites,
+            "answers": answers or {},
+            "evaluating": self._evaluating(),
+        }
         if state != self._last_progress:
             self._last_progress = state
             write_json(RunDir(self.run_folder).progress, {**state, "since": time.time(), "pid": os.getpid()})

@@ -5,22 +5,25 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from server.federation.fleet.superlink import connect
 from server.federation.fleet.superlink_types import ControlError
 from server.federation.offer_table import newest_offers, offer_table
 from server.federation.resubmission import Wanted, WantedRun
+from server.federation.round_facts import distance_text, epsilon_text, number_text, round_facts, sites_text
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
 from shared.storage.room import room_problem
 from shared.storage.round_records import rounds_of
-from shared.storage.runlog import OUTCOMES, RunLogReader, damage_text
+from shared.storage.runlog import RunLogReader, damage_text
+
+if TYPE_CHECKING:
+    from server.federation.fleet.superlink import Control
 
 POLL_SECONDS = 1.0
 AWAY_SECONDS = 600.0
@@ -34,6 +37,13 @@ NARROW, NARROWEST = ("round", "sites", "loss", "distance"), ("round", "loss", "d
 WIDE, HALF = 80, 36
 """Characters from which on all columns, or those of `NARROW`, can be read."""
 EXIT_CODES = {"completed": 0, "failed": 1, "stopped": 1}
+
+
+def connect(home: Path, timeout_seconds: float | None = None) -> "Control":
+    """The SuperLink of a home; Flower is loaded when it is asked, and not to tell what lies in files."""
+    from server.federation.fleet import superlink
+
+    return superlink.connect(home, *(() if timeout_seconds is None else (timeout_seconds,)))
 
 
 def follow(home: Path, run: str, *, as_json: bool = False, console: Console | None = None) -> int:
@@ -92,7 +102,7 @@ def summarise(home: Path, entry: WantedRun, log: RunLogReader | None = None) -> 
         "progress": {} if is_over else _progress(run),
         "start_metrics": evaluations[0]["metrics"] if 0 in evaluations else {},
         "offers": newest_offers(events),
-        "history": [_history(rounds[index], evaluations.get(index)) for index in sorted(rounds)],
+        "history": [round_facts(rounds[index], evaluations.get(index)) for index in sorted(rounds)],
     }
 
 
@@ -130,17 +140,21 @@ def table(summary: dict[str, Any], width: int | None = None) -> Table:
         shown.add_row(*(cell for cell, column in zip(cells, COLUMNS, strict=True) if column in columns))
 
     if summary["start_metrics"]:
-        add("0", "start", *[""] * 5, _distance(summary["start_metrics"]))
+        add("0", "start", *[""] * 5, distance_text(summary["start_metrics"]))
     for line in summary["history"][-SHOWN_ROUNDS:]:
         add(
             str(line["round"]),
-            line["sites"],
-            _number(line["loss"]),
-            _number(line["update_norm"]) if line["weights_changed"] else "undone" if line["undone"] else "unchanged",
+            sites_text(line),
+            number_text(line["loss"]),
+            number_text(line["update_norm"])
+            if line["weights_changed"]
+            else "undone"
+            if line["undone"]
+            else "unchanged",
             f"{(line['bytes_sent'] + line['bytes_received']) / 1e6:.1f}",
             f"{line['seconds']:.1f}",
-            line["epsilon"],
-            _distance(line["metrics"]),
+            epsilon_text(line),
+            distance_text(line["metrics"]),
         )
     progress = summary["progress"]
     if progress:
@@ -161,42 +175,6 @@ def print_log(home: Path, run: str, write: Callable[[str], object]) -> None:
     with connect(home) as control:
         for part in control.logs(entry.run_id):
             write(part)
-
-
-def _history(event: dict[str, Any], evaluation: dict[str, Any] | None) -> dict[str, Any]:
-    answered = event["answered"]
-    losses = [entry["scalars"]["loss"] for entry in answered if "loss" in entry.get("scalars", {})]
-    parts = [f"{len(event[state])} {state}" for state in OUTCOMES if event[state]]
-    if "forged" in event:
-        parts.append(f"{event['forged']['count']} forged")
-    return {
-        "round": event["round"],
-        "sites": ", ".join(parts),
-        **{state: [entry["site"] for entry in event[state]] for state in OUTCOMES},
-        "loss": sum(losses) / len(losses) if losses else None,
-        **{key: event[key] for key in ("update_norm", "weights_changed", "bytes_sent", "bytes_received")},
-        **{"undone": event.get("rolled_back"), "reason": event.get("reason", "")},
-        "seconds": event["seconds"]["total"] if "total" in event["seconds"] else sum(event["seconds"].values()),
-        "epsilon": _epsilon(event),
-        "metrics": (evaluation or {}).get("metrics") or {},
-    }
-
-
-def _epsilon(event: dict[str, Any]) -> str:
-    """The largest epsilon that a site released, and that of client-level DP, each with what it protects."""
-    released = [entry for entry in event["answered"] if "epsilon" in entry]
-    parts = []
-    unbounded = [entry for entry in released if entry["epsilon"] == "unbounded"]
-    if unbounded:
-        private = [entry for entry in unbounded if "dp_epsilon" in entry]
-        worst = max(private, key=lambda entry: entry["dp_epsilon"], default=None)
-        parts.append("unbounded" + (f" (DP part {worst['dp_epsilon']:.3g} per {worst['unit']})" if worst else ""))
-    elif released:
-        worst = max(released, key=lambda entry: entry["epsilon"])
-        parts.append(f"{worst['epsilon']:.3g} per {worst.get('unit')}")
-    if "central_epsilon" in event:
-        parts.append(f"{event['central_epsilon']:.3g} per {event['central_unit']}")
-    return ", ".join(parts)
 
 
 def _entry(wanted: Wanted, run: str) -> WantedRun:
@@ -239,10 +217,5 @@ def _progress(run: RunDir) -> dict[str, Any]:
     return value
 
 
-def _distance(metrics: dict[str, Any]) -> str:
-    found = {name: value for name, value in metrics.items() if name == "fid" or name.startswith("fd_")}
-    return " ".join(f"{name} {value:.4g}" for name, value in found.items() if isinstance(value, float))
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+def _change(line: dict[str, Any]) -> str:
+    return number_text(line["update_norm"]) if line["weights_changed"] else "undone" if line["undone"] else "unchanged"

@@ -153,10 +153,8 @@ def release(
     if "ema.safetensors" not in meta.sha256:
         raise InputError(f"checkpoint {checkpoint} has no EMA weights: only the moving average is released")
     if evidence.problems and not override.strip():
-        more = f" (and {len(evidence.problems) - 1} more)" if len(evidence.problems) > 1 else ""
-        raise InputError(
-            f"{checkpoint.name} is not released: {evidence.problems[0]}{more}; --override REASON records why"
-        )
+        problems = "; ".join(evidence.problems)
+        raise InputError(f"{checkpoint.name} is not released: {problems}; --override REASON records why")
     if not name_sites:
         evidence = without_names(evidence)
     unfinished = out.with_name(f"{TEMPORARY_PREFIX}{out.name}-{os.getpid()}")

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from server.report.formatting import (
     breakable,
@@ -20,6 +21,7 @@ from server.report.tensorboard import write_curves
 from server.runs.history import read_run, spent_text
 from server.runs.run_directory import RunDir
 from shared.errors import InputError
+from shared.pages.assets import style
 from shared.storage.files import write_atomically
 from shared.storage.versions import installed_versions
 
@@ -59,6 +61,7 @@ def report(runs: list[Path], out: Path | None = None) -> Path:
             open_rows=OPEN_ROWS,
             written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
             versions=installed_versions(),
+            style=Markup(style()),  # ours
         )
     )
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,9 @@ from typing import Any
 from server.report.beside import Beside, read_beside
 from server.report.formatting import reference_label
 from server.report.pictures import ends, strip
-from server.report.run_charts import Chart, distance_chart, dp_epsilon, epsilon_chart, training_charts
+from server.report.run_charts import Chart, distance_chart, epsilon_chart, training_charts
 from server.runs.history import Evaluation, RunData
+from shared.storage.round_records import dp_epsilon
 from shared.storage.runlog import OUTCOMES
 
 SYMBOLS = {"answered": "✓", "refused": "–", "failed": "!", "late": "…", "lost": "×", "rejected": "≠"}

@@ -3,6 +3,7 @@
 from server.report.formatting import format_number
 from server.report.svg_charts import Series, line_chart
 from server.runs.history import Evaluation, RunData
+from shared.storage.round_records import dp_epsilon
 
 Chart = tuple[str, str]
 """Title and SVG."""
@@ -69,12 +70,6 @@ def epsilon_chart(data: RunData) -> Chart | None:
         whose = "" if len(set(caps.values())) == 1 else f" of {', '.join(s for s, own in caps.items() if own == cap)}"
         lines.append(Series(f"cap {format_number(cap)}{whose}", [first, last], [cap, cap], is_limit=True))
     return "Epsilon spent, with differential privacy", line_chart(lines, "round", "epsilon", from_zero=True)
-
-
-def dp_epsilon(entry: dict[str, object]) -> float | None:
-    """Epsilon of a site's releases with DP, from its record in a round; None where it released none."""
-    value = entry.get("dp_epsilon", entry.get("epsilon"))
-    return float(value) if isinstance(value, int | float) else None
 
 
 def comparison(runs: list[tuple[RunData, list[Evaluation]]]) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 from PIL import Image
 
-from server.report.run_charts import dp_epsilon
 from server.runs.history import RunData
 from server.runs.run_directory import RunDir
+from shared.storage.round_records import dp_epsilon
 
 FOLDER = "report"
 FILE = "events.out.tfevents.report"

@@ -38,7 +38,7 @@ class CoordinateUNet(nn.Module):
             from diffusers import UNet2DModel
         except ImportError as error:
             raise InputError(
-                "model.backbone 'unet' needs diffusers, which is not installed: install maskfed[unet]"
+                "model.backbone 'unet' needs diffusers, which is not installed: `pip install 'maskfed[unet]'`"
             ) from error
         self.in_channels, self.grid_size, self.patch_size = in_channels, grid_size, patch_size
         self.network: Any = UNet2DModel(  # type: ignore[no-untyped-call]

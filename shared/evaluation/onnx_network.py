@@ -41,7 +41,7 @@ def onnx_extractor(path: Path, sha256: str = "") -> Extractor:
     try:
         import onnxruntime
     except ImportError as error:
-        raise InputError("onnx extractors need onnxruntime: install the extra `onnx`") from error
+        raise InputError("onnx extractors need onnxruntime: `pip install 'maskfed[onnx]'`") from error
     digest = check_digest(path, sha256, "give the file that this digest belongs to")
     data = path.read_bytes()
     _refuse_external_data(data, path)

@@ -1,6 +1,6 @@
 """The rounds of a run: from its log, and where that is damaged, from the checkpoints."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,12 @@ def rounds_of(events: Iterable[dict[str, Any]], checkpoints: Path) -> list[dict[
         if folder.name.startswith("round-") and number and number not in found and (record := _record(folder)):
             found[number] = record
     return [found[number] for number in sorted(found)]
+
+
+def dp_epsilon(entry: Mapping[str, Any]) -> float | None:
+    """Epsilon of a site's releases with DP, from its record in a round; None where it released none."""
+    value = entry.get("dp_epsilon", entry.get("epsilon"))
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -90,6 +90,19 @@ class RunLogReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.num_files = 0
+        """How many files have stood in this place: a reader that adds up begins anew when this changes."""
+        self.unread_bytes = 0
+        """What the last call has left."""
+        self._begin()
+
+    @property
+    def read_bytes(self) -> int:
+        """How far this file has been read."""
+        return self._offset
+
+    def _begin(self) -> None:
+        self.num_files += 1
         self.events: list[dict[str, Any]] = []
         self.damaged: list[int] = []
         """Numbers of the lines that were skipped, from 1."""
@@ -97,28 +110,42 @@ class RunLogReader:
 
     def read(self) -> list[dict[str, Any]]:
         """All events so far, in order; a torn last line waits for its end, a missing file has none."""
-        try:
-            with self.path.open("rb") as file:
-                if os.fstat(file.fileno()).st_size < self._offset:
-                    self.__init__(self.path)  # type: ignore[misc]  # somebody has put another file in its place
-                file.seek(self._offset)
-                new, newline, _ = file.read().rpartition(b"\n")
-        except FileNotFoundError:
-            return self.events
-        self._offset += len(new) + len(newline)
-        for line in new.split(b"\n") if newline else []:
-            self._num_lines += 1
-            self._take(line)
+        new = self.read_new()
+        self.events += new
         return self.events
 
-    def _take(self, line: bytes) -> None:
-        if not line:
-            return
-        event = _event(line)
-        if event is None:
+    def read_new(self, most_bytes: int = -1) -> list[dict[str, Any]]:
+        """Events that no call has returned yet; none of them is kept here, so memory does not grow with the log.
+
+        Args:
+            most_bytes: read about so much, at least one line; -1: everything.
+        """
+        try:
+            with self.path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size < self._offset:
+                    self._begin()  # somebody has put another file in its place
+                file.seek(self._offset)
+                new, newline, rest = file.read(most_bytes).rpartition(b"\n")
+                if not newline and 0 <= most_bytes <= len(rest):
+                    line = rest + file.readline()
+                    new, newline, _ = line.rpartition(b"\n")
+        except FileNotFoundError:
+            return []
+        self._offset += len(new) + len(newline)
+        self.unread_bytes = size - self._offset
+        found = []
+        for line in new.split(b"\n") if newline else []:
+            self._num_lines += 1
+            if event := self._take(line):
+                found.append(event)
+        return found
+
+    def _take(self, line: bytes) -> dict[str, Any] | None:
+        event = _event(line) if line else None
+        if line and event is None:
             self.damaged.append(self._num_lines)
-        else:
-            self.events.append(event)
+        return event
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from shared.commandline import os_error_text, owned, run_app, tell_error
+from shared.commandline import in_panels, os_error_text, owned, run_app, tell_error
 from shared.errors import InputError
 
 app = typer.Typer(no_args_is_help=True)
@@ -188,6 +188,21 @@ def test_every_command_with_a_home_looks_at_its_owner(program):
                     assert option.callback is not None, command.name
                     found += 1
     assert found > 10
+
+
+def test_every_command_of_a_program_lies_in_one_panel_and_in_its_order():
+    app, group = typer.Typer(), typer.Typer()
+    for name in ("second", "first"):
+        app.command(name)(lambda: None)
+    app.add_typer(group, name="more")
+    in_panels(app, {"Begin": ("first",), "Go on": ("second", "more")})
+    assert [(each.name, each.rich_help_panel) for each in app.registered_commands] == [
+        ("first", "Begin"),
+        ("second", "Go on"),
+    ]
+    assert app.registered_groups[0].rich_help_panel == "Go on"
+    with pytest.raises(AssertionError, match="more"):
+        in_panels(app, {"Begin": ("first", "second")})
 
 
 def test_closed_output_changes_no_exit_status(monkeypatch):

@@ -245,4 +245,4 @@ class Rounds:
             )
 
     def _progress(self, server_round: int, stage: str, tally: Tally) -> None:
-        self.observer.progress(server_round, stage, {site: record.state for site, record in tally.sites.items()})
+        self.observer.progress(server_round, stage, tally.states(), tally.answers())

@@ -2,11 +2,13 @@
 
 from typing import Protocol
 
+from server.federation.rounds.tally import Answers
+
 
 class Observer(Protocol):
     """What the round loop tells while it works."""
 
-    def progress(self, server_round: int, stage: str, sites: dict[str, str]) -> None:
+    def progress(self, server_round: int, stage: str, sites: dict[str, str], answers: Answers | None = None) -> None:
         """The stage of the current round, and each site's state."""
 
     def attend(self) -> None:

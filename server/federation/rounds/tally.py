@@ -19,6 +19,8 @@ from shared.storage.runlog import OUTCOMES, Outcome
 from shared.updates.norm_bound import norm_bound
 
 State = Literal["asked", "requeued"] | Outcome
+Answers = dict[str, dict[str, float]]
+"""Seconds and bytes of sites' answers, by alias."""
 TRANSITIONS: dict[State, tuple[State, ...]] = {
     "asked": ("requeued", *OUTCOMES),
     # Its answer may still come: the reply that was half uploaded when the node restarted, for example.
@@ -158,6 +160,15 @@ class Tally:
     def in_state(self, state: State) -> list[SiteRecord]:
         """Sites in one state, by alias."""
         return sorted((record for record in self.sites.values() if record.state == state), key=lambda each: each.site)
+
+    def states(self) -> dict[str, str]:
+        """State of each site, by alias."""
+        return {site: record.state for site, record in self.sites.items()}
+
+    def answers(self) -> Answers:
+        """Seconds and bytes of the answers that came, by alias."""
+        came = {site: record.answer for site, record in self.sites.items() if record.answer}
+        return {site: {name: answer[name] for name in ("seconds", "bytes")} for site, answer in came.items()}
 
     def as_json(self) -> dict[str, list[dict[str, Any]]]:
         """Who was asked, and what became of it."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from client.answers.audit_counts import add_noise
-from client.answers.audit_power import DETECTED_AUC, POWER, least_units, num_cells, too_few, units_of
+from client.answers.audit_power import DETECTED_AUC, POWER, foreseen, least_units, num_cells, too_few, units_of
 from client.data.dataset import open_dataset
 from client.limits import AuditPolicy
 
@@ -51,6 +51,15 @@ def test_units_are_persons_or_images(make_site):
     assert len(persons) == 6 and sorted(np.concatenate(persons)) == sorted(data.train)
     assert all(len(set(data.persons[rows])) == 1 for rows in persons)
     assert len(units_of(data, data.train, "image")) == 24
+
+
+def test_what_a_folder_foretells_of_audits_names_a_share_that_is_enough_or_says_that_none_is():
+    least = least_units(AuditPolicy())
+    assert foreseen(10 * least, 0.1, "person", AuditPolicy()) == ""
+    assert foreseen(10 * least, 0.05, "person", AuditPolicy()).endswith("after the first round it stays")
+    assert "held_out_ratio = 0.1 " in foreseen(10 * least, 0.05, "person", AuditPolicy())
+    assert "will be refused" in foreseen(2 * least - 1, 0.5, "image", AuditPolicy())
+    assert foreseen(2 * least, 0.5, "image", AuditPolicy()) == ""
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from client.answers.audit_power import least_units, likely_too_few
+from client.answers.audit_power import foreseen, least_units
 from client.cli.persons import warn_of_audits
 from client.limits import AuditPolicy
 from client.settings import SiteConfig, SitePolicy
@@ -13,9 +13,9 @@ AUDIT = AuditPolicy(max_per_run=1)
 @pytest.mark.parametrize(
     ("tasks", "unit", "persons", "words"),
     [
-        (("train", "audit"), "person", ("a", "a", "b", "b"), "of 2 persons about 1 will be held out"),
-        (("train", "audit"), "image", ("a", "a", "b", "b"), "of 4 images about 2 will be held out"),
-        (("train", "audit"), "image", None, "of 24 images about 12 will be held out"),
+        (("train", "audit"), "person", ("a", "a", "b", "b"), "about 2 persons are here"),
+        (("train", "audit"), "image", ("a", "a", "b", "b"), "about 4 images are here"),
+        (("train", "audit"), "image", None, "about 24 images are here"),
         (("train",), "image", ("a", "b"), ""),
     ],
 )
@@ -28,11 +28,11 @@ def test_too_few_units_for_an_audit_are_told_before_the_scan(tasks, unit, person
     warn_of_audits(settings, persons)
     said = capsys.readouterr().out
     assert words in said and bool(said) == bool(words)
-    assert not words or f"needs {least_units(AUDIT)} of them" in said
+    assert not words or f"audits need {2 * least_units(AUDIT)}" in said
 
 
 def test_enough_units_are_no_matter():
     least = least_units(AUDIT)
-    assert likely_too_few(2 * least, 0.5, "person", AUDIT) == ""
-    assert likely_too_few(2 * least - 2, 0.5, "person", AUDIT) != ""
-    assert likely_too_few(10 * least, 0.95, "image", AUDIT) != "", "too few are trained on"
+    assert foreseen(2 * least, 0.5, "person", AUDIT) == ""
+    assert foreseen(2 * least - 2, 0.5, "person", AUDIT) != ""
+    assert foreseen(10 * least, 0.95, "image", AUDIT) != "", "too few are trained on"

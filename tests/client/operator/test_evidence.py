@@ -20,7 +20,7 @@ from tests.signing import key_of
 
 def contents(file):
     with zipfile.ZipFile(file) as archive:
-        return {name: json.loads(archive.read(name)) for name in archive.namelist()}
+        return {name: json.loads(archive.read(name)) for name in archive.namelist() if name.endswith(".json")}
 
 
 def test_it_holds_the_runs_charges_totals_requests_and_policy(make_site: MakeSite, tmp_path, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from server.federation import finetune, status
+from server.federation import finetune
 from server.federation.finetune import Start, resume_run, start_run
 from server.federation.fleet.superlink_types import ControlError
 from server.federation.resubmission import Wanted
@@ -145,7 +145,7 @@ def test_a_run_is_summarised_as_a_table_and_as_json(home, control):
     entry = Wanted(home).runs()["run"]
     summary = summarise(home, entry)
     assert (summary["status"], summary["rounds_done"]) == ("completed", 2)
-    assert [line["sites"] for line in summary["history"]] == ["3 answered", "3 answered"]
+    assert [len(line["answered"]) for line in summary["history"]] == [3, 3]
     assert summary["history"][0]["loss"] == 0.5
     assert table(summary).row_count == 2
     metrics = {"fd_random_inception_192": 94.3, "kd_random_inception_192_interval": [5.4, 5.8], "precision": 0.0}
@@ -191,15 +191,3 @@ def test_rounds_are_checked_with_the_images_of_the_reference_unless_said_otherwi
     assert find_held_out("none", faces) == ""
     with pytest.raises(InputError, match=r"--held-out .*nowhere does not exist"):
         find_held_out(str(tmp_path / "nowhere"), faces)
-
-
-def test_every_epsilon_is_shown_with_what_it_protects():
-    def shown(*entries, **fields):
-        answered = [dict(zip(("epsilon", "unit", "dp_epsilon"), entry, strict=False)) for entry in entries]
-        return status._epsilon({"answered": [*answered, {"site": "silent"}], **fields})
-
-    assert shown((9.25, "person"), (10.5, "person")) == "10.5 per person"
-    assert shown((3.0, "image"), ("unbounded", None)) == "unbounded"
-    assert shown(("unbounded", "image", 2.5), ("unbounded", "image", 3.25)) == "unbounded (DP part 3.25 per image)"
-    assert shown() == ""
-    assert shown(central_epsilon=2.0, central_unit="site") == "2 per site"

@@ -1,0 +1,1 @@
+"""What the coordinator's live page shows, from files alone; no torch."""

@@ -1,0 +1,1 @@
+"""What all pages share: their look, and the live page's parts and script."""
