@@ -37,6 +37,7 @@ def approve_list(
     as_json: JsonOption = False,
 ) -> None:
     """Show what is approved or refused, and each experiment that waits for you with what it does and costs."""
+    from client.offers.in_words import waiting_facts
     from client.offers.waiting import waiting
     from client.policy.approval import read_approved
     from client.secure.rosters import pending_rosters
@@ -46,15 +47,9 @@ def approve_list(
     approved = read_approved(place)
     if as_json:
         kinds = {kind: sorted(digests) for kind, digests in vars(approved).items()}
-        told = [_waiting_facts(place, each, probe_seconds) for each in waiting(place)]
-        tell_json(
-            {
-                **kinds,
-                "installed_code": installed_digest(),
-                "waiting": told,
-                "rosters": [path.stem for path in pending_rosters(place)],
-            }
-        )
+        told = [waiting_facts(place, each, probe_seconds) for each in waiting(place)]
+        rosters = [path.stem for path in pending_rosters(place)]
+        tell_json({**kinds, "installed_code": installed_digest(), "waiting": told, "rosters": rosters})
         return
     for digest in sorted(approved.code):
         typer.echo(f"code {digest}{' (installed)' if digest == installed_digest() else ''}")
@@ -76,17 +71,6 @@ def approve_list(
         _tell_waiting(place, each, probe_seconds)
     if found:
         typer.echo("decide: `maskfed-client approve experiment NUMBER`, or `approve refuse NUMBER --reason TEXT`")
-
-
-def _waiting_facts(place: Home, each: "Waiting", probe_seconds: float) -> dict[str, object]:
-    from client.offers.in_words import in_words
-    from client.offers.waiting import differences_to_recipe
-    from client.settings import load_settings
-
-    recipe, differing = differences_to_recipe(each.experiment)
-    told = {"number": each.number, "digest": each.digest, "run": each.run, "asked": each.asked, "recipe": recipe}
-    words = list(in_words(place, load_settings(place), each.experiment, probe_seconds))
-    return {**told, "differences": differing, "in_words": words}
 
 
 def _tell_waiting(place: Home, each: "Waiting", probe_seconds: float) -> None:

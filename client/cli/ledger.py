@@ -1,4 +1,4 @@
-"""The commands of the records: what was spent, asked and released, and how far the budget reaches."""
+"""The commands of the ledger: what was spent, whether the record is whole, how far the budget reaches."""
 
 import math
 from pathlib import Path
@@ -17,14 +17,11 @@ HomeOption = Annotated[
     ),
 ]
 ledger = typer.Typer(no_args_is_help=True, help="See what training has cost your images.")
-journal = typer.Typer(no_args_is_help=True, help="See what was asked, decided and released.")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command groups to the program."""
+    """Add the command group to the program."""
     app.add_typer(ledger, name="ledger")
-    app.add_typer(journal, name="journal")
-    app.command()(evidence)
 
 
 @ledger.command("show")
@@ -174,40 +171,3 @@ def ledger_plan(
         typer.echo(line)
     for refusal in refusals:
         typer.echo(f"as it stands the policy refuses it: {refusal.code}, {refusal.reason}")
-
-
-@journal.command("show")
-def journal_show(
-    home: HomeOption = None,
-    last: Annotated[int, typer.Option(min=1, help="How many of the newest entries to show.")] = 50,
-) -> None:
-    """Print the newest requests, decisions and releases."""
-    from client.operator.status import event_line
-    from client.records.journal import Journal
-
-    for entry in Journal(find_home(home).journal).entries()[-last:]:
-        typer.echo(event_line(entry))
-
-
-@journal.command("verify")
-def journal_verify(home: HomeOption = None) -> None:
-    """Check that no line was changed or lost."""
-    from client.records.journal import Journal
-
-    place = find_home(home)
-    typer.echo(f"{place.journal}: {len(Journal(place.journal).entries())} entries, unbroken")
-
-
-def evidence(
-    run: Annotated[str, typer.Argument(help="Name of a run that this site was asked for.")],
-    out: Annotated[Path, typer.Option(help="New file to write, such as RUN.zip.")],
-    home: HomeOption = None,
-) -> None:
-    """Write what this site was asked, did and spent for a run, signed, for whoever has to check it elsewhere."""
-    from client.operator.evidence import write_evidence
-    from client.privacy.epsilon import epsilon_of
-    from client.settings import load_settings
-
-    place = find_home(home)
-    key = write_evidence(place, load_settings(place), run, out, epsilon_of)
-    typer.echo(f"{out}: check it elsewhere with `maskfed-server verify {out.name} --key {key}`")

@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 from client.data.dataset import open_dataset
 from client.offers.answer import NOT_COMPUTED, plan_costs
+from client.offers.waiting import Waiting, differences_to_recipe
 from client.policy.facts import gather_facts
 from client.policy.rules import Refusal, experiment_refusals
 from client.privacy.epsilon import epsilon_of
 from client.records.ledger import read_ledger
-from client.settings import Home, SiteConfig, SitePolicy
+from client.settings import Home, SiteConfig, SitePolicy, load_settings
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.training import experiment_digest
@@ -75,6 +76,14 @@ def _other_refusals(home: Home, settings: SiteConfig, experiment: Experiment) ->
     facts = gather_facts(home, settings, "", data, read_ledger(home.ledger))
     found = experiment_refusals(experiment, settings.policy, facts)
     return [each for each in found if each.code != "experiment_not_approved"]
+
+
+def waiting_facts(home: Home, each: Waiting, probe_seconds: float) -> dict[str, object]:
+    """An experiment that waits, for a program: who asked, what differs from its recipe, and `in_words`."""
+    recipe, differing = differences_to_recipe(each.experiment)
+    told = {"number": each.number, "digest": each.digest, "run": each.run, "asked": each.asked, "recipe": recipe}
+    words = list(in_words(home, load_settings(home), each.experiment, probe_seconds))
+    return {**told, "differences": differing, "in_words": words}
 
 
 def _constants(experiment: Experiment) -> str:
