@@ -17,7 +17,8 @@ from server.federation.rounds.presence import Presence, TooFewSitesError
 from server.federation.rounds.request import Closings, Question, header_of
 from server.federation.rounds.secure_round import SecureRounds
 from server.federation.rounds.selection import Attendance, choose
-from server.federation.rounds.tally import TRANSIENT_STATES, SiteRecord, Tally
+from server.federation.rounds.site_record import TRANSIENT_STATES, SiteRecord
+from server.federation.rounds.tally import Tally
 from server.federation.secure.rosters import RosterError
 from server.federation.updates.global_model import GlobalModel, load_global, round_folder, save_global
 from server.federation.updates.step import ServerStep

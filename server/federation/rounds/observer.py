@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from server.federation.rounds.tally import Answers
+from server.federation.rounds.site_record import Answers
 
 
 class Observer(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from server.federation.fleet.registry import Registry
 from server.federation.messaging.agreement import Agreement
 from server.federation.messaging.exchange import Exchange
-from server.federation.rounds.tally import SiteRecord
+from server.federation.rounds.site_record import SiteRecord
 from shared.experiment.federation import FederationConfig
 from shared.messages.training import RequestHeader
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from flwr.app import RecordDict
 
 from server.federation.messaging.exchange import Exchange
-from server.federation.rounds.tally import MAX_QUESTIONS, SiteRecord, Tally
+from server.federation.rounds.site_record import MAX_QUESTIONS, SiteRecord
+from server.federation.rounds.tally import Tally
 from server.federation.updates.global_model import GlobalModel
 from shared.experiment.config import Experiment
 from shared.experiment.federation import FederationConfig

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from server.federation.fleet.registry import Registry
 from server.federation.messaging.transport import Grid, Timing
-from server.federation.rounds.tally import SiteRecord, Tally
+from server.federation.rounds.site_record import SiteRecord
+from server.federation.rounds.tally import Tally
 from server.federation.secure.masked_sum import KeptRound, KeptSum, MaskedSum
 from server.federation.secure.rosters import RosterError, Rosters
 from server.federation.secure.unmasking import Unmasking

@@ -63,8 +63,9 @@ SCHEMAS = {
     "journal show": [ENTRY],
     "journal verify": {"file": str, "num_entries": int},
     "approve list": {
-        **{kind: [str] for kind in ("code", "experiments", "projections", "references", "refused")},
+        **{kind: [str] for kind in ("code", "experiments", "peers", "projections", "references", "refused")},
         "installed_code": str,
+        "rosters": [str],
         "waiting": [
             {
                 "number": int,
@@ -84,7 +85,7 @@ LONG = {"audit canaries"}
 ACT = {
     *("enroll", "join", "certificate", "evidence", "statistics", "start", "metrics", "leave", "data scan"),
     *("ledger accept-clock", "policy migrate", "audit model"),
-    *(f"approve {what}" for what in ("code", "experiment", "refuse", "projection", "reference", "revoke")),
+    *(f"approve {what}" for what in ("code", "experiment", "refuse", "projection", "reference", "roster", "revoke")),
 }
 """Change or write something, and say that they did."""
 
@@ -130,7 +131,7 @@ def run(site, words, *more):
     return CliRunner().invoke(app, [*words.split(), *more, "--home", str(site.path), "--json"])
 
 
-@pytest.mark.parametrize("words", SCHEMAS.keys() - {"ledger plan", "doctor"})
+@pytest.mark.parametrize("words", sorted(SCHEMAS.keys() - {"ledger plan", "doctor"}))
 def test_json_has_the_fields_of_the_table(site, words):
     done = run(site, words, *(("--probe-seconds", "0") if words == "approve list" else ()))
     assert done.exit_code == 0, done.output

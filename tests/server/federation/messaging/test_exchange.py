@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, MessageType, RecordDict
 
 from server.federation.messaging.exchange import MAX_PULLS, Exchange
 from server.federation.messaging.transport import ExchangeError
-from server.federation.rounds.tally import MAX_QUESTIONS
+from server.federation.rounds.site_record import MAX_QUESTIONS
 from tests.server.fake_federation import FAST, honest_sites, make_experiment, make_home, rounds_of, run_rounds
 from tests.server.fake_grid import FakeGrid, Site
 

@@ -8,7 +8,8 @@ from flwr.app import Array, Error, RecordDict
 from server.federation.evaluation_queue import Evaluations
 from server.federation.fleet.registry import Registry
 from server.federation.rounds.loop import RunFailedError
-from server.federation.rounds.tally import MAX_QUESTIONS, Tally
+from server.federation.rounds.site_record import MAX_QUESTIONS
+from server.federation.rounds.tally import Tally
 from server.federation.updates import global_model
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 from tests.server.fake_federation import (

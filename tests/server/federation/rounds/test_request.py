@@ -81,6 +81,7 @@ def test_whom_a_round_waits_for_is_told_now_and_then_and_it_ends_at_its_deadline
         close=lambda *given: closed.append((clock[0], given)),
         in_state=lambda _: [],
         can_reach=lambda _: True,
+        num_needed=1,
     )
     with caplog.at_level("INFO"):
         question.wait(open_ones, lambda: None, is_repeated=False)

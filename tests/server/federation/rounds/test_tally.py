@@ -7,7 +7,8 @@ import pytest
 
 from server.federation.messaging.exchange import Arrival
 from server.federation.rounds import tally as tally_module
-from server.federation.rounds.tally import MAX_QUESTIONS, SiteRecord, Tally
+from server.federation.rounds.site_record import MAX_QUESTIONS, SiteRecord
+from server.federation.rounds.tally import Tally
 from shared.messages.packing import Manifest
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
 from shared.updates.fixed_point import CLIP_MARGIN
