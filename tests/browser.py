@@ -93,9 +93,9 @@ class Browser:
 
     def press(self, key: str) -> None:
         """One key, as from a keyboard."""
-        codes = {"Tab": 9, "Enter": 13}
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key])
+        codes, texts = {"Tab": 9, "Enter": 13}, {"Enter": {"text": "\r"}}
+        for kind, text in (("keyDown", texts.get(key, {})), ("keyUp", {})):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=codes[key], **text)
 
     def roles(self) -> list[tuple[str, str]]:
         """Role and name of everything that a screen reader is told, in order."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from client.answers.audit_power import too_few
 from client.data.dataset import Dataset, open_dataset
+from client.policy.budget import has_dp_releases
 from client.records.journal import Journal
 from client.records.ledger import Ledger, open_ledger
 from client.records.spending import Charge, EpsilonOf
@@ -78,7 +79,7 @@ def check_exact(policy: SitePolicy, data: Dataset, ledger: Ledger) -> None:
         raise InputError("policy.tasks of site.toml does not list `audit`: figures stay here; add it to release them")
     if policy.require_dp:
         raise InputError("figures are a release without DP: policy.require_dp forbids it")
-    if ledger.spending(data.dataset_id) and not policy.non_private_after_dp:
+    if has_dp_releases(ledger.charges_of(data.dataset_id)) and not policy.non_private_after_dp:
         raise InputError(
             "figures are a release without DP, and DP rounds have been made: policy.non_private_after_dp forbids it"
         )

@@ -7,6 +7,7 @@ data sets, and what those have spent, decides too but is the operator's to know.
 import datetime as dt
 import logging
 import math
+from collections.abc import Iterable
 
 from client.policy.refusals import RefusedError
 from client.policy.rules import HIDDEN, Refusal, hidden
@@ -111,8 +112,16 @@ def told_head(history: History) -> dict[str, object]:
 
 def own_unit(history: History, dataset_id: str) -> Unit | None:
     """The unit that the first DP charge on this very data set has fixed, whatever it shares with others."""
-    own = (charge for _, charge in history.charges if charge.dataset_id == dataset_id)
-    return next((charge.unit for charge in own if charge.mechanism != "none"), None)
+    return next((each.unit for _, each in history.own_charges(dataset_id) if each.mechanism != "none"), None)
+
+
+def has_dp_releases(charges: Iterable[tuple[Entry, Charge]]) -> bool:
+    """Whether something other than verdicts was released with DP.
+
+    A verdict is charged with noise whatever the run trains with: a run without DP is audited between its rounds, and
+    goes on.
+    """
+    return any(charge.mechanism != "none" and charge.task != "audit" for _, charge in charges)
 
 
 def _keep(home: Home, ledger: Ledger, entry: Entry, charge: Charge, total: Total, epsilon_of: EpsilonOf) -> None:

@@ -4,7 +4,7 @@ import datetime as dt
 
 from client.data.dataset import Dataset
 from client.policy.approval import read_approved
-from client.policy.budget import own_unit
+from client.policy.budget import has_dp_releases, own_unit
 from client.policy.rules import Facts
 from client.records.history import History
 from client.settings import Home, SiteConfig
@@ -29,6 +29,8 @@ def gather_facts(home: Home, settings: SiteConfig, run: str, data: Dataset | Non
         committed_rounds=history.num_committed(run),
         rounds_last_day=history.num_since(now - dt.timedelta(days=1)),
         own_unit=None if data is None else own_unit(history, data.dataset_id),
+        has_dp_releases=data is not None and has_dp_releases(history.own_charges(data.dataset_id)),
+        has_linked_dp_releases=data is not None and has_dp_releases(history.charges_of(data.dataset_id)),
         spent_unit=None if data is None else history.unit_of(data.dataset_id),
         is_clock_behind=history.is_clock_behind(now),
     )

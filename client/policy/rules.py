@@ -50,8 +50,12 @@ class Facts:
     rounds_last_day: int = 0
     own_unit: Unit | None = None
     """Unit of the DP charges on this very data set; None before the first."""
+    has_dp_releases: bool = False
+    """Whether rounds or other releases with DP were made of this very data set; audits are none."""
     spent_unit: Unit | None = None
-    """The same over every data set that shares records with it, private."""
+    """The unit of DP charges over every data set that shares records with it, private."""
+    has_linked_dp_releases: bool = False
+    """As above, over every data set that shares records with it, private."""
     is_clock_behind: bool = False
 
 
@@ -160,7 +164,7 @@ def _secure(experiment: Experiment, policy: SitePolicy) -> Iterator[Refusal]:
 def _privacy(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
     privacy = experiment.privacy
     if privacy.mechanism == "none":
-        yield from _non_private(policy, facts.own_unit)
+        yield from _non_private(policy, facts)
         return
     if privacy.unit != policy.unit:
         yield Refusal("unit_mismatch", f"this site protects the unit {policy.unit!r}, asked is {privacy.unit!r}")
@@ -177,11 +181,11 @@ def _privacy(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterat
         yield Refusal("budget_exceeded", f"the plan's delta {privacy.delta:g} is above the site's {policy.delta:g}")
 
 
-def _non_private(policy: SitePolicy, spent_unit: Unit | None) -> Iterator[Refusal]:
+def _non_private(policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
     if policy.require_dp:
         yield Refusal("dp_required", "this site releases with differential privacy only")
-    if spent_unit is not None and not policy.non_private_after_dp:
-        yield Refusal("non_private_forbidden", "this data set has DP rounds, none without DP may follow")
+    if facts.has_dp_releases and not policy.non_private_after_dp:
+        yield Refusal("non_private_forbidden", "this data set has releases with DP, no round without may follow")
 
 
 def _limits(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
@@ -205,5 +209,5 @@ def _private_facts(experiment: Experiment, policy: SitePolicy, facts: Facts) -> 
         yield hidden(f"{facts.num_images} training images, policy.min_images_train is {policy.min_images_train}")
     if privacy.mechanism != "none" and spent not in (None, privacy.unit):
         yield hidden(f"spending of data that shares records with this set is counted per {spent}")
-    if privacy.mechanism == "none" and spent is not None and not policy.non_private_after_dp:
-        yield hidden("data that shares records with this set has DP rounds: policy.non_private_after_dp is false")
+    if privacy.mechanism == "none" and facts.has_linked_dp_releases and not policy.non_private_after_dp:
+        yield hidden("data that shares records with this set has DP releases: policy.non_private_after_dp is false")

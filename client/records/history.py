@@ -71,6 +71,10 @@ class History:
         """Charges that other homes of this machine have made on shared images."""
         return [(entry, Charge.model_validate(entry.fields["charge"])) for entry in self._of_kind("inherited")]
 
+    def own_charges(self, dataset_id: str) -> list[tuple[Entry, Charge]]:
+        """Charges on this very data set, whatever it shares with others."""
+        return [each for each in self.charges if each[1].dataset_id == dataset_id]
+
     def charges_of(self, dataset_id: str) -> list[tuple[Entry, Charge]]:
         """Charges on the data set or on any that shares records with it, in this home or another."""
         linked = self.linked(dataset_id)

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from client.data.dataset import Dataset, open_dataset
-from client.policy.budget import reserve, told_total
+from client.policy.budget import has_dp_releases, reserve, told_total
 from client.policy.refusals import PolicyError, RefusedError
 from client.policy.rules import HIDDEN
 from client.records.journal import Journal
@@ -124,10 +124,10 @@ def check_private_facts(policy: SitePolicy, plan: StatisticsPlan, data: Dataset,
     Raises:
         RefusedError: with the reason `policy`.
     """
-    note = ""
+    note, is_dp = "", has_dp_releases(ledger.charges_of(data.dataset_id))
     if len(data.train) < policy.min_images_statistics:
         note = f"{len(data.train)} images, policy.min_images_statistics is {policy.min_images_statistics}"
-    elif plan.kind == "exact" and ledger.spending(data.dataset_id) and not policy.non_private_after_dp:
+    elif plan.kind == "exact" and is_dp and not policy.non_private_after_dp:
         note = "exact statistics after DP rounds: policy.non_private_after_dp forbids it"
     if note:
         raise RefusedError("policy", HIDDEN, note)

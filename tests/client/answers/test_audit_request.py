@@ -183,7 +183,12 @@ def test_too_few_units_are_told_to_the_operator_alone(make_site, packed, seen, c
         (
             {"max_steps_per_round": 5},
             {},
-            {"evidence": "canaries", "experiment": parse_experiment(TOML, ["federation.local_steps=6"])},
+            {
+                "evidence": "canaries",
+                "experiment": parse_experiment(TOML, ["federation.local_steps=6"]),
+                "model_digest": "",
+                "reference_digests": (),
+            },
             "too_many_steps",
         ),
         ({}, {"image_size": 32}, {}, "data_not_ready"),

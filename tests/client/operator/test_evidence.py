@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from client.cli.ledger import evidence
+from client.cli.records import evidence
 from client.operator.evidence import write_evidence
 from client.policy.approval import approve
 from client.privacy.epsilon import epsilon_of

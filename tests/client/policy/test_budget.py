@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from client.data.dataset import open_dataset
-from client.policy.budget import budget_refusal, has_hidden, own_unit, reserve, told_fields, told_head, told_total
+from client.policy.budget import (
+    budget_refusal,
+    has_dp_releases,
+    has_hidden,
+    own_unit,
+    reserve,
+    told_fields,
+    told_head,
+    told_total,
+)
 from client.policy.refusals import RefusedError, note_refusal
 from client.records.data_registry import Identity, Records, existing_registry
 from client.records.journal import Journal
@@ -40,6 +49,19 @@ def test_replies_are_the_same_whether_data_sets_share_records_or_not(make_site, 
         assert ledger.total(data.dataset_id, 1e-5, steps).epsilon == (7 if is_linked else 4)
         assert told_total(ledger, settings.policy, steps).epsilon == 7
         assert own_unit(ledger, data.dataset_id) == "image" and own_unit(ledger, "another") is None
+
+
+def test_a_verdict_keeps_no_run_without_dp_from_going_on(make_site):
+    home, settings = make_site()
+    data = open_dataset(home, 16)
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+        own = charge(data.dataset_id, fingerprint=data.fingerprint)
+        for found, task, mechanism in (False, "train", "none"), (False, "audit", "gaussian"), (True, "train", "dp-sgd"):
+            each = own.model_copy(update={"task": task, "mechanism": mechanism, "run": f"{task}-{mechanism}"})
+            reserve(ledger, each, settings.policy, steps, home)
+            assert has_dp_releases(ledger.own_charges(data.dataset_id)) is found, task
+            assert has_dp_releases(ledger.charges_of(data.dataset_id)) is found, task
+        assert not has_dp_releases(ledger.own_charges("another"))
 
 
 @pytest.mark.parametrize("is_shared", [False, True])

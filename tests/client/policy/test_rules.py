@@ -68,9 +68,12 @@ def test_masked_updates_can_be_required_and_have_to_be_enough_of_them():
 
 
 def test_no_release_without_dp_after_the_first_dp_round():
-    spent = {"own_unit": "image", "spent_unit": "image"}
+    spent = {"own_unit": "image", "has_dp_releases": True, "spent_unit": "image"}
     assert decide(PLAIN, facts=spent) == "non_private_forbidden"
     assert decide(PLAIN, facts=spent, non_private_after_dp=True) == "accepted"
+    assert decide(PLAIN, facts={**spent, "has_dp_releases": False}) == "accepted", "an audit alone was charged"
+    assert decide(PLAIN, facts={"has_linked_dp_releases": True}) == "policy"
+    assert decide(PLAIN, facts={"has_linked_dp_releases": True}, non_private_after_dp=True) == "accepted"
 
 
 def test_unit_must_be_the_sites():
@@ -260,7 +263,7 @@ def test_precision_is_that_of_the_approved_experiment():
 
 
 def test_what_other_data_has_spent_is_told_to_the_operator_alone():
-    linked = {"spent_unit": "image"}
+    linked = {"spent_unit": "image", "has_linked_dp_releases": True}
     person = experiment(privacy={**DP, "unit": "person"})
     assert decide(PLAIN, facts=linked) == "policy"
     assert decide(person, unit="person", facts=linked) == "policy"

@@ -156,7 +156,7 @@ def test_refusals_are_told_and_only_who_took_part_is_asked(run, plan, tmp_path, 
 def test_canaries_of_a_plan_with_dp_are_asked_for_without_a_model(run, plan, tmp_path, monkeypatch):
     question = make_question(run.round_checkpoint(1), replace(plan, canaries=True), "faces")
     assert question.arrays == {} and question.query.evidence == "canaries"
-    homes = [make_site(tmp_path, 0), make_site(tmp_path, 1)]
+    homes = [make_site(tmp_path, number, max_steps_per_round=100) for number in (0, 1)]
     with pytest.raises(InputError, match="task_not_allowed: the plan trains without DP"):
         ask(run, replace(plan, canaries=True), homes, monkeypatch)
 
@@ -290,11 +290,13 @@ def test_the_command_hands_its_options_on(run, tmp_path, monkeypatch):
     monkeypatch.setattr("server.release.audit_sites.ask_audits", ask_audits)
     home = run.path.parents[1]
     (home / "coordinator.toml").touch()
-    options = ["--reference", "a", "--reference", "b", "--public", "synthetic:public:8", "--public-steps", "3"]
+    references = [run.round_checkpoint(1), run.round_checkpoint(1)]
+    options = [part for each in references for part in ("--reference", str(each))]
+    options += ["--public", "synthetic:public:8", "--public-steps", "3"]
     options += ["--site", "site0", "--canaries", "--deadline", "60"]
     result = CliRunner().invoke(cli.app, ["audit", str(run.path), "--home", str(home), *options])
     assert result.exit_code == 0 and "site0: audited" in result.stdout and "x.json" in result.stdout
     assert (seen["home"], seen["path"]) == (home, run.path)
     assert seen["plan"] == AuditPlan(
-        (Path("a"), Path("b")), "synthetic:public:8", 3, canaries=True, sites=("site0",), deadline_seconds=60.0,
+        tuple(references), "synthetic:public:8", 3, canaries=True, sites=("site0",), deadline_seconds=60.0,
     )  # fmt: skip

@@ -121,7 +121,7 @@ def test_indivisible_patch_size_is_refused():
 
 def test_missing_diffusers_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(InputError, match=r"install maskfed\[unet\]"):
+    with pytest.raises(InputError, match=r"pip install 'maskfed\[unet\]'"):
         tiny()
 
 
