@@ -1,5 +1,6 @@
 """Settings of the whole suite: no network, few threads, no leftovers of the user's environment."""
 
+import logging
 import os
 import random
 import resource
@@ -173,11 +174,12 @@ def full_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(autouse=True)
 def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Each test is a machine of its own: homes of other tests share no images with it, and limits do not stay."""
+    """Each test is a machine of its own: homes of others share no images with it, limits and silence do not stay."""
     monkeypatch.setenv("MASKFED_REGISTRY", str(tmp_path / "registry"))
     memory = resource.getrlimit(resource.RLIMIT_AS)
     yield
     resource.setrlimit(resource.RLIMIT_AS, memory)
+    logging.disable(logging.NOTSET)
 
 
 @pytest.hookimpl(hookwrapper=True)
