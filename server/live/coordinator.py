@@ -107,7 +107,9 @@ class CoordinatorPage:
     def _shown(self, wanted: Mapping[str, Mapping[str, Any]]) -> list[str]:
         newest = sorted(self._runs, key=lambda name: _age(self._runs[name].path), reverse=True)
         running = [name for name in newest if wanted.get(name, {}).get("status") == "running"]
-        return (running or newest[:1])[:SHOWN_RUNS]
+        trained = [name for name in newest if name in wanted or self._runs[name].figures.rounds]
+        # Questions for audits or mean images have folders among the runs, and no rounds.
+        return (running or trained[:1] or newest[:1])[:SHOWN_RUNS]
 
     def _address(self) -> str:
         try:
@@ -148,7 +150,8 @@ class CoordinatorPage:
         online, rows = read_online(self._home)["sites"], []
         for alias in aliases:
             seen, found = online.get(alias, {}), self._newest_of(alias)
-            state = "online" if seen.get("is_online") else "offline" if seen else "never seen"
+            has_been_here = bool(seen or (found and found.last_answer))
+            state = "online" if seen.get("is_online") else "offline" if has_been_here else "never seen"
             counts = f"{found.answered} of {found.asked}, {found.refused} refused" if found else "–"
             rows.append(
                 [
@@ -175,7 +178,8 @@ class CoordinatorPage:
         names, rows = sorted({*wanted, *self._runs}), []
         for name in names:
             entry, run = wanted.get(name, {}), self._runs.get(name)
-            done = f"{max(run.figures.rounds, default=0)} of {run.rounds}" if run else "–"
+            is_training = bool(entry or (run and run.figures.rounds))
+            done = f"{max(run.figures.rounds, default=0)} of {run.rounds}" if run and is_training else "–"
             newest = (
                 [f"{metric} {format_number(values[max(values)])}" for metric, values in run.figures.distances.items()]
                 if run
@@ -186,7 +190,14 @@ class CoordinatorPage:
             rows.append([name, cell(status, colour), done, ", ".join(newest) or "–", str(entry.get("reason", ""))])
         columns = ["run", "status", "rounds", "newest distance", "reason"]
         empty = "no run yet: `maskfed-server finetune`"
-        return table("runs", "Runs", columns, rows, empty=empty, text_columns=["status", "newest distance", "reason"])
+        return table(
+            "runs",
+            "Runs and questions",
+            columns,
+            rows,
+            empty=empty,
+            text_columns=["status", "newest distance", "reason"],
+        )
 
 
 def page(home: Path) -> CoordinatorPage:

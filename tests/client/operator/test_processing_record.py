@@ -4,8 +4,8 @@ import re
 import zipfile
 
 import pytest
-from client.cli.records import evidence
 
+from client.cli.records import evidence
 from client.operator.evidence import gather
 from client.operator.processing_record import record_page
 from client.records.journal import Journal

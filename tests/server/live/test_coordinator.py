@@ -170,3 +170,19 @@ def test_the_page_holds_no_lock_changes_no_file_and_loads_no_torch(home):
     root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", code, str(home)], check=True, cwd=root, timeout=60)
     assert {path: path.stat().st_mtime_ns for path in home.rglob("*")} == before
+
+
+def test_a_question_is_no_run_of_rounds_and_whoever_has_answered_was_seen(home):
+    (home / "wanted.json").write_text(json.dumps({"runs": [{"run": "first", "run_id": 1, "status": "completed"}]}))
+    audit = create(home / "runs" / "audit-20261126-070110", parse_experiment(EXPERIMENT))
+    RunLog(audit.metrics).write("end", status="completed", round=0)
+    parts = by_id(page(home).read())
+    # The newest folder is the question's; the run is what is told in full.
+    told = [each for each in parts if each.startswith("run-")]
+    assert told and all(each.startswith("run-first") for each in told)
+    assert [row[:3] for row in texts(parts["runs"])] == [
+        ["audit-20261126-070110", "completed", "–"],
+        ["first", "completed", "2 of 9"],
+    ]
+    # Nobody is noted as online since this start, but both have answered.
+    assert [row[1] for row in texts(parts["sites"])] == ["offline", "offline"]
