@@ -94,7 +94,13 @@ LAYERS = {
     ),
     "server": (
         {"server.evaluation.measures", "server.federation.fleet", "server.planning", "server.runs"},
-        {"server.federation.client_level", "server.federation.messaging", "server.report", "server.training"},
+        {
+            "server.conversion",
+            "server.federation.client_level",
+            "server.federation.messaging",
+            "server.report",
+            "server.training",
+        },
         {"server.federation.updates"},
         {"server.federation.acceptance", "server.federation.secure"},
         {"server.federation.rounds"},

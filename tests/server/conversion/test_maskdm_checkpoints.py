@@ -6,9 +6,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from server.cli import main as cli
-from server.training.foreign_files import read_foreign
-from server.training.maskdm_checkpoints import export_checkpoint, import_checkpoint
-from server.training.maskdm_layouts import schedule_tables
+from server.conversion.foreign_files import read_foreign
+from server.conversion.maskdm_checkpoints import export_checkpoint, import_checkpoint
+from server.conversion.maskdm_layouts import schedule_tables
 from shared.diffusion.patches import patchify, unpatchify
 from shared.diffusion.uvit import build_model, timestep_embedding
 from shared.errors import InputError
@@ -334,7 +334,7 @@ def test_commands_import_and_export(tmp_path, maskdm, capsys, monkeypatch):
         return ended.value.code
 
     assert call("import-checkpoint", tmp_path / "model.pt", "--out", tmp_path / "out") == 0
-    assert call("export", tmp_path / "out", "--out", tmp_path / "back.pth", "--layout", "uvit") == 0
+    assert call("export", tmp_path / "out", "--out", tmp_path / "back.pth", "--to", "uvit") == 0
     assert "size T, 16 px, patch 4" in capsys.readouterr().out
     assert "pos_embed" in torch.load(tmp_path / "back.pth", weights_only=True)
     assert call("import-checkpoint", tmp_path / "model.pt", "--out", tmp_path / "out") == 2

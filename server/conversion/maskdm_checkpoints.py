@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from server.training import maskdm_layouts
-from server.training.foreign_files import read_foreign
-from server.training.maskdm_layouts import Layout, ScheduleKind
+from server.conversion import maskdm_layouts
+from server.conversion.foreign_files import read_foreign
+from server.conversion.maskdm_layouts import Layout, ScheduleKind
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.storage.checkpoint import load_group, load_meta, resolve_checkpoint, save_checkpoint
