@@ -113,7 +113,7 @@ LAYERS = {
     "deploy": (
         {"deploy.errors"},
         {"deploy.identity", "deploy.observe"},
-        {"deploy.checks"},
+        {"deploy.alerts", "deploy.checks"},
         {"deploy.processes"},
         {"deploy.coordinator", "deploy.guards"},
         {"deploy.doctor", "deploy.pages", "deploy.warm"},

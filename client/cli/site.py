@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from client.cli.persons import PersonsOption, confirm_persons, keep_persons
 from client.cli.policy import describe
-from client.settings import find_home, load_settings, save_settings
+from client.settings import Home, find_home, load_settings, save_settings
 from deploy.observe.logs import tell
 from shared.commandline import JsonOption, owned, tell_json
 from shared.errors import InputError
@@ -129,6 +130,7 @@ def start(
         tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
         lines = SiteView(place, tell)
         stack.enter_context(supervisor)
+        stack.enter_context(_alerts(place, settings.alias))
         if page_port:
             tell_address(place.path, page_port)
         if metrics_port:
@@ -140,6 +142,18 @@ def start(
         else:
             supervisor.watch(lines.show_lines)
     tell("stopped; a round that was cut off stays charged")
+
+
+def _alerts(place: Home, alias: str) -> contextlib.AbstractContextManager[None]:
+    """What is told to a webhook, if there is one, while the block runs."""
+    from client.operator.alerts import SiteAlerts
+    from deploy.alerts.certificates import SITES, certificates_left, ending
+    from deploy.alerts.watch import watching
+
+    def certificates(_since: float) -> Iterator[tuple[str, str, str]]:
+        return ending(certificates_left(place.path, SITES))
+
+    return watching(place.path, f"site {alias}", [SiteAlerts(place), certificates])
 
 
 def metrics(home: HomeOption = None, port: Annotated[int, typer.Option(help="Local port to serve on.")] = 9465) -> None:
