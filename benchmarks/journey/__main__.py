@@ -61,7 +61,15 @@ SCALED = {
 MAY_END_WITH = {"finetune --dry-run": (0, 1)}
 """Exit codes: not every site has accepted when the plan is offered first."""
 PAGE_PORT = 8080
-FACTS = ("asked for by run", "recipe federated_private_faces64-S", "epsilon", "MB", "sigma")
+FACTS = (
+    "asked for by run",
+    "but for",
+    "per person: noise multiplier",
+    "epsilon of this plan",
+    "your cap",
+    "MB",
+    "training for",
+)
 """What a site is shown before it decides."""
 SHOWN = ("hospital-a", "hospital-b", "first", "running", "completed", "online")
 """What the live page shows in the course of a run."""

@@ -2,17 +2,20 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from client.cli import site
 from client.cli.persons import PersonsOption, confirm_persons, keep_persons, warn_of_audits
 from client.cli.policy import describe
-from client.settings import Home, SiteConfig, find_home, load_settings, save_settings
+from client.home import Home, find_home
 from shared.commandline import owned
 from shared.errors import InputError
 from shared.messages.agreement.defaults import DELTA, EPSILON_CAP, MAX_ROUNDS, MAX_STEPS, MIN_NOISE
+
+if TYPE_CHECKING:
+    from client.settings import SiteConfig
 
 HomeOption = Annotated[
     Path | None,
@@ -40,6 +43,7 @@ def enroll(
     ] = None,
 ) -> None:
     """Make the keys that your site lacks, and print the line to send to the coordinator."""
+    from client.settings import load_settings
     from deploy.identity.site_identity import RENEWABLE, create_identity
 
     place = find_home(home)
@@ -119,7 +123,7 @@ def join(  # every rule of the policy is one option
     """Join a federation: trust its CA, approve its client code, and write your policy to `site.toml`."""
     from client.operator.installed_code import approve_installed, check_installed
     from client.records.history import check_head_file
-    from client.settings import parse_settings
+    from client.settings import parse_settings, save_settings
     from deploy.identity.addresses import split_proxy
     from deploy.identity.enrolment import read_bundle
     from deploy.identity.site_identity import accept_bundle
@@ -204,7 +208,7 @@ def default_head_file(home: Home, alias: str) -> Path:
     return state / "maskfed" / f"{alias}-{hashlib.sha256(str(home.path).encode()).hexdigest()[:12]}.json"
 
 
-def with_unit(home: Home, settings: SiteConfig, unit: str | None, num_persons: int | None) -> SiteConfig:
+def with_unit(home: Home, settings: "SiteConfig", unit: str | None, num_persons: int | None) -> "SiteConfig":
     """The settings with the unit of privacy that is asked for, or the person where images are sorted by person.
 
     Raises:

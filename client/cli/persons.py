@@ -1,12 +1,15 @@
 """The question that `join` and `data scan` ask: are these the persons?"""
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.settings import Home, SiteConfig
+from client.home import Home
 from shared.errors import InputError
+
+if TYPE_CHECKING:
+    from client.settings import SiteConfig
 
 PersonsOption = Annotated[
     int | None,
@@ -14,7 +17,7 @@ PersonsOption = Annotated[
 ]
 
 
-def confirm_persons(home: Home, settings: SiteConfig, expected: int | None) -> tuple[str, ...] | None:
+def confirm_persons(home: Home, settings: "SiteConfig", expected: int | None) -> tuple[str, ...] | None:
     """Show who is on the images; with the person as the unit of privacy, go on only when somebody confirms it.
 
     Returns:
@@ -46,7 +49,7 @@ def confirm_persons(home: Home, settings: SiteConfig, expected: int | None) -> t
     return persons
 
 
-def keep_persons(home: Home, settings: SiteConfig) -> None:
+def keep_persons(home: Home, settings: "SiteConfig") -> None:
     """Remember that these persons were confirmed: the next scan of the same files does not ask."""
     from pathlib import Path
 
@@ -58,7 +61,7 @@ def keep_persons(home: Home, settings: SiteConfig) -> None:
         keep_confirmed(home, source, persons)
 
 
-def warn_of_audits(settings: SiteConfig, persons: tuple[str, ...] | None) -> None:
+def warn_of_audits(settings: "SiteConfig", persons: tuple[str, ...] | None) -> None:
     """Say at once when the share that is held out will be too small for audits.
 
     Args:

@@ -1,13 +1,16 @@
 """The policy in words, and its commands: what it says, and bringing a `site.toml` of an older version up to date."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from client.home import find_home
 from client.private_files import check_private, write_private
-from client.settings import SitePolicy, find_home, load_settings, read_toml
 from shared.commandline import JsonOption, owned, tell_json
+
+if TYPE_CHECKING:
+    from client.settings import SitePolicy
 
 HomeOption = Annotated[
     Path | None,
@@ -26,6 +29,8 @@ def register(app: typer.Typer) -> None:
 @policy.command("show")
 def policy_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Say the policy in words."""
+    from client.settings import load_settings
+
     policy = load_settings(find_home(home)).policy
     if as_json:
         tell_json(policy.model_dump(mode="json"))
@@ -39,6 +44,7 @@ def policy_migrate(
 ) -> None:
     """Bring `site.toml` of an older version up to date, after showing every difference; the old file is kept."""
     from client.policy.migration import differences, migrated
+    from client.settings import read_toml
 
     place = find_home(home)
     check_private(place.settings)
@@ -58,7 +64,7 @@ def policy_migrate(
     typer.echo(f"written; the old file is {kept}")
 
 
-def describe(policy: SitePolicy) -> str:
+def describe(policy: "SitePolicy") -> str:
     """The policy in one sentence per rule."""
     private = (
         f"training with DP only, at most epsilon {policy.epsilon_cap:g} at delta {policy.delta:g} per {policy.unit}"

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from client.settings import find_home
+from client.home import find_home
 from shared.commandline import JsonOption, owned, tell_json
 
 HomeOption = Annotated[

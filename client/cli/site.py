@@ -10,7 +10,7 @@ import typer
 
 from client.cli.persons import PersonsOption, confirm_persons, keep_persons
 from client.cli.policy import describe
-from client.settings import Home, find_home, load_settings, save_settings
+from client.home import Home, find_home
 from deploy.observe.logs import tell
 from shared.commandline import JsonOption, owned, tell_json
 from shared.errors import InputError
@@ -55,6 +55,7 @@ def data_scan(
     from client.data.dataset import open_dataset, scan
     from client.records.journal import Journal
     from client.records.site_log import site_log
+    from client.settings import load_settings
 
     place = find_home(home)
     settings = load_settings(place)
@@ -96,6 +97,7 @@ def start(
     from client.operator.live import TICK_SECONDS, live_view
     from client.operator.metrics import site_gauges
     from client.operator.status import SiteView, hold_site
+    from client.settings import load_settings
     from deploy.checks.connection import check_door
     from deploy.checks.dial import Way
     from deploy.guards.superexec import verify_program
@@ -161,6 +163,7 @@ def metrics(home: HomeOption = None, port: Annotated[int, typer.Option(help="Loc
     from threading import Event
 
     from client.operator.metrics import site_gauges
+    from client.settings import load_settings
     from deploy.observe.prometheus import serve
     from deploy.processes.process import check_port_free, handle_signals
 
@@ -177,6 +180,7 @@ def metrics(home: HomeOption = None, port: Annotated[int, typer.Option(help="Loc
 def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show whether the site runs, its data, what it has spent, and the newest events."""
     from client.operator.status import entry_facts, is_running, status_facts, summary
+    from client.settings import load_settings
 
     place = find_home(home)
     settings = load_settings(place)
@@ -194,6 +198,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
 def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Check everything that a round needs, and say what to do. Exit code 1 if something is missing."""
     from client.operator.doctor import check_site
+    from client.settings import load_settings
     from deploy.checks.dial import Way
     from deploy.doctor import site_checks
 
@@ -224,6 +229,7 @@ def leave(
     from client.operator import wipe as wiping
     from client.operator.status import hold_site
     from client.records.journal import Journal
+    from client.settings import load_settings, save_settings
     from deploy.identity.site_identity import NODE_KEY, SIGNING_KEY
 
     place = find_home(home)

@@ -3,9 +3,10 @@
 Texts leave the machine, so they name runs and codes and no number: neither what was spent nor what is allowed.
 """
 
+from client.home import Home
 from client.records.chain import ChainError, ChainReader, Entry
 from client.records.spending import read_kept_total
-from client.settings import Home, load_settings
+from client.settings import load_settings
 
 CAP_SHARE = 0.8
 Told = tuple[str, str, str]

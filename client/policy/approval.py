@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from client.home import Home
 from client.policy.refusals import RefusedError
 from client.private_files import check_private, write_private
-from client.settings import Home, SiteConfig
+from client.settings import SiteConfig
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.training import experiment_digest

@@ -16,13 +16,14 @@ from typer.testing import CliRunner, Result
 from client.cli import main as cli
 from client.cli import persons
 from client.data.dataset import open_dataset
+from client.home import Home
 from client.operator.status import SiteView, hold_site, is_running
 from client.policy.approval import read_approved
 from client.records import chain
 from client.records.chain import read_chain
 from client.records.ledger import open_ledger, read_ledger
 from client.records.spending import Charge
-from client.settings import Home, load_settings, save_settings
+from client.settings import load_settings, save_settings
 from client.training.progress import told
 from deploy.checks.connection import Finding
 from deploy.errors import ProvisionError
