@@ -60,6 +60,16 @@ class Experiment(Section):
         """Channels that enter the network: 3, or 12 wavelet bands."""
         return 12 if self.data.wavelet else 3
 
+    @property
+    def sequences(self) -> tuple[int, ...]:
+        """Channels of each sequence of tokens: all in one, or 3 of the approximation and 9 of the details."""
+        return (3, self.in_channels - 3) if self.data.wavelet_tokens == "split" else (self.in_channels,)
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches of an image over all sequences, without a mask."""
+        return len(self.sequences) * self.grid_size**2
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         side = self.model.image_size // (2 if self.data.wavelet else 1)
@@ -82,6 +92,13 @@ class Experiment(Section):
                 f"mask.kind {self.mask.kind!r} does not go with model.backbone 'unet': a convolution needs one square, "
                 "give 'crop'"
             )
+        if self.data.wavelet_tokens == "split" and (self.model.backbone == "unet" or self.mask.kind == "crop"):
+            raise ValueError(
+                f"data.wavelet_tokens 'split' does not go with model.backbone {self.model.backbone!r} and mask.kind "
+                f"{self.mask.kind!r}: it needs 'uvit' and no mask, 'patch' or 'block'"
+            )
+        if self.model.backbone == "unet" and self.model.patch_init != "normal":
+            raise ValueError("model.patch_init 'uniform' does not go with model.backbone 'unet': it embeds no patches")
         if self.model.backbone == "unet" and self.privacy.mechanism == "dp-sgd" and self.privacy.draws > 1:
             raise ValueError(
                 f"privacy.draws {self.privacy.draws} does not go with model.backbone 'unet': a convolution cannot keep "
@@ -114,7 +131,7 @@ class Experiment(Section):
 
     @property
     def num_visible(self) -> int:
-        """Visible patches V per image: fixed, so that shapes are static.
+        """Visible patches V per image and sequence: fixed, so that shapes are static.
 
         Blocks use the authors' rounding (hidden blocks = int(ratio N) // b^2); a crop is the largest square that
         hides at least the ratio.

@@ -58,7 +58,11 @@ class ModelConfig(Section):
     patch_size: int = Field(4, ge=1)
     """Patch side; in pixels, or in coefficients when `data.wavelet` is set."""
     qkv_bias: bool = False
-    """Whether query, key and value of the attention have a bias, as the authors' network on wavelet bands has."""
+    """Whether query, key and value of the attention have a bias; the authors' network on wavelet bands has one of query
+    and value, and one of the key changes no attention."""
+    patch_init: Literal["normal", "uniform"] = "normal"
+    """Start of the patch embedding: a truncated normal of deviation 0.02 and bias 0, as of every other layer, or
+    weights and bias uniform within 1 / sqrt(values of a patch), as the authors' convolution starts."""
 
 
 class MaskConfig(Section):
@@ -106,6 +110,10 @@ class DataConfig(Section):
     """Mirror each image with probability 1/2."""
     wavelet: str = ""
     """One-level orthogonal wavelet of PyWavelets, e.g. `haar`; empty: pixels."""
+    wavelet_tokens: Literal["joint", "split"] = "joint"
+    """`joint`: a token holds one place of all bands. `split`, as the authors have it: the approximation, in [-1, 3],
+    and the details, in [-1, 1], are two sequences of tokens with masks of their own, and the loss is the sum of their
+    means."""
 
     @field_validator("wavelet")
     @classmethod
@@ -113,6 +121,12 @@ class DataConfig(Section):
         if wavelet:
             filters(wavelet)
         return wavelet
+
+    @model_validator(mode="after")
+    def _has_bands_to_split(self) -> Self:
+        if self.wavelet_tokens == "split" and not self.wavelet:
+            raise ValueError("wavelet_tokens 'split' needs wavelet bands: give wavelet 'haar', or 'joint'")
+        return self
 
 
 class OptimConfig(Section):
@@ -123,13 +137,22 @@ class OptimConfig(Section):
     betas: tuple[Beta, Beta] = (0.99, 0.99)
     """AdamW's decay of both moments."""
     weight_decay: float = Field(0.03, ge=0)
-    """Of matrices; positions, norms and biases are not decayed."""
+    """Of matrices; positions, norms and biases are not decayed unless `decay_all` is set."""
+    decay_all: bool = False
+    """Decay every trained number, as the authors do."""
     warmup_steps: int = Field(0, ge=0)
     """Steps in which the learning rate rises linearly; in a federated run at the start of each round."""
+    warmup_from_zero: bool = False
+    """Begin the warm-up with a step of learning rate 0, as the authors do; else with the first share of it."""
     grad_clip: float = Field(1.0, ge=0)
     """Largest gradient norm; 0: no clipping."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Of the moving average per step; samples are drawn from the average."""
+    ema_warmup: Literal["ratio", "power"] = "ratio"
+    """How the decay rises in a central training: (1 + s) / (10 + s) after s steps; or, as in the authors' ema_pytorch,
+    copies until s = 100, then 1 - (s - 99)^(-2/3)."""
+    ema_every: int = Field(1, ge=1)
+    """Steps of a central training from one update of the moving average to the next."""
 
 
 class PrivacyConfig(Section):
@@ -180,6 +203,11 @@ class EvaluationConfig(Section):
     """Stochasticity of DDIM; the authors' evaluation default is 1."""
     clip_x_0: bool = True
     """Clip the predicted clean image to the range of images in each step."""
+    rederive_eps: bool = True
+    """Whether DDIM goes on with the noise that belongs to the clipped clean image; else with what a network of
+    `prediction` eps predicted, as the authors' does."""
+    ddim_grid: Literal["rounded", "truncated"] = "rounded"
+    """How DDIM's time steps become whole numbers where `steps` does not divide T; the authors truncate."""
     extractor: str = "inception-v3-compat"
     """Feature network of distances, by name or `onnx:FILE`."""
     batch: int = Field(64, ge=1)
