@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from shared.diffusion.dwt import to_network
-from shared.diffusion.masks import sample_visible
+from shared.diffusion.masks import draw_num_visible, sample_visible
 from shared.diffusion.patches import gather_groups, gather_patches, patchify, patchify_groups
 from shared.diffusion.schedule import Schedule, q_sample, training_target
 from shared.experiment.config import Experiment
@@ -36,15 +36,15 @@ class Draw(NamedTuple):
 
 
 def draw_noise(experiment: Experiment, batch: int, random: Random) -> Draw:
-    """Draw t uniformly, eps normally and the visible patches by the experiment's mask, in this order.
+    """Draw t uniformly, V if it varies, eps normally and the visible patches by the experiment's mask, in this order.
 
     Args:
         experiment: gives T, the mask and the shape of a patch.
         batch: B, may be 0; B K for K draws of each unit.
         random: source of randomness; its device is the device of the result.
     """
-    num_visible, patch_values = experiment.num_visible, experiment.model.patch_size**2 * experiment.in_channels
-    t_B = randint(random, experiment.diffusion.timesteps, batch)
+    t_B, patch_values = randint(random, experiment.diffusion.timesteps, batch), sum(patch_sizes(experiment))
+    num_visible = draw_num_visible(experiment, random)
     eps_BVP = randn(random, batch, num_visible, patch_values)
     ids = [
         sample_visible(experiment.mask, experiment.grid_size, num_visible, batch, random) for _ in experiment.sequences
@@ -84,11 +84,15 @@ def per_image_loss(
     target_BVP = training_target(schedule, experiment.diffusion.prediction, x_0_BVP, t_B, eps_BVP)
     output_BVP = model(x_t_BVP, t_B, ids_BL)
     square_BVP = (output_BVP.float() - target_BVP).square()
-    sizes = [experiment.model.patch_size**2 * channels for channels in experiment.sequences]
-    parts = torch.split(square_BVP, sizes, -1)
+    parts = torch.split(square_BVP, patch_sizes(experiment), -1)
     loss_B = sum((part.mean(dim=(1, 2)) for part in parts[1:]), parts[0].mean(dim=(1, 2)))
     assert loss_B.shape == (len(images_BCHW),)
     return loss_B
+
+
+def patch_sizes(experiment: Experiment) -> list[int]:
+    """Values of a patch in each sequence of tokens; P in all."""
+    return [experiment.model.patch_size**2 * channels for channels in experiment.sequences]
 
 
 def per_unit_loss(

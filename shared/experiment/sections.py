@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from shared.experiment.wavelet_filters import filters
 
 MAX_ALPHA_BAR_END = 1e-2
+CROPPED_SHARE = 0.6 * (1 - 1 / 4) + 0.4 * (1 - 1 / 16)
+"""Hidden on average by a square of half or a quarter of the side, three to two."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -68,10 +70,11 @@ class ModelConfig(Section):
 class MaskConfig(Section):
     """Which patches the network sees (Eq. 3)."""
 
-    kind: Literal["none", "patch", "block", "crop"] = "none"
-    """Random patches, random blocks of patches, one square, or no mask."""
+    kind: Literal["none", "patch", "block", "crop", "crops"] = "none"
+    """Random patches, random blocks of patches, one square, one square whose side is drawn for each batch, or no mask.
+    """
     ratio: float = Field(0.0, ge=0.0, lt=1.0)
-    """Hidden share asked for; blocks floor it, and the realised ratio is reported."""
+    """Hidden share asked for; blocks floor it, and the realised ratio is reported. Of `crops` it is the mean."""
     block_size: int = Field(4, ge=1)
     """Patches per block side, for `block`."""
 
@@ -79,7 +82,21 @@ class MaskConfig(Section):
     def _agree(self) -> Self:
         if (self.kind == "none") != (self.ratio == 0.0):
             raise ValueError(f"mask.kind {self.kind!r} does not go with mask.ratio {self.ratio}: give both or neither")
+        if self.kind == "crops" and self.ratio > CROPPED_SHARE:
+            raise ValueError(
+                f"mask.ratio {self.ratio} is above {CROPPED_SHARE:g}, what 'crops' hide where every batch is cropped"
+            )
         return self
+
+    @property
+    def crop_sides(self) -> dict[int, float]:
+        """Of `crops`: what the image's side is divided by, and how probable that is.
+
+        Patch Diffusion (arXiv 2304.12526): the whole image or, three to two, half or a quarter of its side; it shows
+        the whole image to half of the batches, which is a ratio of 0.4125.
+        """
+        cropped = self.ratio / CROPPED_SHARE
+        return {1: 1 - cropped, 2: 0.6 * cropped, 4: 0.4 * cropped}
 
 
 class DiffusionConfig(Section):
@@ -216,21 +233,6 @@ class EvaluationConfig(Section):
     """Image k is drawn from seed + k."""
     every_rounds: int = Field(1, ge=0)
     """Rounds between evaluations of a federated run; 0: only by hand."""
-
-
-class ReleaseConfig(Section):
-    """What a model must show before it is released."""
-
-    audits: Literal["auto"] | tuple[Literal["membership", "memorisation", "canaries"], ...] = "auto"
-    """Audits that must have passed at every site that took part; `auto`: `canaries` where the plan trains with DP, for
-    they cost nothing, else `membership` and `memorisation`, each of which is charged."""
-    max_copy_rate: float = Field(0.05, ge=0, le=1)
-    """Largest share of a site's units that samples may copy, beyond the share among its held-out units."""
-    max_auc: float = Field(0.60, ge=0.5, le=1)
-    """Largest AUC of the counts of trained against held-out units; 0.5 is chance."""
-    max_tpr: float = Field(0.05, ge=0, le=1)
-    """Largest share of members found at 1 percent false positives, where a site's operator has released exact figures:
-    counts with noise cannot resolve it."""
 
 
 def _linear_alpha_bar_end(timesteps: int) -> float:

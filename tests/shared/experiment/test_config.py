@@ -44,6 +44,11 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
             '[mask]\nkind = "crop"\nratio = 0.5',
             "'split' does not go with model.backbone 'uvit' and mask.kind 'crop'",
         ),
+        ('[train]\nobjective = "msm"\n[mask]\nkind = "crops"\nratio = 0.9', "is above 0.825, what 'crops' hide"),
+        (
+            '[train]\nobjective = "msm"\n[model]\nimage_size = 24\n[mask]\nkind = "crops"\nratio = 0.4',
+            "divides by 4, not 6 x 6",
+        ),
         ('[model]\nbackbone = "unet"\npatch_init = "uniform"', "it embeds no patches"),
         ('[mask]\nkind = "block"\nratio = 0.5', "msm needs a mask"),
         (
