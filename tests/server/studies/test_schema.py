@@ -126,9 +126,11 @@ def test_a_right_study_is_read_and_says_what_it_has(tmp_path):
 
 
 def test_an_unknown_study_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="study 'none' is unknown: known are acceleration, federated, transfer"):
+    with pytest.raises(
+        InputError, match="study 'none' is unknown: known are acceleration, federated, key-factors, transfer"
+    ):
         load_study("none")
-    assert {path.stem for path in FOLDER.glob("*.toml")} == {"acceleration", "federated", "transfer"}
+    assert {path.stem for path in FOLDER.glob("*.toml")} == {"acceleration", "federated", "key-factors", "transfer"}
 
 
 def test_key_factors_holds_every_arm_of_the_papers_study():
