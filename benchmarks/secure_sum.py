@@ -50,7 +50,7 @@ NEEDED_CHUNKS = 4.0
 CHUNK_BYTES = 8 * 2**20
 T = TypeVar("T")
 DIGEST = "ab" * 32
-SECURE = {"secure": "true", "update_norm_action": '"clip"', "min_replies": 3}
+SECURE = {"secure": "true", "min_replies": 3}
 
 
 @dataclass(frozen=True)
