@@ -90,8 +90,8 @@ class FederationConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_secure(cls, fields: Any) -> Any:
-        """What is not said follows `secure`, so that it alone turns masks on; what is said stays, and may be refused."""
+    def _defaults_of_secure(cls, fields: Any) -> Any:  # noqa: ANN401  # whatever pydantic is handed
+        """What is not said follows `secure`, which alone turns masks on; what is said stays, and may be refused."""
         if isinstance(fields, dict) and fields.get("secure") is True:
             return {"update_norm_action": "clip", "min_replies": MIN_SECURE, **fields}
         return fields
