@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from benchmarks.wild_pictures import SIDE, Case, pixels
-from server.conversion.foreign_files import read_foreign
 from server.evaluation.other_tools import read_arrays, statistics_of_moments
+from server.training.foreign.files import read_foreign
 from shared.data.identity_file import read_identities
 from shared.data.images import list_images
 from shared.data.pixels import decode

@@ -70,8 +70,6 @@ SLOW = (
     "tests/server/alignment/test_fit.py",
     "tests/server/cli/test_boundary.py",
     "tests/server/cli/test_every_command.py",
-    "tests/server/conversion/test_diffusers_folder.py",
-    "tests/server/conversion/test_maskdm_checkpoints.py",
     "tests/server/evaluation/",
     "tests/server/federation/client_level/",
     "tests/server/release/",

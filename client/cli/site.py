@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,9 @@ from client.home import Home, find_home
 from deploy.observe.logs import tell
 from shared.commandline import JsonOption, owned, tell_json
 from shared.errors import InputError
+
+if TYPE_CHECKING:
+    from client.settings import SiteConfig
 
 HomeOption = Annotated[
     Path | None,
@@ -95,13 +98,12 @@ def start(
     """Take part until Ctrl-C. Processes that exit are restarted."""
     from client.operator.doctor import check_code, check_folder, check_records, check_signing_key
     from client.operator.live import TICK_SECONDS, live_view
-    from client.operator.metrics import site_gauges
     from client.operator.status import SiteView, hold_site
+    from client.policy.approval import read_approved
     from client.settings import load_settings
     from deploy.checks.connection import check_door
     from deploy.checks.dial import Way
     from deploy.guards.superexec import verify_program
-    from deploy.observe.prometheus import serve
     from deploy.pages.service import page_service, tell_address
     from deploy.processes.process import check_port_free, free_ports, handle_signals
     from deploy.processes.services import SitePlan, site_services
@@ -129,21 +131,32 @@ def start(
         check_door(Way(settings.address, settings.proxy), place.path / "ca.crt", place.path / "node.key")
         supervisor = Supervisor(services, health_address=f"127.0.0.1:{ports[1]}")
         handle_signals(supervisor.request_stop)
-        tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
+        rules = describe(settings.policy, read_approved(place).refused)
+        tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {rules}")
         lines = SiteView(place, tell)
         stack.enter_context(supervisor)
         stack.enter_context(_alerts(place, settings.alias))
         if page_port:
             tell_address(place.path, page_port)
-        if metrics_port:
-            check_port_free("127.0.0.1", metrics_port, "metrics")
-            stack.enter_context(serve(metrics_port, lambda: site_gauges(place, settings)))
+        stack.enter_context(_figures(place, settings, metrics_port))
         if sys.stdout.isatty():
             with live_view(place) as live:
                 supervisor.watch(live.tick, TICK_SECONDS)
         else:
             supervisor.watch(lines.show_lines)
     tell("stopped; a round that was cut off stays charged")
+
+
+def _figures(place: Home, settings: "SiteConfig", port: int) -> contextlib.AbstractContextManager[object]:
+    """The Prometheus endpoint, if one is wanted."""
+    from client.operator.metrics import site_gauges
+    from deploy.observe.prometheus import serve
+    from deploy.processes.process import check_port_free
+
+    if not port:
+        return contextlib.nullcontext()
+    check_port_free("127.0.0.1", port, "metrics")
+    return serve(port, lambda: site_gauges(place, settings))
 
 
 def _alerts(place: Home, alias: str) -> contextlib.AbstractContextManager[None]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from server.conversion.diffusers_folder import WEIGHTS_FILE, export_folder, import_folder
+from server.training.foreign.diffusers_folder import WEIGHTS_FILE, export_folder, import_folder
 from shared.diffusion.sampling import sample
 from shared.diffusion.schedule import make_schedule
 from shared.diffusion.uvit import build_model
@@ -34,6 +34,11 @@ VARIANTS = {
         "model": {"image_size": 16, "qkv_bias": True},
         "data": {"wavelet": "haar"},
         "evaluation": {"steps": 2, "sampler": "ddpm"},
+    },
+    "haar, two sequences": {
+        "model": {"image_size": 16},
+        "data": {"wavelet": "haar", "wavelet_tokens": "split"},
+        "evaluation": {"steps": 3, "rederive_eps": False, "ddim_grid": "truncated"},
     },
     "db2": {"model": {"image_size": 16}, "data": {"wavelet": "db2"}, "evaluation": {"steps": 2, "eta": 0.0}},
     "unet": {"model": {"image_size": 16, "backbone": "unet"}, "evaluation": {"steps": 1}},

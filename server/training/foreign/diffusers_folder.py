@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from server.conversion.diffusers_code import NETWORK_MODULE, PIPELINE_MODULE, network_code, pipeline_code
-from server.conversion.maskdm_layouts import dense_numbers
+from server.training.foreign.diffusers_code import NETWORK_MODULE, PIPELINE_MODULE, network_code, pipeline_code
+from server.training.foreign.tensors import dense_numbers
 from shared.diffusion.unet import WIDTHS
 from shared.diffusion.uvit import UViT, build_model
 from shared.errors import InputError
@@ -34,6 +34,7 @@ from shared.storage.files import TEMPORARY_PREFIX, file_digest, machine_errors, 
 INDEX_FILE, EXPERIMENT_FILE, WEIGHTS_FILE = "model_index.json", "experiment.toml", "diffusion_pytorch_model.safetensors"
 DIFFUSERS_VERSION = "0.32.0"
 """The oldest that the folder is meant for."""
+_SAMPLING = ("sampler", "steps", "eta", "clip_x_0", "rederive_eps", "ddim_grid")
 _PREFIX, _NETWORK = "network.", "network"
 
 
@@ -117,8 +118,8 @@ def _index(loaded: LoadedModel) -> dict[str, Any]:
         "_diffusers_version": DIFFUSERS_VERSION,
         _NETWORK: [NETWORK_MODULE, "MaskfedNetwork"],
         **{name: getattr(diffusion, name) for name in ("schedule", "timesteps", "prediction")},
-        "wavelet": experiment.data.wavelet,
-        **{name: getattr(options, name) for name in ("sampler", "steps", "eta", "clip_x_0")},
+        **{name: getattr(experiment.data, name) for name in ("wavelet", "wavelet_tokens")},
+        **{name: getattr(options, name) for name in _SAMPLING},
         "model": loaded.meta.digest,
     }
 
@@ -133,6 +134,7 @@ def _network_config(loaded: LoadedModel) -> dict[str, Any]:
         "in_channels": experiment.in_channels,
         "grid_size": experiment.grid_size,
         "patch_size": model.patch_size,
+        "sequences": list(experiment.sequences),
     }
     if not isinstance(network, UViT):
         return {**facts, "widths": WIDTHS[model.size]}

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from server.conversion.diffusers_code import network_code, pipeline_code
+from server.training.foreign.diffusers_code import network_code, pipeline_code
 
 OURS = {"server", "client", "shared", "deploy", "maskfed"}
 CODE = {"network": network_code, "pipeline": pipeline_code}
