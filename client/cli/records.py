@@ -1,12 +1,17 @@
-"""The commands that show what was, or send it: journal, evidence, alerts."""
+"""What is shown elsewhere: journal, evidence, alerts, and the figures of a running site."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.home import find_home
+from client.home import Home, find_home
 from shared.commandline import JsonOption, owned, tell_json
+
+if TYPE_CHECKING:
+    from client.settings import SiteConfig
 
 HomeOption = Annotated[
     Path | None,
@@ -95,3 +100,27 @@ def alerts(
         tell_json(facts)
     else:
         typer.echo(in_words(facts))
+
+
+def figures(place: Home, settings: "SiteConfig", port: int) -> contextlib.AbstractContextManager[object]:
+    """The Prometheus endpoint, if one is wanted."""
+    from client.operator.metrics import site_gauges
+    from deploy.observe.prometheus import serve
+    from deploy.processes.process import check_port_free
+
+    if not port:
+        return contextlib.nullcontext()
+    check_port_free("127.0.0.1", port, "metrics")
+    return serve(port, lambda: site_gauges(place, settings))
+
+
+def watch_for_alerts(place: Home, alias: str) -> contextlib.AbstractContextManager[None]:
+    """What is told to a webhook, if there is one, while the block runs."""
+    from client.operator.alerts import SiteAlerts
+    from deploy.alerts.certificates import SITES, certificates_left, ending
+    from deploy.alerts.watch import watching
+
+    def certificates(_since: float) -> Iterator[tuple[str, str, str]]:
+        return ending(certificates_left(place.path, SITES))
+
+    return watching(place.path, f"site {alias}", [SiteAlerts(place), certificates])

@@ -2,21 +2,18 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from client.cli.persons import PersonsOption, confirm_persons, keep_persons
 from client.cli.policy import describe
-from client.home import Home, find_home
+from client.cli.records import figures, watch_for_alerts
+from client.home import find_home
 from deploy.observe.logs import tell
 from shared.commandline import JsonOption, owned, tell_json
 from shared.errors import InputError
-
-if TYPE_CHECKING:
-    from client.settings import SiteConfig
 
 HomeOption = Annotated[
     Path | None,
@@ -135,40 +132,16 @@ def start(
         tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {rules}")
         lines = SiteView(place, tell)
         stack.enter_context(supervisor)
-        stack.enter_context(_alerts(place, settings.alias))
+        stack.enter_context(watch_for_alerts(place, settings.alias))
         if page_port:
             tell_address(place.path, page_port)
-        stack.enter_context(_figures(place, settings, metrics_port))
+        stack.enter_context(figures(place, settings, metrics_port))
         if sys.stdout.isatty():
             with live_view(place) as live:
                 supervisor.watch(live.tick, TICK_SECONDS)
         else:
             supervisor.watch(lines.show_lines)
     tell("stopped; a round that was cut off stays charged")
-
-
-def _figures(place: Home, settings: "SiteConfig", port: int) -> contextlib.AbstractContextManager[object]:
-    """The Prometheus endpoint, if one is wanted."""
-    from client.operator.metrics import site_gauges
-    from deploy.observe.prometheus import serve
-    from deploy.processes.process import check_port_free
-
-    if not port:
-        return contextlib.nullcontext()
-    check_port_free("127.0.0.1", port, "metrics")
-    return serve(port, lambda: site_gauges(place, settings))
-
-
-def _alerts(place: Home, alias: str) -> contextlib.AbstractContextManager[None]:
-    """What is told to a webhook, if there is one, while the block runs."""
-    from client.operator.alerts import SiteAlerts
-    from deploy.alerts.certificates import SITES, certificates_left, ending
-    from deploy.alerts.watch import watching
-
-    def certificates(_since: float) -> Iterator[tuple[str, str, str]]:
-        return ending(certificates_left(place.path, SITES))
-
-    return watching(place.path, f"site {alias}", [SiteAlerts(place), certificates])
 
 
 def metrics(home: HomeOption = None, port: Annotated[int, typer.Option(help="Local port to serve on.")] = 9465) -> None:

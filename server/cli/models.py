@@ -97,12 +97,7 @@ def training_plan(experiment: "Experiment") -> list[str]:
 
 
 def import_checkpoint(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="Training state of MaskDM or weights of U-ViT (.pt, .pth, .safetensors), or a folder for diffusers."
-        ),
-    ],
+    file: Annotated[Path, typer.Argument(help="MaskDM's or U-ViT's .pt, .pth or .safetensors; a diffusers folder.")],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
     schedule: Annotated[
         Literal["linear", "cosine"] | None, typer.Option(help="Noise schedule; default: what the file's tables say.")
@@ -113,10 +108,10 @@ def import_checkpoint(
     from server.training.foreign import checkpoints, diffusers_folder
 
     if diffusers_folder.is_folder(file):
-        model = diffusers_folder.import_folder(file, out, takes_all=schedule is None and heads is None).model
+        made = diffusers_folder.import_folder(file, out, takes_all=schedule is None and heads is None)
     else:
-        model = checkpoints.import_checkpoint(file, out, schedule=schedule, num_heads=heads).model
-    typer.echo(f"{out}: size {model.size}, {model.image_size} px, patch {model.patch_size}")
+        made = checkpoints.import_checkpoint(file, out, schedule=schedule, num_heads=heads)
+    typer.echo(f"{out}: size {made.model.size}, {made.model.image_size} px, patch {made.model.patch_size}")
 
 
 def export(
