@@ -109,7 +109,7 @@ def post(webhook: Webhook, message: Mapping[str, str]) -> int:
         WebhookError: no answer in time, none at all, or another status; a redirect is one.
     """
     try:
-        status = asyncio.run(_post(webhook, json.dumps(dict(message)).encode()))
+        status = asyncio.run(_post(webhook, json.dumps(dict(message)).encode(), _trust()))
     except TimeoutError as error:
         raise WebhookError(f"{webhook.host} did not answer within {POST_SECONDS:.0f} s") from error
     except Exception as error:  # whatever a library raises over what a stranger has sent
@@ -120,13 +120,13 @@ def post(webhook: Webhook, message: Mapping[str, str]) -> int:
     return status
 
 
-async def _post(webhook: Webhook, body: bytes) -> int:
+async def _post(webhook: Webhook, body: bytes, trust: ssl.SSLContext) -> int:
     import httpx
 
     headers = {"Content-Type": "application/json", "User-Agent": "maskfed", "Connection": "close"}
     # Over everything: each read of a slow answer would begin a patience of its own.
     async with asyncio.timeout(POST_SECONDS):
-        options = {"verify": _trust(), "proxy": webhook.proxy or None, "trust_env": False, "follow_redirects": False}
+        options = {"verify": trust, "proxy": webhook.proxy or None, "trust_env": False, "follow_redirects": False}
         async with (
             httpx.AsyncClient(timeout=POST_SECONDS, **options) as client,  # type: ignore[arg-type]
             client.stream("POST", webhook.url, content=body, headers=headers) as answer,

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from client.data.dataset import current_id
+from client.data.dataset import current_id, open_dataset
 from client.operator.status import status_facts, summary
 from client.policy.budget import reserve
 from client.records.ledger import open_ledger
 from client.records.spending import Charge
 from shared.storage import room
-from tests.client.conftest import MakeSite
+from tests.client.conftest import SIZE, MakeSite
 
 
 def test_a_full_disk_is_told_before_everything_else(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch):
@@ -23,7 +23,13 @@ def test_a_full_disk_is_told_before_everything_else(make_site: MakeSite, monkeyp
 
 
 def charge(home, server_round):
-    fields = {"fingerprint": "f", "task": "train", "run": "first", "request_digest": "x", "plan_digest": "p"}
+    fields = {
+        "fingerprint": open_dataset(home, SIZE).fingerprint,
+        "task": "train",
+        "run": "first",
+        "request_digest": "x",
+        "plan_digest": "p",
+    }
     noise = {"mechanism": "dp-sgd", "noise_multiplier": 1.0, "sample_rate": 0.2, "steps": 2, "unit": "image"}
     return Charge(dataset_id=current_id(home), server_round=server_round, **fields, **noise)
 
