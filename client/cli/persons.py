@@ -85,3 +85,22 @@ def _ask(number: int) -> None:
         raise InputError(f"nobody is here to confirm that these are persons: add `--persons {number}` if they are")
     if not typer.confirm("Epsilon will protect each of these as one person. Is that right?"):
         raise InputError("not confirmed: give one folder per person, `--identities` or another `--person-depth`")
+
+
+def with_unit(home: Home, settings: "SiteConfig", unit: str | None, num_persons: int | None) -> "SiteConfig":
+    """The settings with the unit of privacy that is asked for, or the person where images are sorted by person.
+
+    Raises:
+        InputError: no images, or persons that are missing, not clear or not confirmed; nothing was written.
+    """
+    from client.data.dataset import CURE_PERSONS
+    from client.data.person_mapping import persons_of
+    from shared.data.images import list_images
+
+    if unit is None and persons_of(list_images(Path(settings.data)), settings) is not None:
+        settings = settings.model_copy(update={"policy": settings.policy.model_copy(update={"unit": "person"})})
+    persons = confirm_persons(home, settings, num_persons)
+    if settings.policy.unit == "person" and persons is None:
+        raise InputError(f"--unit person, but {settings.data} is not sorted by person. {CURE_PERSONS}")
+    warn_of_audits(settings, persons)
+    return settings

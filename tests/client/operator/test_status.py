@@ -31,7 +31,8 @@ def charge(home, server_round):
         "plan_digest": "p",
     }
     noise = {"mechanism": "dp-sgd", "noise_multiplier": 1.0, "sample_rate": 0.2, "steps": 2, "unit": "image"}
-    return Charge(dataset_id=current_id(home), server_round=server_round, **fields, **noise)
+    fingerprint = open_dataset(home, SIZE).fingerprint
+    return Charge(dataset_id=current_id(home), fingerprint=fingerprint, server_round=server_round, **fields, **noise)
 
 
 def test_the_total_of_the_newest_charge_is_told_without_the_accountant(make_site: MakeSite, monkeypatch):
