@@ -1,6 +1,7 @@
 """The question that `join` and `data scan` ask: are these the persons?"""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,8 +27,6 @@ def confirm_persons(home: Home, settings: "SiteConfig", expected: int | None) ->
     Raises:
         InputError: not confirmed, another number than expected, or nobody there to ask.
     """
-    from pathlib import Path
-
     from client.data.person_mapping import is_confirmed, persons_of
     from shared.data.images import list_images
     from shared.data.persons import doubts, summary
@@ -51,8 +50,6 @@ def confirm_persons(home: Home, settings: "SiteConfig", expected: int | None) ->
 
 def keep_persons(home: Home, settings: "SiteConfig") -> None:
     """Remember that these persons were confirmed: the next scan of the same files does not ask."""
-    from pathlib import Path
-
     from client.data.person_mapping import keep_confirmed, persons_of
     from shared.data.images import list_images
 
@@ -68,8 +65,6 @@ def warn_of_audits(settings: "SiteConfig", persons: tuple[str, ...] | None) -> N
         settings: name images, held-out share and policy.
         persons: person of each file, or None.
     """
-    from pathlib import Path
-
     from client.answers.audit_power import foreseen
     from shared.data.images import list_images
 

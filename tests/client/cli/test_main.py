@@ -96,6 +96,21 @@ def test_joining_other_code_is_refused_and_writes_nothing(tmp_path: Path, home: 
     assert not Home(home).approved.exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--task", "trian"), r"^--task 'trian': Input should be 'train'"),
+        (("--delta", "2.0"), r"^--delta 2\.0: "),
+        (("--image-count", "maybe"), r"^--image-count 'maybe': "),
+        (("--held-out", "1.5"), r"^--held-out 1\.5: "),
+    ],
+)
+def test_a_wrong_option_of_join_is_named_as_it_was_typed(options, problem, bundle: Path, home: Path, photos: Path):
+    with pytest.raises(InputError, match=problem):
+        join(bundle, home, photos, *options)
+    assert not Home(home).settings.exists()
+
+
 def test_joining_without_images_is_refused_and_writes_nothing(bundle: Path, home: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no image file"):
