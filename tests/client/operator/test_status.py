@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from client.data.dataset import current_id, open_dataset
+from client.data.dataset import open_dataset
 from client.operator.status import status_facts, summary
 from client.policy.budget import reserve
 from client.records.ledger import open_ledger
@@ -23,16 +23,11 @@ def test_a_full_disk_is_told_before_everything_else(make_site: MakeSite, monkeyp
 
 
 def charge(home, server_round):
-    fields = {
-        "fingerprint": open_dataset(home, SIZE).fingerprint,
-        "task": "train",
-        "run": "first",
-        "request_digest": "x",
-        "plan_digest": "p",
-    }
+    fields = {"task": "train", "run": "first", "request_digest": "x", "plan_digest": "p"}
     noise = {"mechanism": "dp-sgd", "noise_multiplier": 1.0, "sample_rate": 0.2, "steps": 2, "unit": "image"}
-    fingerprint = open_dataset(home, SIZE).fingerprint
-    return Charge(dataset_id=current_id(home), fingerprint=fingerprint, server_round=server_round, **fields, **noise)
+    data = open_dataset(home, SIZE)
+    made = {"dataset_id": data.dataset_id, "fingerprint": data.fingerprint}
+    return Charge(server_round=server_round, **made, **fields, **noise)
 
 
 def test_the_total_of_the_newest_charge_is_told_without_the_accountant(make_site: MakeSite, monkeypatch):
