@@ -1,5 +1,6 @@
 """Settings of the whole suite: no network, few threads, no leftovers of the user's environment."""
 
+import functools
 import logging
 import os
 import random
@@ -110,6 +111,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.nodeid.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: _turn(item.nodeid))
+
+
+def pytest_collection_finish() -> None:
+    """The tree of a program's commands takes 30 ms and never changes: commands that are called here share it."""
+    if "typer" in sys.modules:
+        import typer.main
+        import typer.testing
+
+        typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)  # type: ignore[attr-defined]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -142,9 +142,11 @@ def _work(session: pytest.Session, groups: Sequence[Group], connection: Connecti
         while (task := connection.recv()) is not None:
             number, first = task
             items = groups[number][first:]
-            for item, after in zip(items, [*items[1:], None], strict=True):
+            # After a group comes something else of the same session, whose fixtures stay.
+            for item, after in zip(items, [*items[1:], session], strict=True):
                 session.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
                 connection.send(None)
+        session._setupstate.teardown_exact(None)
         code = 0
     except KeyboardInterrupt:
         session._setupstate.teardown_exact(None)

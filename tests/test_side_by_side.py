@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CONFTEST = f"""
-import sys
+import pathlib, pytest, sys
 sys.path.insert(0, {str(ROOT)!r})
 from tests import side_by_side
 def pytest_runtestloop(session):
@@ -21,6 +21,13 @@ def pytest_runtestloop(session):
         groups.setdefault(item.path, []).append(item)
     side_by_side.run(session, list(groups.values()), 2)
     return True
+@pytest.fixture(scope="session")
+def kept():
+    with pathlib.Path("kept").open("a") as file:
+        file.write("set up, ")
+    yield
+    with pathlib.Path("kept").open("a") as file:
+        file.write("torn down, ")
 """
 ENDS = """
 import os, pytest
@@ -35,7 +42,7 @@ def test_left_out(): pytest.skip("a reason")
 """
 WAITS = """
 import os, pathlib, time
-def test_names_its_parent():
+def test_names_its_parent(kept):
     pathlib.Path("pids").write_text(str(os.getppid()))
     time.sleep(60)
 """
@@ -53,7 +60,7 @@ def test_every_result_is_told_also_of_a_process_that_ends(tmp_path):
     for name in "abc":
         (tmp_path / f"test_{name}.py").write_text(
             "import os, pytest\n@pytest.mark.parametrize('k', range(3))\n"
-            f"def test_many(k, tmp_path): (tmp_path / '{name}').write_text(str(os.getpid()))\n"
+            f"def test_many(k, kept, tmp_path): (tmp_path / '{name}').write_text(str(os.getpid()))\n"
         )
     process = _start(tmp_path)
     told, _ = process.communicate(timeout=60)
@@ -62,6 +69,7 @@ def test_every_result_is_told_also_of_a_process_that_ends(tmp_path):
     assert "test_ends.py::test_ends_its_process - its process ended with 3" in told
     assert "test_ends.py::test_after_the_end - AssertionError: a failure" in told
     assert "heard of" in told and "a reason" in told
+    assert (tmp_path / "kept").read_text().count("set up") <= 2
     for name in "abc":  # One process for a file, whose folders no other process has.
         files = list((tmp_path / "base").glob(f"*/*[0-9]/{name}"))
         assert len(files) == 3 and Counter(file.read_text() for file in files).most_common(1)[0][1] == 3
@@ -87,3 +95,4 @@ def test_no_process_outlives_the_one_that_started_it(tmp_path, number):
     assert int(pids.read_text()) == process.pid
     process.send_signal(number)
     process.communicate(timeout=50)  # Returns when the last process that holds the output has ended.
+    assert (tmp_path / "kept").read_text() == ("set up, torn down, " if number == signal.SIGINT else "set up, ")

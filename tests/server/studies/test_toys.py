@@ -7,11 +7,13 @@ from server.studies import toys
 from server.studies.toys import CoordinateMlp, rose, run_toy, sliced_wasserstein, swiss_roll
 from shared.seeding import generator
 
-SHORT = {"pretrain_steps": 150, "finetune_steps": 30, "num_samples": 300}
+SHORT = {"pretrain_steps": 80, "finetune_steps": 20, "num_samples": 300}
 
 
 @pytest.mark.parametrize("name", ["swiss-roll", "rose"])
-def test_the_pretrained_start_beats_scratch_at_equal_fine_tuning_steps(name, tmp_path):
+def test_the_pretrained_start_beats_scratch_at_equal_fine_tuning_steps(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(toys, "_SAMPLING_STEPS", 20)
+    monkeypatch.setattr(toys, "_BATCH_POINTS", 128)
     result = run_toy(name, tmp_path, **SHORT)
     assert result.distance_finetuned < result.distance_scratch
     assert result.distance_floor < result.distance_finetuned
@@ -22,6 +24,7 @@ def test_the_pretrained_start_beats_scratch_at_equal_fine_tuning_steps(name, tmp
 def test_a_toy_repeats_with_its_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(toys, "_SAMPLING_STEPS", 5)
     monkeypatch.setattr(toys, "_BATCH_POINTS", 64)
+    monkeypatch.setattr(toys, "_plot", lambda *_: None)
     tiny = {"pretrain_steps": 3, "finetune_steps": 2, "num_samples": 50}
     first, second, other = (run_toy("swiss-roll", tmp_path, seed=seed, **tiny) for seed in (1, 1, 2))
     assert first.distance_finetuned == second.distance_finetuned
