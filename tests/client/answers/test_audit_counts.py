@@ -33,12 +33,6 @@ class Broken(nn.Module):
         return torch.where(bright, torch.inf, torch.nan) * torch.ones_like(tokens_BVP)
 
 
-@pytest.fixture(autouse=True)
-def small_batch(monkeypatch):
-    """Where rows of a batch change each other's last bits, each image takes a whole batch."""
-    monkeypatch.setattr(module, "BATCH", 8)
-
-
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faces")

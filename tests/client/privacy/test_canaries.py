@@ -58,7 +58,7 @@ def test_half_of_the_noise_is_called_unsound(monkeypatch):
     honest = canaries.train_and_score
     less = lambda plan, *rest: honest(canary_plan(plan, noise_multiplier=1.0), *rest)  # noqa: E731
     monkeypatch.setattr(canaries, "train_and_score", less)
-    monkeypatch.setattr(canaries, "BISECTIONS", 5)
+    monkeypatch.setattr(canaries, "BISECTIONS", 4)
     found = audit_canaries(canary_plan(experiment(sigma=2.0, rounds=1)), DELTA, np.random.default_rng(2))
     assert not found.is_sound and found.bound > found.epsilon
 
