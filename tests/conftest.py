@@ -1,6 +1,7 @@
 """Settings of the whole suite: no network, few threads, no leftovers of the user's environment."""
 
 import functools
+import itertools
 import logging
 import os
 import random
@@ -35,6 +36,7 @@ os.urandom = random._urandom = _DRAWN.randbytes  # type: ignore[attr-defined]
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("suite")
 
+_MACHINES = itertools.count(1)
 END_TO_END = "tests/end_to_end/"
 REAL_PROCESSES = (
     "tests/deploy/pages/test_serve.py",
@@ -166,8 +168,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     number = random.getrandbits(32)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(number)
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(number)
+    if (torch := sys.modules.get("torch")) is not None:
+        # Without a GPU in use: `torch.manual_seed` keeps a list of all seeds, with stacks, for one that may come.
+        (torch if torch.cuda.is_initialized() else torch.default_generator).manual_seed(number)
 
 
 def pytest_report_header() -> list[str]:
@@ -198,9 +201,15 @@ def full_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(autouse=True)
-def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_machine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Each test is a machine of its own: homes of others share no images with it, limits and silence do not stay."""
-    monkeypatch.setenv("MASKFED_REGISTRY", str(tmp_path / "registry"))
+    if "tmp_path" in request.fixturenames:
+        registry = request.getfixturevalue("tmp_path") / "registry"
+    else:  # To make a folder takes longer than most tests do.
+        registry = tmp_path_factory.getbasetemp() / f"registry{next(_MACHINES)}"
+    monkeypatch.setenv("MASKFED_REGISTRY", str(registry))
     memory = resource.getrlimit(resource.RLIMIT_AS)
     yield
     resource.setrlimit(resource.RLIMIT_AS, memory)
