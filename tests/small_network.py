@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 SMALL = {"width": 48, "num_blocks": 3, "num_heads": 3}
-SEEN_SIDE = 40
+SEEN_SIDE = 64
 """Pixels that the random Inception looks at; a user has 128."""
 
 
