@@ -66,7 +66,7 @@ class Federation(LocalFederation):
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """Two sites and a coordinator, started."""
-    made = Federation(tmp_path_factory.mktemp("federation"), num_sites=2, image_size=8, num_images=80)
+    made = Federation(tmp_path_factory.mktemp("federation"), num_sites=2, image_size=8, num_images=160)
     try:
         made.set_up()
         allow_questions(made)
