@@ -76,7 +76,7 @@ def describe(
     if state[embedding].ndim != 4 or state[positions].ndim != 3:
         raise InputError(f"key {embedding!r} or {positions!r} has an unknown shape: give a checkpoint of {layout}")
     width, channels, patch_size, _ = state[embedding].shape
-    grid_size = math.isqrt(state[positions].shape[1] - 1)
+    grid_size = math.isqrt(max(0, state[positions].shape[1] - 1))
     if grid_size**2 != state[positions].shape[1] - 1 or channels not in (3, 12):
         raise InputError(
             f"keys {positions!r} and {embedding!r}: {state[positions].shape[1]} positions and {channels} channels, "
