@@ -354,11 +354,11 @@ def test_export_returns_the_papers_wavelet_network(tmp_path, is_biased):
         (lambda state: state.pop("encoder.mid_block.attn.v_bias"), "q_bias' does not fit: .*no other fits"),
         (
             lambda state: state.update({"encoder.mid_block.attn.q_bias": torch.zeros(3)}),
-            r"biases of query and value have shapes \(3,\) and \(192,\)",
+            rf"biases of query and value have shapes \(3,\) and \({WIDTH},\)",
         ),
         (
             lambda state: state.update({"encoder.mid_block.attn.v_bias": torch.full((WIDTH,), float("nan"))}),
-            "v_bias' has 192 of 192 numbers that are not finite",
+            f"v_bias' has {WIDTH} of {WIDTH} numbers that are not finite",
         ),
         (
             lambda state: state.update({"encoder.encoder_pos_embed": torch.zeros(1, 1 + SIDE**2 + 4, WIDTH)}),
