@@ -22,7 +22,8 @@ from shared.evaluation.onnx_network import onnx_extractor
 
 def archive(rng: random.Random) -> Case:
     """A zip in good order, or one in which readers see different members."""
-    names = [f"p{number}/{number}.png" for number in range(rng.randrange(2, 6))]
+    top = rng.choice(["", "", "../faces/"])
+    names = [f"{top}p{number}/{number}.png" for number in range(rng.randrange(2, 6))]
     separator = rng.choice(["/", "\\"])
     harms = {"": "", "cut": "damaged|incomplete", "twice": "does not list", "locked": "encrypted"}
     harms |= {"junk": "bytes behind its end", "half": "its beginning is missing", "part": "split archive"}
@@ -51,7 +52,7 @@ def archive(rng: random.Random) -> Case:
         found = list_images(place / "a.zip")
         return found.names, found.persons and tuple(found.persons)
 
-    return Case("zips", act, (tuple(names), tuple(name.partition("/")[0] for name in names)), line)
+    return Case("zips", act, (tuple(names), tuple(name.split("/")[-2] for name in names)), line)
 
 
 def tree(rng: random.Random) -> Case:
@@ -102,6 +103,8 @@ def checkpoint(rng: random.Random) -> Case:
         [
             ({}, ""),
             ({"step": -1}, "step is -1"),
+            ({"step": torch.ones((), device="meta")}, ""),
+            ({"weights": {"norm.weight": torch.arange(3.0).to_sparse()}}, "two different model weights"),
             ({"shadow": [torch.ones(1)]}, "list of"),
             ({"optimizer": {"ema": [torch.ones(3)]}}, "average that has no names"),
             ({"callbacks": {"state": {"decay": 0.9}}}, ""),
@@ -129,7 +132,7 @@ def network(rng: random.Random) -> Case:
 def samples(rng: random.Random) -> Case:
     """An array of images as samplers write it, or numbers that are none."""
     shown = np.stack([pixels(rng) for _ in range(rng.randrange(2, 5))]).transpose(0, 3, 1, 2)
-    bad = "give uint8 images|no array file|holds"
+    bad, is_foreign = "give uint8 images|no array file|holds", rng.random() < 0.1
     arrays, line = rng.choice(
         [
             ({"arr_0": shown}, ""),
@@ -139,15 +142,19 @@ def samples(rng: random.Random) -> Case:
             ({"arr_0": shown[0]}, bad),
             ({"one": shown, "two": shown}, bad),
             ({"mu": np.zeros(2), "sigma": np.eye(2)}, bad),
+            ({"arr_0": shown[:0]}, bad),
             ({}, bad),
         ]
     )
 
     def act(place: Path) -> object:
         np.savez(place / "a.npz", **arrays)
+        if is_foreign:
+            with zipfile.ZipFile(place / "a.npz", "w") as file:
+                file.writestr("1.png", b"x")
         return open_samples(str(place / "a.npz")).batch(range(len(shown))).numpy().tobytes()
 
-    return Case("samples", act, shown.tobytes(), line)
+    return Case("samples", act, shown.tobytes(), bad if is_foreign else line)
 
 
 def argument(rng: random.Random) -> Case:

@@ -109,9 +109,9 @@ def parts(rng: random.Random) -> Case:
     """A checkpoint in several files with an index, whole or not, or one that is called by its digest."""
     count = rng.randrange(2, 4)
     names = [f"model-{number + 1:05d}-of-{count:05d}.safetensors" for number in range(count)]
-    harm, line = rng.choice(
-        [("", ""), ("", ""), ("gone", "No such file"), ("part", "one part"), ("elsewhere", "beside it"), ("digest", "")]
-    )
+    harms = {"": "", "gone": "No such file", "part": "one part", "elsewhere": "beside it", "digest": "", "old": ""}
+    harms["more"] = "does not list"
+    harm = rng.choice(sorted(harms))
 
     def act(place: Path) -> object:
         for number, name in enumerate(names):
@@ -121,6 +121,9 @@ def parts(rng: random.Random) -> Case:
         match harm:
             case "gone":
                 (place / names[-1]).unlink()
+            case "old" | "more":
+                left = {"norm.0" if harm == "old" else "norm.9": torch.full((2,), -1.0)}
+                save_file({f"norm.{count - 1}": torch.full((2,), count - 1.0), **left}, place / names[-1])
             case "part":
                 source = place / names[0]
             case "elsewhere":
@@ -131,7 +134,7 @@ def parts(rng: random.Random) -> Case:
         (place / "model.safetensors.index.json").write_text(json.dumps({"weight_map": held}))
         return {name: tensor.tolist() for name, tensor in read_foreign(source).groups["model"].items()}
 
-    return Case("parts", act, {f"norm.{number}": [float(number)] * 2 for number in range(count)}, line)
+    return Case("parts", act, {f"norm.{number}": [float(number)] * 2 for number in range(count)}, harms[harm])
 
 
 def moments(rng: random.Random) -> Case:

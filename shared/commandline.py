@@ -184,6 +184,7 @@ def os_error_text(error: OSError) -> str:
         # Writing to an open file does not tell its name: then whatever the command line points at is looked at.
         full = " ".join(places.split()) or ", ".join(full_places()) or "a disk"
         return f"{full}: {error.strerror}; free some space there, then run the command again"
+    places = places or ("the folder that this runs in" if error.errno == errno.ENOENT else "")
     text = f"{places}: {error.strerror}" if places and error.strerror else error.strerror or str(error)
     cure = _CURES.get(error.errno or 0)
     return " ".join(text.split()) + (f"; {cure}" if cure else "")

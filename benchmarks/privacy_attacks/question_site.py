@@ -17,6 +17,7 @@ from client.policy.budget import told_total
 from client.privacy.accounting import epsilon
 from client.privacy.epsilon import epsilon_of
 from client.private_files import write_private
+from client.records.data_registry import registry_folder
 from client.records.ledger import open_ledger, read_ledger
 from client.records.spending import Charge, Spending
 from client.settings import SiteConfig, SitePolicy, load_settings, save_settings
@@ -44,9 +45,11 @@ def make_site(folder: Path, images: Pixels, policy: SitePolicy, held_out_ratio: 
 
 
 def fresh_copy(home: Home, folder: Path) -> Home:
-    """The same site before anything was asked of it."""
+    """The same site before anything was asked of it, on a machine that knows of no other copy's charges."""
     copied = Home(folder / "home")
     shutil.copytree(home.path, copied.path)
+    for charges in registry_folder().glob("*.charges"):
+        charges.unlink()
     settings = load_settings(copied)
     save_settings(copied, settings.model_copy(update={"head_file": str(folder / "head" / "ledger.json")}))
     return copied

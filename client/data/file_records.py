@@ -6,6 +6,7 @@ from client.data.held_out import Picture, recorder
 from shared.data.image_set import ImageCache
 from shared.data.images import ImageSource
 from shared.data.pixels import UnreadableImageError, stored_size
+from shared.errors import InputError
 
 
 @dataclass
@@ -34,6 +35,9 @@ def look(
         persons: of each file of `source`, or None.
         key: the site's.
         machine_key: the registry's.
+
+    Raises:
+        InputError: the machine could not read a file: its picture would be left out, and nobody would know it again.
     """
     own, machine = recorder(key), recorder(machine_key)
     row_of = {name: row for row, name in enumerate(images.names)}
@@ -42,8 +46,12 @@ def look(
         try:
             data = source.read(name)
             side = min(stored_size(data)) if name in row_of else 0
-        except (OSError, UnreadableImageError):
+        except UnreadableImageError:
             continue
+        except OSError as error:
+            raise InputError(
+                f"images {source.path}: {name}: {error.strerror or error}; cure it, then scan again"
+            ) from error
         seen.files.append(own(data))
         seen.machine_files.append(machine(data))
         if name in row_of:

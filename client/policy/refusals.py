@@ -7,7 +7,7 @@ from client.data.dataset import NotScannedError
 from client.policy.freshness import ReplayError
 from client.records.chain import BusyError, ChainError
 from client.records.journal import Journal
-from client.records.ledger import OutdatedDataError
+from client.records.ledger import ClockError, OutdatedDataError
 from shared.errors import InputError
 from shared.messages.packing import MessageError
 from shared.messages.signature import SignatureError
@@ -42,6 +42,7 @@ TOLD: dict[type[Exception], RefusalCode] = {
 FIXED: dict[type[Exception], tuple[RefusalCode, str]] = {
     NotScannedError: ("data_not_ready", "the site's images are not scanned"),
     OutdatedDataError: ("data_not_ready", "the site's images were scanned again meanwhile"),
+    ClockError: ("clock", "the site's clock stands before its newest ledger entry"),
     BusyError: ("ledger_busy", "another round or a scan is running at the site"),
     ReplayError: ("replayed", "the request is an old one: its time is over, or a newer one of its run was taken"),
     SignatureError: ("not_signed", "the request is not signed by this federation's coordinator for this site"),

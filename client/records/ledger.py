@@ -37,6 +37,10 @@ class OutdatedDataError(InputError):
     """The images were scanned again since they were opened."""
 
 
+class ClockError(InputError):
+    """The clock stands before an entry: limits per day would not hold, and old questions would be new again."""
+
+
 class Ledger(History):
     """The ledger, held by this process alone; see `open_ledger`."""
 
@@ -105,9 +109,11 @@ class Ledger(History):
             BudgetError: the total would pass the cap.
             UnitError: earlier charges were counted in another unit.
             OutdatedDataError: the charge names another generation of the images than the newest scan.
+            ClockError: the clock stands before an entry.
             OSError: not written (disk full).
         """
         with self._alone_on_this_machine():
+            self._check_clock(dt.datetime.now(dt.UTC))
             known = self.registration(charge.dataset_id)
             if known is not None and known["fingerprint"] != charge.fingerprint:
                 raise OutdatedDataError("the images were scanned again meanwhile: nothing was charged, ask again")
@@ -129,6 +135,23 @@ class Ledger(History):
         with self._alone_on_this_machine():
             pass
 
+    def _check_clock(self, now: dt.datetime) -> None:
+        if self.is_clock_behind(now):
+            raise ClockError(
+                f"the clock says {now:%Y-%m-%d %H:%M} UTC, before an entry of the ledger: set it, or, if it was wrong "
+                "then, `maskfed-client ledger accept-clock`"
+            )
+
+    def check_newest(self) -> None:
+        """Refuse a copy of which the machine knows a newer one, before anything is written into it.
+
+        Raises:
+            ChainError: charges that this ledger has published are not in it.
+        """
+        if self._registry is not None and self.entries:
+            with self._registry.locked():
+                self._published(self._registry)
+
     @staticmethod
     def _check_unit(charge: Charge, earlier: list[tuple[Entry, Charge]]) -> None:
         unit = next((other.unit for _, other in earlier if other.mechanism != "none"), None)
@@ -142,11 +165,28 @@ class Ledger(History):
             yield
             return
         with self._registry.locked():
+            published = self._published(self._registry)
             self._inherit(self._registry)
             yield
-            own = [(entry.sequence, charge) for entry, charge in self.charges]
-            if len(self._registry.charges(str(self.ledger_id))) != len(own):
+            if len(own := self._numbered_charges()) != len(published):
                 self._registry.publish_charges(str(self.ledger_id), own)
+
+    def _numbered_charges(self) -> list[tuple[int, Charge]]:
+        return [(entry.sequence, charge) for entry, charge in self.charges]
+
+    def _published(self, registry: DataRegistry) -> list[tuple[int, Charge]]:
+        """What this ledger has shown the other homes: all of it must be here, or another copy has gone on alone.
+
+        Raises:
+            ChainError: it is not.
+        """
+        published = list(registry.charges(str(self.ledger_id)))
+        if published != self._numbered_charges()[: len(published)]:
+            raise ChainError(
+                f"{registry.folder} knows charges of this ledger that are not in it: it is an older copy, or a copy of "
+                "another home that is in use; restore the newest, a second home needs `enroll` and `join` of its own"
+            )
+        return published
 
     def _inherit(self, registry: DataRegistry) -> None:
         identities = registry.identities()
@@ -185,14 +225,15 @@ def open_ledger(path: Path, head_path: Path, *, adopt: bool = False) -> Iterator
     """
     check_head_file(head_path, path.parent)
     with open_chain(path, wait=False) as chain:
-        problem = head_problem(History(chain.entries), head_path)
+        ledger = Ledger(chain, head_path, existing_registry())
+        problem = head_problem(ledger, head_path)
         if problem and not adopt:
             raise ChainError(problem)
+        ledger.check_newest()
         if not chain.entries:
             chain.append("open", ledger_id=secrets.token_hex(16))
         if problem:
             chain.append("adopted", problem=problem)
-        ledger = Ledger(chain, head_path, existing_registry())
         write_head(head_path, str(ledger.ledger_id), ledger.head)
         ledger.take_over()
         yield ledger

@@ -100,15 +100,22 @@ def read_arrays(path: Path, role: str = "reference") -> dict[str, NDArray[np.gen
                 return {"images": loaded}
             held = list(loaded.files)
             if {"mu", "sigma"} <= set(held):
-                return {name: loaded[name] for name in ("mu", "sigma")}
+                return {name: _array(loaded[name], name) for name in ("mu", "sigma")}
             images = [name for name in held if name == "arr_0"] or (held if len(held) == 1 else [])
             if images:
-                return {"images": loaded[images[0]]}
+                return {"images": _array(loaded[images[0]], images[0])}
     except Exception as error:  # any failure means the same: no arrays, or damaged ones
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{role} {path}: no array file that can be read ({reason}); give .npy or .npz") from error
     names = ", ".join(repr(name)[:40] for name in held[:5]) or "nothing"
     raise InputError(f"{role} {path}: holds {names}; give mu and sigma, or images as arr_0")
+
+
+def _array(member: object, name: str) -> NDArray[np.generic]:
+    """A member of an archive; numpy hands out the bytes of one that is no array."""
+    if not isinstance(member, np.ndarray):
+        raise TypeError(f"{name!r} in it is no array")
+    return member
 
 
 def statistics_of_moments(
@@ -167,7 +174,7 @@ def images_of_array(path: Path, array: NDArray[np.generic], size: int, role: str
     """
     is_last = array.ndim == 4 and array.shape[3] == _CHANNELS and array.shape[1] != _CHANNELS
     images = array.transpose(0, 3, 1, 2) if is_last else array
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != _CHANNELS:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != _CHANNELS or not images.size:
         raise InputError(f"{role} {path}: {array.dtype} {array.shape}: give uint8 images (N, 3, H, W) or (N, H, W, 3)")
     side = size or images.shape[2]
     if images.shape[2:] != (side, side):

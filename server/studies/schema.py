@@ -7,8 +7,8 @@ from typing import Literal, Self, cast
 from pydantic import Field, ValidationError, model_validator
 
 from shared.errors import InputError
+from shared.experiment.base import Section
 from shared.experiment.config import explain
-from shared.experiment.sections import Section
 
 FOLDER = Path(__file__).parent / "definitions"
 SCALES = ("cpu", "gpu", "paper")

@@ -8,8 +8,8 @@ from pydantic import Field, ValidationError
 
 from server.studies.schema import Scale
 from shared.errors import InputError
+from shared.experiment.base import Section
 from shared.experiment.config import explain
-from shared.experiment.sections import Section
 from shared.storage.files import write_atomically
 
 SCHEMA_VERSION = 1

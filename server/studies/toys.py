@@ -20,7 +20,7 @@ from torch import Tensor
 from server.studies.toy_network import draw_samples, new_model, train
 from server.studies.toy_shapes import ToyName, draw, energy_distance, without_dependence
 from shared.diffusion.schedule import make_schedule
-from shared.experiment.sections import Section
+from shared.experiment.base import Section
 from shared.seeding import derive_seed, generator
 
 VISIBLE: dict[ToyName, int] = {"swiss-roll": 1, "rose": 2}

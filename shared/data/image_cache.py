@@ -218,7 +218,7 @@ def open_images(
         return cache
     key = hashlib.sha256(os.fsencode(f"{path.resolve()}|{size}")).hexdigest()[:16]
     home = cache_home or default_cache_home()
-    return build_cache(path, home / f"{path.stem}-{size}-{key}", size, on_progress=on_progress)
+    return build_cache(path, home / f"{path.stem[:50]}-{size}-{key}", size, on_progress=on_progress)
 
 
 def default_cache_home() -> Path:

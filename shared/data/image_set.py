@@ -174,12 +174,15 @@ def open_cache(folder: Path, check_source: bool = True) -> ImageCache:
             raise InputError(f"image cache {folder}: {key} {facts.get(key)!r}, not {own}; {_remedy(facts)}")
     index = read_facts(folder, INDEX_FILE)
     try:
-        num_images, size, source = int(facts["num_images"]), int(facts["size"]), Path(facts["source"])
-        fingerprint, listed = str(facts["content"]), facts["fingerprint"]
+        counts = num_images, size, num_unreadable = [facts[key] for key in ("num_images", "size", "num_unreadable")]
+        source, fingerprint, listed = Path(facts["source"]), str(facts["content"]), facts["fingerprint"]
         persons = None if index["persons"] is None else np.asarray(index["persons"], np.int64)
-        names, num_unreadable = tuple(index["names"]), int(facts["num_unreadable"])
-        ignored = {str(kind): int(count) for kind, count in facts["ignored"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        names, ignored = tuple(index["names"]), dict(facts["ignored"])
+        if not all(type(count) is int and count >= 0 for count in (*counts, *ignored.values())):
+            raise ValueError("a count is none")
+        if not all(isinstance(name, str) for name in names) or (persons is not None and persons.shape != (len(names),)):
+            raise ValueError("other names or persons")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"image cache {folder}: its facts are damaged ({error}); {_remedy(facts)}") from error
     path = folder / IMAGES_FILE
     expected, found = num_images * 3 * size * size, path.stat().st_size if path.exists() else 0
@@ -217,16 +220,14 @@ def read_facts(folder: Path, name: str) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise InputError(f"image cache {folder}: {name} is damaged; delete the folder and cache again") from error
-    if not isinstance(tree, dict):
-        raise InputError(f"image cache {folder}: {name} is damaged; delete the folder and cache again")
-    return tree
+    if isinstance(tree, dict):
+        return tree
+    raise InputError(f"image cache {folder}: {name} is damaged; delete the folder and cache again")
 
 
 def _remedy(facts: dict[str, Any]) -> str:
-    return (
-        f"run `maskfed-server data cache {facts.get('source')} --size {facts.get('size')}` again (at a site: "
-        "`maskfed-client data scan`)"
-    )
+    command = f"maskfed-server data cache {facts.get('source')} --size {facts.get('size')}"
+    return f"run `{command}` again (at a site: `maskfed-client data scan`)"
 
 
 @functools.lru_cache(maxsize=8)

@@ -149,7 +149,7 @@ def _kind(entry: "os.DirEntry[str]") -> str:
 
 def _list_zip(path: Path) -> ImageSource:
     archive = open_zip(path)
-    members = [entry for entry in archive.infolist() if not entry.is_dir()]
+    members = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
     by_name = {_member_name(entry): entry for entry in members}
     if len(by_name) < len(members):
         (twice, _), *_ = Counter(map(_member_name, members)).most_common(1)
@@ -182,7 +182,8 @@ def _member_name(entry: zipfile.ZipInfo) -> str:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    """By the rule of folders; `..` is no name, it stands in zips of a folder beside the one where they were made."""
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def _system_folder(name: str) -> str:

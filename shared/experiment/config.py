@@ -8,6 +8,7 @@ from typing import Any, Self
 from pydantic import ValidationError, model_validator
 
 from shared.errors import InputError
+from shared.experiment.base import Section
 from shared.experiment.federation import FederationConfig
 from shared.experiment.release import ReleaseConfig
 from shared.experiment.sections import (
@@ -18,7 +19,6 @@ from shared.experiment.sections import (
     ModelConfig,
     OptimConfig,
     PrivacyConfig,
-    Section,
     TrainConfig,
 )
 
@@ -228,9 +228,12 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not (equals and dot and field):
         raise InputError(f"--set {override!r}: give it as section.key=value")
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
+        tree_of_value = tomllib.loads(f"value = {value}")
     except (ValueError, RecursionError):
-        parsed = value.strip()
+        tree_of_value = {"value": value.strip()}
+    if len(tree_of_value) > 1:
+        raise InputError(f"--set {override!r}: sets more than one value: give each with a --set of its own")
+    parsed = tree_of_value["value"]
     if not isinstance(tree.setdefault(section, {}), dict):
         raise InputError(f"--set {override!r}: {section!r} is no section of the experiment")
     tree[section][field] = parsed

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from shared.experiment.sections import Section
+from shared.experiment.base import Section
 
 MAX_CENTRAL_NOISE = 2.0**20
 """Deviation of the noise of client-level DP on a sum of 64-bit integers in steps of 2^-36: 32 of it fit."""

@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from shared.experiment.base import Section
 from shared.experiment.config import Experiment
-from shared.experiment.sections import Section
 
 WIDTH = 110
 _SIGNS = {"gt": "above {}", "ge": "from {}", "lt": "below {}", "le": "up to {}"}

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from shared.experiment.sections import Section
+from shared.experiment.base import Section
 
 
 class ReleaseConfig(Section):

@@ -3,20 +3,15 @@
 import math
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from shared.experiment.base import Section
 from shared.experiment.wavelet_filters import filters
 
 MAX_ALPHA_BAR_END = 1e-2
 CROPPED_SHARE = 0.6 * (1 - 1 / 4) + 0.4 * (1 - 1 / 16)
 """Hidden on average by a square of half or a quarter of the side, three to two."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """Frozen, and an unknown key is an error: a typo must never train the wrong thing."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class TrainConfig(Section):

@@ -158,6 +158,11 @@ def test_what_the_machine_refuses_is_told_with_place_and_remedy(number):
     assert "\n" not in text
 
 
+def test_a_current_folder_that_was_removed_is_named():
+    text = os_error_text(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    assert text.startswith("the folder that this runs in: No such file or directory; ")
+
+
 def test_a_command_in_another_users_folder_is_refused_with_the_line_that_works(monkeypatch, capsys, tmp_path):
     home = tmp_path / "site"
     home.mkdir()

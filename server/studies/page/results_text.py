@@ -13,7 +13,7 @@ from server.studies.page.derived import Derived, chosen_point, distance_to_test
 from server.studies.schema import Arm, ArmGrid, Scale
 from server.studies.stored_results import ArmResult
 from shared.errors import InputError
-from shared.experiment.sections import Section
+from shared.experiment.base import Section
 from shared.messages.audit import PIXELS
 
 Results = Mapping[tuple[str, str, str], ArmResult]

@@ -1,5 +1,6 @@
 """Import and export of the authors' MaskDM checkpoints and of U-ViT's; `names` says what is called how."""
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from server.training.foreign import layouts
-from server.training.foreign.files import read_foreign
+from server.training.foreign.files import files_of, read_foreign
 from server.training.foreign.names import Layout
 from server.training.foreign.schedules import ScheduleKind, diffusion_of, schedule_tables
 from server.training.foreign.tensors import dense_numbers
@@ -51,7 +52,7 @@ def import_checkpoint(
     model = layouts.meta_model(experiment)
     ours = {name: _to_numpy(layouts.from_foreign(state, layout, model)) for name, state in states.items()}
     ours = {"model": ours.get("model") or ours["ema"], "ema": ours.get("ema") or ours["model"]}
-    provenance = {"imported_from": source.name, "sha256": file_digest(source), "layout": layout}
+    provenance = {"imported_from": source.name, "sha256": _digest(source), "layout": layout}
     save_checkpoint(out, ours, {"experiment": experiment, "step": found.step, "provenance": provenance})
     return experiment
 
@@ -99,6 +100,12 @@ def export_checkpoint(checkpoint: Path, target: Path, layout: Literal["maskdm", 
     averaged |= {f"ema_model.model.{key}": tensor for key, tensor in states["ema"].items()}
     nested = target.suffix != ".safetensors"
     _write({"step": meta.step or 0, "model": online, "ema": averaged} if nested else {**online, **averaged}, target)
+
+
+def _digest(source: Path) -> str:
+    """SHA-256 of the file; of one in parts, that of the digests of index and parts in order."""
+    digests = [file_digest(file) for file in files_of(source)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _apart(groups: dict[str, dict[str, Tensor]]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:

@@ -20,19 +20,8 @@ from torch import Tensor
 from shared.errors import InputError
 
 _WRAPPERS = frozenset(
-    {
-        "model",
-        "module",
-        "_orig_mod",
-        "_forward_module",
-        "_fsdp_wrapped_module",
-        "_checkpoint_wrapped_module",
-        "state_dict",
-        "model_state_dict",
-        "model_state",
-        "net",
-        "network",
-    }
+    {"model", "module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+    | {"state_dict", "model_state_dict", "model_state", "net", "network"}
     | {"nnet", "unet", "generator", "denoise_fn", "denoiser", "diffusion", "diffusion_model", "weights", "params"}
     | {"parameters", "online_model", "raw"}
 )
@@ -79,7 +68,7 @@ def read_foreign(source: Path) -> ForeignFile:
         group, name = _place(path)
         whole, state = ".".join(path), found.groups.setdefault(group, {})
         if name in state:
-            if _LIVE_COPY not in path and not torch.equal(state[name], tensor):
+            if _LIVE_COPY not in path and not _is_same(state[name], tensor):
                 raise InputError(
                     f"{source}: keys {origins[group, name]!r} and {whole!r} are two different {group} weights: "
                     "keep one of them"
@@ -113,11 +102,22 @@ def _is_safetensors(source: Path) -> bool:
     return start[8:] == b"{" or source.suffix.lower() == ".safetensors"
 
 
-def _load_parts(index: Path) -> dict[str, Any]:
-    """Tensors of the files beside `index` that its `weight_map` names."""
+def files_of(source: Path) -> list[Path]:
+    """Every file that a checkpoint lies in: itself, and the parts that an index names.
+
+    Raises:
+        InputError: an index that cannot be read, or names no parts beside it.
+    """
+    if not source.name.endswith(".index.json"):
+        return [source]
+    return [source, *(source.parent / file for file in sorted(set(_weight_map(source).values())))]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """File of each tensor."""
     try:
-        names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(names.values()))
+        names: dict[str, str] = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+        files = set(names.values())
         is_plain = bool(files) and all(Path(file).name == file for file in files)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{index}: no index of a checkpoint's parts; give one with a weight_map") from error
@@ -125,10 +125,26 @@ def _load_parts(index: Path) -> dict[str, Any]:
         raise InputError(f"{index}: {error.strerror or error}; give a checkpoint file") from error
     if not is_plain:
         raise InputError(f"{index}: names parts that do not lie beside it; put all files into one folder")
-    data = {name: tensor for file in files for name, tensor in _load(index.parent / file).items()}
-    if missing := sorted(names.keys() - data.keys()):
-        raise InputError(f"{index}: {missing[0]!r} is in none of its parts: give a complete checkpoint")
-    return data
+    return names
+
+
+def _load_parts(index: Path) -> dict[str, Any]:
+    """The tensors that an index lists, each from the file that it names: another part may hold an older one."""
+    names = _weight_map(index)
+    parts = {file: _load(index.parent / file) for file in sorted(set(names.values()))}
+    if missing := [name for name, file in names.items() if name not in parts[file]]:
+        raise InputError(f"{index}: {missing[0]!r} is not in {names[missing[0]]}: give a complete checkpoint")
+    if others := [name for part in parts.values() for name in part if name not in names]:
+        raise InputError(f"{index}: a part holds {str(others[0])!r}, which it does not list: give its own parts")
+    return {name: parts[file][name] for name, file in names.items()}
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; of those that cannot be compared nobody knows."""
+    try:
+        return torch.equal(one, other)
+    except RuntimeError:  # sparse, without numbers, of another kind
+        return False
 
 
 def _first_sentence(error: Exception) -> str:
@@ -211,7 +227,7 @@ def _place(path: tuple[str, ...]) -> tuple[str, str]:
 def _step(data: Mapping[str, Any], source: Path) -> int | None:
     for name in _STEPS:
         value = data.get(name)
-        if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        if isinstance(value, Tensor) and value.numel() == 1 and not (value.is_complex() or value.is_meta):
             value = value.item()
         if isinstance(value, float) and value.is_integer():
             value = int(value)

@@ -85,7 +85,7 @@ def describe(
         raise InputError(f"key {embedding!r} or {positions!r} has an unknown shape: give a checkpoint of {layout}")
     width, channels, patch_size, _ = state[embedding].shape
     is_split = layout == "maskdm-dwt"
-    grid_size = math.isqrt((state[positions].shape[1] - 1) // (2 if is_split else 1))
+    grid_size = math.isqrt(max(0, state[positions].shape[1] - 1) // (2 if is_split else 1))
     count, fitting = 1 + grid_size**2 * (2 if is_split else 1), (3,) if is_split else (3, 12)
     if count != state[positions].shape[1] or channels not in fitting:
         raise InputError(

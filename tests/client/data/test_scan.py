@@ -1,5 +1,7 @@
 """Data have one identity: whatever is lost, killed, copied or relabelled, spending and the held-out split stay."""
 
+import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -12,12 +14,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from client.data import scan as scan_module
 from client.data.dataset import NotScannedError, current_id, open_dataset, scan
 from client.home import Home
 from client.private_files import write_private
 from client.records.ledger import OutdatedDataError, open_ledger, read_ledger
 from client.records.spending import Charge, Spending
 from client.settings import SiteConfig, save_settings
+from shared.data.images import ImageSource, list_images
 from shared.data.synthetic import write_folder
 from shared.errors import InputError
 from tests.client.conftest import SIZE, MakeSite
@@ -186,6 +190,29 @@ def test_killed_scan_never_trains_on_spent_images_for_free(
     check_whole(home, settings, before, {*_decoded(photos)})
     scan(home, settings)
     assert total(home, settings) == SPENT
+
+
+def test_file_that_cannot_be_read_again_stops_the_scan_and_loses_no_picture(
+    make_site: MakeSite, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def listed(path: Path) -> ImageSource:
+        source = list_images(path)
+
+        def read(name: str) -> bytes:
+            if name == source.names[5]:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return source.read(name)
+
+        return dataclasses.replace(source, read=read)
+
+    home, settings = make_site(folder)
+    before = pixels(home, settings, "train")
+    with monkeypatch.context() as patch:
+        patch.setattr(scan_module, "list_images", listed)
+        with pytest.raises(InputError, match=r"Input/output error; cure it, then scan again"):
+            scan(home, settings)
+    scan(home, settings)
+    assert pixels(home, settings, "train") == before
 
 
 def test_data_opened_before_another_scan_are_not_charged(make_site: MakeSite, folder: Path):

@@ -16,10 +16,10 @@ from client.policy.budget import (
     told_head,
     told_total,
 )
-from client.policy.refusals import RefusedError, note_refusal
+from client.policy.refusals import RefusedError, note_refusal, refusal_of
 from client.records.data_registry import Identity, Records, existing_registry
 from client.records.journal import Journal
-from client.records.ledger import open_ledger
+from client.records.ledger import ClockError, open_ledger
 from client.records.spending import Charge, Total
 from client.settings import save_settings
 from shared.messages.agreement.plan import offer_digest
@@ -36,6 +36,11 @@ def charge(dataset_id: str, **fields: object) -> Charge:
 def steps(history, _delta: float) -> float:
     """A ledger that counts steps: easy to see through."""
     return float(sum(row.steps for row in history))
+
+
+def test_a_clock_that_is_behind_is_told_in_fixed_words():
+    code, reason = refusal_of(ClockError("the clock says 2026-11-26 09:00 UTC"))
+    assert (code, "2026" in reason) == ("clock", False)
 
 
 @pytest.mark.parametrize("is_linked", [False, True])

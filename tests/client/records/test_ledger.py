@@ -3,6 +3,9 @@
 import datetime as dt
 import json
 import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -12,7 +15,15 @@ from client.records import chain
 from client.records.chain import BusyError, ChainError, Entry
 from client.records.data_registry import DataRegistry, Identity, Records, registry_folder
 from client.records.history import History
-from client.records.ledger import BudgetError, Ledger, OutdatedDataError, UnitError, open_ledger, read_ledger
+from client.records.ledger import (
+    BudgetError,
+    ClockError,
+    Ledger,
+    OutdatedDataError,
+    UnitError,
+    open_ledger,
+    read_ledger,
+)
 from client.records.spending import Charge, Spending
 from shared.errors import InputError
 
@@ -328,6 +339,47 @@ def test_home_takes_over_each_charge_once_and_nothing_of_strangers(homes: dict[s
             assert len(ledger.entries) == size, "nothing new, nothing written"
 
 
+@pytest.mark.parametrize("num_before", [0, 1])
+@pytest.mark.parametrize("has_head", [False, True])
+def test_copy_of_a_home_has_no_budget_of_its_own(
+    homes: dict[str, tuple[Path, Path]], tmp_path: Path, num_before: int, *, has_head: bool
+):
+    other = tmp_path / "copy" / "ledger.jsonl", tmp_path / "copy.head"
+    other[0].parent.mkdir()
+    with open_ledger(*homes[ONE]) as ledger:
+        for _ in range(num_before):
+            spend(ledger, dataset_id=ONE)
+    for source, target in zip(homes[ONE], other[: 1 + has_head], strict=False):
+        shutil.copy(source, target)
+    with open_ledger(*homes[ONE]) as ledger:
+        spend(ledger, dataset_id=ONE)
+    before = other[0].read_bytes()
+    for adopt in (False, True):
+        words = "older copy, or a copy of another home" if adopt or has_head or not num_before else "--adopt"
+        with pytest.raises(ChainError, match=words), open_ledger(*other, adopt=adopt):
+            pass
+        assert other[0].read_bytes() == before, "refused before anything is written"
+    with open_ledger(*homes[ONE]) as ledger:
+        assert spend(ledger, dataset_id=ONE) == 2.0 * (num_before + 2), "the home that was charged first goes on"
+
+
+def test_copy_that_was_charged_as_often_is_told_by_what_was_charged(homes: dict[str, tuple[Path, Path]]):
+    path, head = homes[ONE]
+    kept = path.read_bytes(), head.read_bytes()
+    with open_ledger(path, head) as ledger:
+        spend(ledger, dataset_id=ONE, steps=7)
+    registry = DataRegistry(registry_folder())
+    newest = registry.charges(str(read_ledger(path).ledger_id))
+    path.write_bytes(kept[0])
+    head.write_bytes(kept[1])
+    registry.publish_charges(str(read_ledger(path).ledger_id), [])
+    with open_ledger(path, head) as ledger:
+        spend(ledger, dataset_id=ONE, steps=3)
+    registry.publish_charges(str(read_ledger(path).ledger_id), list(newest))
+    with pytest.raises(ChainError, match="charges of this ledger that are not in it"), open_ledger(path, head):
+        pass
+
+
 @pytest.mark.parametrize("damage", ["missing", "garbled"])
 def test_lost_head_needs_the_operators_word(path: Path, head: Path, damage: str):
     with open_ledger(path, head) as ledger:
@@ -378,9 +430,15 @@ def test_clock_before_an_entry_is_noticed(path: Path, head: Path):
 DAY = dt.timedelta(days=1)
 
 
-def write_at(ledger: Ledger, moment: dt.datetime, monkeypatch: pytest.MonkeyPatch, **changed: object) -> None:
+@contextmanager
+def clock_at(moment: dt.datetime, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(chain.dt, "datetime", mock.Mock(wraps=dt.datetime, now=lambda zone: moment))
+        yield
+
+
+def write_at(ledger: Ledger, moment: dt.datetime, monkeypatch: pytest.MonkeyPatch, **changed: object) -> None:
+    with clock_at(moment, monkeypatch):
         spend(ledger, **changed)
 
 
@@ -390,16 +448,28 @@ def test_entry_dated_ahead_keeps_the_clock_behind_whatever_is_written_later(
     now = dt.datetime.now(dt.UTC)
     with open_ledger(path, head) as ledger:
         write_at(ledger, now + 400 * DAY, monkeypatch)
-        spend(ledger)
+        ledger.register("a", [], "f")
         assert ledger.is_clock_behind(now)
+
+
+def test_nothing_is_charged_before_an_entry_whatever_it_is_for(path: Path, head: Path, monkeypatch: pytest.MonkeyPatch):
+    with open_ledger(path, head) as ledger:
+        write_at(ledger, dt.datetime.now(dt.UTC) + 2 * DAY, monkeypatch)
+        for task, mechanism in (("statistics", "none"), ("statistics", "gaussian"), ("audit", "gaussian")):
+            with pytest.raises(ClockError, match="accept-clock"):
+                spend(ledger, task=task, mechanism=mechanism)
+        assert len(ledger.charges) == 1
+        ledger.accept_clock(dt.datetime.now(dt.UTC))
+        spend(ledger, task="statistics", mechanism="gaussian")
 
 
 def test_accepted_clock_forgets_nothing_and_counts_what_was_ahead_for_a_day(
     path: Path, head: Path, monkeypatch: pytest.MonkeyPatch
 ):
     now = dt.datetime.now(dt.UTC)
+    with clock_at(now - 2 * DAY, monkeypatch), open_ledger(path, head) as ledger:
+        spend(ledger)
     with open_ledger(path, head) as ledger:
-        write_at(ledger, now - 2 * DAY, monkeypatch)
         write_at(ledger, now + 400 * DAY, monkeypatch)
         entry = ledger.accept_clock(now)
         assert (entry.kind, entry.fields["num_ahead"]) == ("clock", 2), "the charge and its commit"

@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,8 @@ def test_arrays_of_images_are_references(tmp_path, layout):
         (np.zeros((4, 8, 8), np.uint8), "give uint8"),
         (np.zeros((4, 1, 8, 8), np.uint8), "give uint8"),
         (np.zeros((1, 3, 8, 8), np.uint8), "at least 2"),
+        (np.zeros((0, 3, 8, 8), np.uint8), r"uint8 \(0, 3, 8, 8\): give uint8"),
+        (np.zeros((2, 3, 0, 0), np.uint8), "give uint8"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path, array, words):
@@ -101,7 +105,13 @@ def test_files_that_run_code_are_damaged_or_hold_something_else_are_one_line(tmp
     np.savez(tmp_path / "cut.npz", **moments(RNG.normal(size=(40, WIDTH))))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:200])
     np.savez(tmp_path / "other.npz", act=np.zeros(3), labels=np.zeros(3))
+    for name, members in (("pictures.npz", ["1.png"]), ("texts.npz", ["mu", "sigma"])):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for member in members:
+                archive.writestr(member, b"x")
     for name, words in (
+        ("pictures.npz", "'1.png' in it is no array"),
+        ("texts.npz", "'mu' in it is no array"),
         ("pickled.npy", "no array file"),
         ("text.npz", "no array file"),
         ("cut.npz", "no array file"),

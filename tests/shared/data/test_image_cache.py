@@ -3,6 +3,7 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -282,6 +283,35 @@ def test_cache_of_another_schema_or_damaged_is_refused(faces, tmp_path):
         path.write_text(damaged)
         with pytest.raises(InputError, match="damaged"):
             open_cache(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("cache.json", {"size": -8}),
+        ("cache.json", {"size": 8.5}),
+        ("cache.json", {"num_images": math.inf}),
+        ("cache.json", {"num_unreadable": -1}),
+        ("cache.json", {"ignored": {".txt": -2}}),
+        ("cache.json", {"ignored": "none"}),
+        ("index.json", {"persons": [0]}),
+        ("index.json", {"persons": [[0]] * 6}),
+        ("index.json", {"names": [1] * 6}),
+    ],
+)
+def test_cache_whose_facts_cannot_be_is_refused(faces, tmp_path, name, change):
+    build_cache(faces, tmp_path / "cache", 8)
+    path = tmp_path / "cache" / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match="its facts are damaged"):
+        open_cache(tmp_path / "cache")
+
+
+def test_folder_with_the_longest_name_there_is_can_be_opened(tmp_path):
+    for name in ("f" * 255, "\u1e9e" * 85):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name / "a.png")
+        assert len(open_images(tmp_path / name, 8, tmp_path / "home")) == 1
 
 
 def test_foreign_folder_is_never_overwritten(faces, tmp_path):

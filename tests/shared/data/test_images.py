@@ -167,6 +167,20 @@ def test_zip_of_a_program_for_windows_has_folders_too(tmp_path):
     assert source.read("bob/1.png") == PNG
 
 
+def test_zip_of_a_folder_beside_the_one_where_it_was_made_loses_nothing(tmp_path):
+    source = list_images(zipped(tmp_path / "a.zip", [("../faces/ann/1.png", PNG), ("../faces/bob/.x.png", b"x")]))
+    assert source.names == ("../faces/ann/1.png",) and source.read(source.names[0]) == PNG
+
+
+def test_zip_member_without_a_name_is_no_image(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        nameless = zipfile.ZipInfo()
+        nameless.filename = ""
+        archive.writestr(nameless, PNG)
+        archive.writestr("1.png", PNG)
+    assert list_images(tmp_path / "a.zip").names == ("1.png",)
+
+
 def test_zip_counts_what_it_leaves_out_and_names_a_damaged_member(tmp_path):
     path = zipped(tmp_path / "a.zip", [("1.png", PNG), ("2.png", PNG), ("x.raw", b"x")])
     data = bytearray(path.read_bytes())

@@ -104,6 +104,14 @@ def test_a_missing_file_and_a_bad_override_are_named(tmp_path: Path):
         load_experiment(tmp_path / "none.toml")
     with pytest.raises(InputError, match=r"section\.key=value"):
         parse_experiment("", ["lr"])
+    with pytest.raises(InputError, match="sets more than one value"):
+        parse_experiment("", ["train.batch=8\n[optim]\nlr=0.5"])
+
+
+@pytest.mark.parametrize("given", ["train.batch=true", "optim.lr=true", "optim.betas=[true, 0.5]", "train.seed=false"])
+def test_true_and_false_are_no_numbers(given: str):
+    with pytest.raises(InputError, match="give a number, not true or false"):
+        parse_experiment("", [given])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Import and export of foreign checkpoints, against a network written with the authors' names."""
 
+import json
+
 import numpy as np
 import pytest
 import pywt
@@ -352,11 +354,11 @@ def test_export_returns_the_papers_wavelet_network(tmp_path, is_biased):
         (lambda state: state.pop("encoder.mid_block.attn.v_bias"), "q_bias' does not fit: .*no other fits"),
         (
             lambda state: state.update({"encoder.mid_block.attn.q_bias": torch.zeros(3)}),
-            r"biases of query and value have shapes \(3,\) and \(192,\)",
+            rf"biases of query and value have shapes \(3,\) and \({WIDTH},\)",
         ),
         (
             lambda state: state.update({"encoder.mid_block.attn.v_bias": torch.full((WIDTH,), float("nan"))}),
-            "v_bias' has 192 of 192 numbers that are not finite",
+            f"v_bias' has {WIDTH} of {WIDTH} numbers that are not finite",
         ),
         (
             lambda state: state.update({"encoder.encoder_pos_embed": torch.zeros(1, 1 + SIDE**2 + 4, WIDTH)}),
@@ -438,13 +440,29 @@ def test_missing_and_misshapen_keys_are_named(tmp_path):
     torch.save({key: x for key, x in state.items() if key != "mid_block.mlp.fc1.bias"}, tmp_path / "a.pth")
     torch.save({**state, "norm.weight": torch.zeros(3)}, tmp_path / "b.pth")
     torch.save({**state, "pos_embed": torch.zeros(1, 12, WIDTH)}, tmp_path / "c.pth")
+    torch.save({**state, "pos_embed": torch.zeros(1, 0, WIDTH)}, tmp_path / "d.pth")
     for name, message in (
         ("a", r"'mid_block\.mlp\.fc1\.bias' is missing"),
         ("b", r"'norm\.weight' has shape \(3,\)"),
         ("c", "12 positions"),
+        ("d", " 0 positions"),
     ):
         with pytest.raises(InputError, match=message):
             import_checkpoint(tmp_path / f"{name}.pth", tmp_path / "out", schedule="linear")
+
+
+def test_the_digest_of_a_checkpoint_in_parts_covers_every_part(tmp_path):
+    state = {key: tensor.clone() for key, tensor in TheirUViT().state_dict().items()}
+    held = {key: f"m-0000{1 + ('mid' in key)}-of-00002.safetensors" for key in state}
+    index, found = tmp_path / "m.safetensors.index.json", []
+    index.write_text(json.dumps({"weight_map": held}))
+    for number in range(2):
+        state["mid_block.mlp.fc1.bias"] += number
+        for file in set(held.values()):
+            save_file({key: tensor for key, tensor in state.items() if held[key] == file}, tmp_path / file)
+        import_checkpoint(index, tmp_path / f"out{number}", schedule="linear")
+        found.append(load_meta(tmp_path / f"out{number}").provenance["sha256"])
+    assert found[0] != found[1], "the index is the same, what was imported is not"
 
 
 def test_other_sizes_heads_and_unknown_schedules_are_refused(tmp_path):

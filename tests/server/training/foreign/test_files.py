@@ -1,4 +1,5 @@
 import argparse
+import codecs
 import json
 
 import pytest
@@ -167,7 +168,7 @@ def test_a_checkpoint_in_parts_is_read_by_its_index(tmp_path):
     [
         ({"weight_map": {"norm.weight": "../model-00001-of-00002.safetensors"}}, "do not lie beside it"),
         ({"weight_map": {"norm.weight": "nowhere.safetensors"}}, "nowhere.safetensors: No such file"),
-        ({"weight_map": {"other": "model-00001-of-00002.safetensors"}}, "'other' is in none of its parts"),
+        ({"weight_map": {"other": "model-00001-of-00002.safetensors"}}, "'other' is not in model-00001-of-00002"),
         ({"weight_map": {}}, "do not lie beside it"),
         ({"weight_map": {"norm.weight": 3}}, "no index"),
         ({"weight_map": ["norm.weight"]}, "no index"),
@@ -180,6 +181,28 @@ def test_an_index_that_is_none_is_one_line(tmp_path, change, words):
     index.write_text(json.dumps(change))
     with pytest.raises(InputError, match=words):
         read_foreign(index)
+
+
+def test_each_tensor_comes_from_the_part_that_the_index_names(tmp_path):
+    index, names = split_in_two(tmp_path)
+    save_file({"norm.bias": -LIVE, "norm.weight": MEAN}, tmp_path / "model-00002-of-00002.safetensors")
+    index.write_bytes(codecs.BOM_UTF8 + json.dumps({"weight_map": names}).encode())
+    assert read_foreign(index).groups["model"]["norm.weight"].tolist() == LIVE.tolist(), "not the later part's"
+    del names["norm.bias"]
+    index.write_text(json.dumps({"weight_map": {**names, "norm.weight": "model-00002-of-00002.safetensors"}}))
+    with pytest.raises(InputError, match=r"holds 'norm\.bias', which it does not list"):
+        read_foreign(index)
+
+
+@pytest.mark.parametrize("make", [torch.Tensor.to_sparse, lambda tensor: tensor.to("meta")])
+def test_two_weights_that_cannot_be_compared_are_two(tmp_path, make):
+    with pytest.raises(InputError, match="two different model weights"):
+        groups(tmp_path, {"model.norm": make(LIVE), "module.norm": make(LIVE)})
+
+
+def test_a_step_without_a_number_is_no_step(tmp_path):
+    torch.save({"model": {"norm": LIVE}, "step": torch.ones((), device="meta")}, tmp_path / "file.pt")
+    assert read_foreign(tmp_path / "file.pt").step is None
 
 
 def test_what_would_run_code_is_named(tmp_path):
