@@ -26,6 +26,7 @@ from benchmarks.disks import fill, reason_against
 from benchmarks.local import LocalFederation, federation, leftovers, make_experiment, random_checkpoint
 from benchmarks.measure import verdict
 from benchmarks.victims import REPLY, WORKER, victims
+from client.secure.run_state import ROUND_FILE
 from client.settings import Home
 from server.runs.run_directory import RunDir
 from shared.storage.checkpoint import load_group
@@ -214,8 +215,8 @@ def clear(local: LocalFederation, remembered: dict[Path, bytes]) -> None:
         path.write_bytes(remembered[path]) if path in remembered else path.unlink()
     for site in range(local.num_sites):
         home = Home(local.site(site))
-        for folder in (home.replies, home.secure_sums):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(home.replies, ignore_errors=True)
+        (home.secure_sums / RUN / ROUND_FILE).unlink(missing_ok=True)
 
 
 def final_weights(local: LocalFederation) -> bytes:

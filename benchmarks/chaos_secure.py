@@ -1,8 +1,9 @@
 """What `benchmarks.chaos --secure` adds: sites lost at each stage of a round, and every masked sum counted again.
 
-The updates of a round do not depend on masks, so the sum of the sites that are named as answered is computed a second
-time in this process, by the sites' own training and the open sum, and the checkpoint must be its very bits. A round may
-be given up only where so many sites are gone that fewer than the threshold are left.
+The sum of the sites that are named as answered is computed a second time in this process, by the sites' own training and
+the open sum, and the checkpoint must be its very bits. A round may be given up only where so many sites are gone that
+fewer than the threshold are left. Sites keep their keys from run to run: images are drawn by the digest of the request,
+with the roster in it, so that otherwise no two runs would have the same bits.
 """
 
 import json
@@ -20,13 +21,15 @@ from client.settings import Home, load_settings
 from client.training.frozen_tensors import frozen_tensors
 from client.training.local_round import Round
 from server.federation.rounds.request import header_of
+from server.federation.rounds.secure_round import FOLDER
+from server.federation.secure.rosters import ROSTER_FILE
 from server.federation.updates.aggregation import FixedPointSum, clip_factor
 from server.federation.updates.global_model import GlobalModel, load_global, round_folder
 from server.federation.updates.step import ServerStep
 from server.runs.run_directory import RunDir
 from shared.experiment.config import Experiment, load_experiment
 from shared.messages.training import TrainRequest
-from shared.secure_aggregation.roster import threshold_for
+from shared.secure_aggregation.roster import Roster, threshold_for
 from shared.storage.runlog import read_metrics
 from shared.updates.fixed_point import update_norm
 from shared.updates.norm_bound import norm_bound
@@ -103,19 +106,20 @@ class Recount:
                 return f"round {number} was given up: {record.get('reason')}"
             before, after = (load_global(round_folder(folder.path / "checkpoints", each), experiment)
                              for each in (number - 1, number))  # fmt: skip
-            if self._step(before, experiment, run, record).tobytes() != after.weights.tobytes():
+            if self._step(before, experiment, folder, record).tobytes() != after.weights.tobytes():
                 return f"round {number} is not the sum of {[each['site'] for each in record['answered']]}"
         return ""
 
-    def _step(self, before: GlobalModel, experiment: Experiment, run: str, record: dict[str, Any]) -> Update:
+    def _step(self, before: GlobalModel, experiment: Experiment, folder: RunDir, record: dict[str, Any]) -> Update:
         if not record["weights_changed"]:
             return before.weights
-        header = header_of(before, experiment, run)
+        roster = Roster.model_validate_json((folder.path / FOLDER / ROSTER_FILE).read_bytes())
+        header = header_of(before, experiment, folder.path.name, roster)
         bound, total = norm_bound(experiment, len(before.weights)), FixedPointSum(len(before.weights))
         for each in record["answered"]:
             update = self._update(str(each["site"]), TrainRequest(header, before.weights, before.base))
             total.fold(update, "float32", 1, clip_factor(update_norm(update), bound, experiment.federation))
-        ServerStep(experiment, run, self._local.home).apply(before, total, "")
+        ServerStep(experiment, folder.path.name, self._local.home).apply(before, total, "")
         return before.weights
 
     def _update(self, site: str, request: TrainRequest) -> Update:
