@@ -1,9 +1,9 @@
 """What `benchmarks.chaos --secure` adds: sites lost at each stage of a round, and every masked sum counted again.
 
-The sum of the sites that are named as answered is computed a second time in this process, by the sites' own training and
-the open sum, and the checkpoint must be its very bits. A round may be given up only where so many sites are gone that
-fewer than the threshold are left. Sites keep their keys from run to run: images are drawn by the digest of the request,
-with the roster in it, so that otherwise no two runs would have the same bits.
+The sum of the sites that are named as answered is computed a second time in this process, by the sites' own training
+and the open sum, and the checkpoint must be its very bits. A round may be given up only where fewer sites than the
+threshold are left. Sites keep their keys from run to run: images are drawn by the digest of the request, with the roster
+in it, so that otherwise no two runs would have the same bits.
 """
 
 import json

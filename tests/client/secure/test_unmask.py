@@ -50,9 +50,9 @@ def test_the_same_list_is_answered_the_same_way_again_over_restarts_and_no_other
     [
         (ALL[1:], {}, "own update is not in the sum"),
         ((*ALL[:2], "site-9"), {"boxes": ("00" * 60,) * 3}, "site-9 is not in the roster"),
-        (ALL, {"server_round": 2}, "no masked update to that request"),
-        (ALL, {"request_digest": "ab" * 32}, "no masked update to that request"),
-        (ALL, {"run": "other"}, "no masked update to that request"),
+        (ALL, {"server_round": 2}, "nothing masked in round 2"),
+        (ALL, {"request_digest": "ab" * 32}, "in round 1 went to another request"),
+        (ALL, {"run": "other"}, "nothing masked in that run"),
         (ALL, {"boxes": ("00" * 60,) * 5}, "the shares of site site-0 are not those that it dealt"),
     ],
     ids=["without itself", "a stranger", "another round", "another request", "another run", "made-up shares"],
