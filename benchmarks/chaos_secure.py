@@ -2,8 +2,8 @@
 
 The sum of the sites that are named as answered is computed a second time in this process, by the sites' own training
 and the open sum, and the checkpoint must be its very bits. A round may be given up only where fewer sites than the
-threshold are left. Sites keep their keys from run to run: images are drawn by the digest of the request, with the roster
-in it, so that otherwise no two runs would have the same bits.
+threshold are left. Sites keep their keys from run to run: images are drawn by the digest of the request, which has the
+roster in it, so that otherwise no two runs would have the same bits.
 """
 
 import json

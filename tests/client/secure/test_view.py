@@ -1,8 +1,9 @@
 """The coordinator's whole view of a round, for every list of survivors: it could be made up from the sum alone.
 
 What a coordinator holds of each site is a masked update, less every mask that it may ask for. These rests must be
-uniform on the ring, and so must every sum of some of them, but for the sum of all survivors: then whoever knows that sum
-alone draws the same view. Bits are counted against Hoeffding's bound, so that a uniform view fails with less than 1e-9.
+uniform on the ring, and so must every sum of some of them, but for the sum of all survivors: then whoever knows that
+sum alone draws the same view. Bits are counted against Hoeffding's bound, so that a uniform view fails with less than
+1e-9.
 """
 
 import itertools
