@@ -26,7 +26,7 @@ from benchmarks.disks import fill, reason_against
 from benchmarks.local import LocalFederation, federation, leftovers, make_experiment, random_checkpoint
 from benchmarks.measure import verdict
 from benchmarks.victims import REPLY, WORKER, victims
-from client.secure.run_state import ROUND_FILE
+from client.secure.run_state import ROUND_FILE, witnesses
 from client.settings import Home
 from server.runs.run_directory import RunDir
 from shared.storage.checkpoint import load_group
@@ -216,7 +216,8 @@ def clear(local: LocalFederation, remembered: dict[Path, bytes]) -> None:
     for site in range(local.num_sites):
         home = Home(local.site(site))
         shutil.rmtree(home.replies, ignore_errors=True)
-        (home.secure_sums / RUN / ROUND_FILE).unlink(missing_ok=True)
+        for file in (home.secure_sums / RUN / ROUND_FILE, witnesses(home) / RUN):
+            file.unlink(missing_ok=True)
 
 
 def final_weights(local: LocalFederation) -> bytes:

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import pytest
 
-from client.secure.run_state import ROUND_FILE, RunState
+from client.secure.run_state import ROUND_FILE, RunState, witnesses
 from server.federation.secure.masked_sum import MaskedSum
 from shared.secure_aggregation.dealing import recover, revealed_seeds
 from shared.secure_aggregation.masks import Mask, add_masks, pairwise_mask
@@ -94,7 +94,8 @@ def trained(tmp_path_factory):
     """Five sites that have sent their masked updates, as they are before anybody asks for masks."""
     coordinator = Coordinator(tmp_path_factory.mktemp("view"), num_elements=NUM_ELEMENTS)
     coordinator.train_all()
-    files = {site.home.secure_sums / "run" / ROUND_FILE for site in coordinator.sites.values()}
+    homes = [site.home for site in coordinator.sites.values()]
+    files = [file for home in homes for file in (home.secure_sums / "run" / ROUND_FILE, witnesses(home) / "run")]
     return coordinator, {file: file.read_bytes() for file in files}
 
 
