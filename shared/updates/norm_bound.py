@@ -25,8 +25,8 @@ def norm_bound(experiment: Experiment, num_elements: int) -> float:
 
 def longest_path(optim: OptimConfig, steps: int) -> float:
     """How far `steps` steps of AdamW from fresh moments can take one weight: learning rates times `largest_step`."""
-    ramp = optim.warmup_steps
-    rates = (optim.lr * (min(1.0, (step + 1) / ramp) if ramp else 1.0) for step in range(steps))
+    ramp, first = optim.warmup_steps, 0 if optim.warmup_from_zero else 1
+    rates = (optim.lr * (min(1.0, (step + first) / ramp) if ramp else 1.0) for step in range(steps))
     return sum(rate * largest_step(optim.betas, step + 1) for step, rate in enumerate(rates))
 
 

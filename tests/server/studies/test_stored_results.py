@@ -44,7 +44,11 @@ def make_result(study, arm, curve, *, init_flops=0.0, per_image=10.0, scale="cpu
             "scale": scale,
             "curve": points,
             "init": init,
-            "experiment": {"model": {"size": "T", "image_size": 32, "patch_size": 4}, "train": {"seed": 0}},
+            "experiment": {
+                "model": {"size": "T", "image_size": 32, "patch_size": 4},
+                "diffusion": {"prediction": "v"},
+                "train": {"seed": 0},
+            },
             "data": {"train": facts, "test": facts},
             "training_images": {} if own is None else metrics(own, own),
             "extractors": {NAME: "cd"},

@@ -22,6 +22,19 @@ def test_positions_norms_and_biases_are_not_decayed():
         assert decay[id(parameter)] == (0.03 if is_matrix else 0.0), name
 
 
+def test_everything_is_decayed_on_demand():
+    model = tiny()
+    groups = make_optimizer(model, OptimConfig(weight_decay=0.03, decay_all=True)).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.03]
+    assert {id(p) for p in groups[0]["params"]} == {id(p) for p in model.parameters()}
+
+
+def test_a_warm_up_from_zero_is_the_authors_ramp():
+    config = OptimConfig(lr=4e-3, warmup_steps=4, warmup_from_zero=True)
+    assert [lr_at(step, config) for step in range(6)] == pytest.approx([0, 1e-3, 2e-3, 3e-3, 4e-3, 4e-3])
+    assert lr_at(0, OptimConfig(lr=4e-3, warmup_from_zero=True)) == 4e-3
+
+
 def test_update_matches_the_adamw_equations():
     config = OptimConfig(lr=1e-2, betas=(0.9, 0.8), weight_decay=0.1)
     model = torch.nn.Linear(3, 2).double()

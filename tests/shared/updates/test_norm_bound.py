@@ -26,6 +26,11 @@ def test_by_default_the_bound_is_what_adamw_can_reach_in_a_round():
     assert sum(lr_at(step, with_ramp.optim) for step in range(6)) == pytest.approx(rates)
 
 
+def test_a_warm_up_from_zero_reaches_as_far_as_its_learning_rates():
+    optim = OptimConfig(lr=0.02, warmup_steps=4, warmup_from_zero=True)
+    assert longest_path(optim, 6) == pytest.approx(sum(lr_at(step, optim) for step in range(6)))
+
+
 def walk(betas, gradients, lr=0.01):
     """Where torch's AdamW takes one weight that gets these gradients."""
     weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
