@@ -42,7 +42,7 @@ def keep_answer(folder: Path, run: str, header: AnswerHeader, array: NDArray[Any
     own = folder / run
     path = own / f"{header.request_digest}.reply"
     # The array is as large as the model, and no second one is held of it.
-    write_private(path, head.getvalue(), memoryview(array.reshape(-1).view(np.uint8)))
+    write_private(path, head.getvalue(), array.reshape(-1).view(np.uint8).data)
     # Also what kills in the middle of a write have left; the ledger's lock keeps other writers away.
     for other in own.iterdir():
         if other != path:

@@ -102,6 +102,7 @@ def plan(
     from shared.experiment.recipes import find_experiment
     from shared.planning.probe import images_per_second, num_values
     from shared.planning.workload import lines, workload
+    from shared.secure_aggregation.roster import choice_in_words
 
     loaded = load_experiment(find_experiment(experiment), overrides)
     rounds, privacy = loaded.federation.rounds, loaded.privacy
@@ -121,6 +122,8 @@ def plan(
         )
     for line in lines(loaded, work, sites):
         typer.echo(line)
+    if loaded.federation.secure:
+        typer.echo(choice_in_words(sites, loaded.federation.secure_colluding))
     for refusal in refusals:
         typer.echo(f"sites with the default policy refuse: {refusal}")
 
