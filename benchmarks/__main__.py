@@ -19,6 +19,7 @@ from types import ModuleType
 
 import benchmarks
 from benchmarks.measure import UNMEASURED, hardware
+from server.runs.child_process import dies_with_parent
 from shared.storage.versions import git_commit
 
 PAGE = Path(__file__).parent / "BENCHMARKS.md"
@@ -96,14 +97,15 @@ def module_name(row: str) -> str:
 
 
 def run(name: str) -> tuple[int, str]:
-    """Exit status and last line of one benchmark, in a process of its own; its output is passed on line by line."""
+    """Exit status and last line of one benchmark, in a process that ends with this one; its output is passed on."""
     print(f"== {name}", flush=True)
     module, *options = shlex.split(name)
     command = [sys.executable, "-m", f"benchmarks.{module}", *options]
     last = ""
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=PAGE.parent.parent, env=ENVIRONMENT
-    ) as process:
+        command, stdout=subprocess.PIPE, text=True, cwd=PAGE.parent.parent, env=ENVIRONMENT,
+        preexec_fn=dies_with_parent(),  # noqa: PLW1509  # its one system call is safe
+    ) as process:  # fmt: skip
         for line in process.stdout or ():
             print(line, end="", flush=True)
             last = line.strip() or last

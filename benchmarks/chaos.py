@@ -24,7 +24,7 @@ from pathlib import Path
 from benchmarks.chaos_secure import LOSSES, NUM_SITES, SETTINGS, Recount, lose, trust_all
 from benchmarks.disks import fill, reason_against
 from benchmarks.local import LocalFederation, federation, leftovers, make_experiment, random_checkpoint
-from benchmarks.measure import verdict
+from benchmarks.measure import die_with_parent, verdict
 from benchmarks.victims import REPLY, WORKER, victims
 from client.secure.run_state import ROUND_FILE, witnesses
 from client.settings import Home
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     shares = [(options.seed, open_ones[job :: options.jobs], targets, options.done, options.secure)
               for job in range(options.jobs)]  # fmt: skip
     counts = Counter(outcomes.values())
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), initializer=die_with_parent) as pool:
         counts = sum(pool.map(series, *zip(*shares, strict=True)), counts)
     figure = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count)
     bad = counts["unfinished"] + counts["DIFFERENT"] + counts["WRONG SUM"] + counts["processes left"]

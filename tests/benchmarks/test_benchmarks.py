@@ -1,9 +1,13 @@
 """The benchmark runner and its arithmetic; the figures themselves are not tests."""
 
+import os
 import re
+import signal
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -124,12 +128,39 @@ def test_options_make_a_row_of_their_own_without_folders(tmp_path, monkeypatch):
     assert set(runner.read_rows(tmp_path / "BENCHMARKS.md")) == {"one", "one --faces faces.zip"}
 
 
-def test_run_passes_output_on_and_returns_the_last_line(capfd, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    status, figure = runner.run("gpu")
-    assert status == 77
-    assert figure == "gpu: not measured: no GPU here"
-    assert "== gpu" in capfd.readouterr().out
+def test_run_passes_output_on_and_returns_the_last_line(tmp_path, capfd, monkeypatch):
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "quick.py").write_text("import sys\nprint('a line')\nprint('7 of', sys.argv[1:])\nsys.exit(3)\n")
+    monkeypatch.setattr(runner, "PAGE", folder / "BENCHMARKS.md")
+    assert runner.run("quick --rounds 9") == (3, "7 of ['--rounds', '9']")
+    assert capfd.readouterr().out == "== quick --rounds 9\na line\n7 of ['--rounds', '9']\n"
+
+
+def test_a_benchmark_ends_with_the_command_that_runs_it(tmp_path, monkeypatch):
+    folder, told = tmp_path / "benchmarks", tmp_path / "told"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    code = f"import os, pathlib, time\npathlib.Path({str(told)!r}).write_text(str(os.getpid()))\ntime.sleep(60)\n"
+    (folder / "slow.py").write_text(code)
+    monkeypatch.setattr(runner, "PAGE", folder / "BENCHMARKS.md")
+    command = os.fork()
+    if command == 0:
+        runner.run("slow")
+        os._exit(0)
+    eventually(lambda: told.exists() and told.read_text())
+    benchmark = psutil.Process(int(told.read_text()))
+    os.kill(command, signal.SIGKILL)
+    os.waitpid(command, 0)
+    eventually(lambda: not benchmark.is_running() or benchmark.status() == psutil.STATUS_ZOMBIE)
+
+
+def eventually(holds):
+    deadline = time.monotonic() + 50
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_benchmark_runs_in_the_environment_of_the_command_whatever_modules_set(monkeypatch):

@@ -3,6 +3,8 @@ from itertools import repeat
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.schedulers import scheduling_ddpm
 
 from shared.diffusion.samplers import (
     ddim,
@@ -57,9 +59,6 @@ def start():
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_ddpm_agrees_with_diffusers_on_the_same_noise(kind, prediction, clip_x_0, fixed_noise, monkeypatch):
-    from diffusers import DDPMScheduler
-    from diffusers.schedulers import scheduling_ddpm
-
     schedule = make_schedule(kind, 1000)
     denoise = gaussian_model(schedule, prediction)
     scheduler = reference(DDPMScheduler, schedule, kind, prediction, clip_x_0, timestep_spacing="trailing")
@@ -79,8 +78,6 @@ def test_ddpm_agrees_with_diffusers_on_the_same_noise(kind, prediction, clip_x_0
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_ddim_agrees_with_diffusers_on_the_same_noise(kind, prediction, eta, clip_x_0, fixed_noise):
-    from diffusers import DDIMScheduler
-
     schedule = make_schedule(kind, 1000)
     denoise = gaussian_model(schedule, prediction)
     scheduler = reference(DDIMScheduler, schedule, kind, prediction, clip_x_0, timestep_spacing="trailing")
@@ -153,8 +150,6 @@ def test_truncated_and_rounded_grids_differ_where_the_steps_do_not_divide_t():
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_dpm_solver_agrees_with_diffusers_on_the_same_grid(kind, prediction, num_steps):
-    from diffusers import DPMSolverMultistepScheduler
-
     schedule = make_schedule(kind, 1000)
     denoise = gaussian_model(schedule, prediction)
     scheduler = reference(

@@ -19,10 +19,10 @@ from shared.diffusion.uvit import build_model, timestep_embedding
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.storage.checkpoint import load_group, load_meta
+from tests.small_network import SMALL
 
-pytestmark = pytest.mark.full_size
-
-WIDTH, BLOCKS, HEADS, PATCH, SIDE = 192, 7, 6, 4, 4
+WIDTH, BLOCKS, HEADS = SMALL["width"], SMALL["num_blocks"], SMALL["num_heads"]
+PATCH, SIDE = 4, 4
 
 
 class TheirAttention(nn.Module):
@@ -243,9 +243,9 @@ def test_what_contradicts_the_tables_is_refused(tmp_path, maskdm):
     [
         (
             lambda x: x.clone().index_put_((torch.tensor(0),), torch.tensor(float("nan"))),
-            "1 of 192 numbers",
+            "1 of 48 numbers",
         ),
-        (lambda x: x * float("inf"), "192 of 192 numbers"),
+        (lambda x: x * float("inf"), "48 of 48 numbers"),
         (lambda x: x.to(torch.int8), "holds int8 numbers"),
         (lambda x: x.to_sparse(), "is sparse"),
         (lambda x: x.to("meta"), "quantised or empty"),
@@ -450,10 +450,10 @@ def test_missing_and_misshapen_keys_are_named(tmp_path):
 def test_other_sizes_heads_and_unknown_schedules_are_refused(tmp_path):
     state = TheirUViT().state_dict()
     torch.save(state, tmp_path / "a.pth")
-    torch.save({key: x for key, x in state.items() if "_blocks.2." not in key}, tmp_path / "b.pth")
-    with pytest.raises(InputError, match="192, 7 blocks, 8 heads is none of the sizes"):
+    torch.save({key: x for key, x in state.items() if "_blocks.0." not in key}, tmp_path / "b.pth")
+    with pytest.raises(InputError, match="48, 3 blocks, 8 heads is none of the sizes"):
         import_checkpoint(tmp_path / "a.pth", tmp_path / "out", schedule="linear", num_heads=8)
-    with pytest.raises(InputError, match="192, 5 blocks is none of the sizes"):
+    with pytest.raises(InputError, match="48, 1 blocks is none of the sizes"):
         import_checkpoint(tmp_path / "b.pth", tmp_path / "out", schedule="linear")
     with pytest.raises(InputError, match=r"no schedule tables: say which one .* --schedule linear or cosine"):
         import_checkpoint(tmp_path / "a.pth", tmp_path / "out")
