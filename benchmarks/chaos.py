@@ -5,6 +5,7 @@ when a machine or a terminal goes, and by a disk that is full for half a minute,
 finish by itself, with the weights of the undisturbed run, bit for bit, whenever the same replies arrived; no process
 may be left over.
 `--runs N` runs, one kill each; `--seed` chooses the moments; `--done FILE` keeps what is done and goes on from there.
+`--secure` does it to five sites with masked updates, and loses some at each stage of a round (`chaos_secure`).
 """
 
 import argparse
@@ -20,22 +21,21 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import psutil
-
+from benchmarks.chaos_secure import LOSSES, NUM_SITES, SETTINGS, Recount, lose, trust_all
 from benchmarks.disks import fill, reason_against
 from benchmarks.local import LocalFederation, federation, leftovers, make_experiment, random_checkpoint
 from benchmarks.measure import die_with_parent, verdict
+from benchmarks.victims import REPLY, WORKER, victims
+from client.home import Home
+from client.secure.run_state import ROUND_FILE, witnesses
 from server.runs.run_directory import RunDir
 from shared.storage.checkpoint import load_group
 from shared.storage.runlog import read_metrics
 
 RUN = "chaos"
 SEED = 0
-REPLY = "client in reply"
-"""The client process while its SuperNode has the head of a reply and waits for the rest."""
 MACHINE, SITE = "the coordinator", "a site"
 """Everything of one side at once, as when its machine dies; started again as an init system would."""
-WORKER = "nginx worker"
 PROCESSES = (
     *("flwr-serverapp", "flower-superlink", "server superexec", "flower-supernode", "flwr-clientapp", "maskfed-warm"),
     *("nginx", WORKER, REPLY),
@@ -61,6 +61,7 @@ round_deadline_seconds = 300.0
 server_optimizer = "fedavgm"
 [train]
 batch = 4
+keep_last = 4
 """
 
 
@@ -69,22 +70,27 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=SEED)
-    parser.add_argument("--targets", nargs="*", choices=TARGETS, default=TARGETS)
+    parser.add_argument("--secure", action="store_true", help="five sites with masked updates")
+    parser.add_argument("--targets", nargs="*", choices=(*TARGETS, *LOSSES), help="of what is done; default: all")
     parser.add_argument("--jobs", type=int, default=1, help="federations side by side, which share the kills")
     parser.add_argument("--done", type=Path, help="file of outcomes, a line each: those are not run again")
     options = parser.parse_args(arguments)
-    if FILL in options.targets and (reason := reason_against()):
+    targets = tuple(options.targets or (*(LOSSES if options.secure else ()), *TARGETS))
+    if not options.secure and set(targets) & set(LOSSES):
+        parser.error("sites are lost with --secure only: without masks every run needs all of its two")
+    if FILL in targets and (reason := reason_against()):
         parser.error(f"{reason}: leave out `{FILL}`")
     outcomes = read_outcomes(options.done)
     open_ones = [number for number in range(options.runs) if number not in outcomes]
-    shares = [(options.seed, open_ones[job :: options.jobs], options.targets, options.done)
+    shares = [(options.seed, open_ones[job :: options.jobs], targets, options.done, options.secure)
               for job in range(options.jobs)]  # fmt: skip
     counts = Counter(outcomes.values())
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), initializer=die_with_parent) as pool:
         counts = sum(pool.map(series, *zip(*shares, strict=True)), counts)
     figure = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count)
-    bad = counts["unfinished"] + counts["DIFFERENT"] + counts["processes left"]
-    return verdict(f"chaos, {options.runs} kills", figure, reached=not bad)
+    bad = counts["unfinished"] + counts["DIFFERENT"] + counts["WRONG SUM"] + counts["processes left"]
+    name = "chaos, masked updates" if options.secure else "chaos"
+    return verdict(f"{name}, {options.runs} kills", figure, reached=not bad)
 
 
 def read_outcomes(done: Path | None) -> dict[int, str]:
@@ -93,14 +99,18 @@ def read_outcomes(done: Path | None) -> dict[int, str]:
     return {each["number"]: each["outcome"] for each in map(json.loads, lines)}
 
 
-def series(seed: int, kills: Sequence[int], targets: Sequence[str], done: Path | None) -> Counter[str]:
+def series(seed: int, kills: Sequence[int], targets: Sequence[str], done: Path | None, is_secure: bool) -> Counter[str]:
     """Outcomes of the runs numbered `kills`, one after the other in a federation of their own."""
     counts: Counter[str] = Counter()
-    with federation(2, is_behind_door=True, disk_bytes=DISK_BYTES if FILL in targets else 0) as local:
+    disk_bytes, num_sites = DISK_BYTES if FILL in targets else 0, NUM_SITES if is_secure else 2
+    with federation(num_sites, is_behind_door=True, disk_bytes=disk_bytes) as local:
         init = random_checkpoint(local.root / "init", make_experiment(EXPERIMENT))
+        recount = Recount(local) if is_secure else None
+        if is_secure:
+            trust_all(local)
         remembered = {path: path.read_bytes() for path in memories(local)}
         start = time.monotonic()
-        counts["unfinished"] += run_once(local, init, lambda: None) != "completed"
+        counts["unfinished"] += run_once(local, init, lambda: None, is_secure=is_secure) != "completed"
         duration = time.monotonic() - start
         expected = final_weights(local)
         print(f"undisturbed: {duration:.0f} s", flush=True)
@@ -108,7 +118,7 @@ def series(seed: int, kills: Sequence[int], targets: Sequence[str], done: Path |
             clear(local, remembered)
             target = targets[number % len(targets)]
             moment = random.Random(f"{seed} {number}").uniform(0.0, duration)
-            outcome, facts = disturbed(local, init, expected, target, moment)
+            outcome, facts = disturbed(local, init, expected, recount, target, moment)
             counts.update([outcome])
             print(f"{number + 1:3d}: {target:25s} after {moment:5.1f} s: {outcome} ({facts})", flush=True)
             if done:
@@ -119,11 +129,17 @@ def series(seed: int, kills: Sequence[int], targets: Sequence[str], done: Path |
     return counts
 
 
-def disturbed(local: LocalFederation, init: Path, expected: bytes, target: str, moment: float) -> tuple[str, str]:
+def disturbed(
+    local: LocalFederation, init: Path, expected: bytes, recount: Recount | None, target: str, moment: float
+) -> tuple[str, str]:
     """What became of a run in which `target` was killed `moment` seconds after its start."""
     start = time.monotonic()
     killed: list[bool] = []
-    status = run_once(local, init, lambda: killed.append(kill(local, target, moment)))
+
+    def disturb() -> None:
+        killed.append(lose(local, RUN, target, f"{SEED} {moment}") if target in LOSSES else kill(local, target, moment))
+
+    status = run_once(local, init, disturb, is_secure=recount is not None)
     events = read_metrics(RunDir(local.home / "runs" / RUN).metrics)
     rounds = [event for event in events if event["kind"] == "round"]
     answers = [len(event["answered"]) for event in rounds]
@@ -133,17 +149,20 @@ def disturbed(local: LocalFederation, init: Path, expected: bytes, target: str, 
         return "not killed", facts
     if status != "completed":
         return "unfinished", f"{facts}: {events[-1].get('reason', status)}"
+    if recount is not None and (problem := recount.problem(RUN, target)):
+        return "WRONG SUM", f"{facts}: {problem}"
     if answers != [local.num_sites] * len(answers):
-        return "other replies", facts
+        return "other replies" if recount is None else "sums of others", facts
     return ("same bits" if final_weights(local) == expected else "DIFFERENT"), facts
 
 
-def run_once(local: LocalFederation, init: Path, disturb: Callable[[], None]) -> str:
+def run_once(local: LocalFederation, init: Path, disturb: Callable[[], None], *, is_secure: bool) -> str:
     """Submit the run, disturb it, wait for its end; its status."""
     from server.federation.resubmission import Wanted
 
     experiment = local.root / "chaos.toml"
-    experiment.write_text(EXPERIMENT, encoding="utf-8")
+    text = EXPERIMENT.replace("[train]", f"{SETTINGS}[train]") if is_secure else EXPERIMENT
+    experiment.write_text(text, encoding="utf-8")
     local.call(
         *("maskfed-server", "finetune", str(experiment), "--init", str(init)),
         *("--home", str(local.home), "--run", RUN, "--detach"),
@@ -178,44 +197,6 @@ def kill(local: LocalFederation, target: str, moment: float) -> bool:
     return True
 
 
-def victims(local: LocalFederation, target: str) -> list[psutil.Process]:
-    """Running processes of one kind."""
-    processes = local.processes()
-    if target == REPLY:
-        return [process for process in processes.get("flwr-clientapp", []) if is_replying(process)]
-    if target in ("nginx", WORKER):
-        found = [process for group in processes.values() for process in group if name_of(process) == "nginx"]
-        return [process for process in found if is_worker(process) == (target == WORKER)]
-    if target != "server superexec":
-        return processes.get(target, [])
-    below = psutil.Process(local.daemons["coordinator"].pid).children(recursive=True)
-    return [process for process in processes.get("flower-superexec", []) if process in below]
-
-
-def name_of(process: psutil.Process) -> str:
-    """The kernel's name of a process; nginx writes titles over its command line."""
-    try:
-        return str(process.name())
-    except psutil.Error:
-        return ""
-
-
-def is_worker(process: psutil.Process) -> bool:
-    """Whether nginx's own master has started this process of nginx."""
-    try:
-        return name_of(psutil.Process(process.ppid())) == "nginx"
-    except psutil.Error:
-        return False
-
-
-def is_replying(process: psutil.Process) -> bool:
-    """Whether a client process is sending its reply: only then it has a child, which waits for the end of that."""
-    try:
-        return bool(process.children())
-    except psutil.NoSuchProcess:
-        return False
-
-
 def memories(local: LocalFederation) -> list[Path]:
     """Files by which sites remember what they were asked: ledgers, their heads, journals."""
     return [*local.root.glob("site-*/*.jsonl"), *local.root.glob("heads/*.json")]
@@ -224,6 +205,7 @@ def memories(local: LocalFederation) -> list[Path]:
 def clear(local: LocalFederation, remembered: dict[Path, bytes]) -> None:
     """Make room for the next run of the same name: no run directory, and sites that remember nothing of it."""
     shutil.rmtree(local.home / "runs" / RUN)
+    local.start()
     deadline = time.monotonic() + 120
     while local.num_online() < local.num_sites or victims(local, "flwr-clientapp"):
         if time.monotonic() > deadline:
@@ -232,7 +214,10 @@ def clear(local: LocalFederation, remembered: dict[Path, bytes]) -> None:
     for path in memories(local):
         path.write_bytes(remembered[path]) if path in remembered else path.unlink()
     for site in range(local.num_sites):
-        shutil.rmtree(local.site(site) / "last_reply", ignore_errors=True)
+        home = Home(local.site(site))
+        shutil.rmtree(home.replies, ignore_errors=True)
+        for file in (home.secure_sums / RUN / ROUND_FILE, witnesses(home) / RUN):
+            file.unlink(missing_ok=True)
 
 
 def final_weights(local: LocalFederation) -> bytes:

@@ -1,56 +1,54 @@
-"""What masked updates cost beside open ones, by the product's own code: processor seconds, bytes and memory.
+"""What masked updates cost beside open ones, by the product's own code: bytes, memory, seconds of rounds.
 
-By default in one process, with as many numbers as the model S has: a site's making of what it sends, the coordinator's
-sum, and the removal of the masks with nobody and with as many as possible dropped out. `--federation` runs both kinds
-of a run with real sites instead, by the operators' commands: rosters are approved, and one site's machine is gone from
-the second round on.
+First in one process, with as many numbers as the model S has: what a site makes, stores and sends, and the
+coordinator's part with nobody and with as many as possible dropped out. Then with real sites and the same model: open
+and masked rounds in pairs (`secure_rounds`). `--parts` leaves one of the two out. Reached is what both say.
 """
 
 import argparse
 import sys
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
-from benchmarks.local import LocalFederation, federation, make_experiment, random_checkpoint, tiny_experiment
+from benchmarks.local import make_experiment
 from benchmarks.measure import verdict
+from benchmarks.secure_rounds import Workload, compare
+from client.records.replies import keep_reply
 from server.federation.secure.masked_sum import MaskedSum
 from server.federation.secure.unmasking import Shares, Unmasking
-from server.runs.run_directory import RunDir
-from shared.experiment.config import Experiment
 from shared.messages.packing import Manifest, TensorSpec, encode
 from shared.messages.signature import public_text
-from shared.messages.training import RequestHeader
+from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
 from shared.secure_aggregation.dealing import deal, open_box, revealed_seeds
 from shared.secure_aggregation.masks import SEED_BYTES, Mask, add_masks, masked, pairwise_mask
 from shared.secure_aggregation.ring import ring_of
 from shared.secure_aggregation.roster import Member, Roster, sign_key, threshold_for
 from shared.secure_aggregation.round_keys import RoundKeys
 from shared.secure_aggregation.round_keys import public_text as agreement_text
-from shared.storage.runlog import read_metrics
 
 S_NUMBERS = 44_290_000
 NEEDED_BYTES = 1.05
 """Of an open float32 update, with 32 bits."""
 NEEDED_GROWTH = 0.10
-"""Of the coordinator's memory from 2 or 3 sites to 32."""
-NEEDED_CHUNKS = 4.0
-"""Temporaries of a site's masking, in pieces of 8 MB; the masked update itself is what travels."""
+"""Of the coordinator's memory from 3 sites, the smallest sum, to 32."""
+NEEDED_CHUNKS = 1.0
+"""Of a site's memory beyond that for an open update and beyond what travels, in pieces of 8 MB."""
+NEEDED_OVERHEAD = 0.10
+"""Of a round's seconds, beside the question for masks."""
 CHUNK_BYTES = 8 * 2**20
 T = TypeVar("T")
 DIGEST = "ab" * 32
-SECURE = {"secure": "true", "min_replies": 3}
+PARTS = ("process", "rounds")
 
 
 @dataclass(frozen=True)
@@ -66,45 +64,82 @@ def main(arguments: Sequence[str] = ()) -> int:
     """Print the figures, then the verdict."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sites", type=int, default=5)
-    parser.add_argument("--numbers", type=int, default=S_NUMBERS, help="of an update")
-    parser.add_argument("--federation", action="store_true", help="real sites, a tiny model")
+    parser.add_argument("--numbers", type=int, default=S_NUMBERS, help="of an update, in one process")
+    parser.add_argument("--size", default="S", help="model of the rounds")
+    parser.add_argument("--local-steps", type=int, default=20)
+    parser.add_argument("--pairs", type=int, default=3, help="an open and a masked run each")
+    parser.add_argument("--bits", type=int, choices=(32, 64), default=64, help="of the rounds")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args(arguments)
-    if options.federation:
-        return with_processes(options.sites)
-    return in_one_process(options.sites, options.numbers)
+    statuses = [in_one_process(options.sites, options.numbers)] if "process" in options.parts else []
+    if "rounds" in options.parts:
+        load = Workload(options.sites, options.size, options.local_steps, options.pairs, options.bits)
+        statuses.append(in_rounds(load))
+    return max(statuses)
 
 
 def in_one_process(num_sites: int, numbers: int) -> int:
     """Seconds, bytes and memory of one site and of the coordinator."""
-    ratio, seconds = {}, {}
+    ratio, chunks = {}, {}
+    plain = site_peak(party(num_sites, numbers, 64), numbers, is_masked=False)
     for bits in (64, 32):
         made = party(num_sites, numbers, bits)
-        update = np.random.default_rng(0).normal(scale=0.01, size=numbers).astype(np.float32)
-        seconds["open", bits], wire = timed(lambda given=update: encode(given, "float32"))
-        seconds["mask", bits], (sent, chunks) = timed(lambda who=made, given=update: sent_by(who, given))
-        ratio[bits] = sent.nbytes / wire.nbytes
+        # What travels is wider with 64 bits, which is no copy; where it is as wide it lies in the update's place.
+        chunks[bits] = (
+            site_peak(made, numbers, is_masked=True) - plain - (numbers * 8 if bits == 64 else 0)
+        ) / CHUNK_BYTES
+        seconds, sent = timed(lambda who=made: masked_by(who, update_of(numbers)))
+        ratio[bits] = sent.nbytes / (numbers * 4)
+        print(f"{bits} bits: {ratio[bits]:.3f} x the bytes of float32; a site needs {chunks[bits]:+.2f} chunks more")
+        print(f"  {'mask':20s} {seconds:7.2f} s of processor")
         for gone in (0, num_sites - made.roster.threshold):
-            seconds[f"unmask, {gone} gone", bits], _ = timed(prepared(made, gone))
-        print(f"{bits} bits: {ratio[bits]:.3f} x the bytes of float32; a site's temporaries {chunks:.1f} chunks")
-        for name, value in ((name, value) for (name, each), value in seconds.items() if each == bits):
-            print(f"  {name:20s} {value:7.2f} s of processor")
+            print(f"  {f'unmask, {gone} gone':20s} {timed(prepared(made, gone))[0]:7.2f} s of processor")
     peaks = {count: coordinators_peak(count) for count in (3, 8, 32)}
     growth = max(peaks.values()) / min(peaks.values()) - 1
     print("coordinator's peak with 3, 8, 32 sites: " + ", ".join(f"{peak / 1e6:.0f} MB" for peak in peaks.values()))
-    reached = ratio[32] <= NEEDED_BYTES and growth <= NEEDED_GROWTH and chunks <= NEEDED_CHUNKS
-    site, server = seconds["mask", 64] - seconds["open", 64], seconds["unmask, 0 gone", 64]
+    more = max(chunks.values())
+    reached = ratio[32] <= NEEDED_BYTES and growth <= NEEDED_GROWTH and more <= NEEDED_CHUNKS
     figures = (
-        f"{site:.1f} s more a site, {server:.1f} s at the coordinator (64 bits, of processor); bytes {ratio[32]:.2f} x "
-        f"with 32 bits (limit {NEEDED_BYTES}), coordinator's memory +{growth:.0%} from 3 to 32 sites (limit "
-        f"{NEEDED_GROWTH:.0%}), a site's temporaries {chunks:.1f} chunks (limit {NEEDED_CHUNKS:g})"
+        f"bytes {ratio[32]:.2f} x float32 with 32 bits (limit {NEEDED_BYTES}), coordinator's memory +{growth:.1%} from "
+        f"3 to 32 sites (limit {NEEDED_GROWTH:.0%}), a site {more:+.2f} chunks of 8 MB (limit {NEEDED_CHUNKS:g})"
     )
     return verdict(f"masked updates, {num_sites} sites, {numbers / 1e6:.1f} M numbers", figures, reached=reached)
 
 
+def in_rounds(load: Workload) -> int:
+    """Seconds of open and masked rounds of real sites."""
+    found = compare(load)
+    ratios = ", ".join(f"{ratio:.3f}" for ratio in found.ratios)
+    figures = (
+        f"a masked round takes {found.overhead:+.1%} beside its question for masks (pairs {ratios}; limit "
+        f"{NEEDED_OVERHEAD:+.0%}), which takes {max(found.unmask_seconds):.1f} s at most, {found.num_left} processes "
+        "left"
+    )
+    reached = found.overhead <= NEEDED_OVERHEAD and found.is_whole and not found.num_left
+    name = f"masked rounds, {load.num_sites} real sites, model {load.size}, {load.local_steps} steps, {load.bits} bits"
+    return verdict(name, figures, reached=reached)
+
+
+def update_of(numbers: int) -> NDArray[np.float32]:
+    """Some update."""
+    return np.random.default_rng(0).standard_normal(numbers, np.float32)
+
+
+def site_peak(who: Party, numbers: int, *, is_masked: bool) -> int:
+    """Largest traced memory of a site that makes and stores what it sends, in bytes; the update itself is in it."""
+    update = update_of(numbers)
+    tracemalloc.start()
+    sent = masked_by(who, update) if is_masked else encode(update, "float32")
+    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
+        keep_reply(Path(folder), "run", TrainReply(ReplyHeader(request_digest=DIGEST, status="trained"), sent))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
 def party(num_sites: int, numbers: int, bits: int) -> Party:
     """A round of so many sites."""
-    settings = "".join(f"{key} = {value}\n" for key, value in SECURE.items())
-    experiment = make_experiment(f"[federation]\n{settings}secure_bits = {bits}\n")
+    experiment = make_experiment(f"[federation]\nsecure = true\nsecure_bits = {bits}\n")
     pairs = {f"site-{number:02d}": X25519PrivateKey.generate() for number in range(num_sites)}
     roster = Roster(members=tuple(map(member, pairs, pairs.values())), threshold=threshold_for(num_sites, 0))
     manifest = Manifest(tensors=(TensorSpec(name="all", shape=(numbers,)),))
@@ -121,16 +156,13 @@ def member(alias: str, key: X25519PrivateKey) -> Member:
     return Member(alias=alias, signing_key=public_text(signing), public_key=public, signature=signature)
 
 
-def sent_by(who: Party, update: NDArray[np.float32]) -> tuple[NDArray[Any], float]:
-    """What the first site sends, and its temporaries in chunks."""
-    tracemalloc.start()
+def masked_by(who: Party, update: NDArray[np.float32]) -> NDArray[Any]:
+    """What the first site sends of an update, which is gone then."""
     keys = who.keys[0]
     masks = [Mask(1, bytes(32)), *(pairwise_mask(0, other, keys.pair_seed(other)) for other in range(1, len(who.keys)))]
     wire = masked(update, 1.0, ring_of(who.header.experiment, len(who.keys)), masks)
     deal(keys, bytes(32))
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return wire, (peak - wire.nbytes) / CHUNK_BYTES
+    return wire
 
 
 def prepared(who: Party, gone: int) -> Callable[[], None]:
@@ -138,7 +170,9 @@ def prepared(who: Party, gone: int) -> Callable[[], None]:
     total, there = MaskedSum.of(who.header, who.roster), len(who.keys) - gone
     for number in range(there):
         keys, seed = who.keys[number], bytes([number]) * SEED_BYTES
-        total.dealings[who.roster.aliases[number]] = deal(keys, seed)
+        # As a reply arrives, and goes: one is in memory at a time.
+        reply = np.zeros(total.elements.shape, total.elements.dtype)
+        total.fold(who.roster.aliases[number], reply, deal(keys, seed))
         # Masks between two that are there cancel.
         towards = (pairwise_mask(number, other, keys.pair_seed(other)) for other in range(there, len(who.keys)))
         add_masks(total.elements, total.ring, [Mask(1, seed), *towards])
@@ -179,52 +213,6 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
     start = time.process_time()
     result = work()
     return time.process_time() - start, result
-
-
-def with_processes(num_sites: int) -> int:
-    """An open run and a masked one of the same sites, the last of which is gone from the second round on."""
-    rounds = {"rounds": 3, "min_available": num_sites - 1, "local_steps": 2}
-    open_run = make_experiment(tiny_experiment(image_size=16, **rounds))
-    secure = make_experiment(tiny_experiment(image_size=16, **rounds | SECURE))
-    with federation(num_sites, image_size=16) as local:
-        init = random_checkpoint(local.root / "init", open_run)
-        before = rounds_of(local, init, open_run, "open")
-        approve_all(local, init, secure)
-        after = rounds_of(local, init, secure, "masked", gone=f"site-{num_sites - 1}")
-        left = local.stop()
-    answered = [len(each["answered"]) for each in after]
-    changed = all(each["weights_changed"] for each in after)
-    unmasking = max(each["seconds"]["unmask"] for each in after)
-    print(f"seconds of rounds, open: {[round(each['seconds']['total'], 1) for each in before]}")
-    print(f"seconds of rounds, masked: {[round(each['seconds']['total'], 1) for each in after]}")
-    reached = changed and left == 0 and answered[0] == num_sites and answered[-1] == num_sites - 1
-    figures = f"{answered} answered in {len(after)} rounds, unmasking at most {unmasking:.1f} s, {left} processes left"
-    return verdict(f"masked updates of {num_sites} real sites, one lost", figures, reached=reached)
-
-
-def approve_all(local: LocalFederation, init: Path, experiment: Experiment) -> None:
-    """A first run that every site refuses, for it knows nobody yet; then the operators approve its roster."""
-    with suppress(RuntimeError):
-        local.finetune(init, experiment, "unknown")
-    for index in range(local.num_sites):
-        local.call("maskfed-client", "approve", "roster", "unknown", "--yes", "--home", str(local.site(index)))
-
-
-def rounds_of(local: LocalFederation, init: Path, experiment: Experiment, run: str, gone: str = "") -> list[Any]:
-    """Records of the rounds of a run; `gone`: the site that is killed, with all of its processes, after the first."""
-    metrics = RunDir(local.home / "runs" / run).metrics
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(local.finetune, init, experiment, run)
-        while gone and not following.done():
-            time.sleep(0.2)
-            if metrics.exists() and any(event["kind"] == "round" for event in read_metrics(metrics)):
-                site = psutil.Process(local.daemons.pop(gone).pid)
-                for process in [*site.children(recursive=True), site]:
-                    with suppress(psutil.NoSuchProcess):
-                        process.kill()
-                gone = ""
-        following.result()
-    return [event for event in read_metrics(metrics) if event["kind"] == "round"]
 
 
 if __name__ == "__main__":

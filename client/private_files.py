@@ -67,8 +67,9 @@ def with_room(write: Callable[[], T], folder: Path, num_bytes: int) -> T:
     return patiently(write, folder, num_bytes + SPARE_BYTES, log.warning, most_seconds=_patience.get())
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write `path` (0600) so that a reader, or a crash, sees the old content or all of the new."""
+def write_private(path: Path, data: bytes, tail: bytes | memoryview = b"") -> None:
+    """Write `path` (0600) so that a reader, or a crash, sees the old content or the new; `tail` is not copied."""
     with private_files():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with_room(lambda: write_atomically(path, data, 0o600), path.parent, len(data))
+        size = len(data) + memoryview(tail).nbytes
+        with_room(lambda: write_atomically(path, data, 0o600, tail=tail), path.parent, size)

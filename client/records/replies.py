@@ -35,12 +35,14 @@ def keep_answer(folder: Path, run: str, header: AnswerHeader, array: NDArray[Any
     Raises:
         OSError: the disk is full; nothing half-written is left.
     """
-    buffer = io.BytesIO()
-    buffer.write(header.model_dump_json().encode() + b"\n")
-    np.save(buffer, array, allow_pickle=False)
+    head = io.BytesIO()
+    head.write(header.model_dump_json().encode() + b"\n")
+    array = np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
     own = folder / run
     path = own / f"{header.request_digest}.reply"
-    write_private(path, buffer.getvalue())
+    # The array is as large as the model, and no second one is held of it.
+    write_private(path, head.getvalue(), array.reshape(-1).view(np.uint8).data)
     # Also what kills in the middle of a write have left; the ledger's lock keeps other writers away.
     for other in own.iterdir():
         if other != path:
@@ -68,8 +70,8 @@ def find_answer(
     path = folder / run / f"{request_digest}.reply"
     if not path.exists():
         return None
-    head, _, body = path.read_bytes().partition(b"\n")
     try:
-        return kind.model_validate_json(head), np.load(io.BytesIO(body), allow_pickle=False)
+        with path.open("rb") as file:
+            return kind.model_validate_json(file.readline()), np.lib.format.read_array(file, allow_pickle=False)
     except ValueError as error:
         raise InputError(f"{path} is damaged: remove it, the round is then charged again") from error

@@ -36,6 +36,8 @@ def mask_update(
 ) -> tuple[NDArray[Any], Dealing]:
     """The masked update (num_elements,) and the shares that go with it; what nobody can check is done here.
 
+    With 32 bits it lies where the update was.
+
     Raises:
         ValueError: the update is not finite: within a sum nobody would find whose it was.
         SecureSumError: this site has no key for the run, or a peer's is none.

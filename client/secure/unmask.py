@@ -49,9 +49,7 @@ def _shares(query: UnmaskQuery, state: RunState, settings: SiteConfig) -> tuple[
     Raises:
         SecureSumError: what stands against it.
     """
-    newest = state.newest
-    if newest is None or (newest.server_round, newest.request_digest) != (query.server_round, query.request_digest):
-        raise SecureSumError("this site sent no masked update to that request, or a newer round has begun")
+    newest = _asked_round(query, state)
     if newest.survivors:
         if newest.survivors != query.survivors:
             raise SecureSumError("this site has answered another list of survivors in this round, and answers one")
@@ -61,6 +59,19 @@ def _shares(query: UnmaskQuery, state: RunState, settings: SiteConfig) -> tuple[
     shares = tuple(_of_dealer(keys, alias, box, query) for alias, box in zip(query.survivors, query.boxes, strict=True))
     state.remember(newest.model_copy(update={"survivors": query.survivors, "shares": shares}))
     return shares
+
+
+def _asked_round(query: UnmaskQuery, state: RunState) -> RoundState:
+    newest = state.newest
+    if newest is None:
+        raise SecureSumError("this site sent nothing masked in that run")
+    if newest.server_round > query.server_round:
+        raise SecureSumError(f"round {query.server_round} is over: a newer round has begun")
+    if newest.server_round < query.server_round:
+        raise SecureSumError(f"this site sent nothing masked in round {query.server_round}")
+    if newest.request_digest != query.request_digest:
+        raise SecureSumError(f"what this site sent masked in round {query.server_round} went to another request")
+    return newest
 
 
 def _check_survivors(query: UnmaskQuery, newest: RoundState, settings: SiteConfig) -> None:

@@ -186,6 +186,8 @@ def _facts(data: RunData) -> list[tuple[str, str]]:
         facts.append(("Federation", f"{rounds}, {federation.server_optimizer}, {len(data.sites)} sites"))
         dp = f"DP-SGD, noise {privacy.noise_multiplier:g}, q {privacy.sample_rate:g}, unit {privacy.unit}"
         facts.append(("Privacy", dp if privacy.mechanism != "none" else "none: every site's epsilon is unbounded"))
+        if federation.secure:
+            facts.append(("Released", "masked updates, each of no use alone: the coordinator saw the rounds' sums"))
     else:
         done = max((event["step"] for event in data.of_kind("train")), default=0)
         facts.append(("Training", f"{done:,} of {train.steps:,} steps of {train.batch} images, learning rate "

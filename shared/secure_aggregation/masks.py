@@ -22,6 +22,8 @@ from shared.secure_aggregation.ring import Ring
 from shared.updates.fixed_point import CHUNK_ELEMENTS
 
 SEED_BYTES = 32
+PIECE_ELEMENTS = CHUNK_ELEMENTS // 8
+"""Of what is masked at a time: all temporaries together stay below one chunk of 8 MB."""
 _KEY_BYTES, _BLOCK_BYTES = 16, 16
 
 
@@ -60,8 +62,8 @@ def add_masks(elements: NDArray[Any], ring: Ring, masks: Iterable[Mask]) -> None
     """Add masks to elements (n,) of the ring, in place."""
     for mask in masks:
         stream = Keystream(mask.seed, ring)
-        for start in range(0, len(elements), CHUNK_ELEMENTS):
-            part = elements[start : start + CHUNK_ELEMENTS]
+        for start in range(0, len(elements), PIECE_ELEMENTS):
+            part = elements[start : start + PIECE_ELEMENTS]
             operation = np.add if mask.sign > 0 else np.subtract
             operation(part, stream.next(len(part)), out=part)
 
@@ -72,14 +74,16 @@ def masked(
     """What leaves a site in place of its update: (n,) of the ring, uniform for whoever lacks one of the seeds.
 
     Args:
-        values: the update, (n,), finite.
+        values: the update, (n,), finite. Where an element of the ring is as wide as one of them, they are replaced by
+            what leaves, so that no second copy of the update is held; what they were is gone then.
         factor: what clipping makes of it.
         ring: of the round.
         masks: its own, and one towards every other site of the roster.
     """
-    elements = np.empty(len(values), ring.dtype)
-    for start in range(0, len(values), CHUNK_ELEMENTS):
-        part = slice(start, start + CHUNK_ELEMENTS)
+    is_in_place = values.dtype.itemsize == ring.dtype.itemsize and values.flags.writeable and values.flags.c_contiguous
+    elements = values.view(ring.dtype) if is_in_place else np.empty(len(values), ring.dtype)
+    for start in range(0, len(values), PIECE_ELEMENTS):
+        part = slice(start, start + PIECE_ELEMENTS)
         elements[part] = ring.encode(values[part], factor)
     add_masks(elements, ring, masks)
     return elements

@@ -112,6 +112,25 @@ def threshold_for(num_sites: int, num_colluding: int) -> int:
     return (num_sites + num_colluding) // 2 + 1
 
 
+def fewest_sites(num_colluding: int) -> int:
+    """Sites without which a sum hides nobody: two beside those that work together with the coordinator."""
+    return max(MIN_SITES, num_colluding + 2)
+
+
+def choice_in_words(num_sites: int, num_colluding: int) -> str:
+    """What `federation.secure_colluding` means with so many sites: what a round stands, or that it hides nobody."""
+    threshold = threshold_for(num_sites, num_colluding)
+    if num_sites < fewest_sites(num_colluding):
+        return (
+            f"federation.secure_colluding {num_colluding} of {num_sites} sites: a sum would hide nobody, "
+            f"at least {fewest_sites(num_colluding)} sites are needed"
+        )
+    return (
+        f"secure sums of {num_sites} sites: each takes {threshold} answers, so a round stands {num_sites - threshold} "
+        f"that drop out, and {num_colluding} that work together with the coordinator"
+    )
+
+
 def sign_key(signing_key: Ed25519PrivateKey, run: str, alias: str, public_key: str) -> str:
     """A site's signature on its key for the secure sums of `run`, hexadecimal."""
     return signing_key.sign(_statement(run, alias, public_key)).hex()

@@ -114,13 +114,21 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: str | bytes, mode: int = 0o644) -> None:
-    """Write a file under a temporary name, force it to disk and rename it; readers see the old or the new content."""
+def write_atomically(path: Path, data: str | bytes, mode: int = 0o644, *, tail: bytes | memoryview = b"") -> None:
+    """Write a file under a temporary name, force it to disk and rename it; readers see the old or the new content.
+
+    Args:
+        path: the file.
+        data: its content.
+        mode: of a new file.
+        tail: what stands behind `data`; written from where it lies, without a copy.
+    """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data)
+            file.write(tail)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

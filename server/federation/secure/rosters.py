@@ -14,7 +14,16 @@ from server.federation.messaging.transport import Grid, Timing
 from shared.errors import InputError
 from shared.experiment.federation import FederationConfig
 from shared.messages.secure_sum.keys import KEYS_ACTION, KeysQuery, keys_record, read_keys_answer
-from shared.secure_aggregation.roster import MIN_SITES, Member, Peer, Roster, SecureSumError, threshold_for
+from shared.secure_aggregation.roster import (
+    MIN_SITES,
+    Member,
+    Peer,
+    Roster,
+    SecureSumError,
+    choice_in_words,
+    fewest_sites,
+    threshold_for,
+)
 from shared.storage.files import write_atomically
 from shared.storage.runlog import RunLog
 
@@ -119,25 +128,14 @@ class Rosters:
                 f"{len(members)} of the {needed} sites that a roster needs have given a key for it: {told}",
                 is_final=all(answer.status == "rejected" for answer in found.values() if answer.value is None),
             )
-        threshold = threshold_for(len(members), self._config.secure_colluding)
-        if threshold > len(members):
-            raise RosterError(
-                f"federation.secure_colluding {self._config.secure_colluding} of {len(members)} sites: "
-                f"no sum could be read, at most {len(members) - 2} can be stood",
-                is_final=True,
-            )
+        if len(members) < fewest_sites(self._config.secure_colluding):
+            raise RosterError(choice_in_words(len(members), self._config.secure_colluding), is_final=True)
         if told:
             log.warning("not in the roster, so not in this run: %s", told)
-        return Roster(members=tuple(members), threshold=threshold)
+        return Roster(members=tuple(members), threshold=threshold_for(len(members), self._config.secure_colluding))
 
     def _keep(self, roster: Roster) -> None:
-        count = len(roster.members)
         self._path.parent.mkdir(mode=0o700, exist_ok=True)
         write_atomically(self._path, roster.model_dump_json() + "\n")
         self._metrics.write_durably("roster", sites=list(roster.aliases), threshold=roster.threshold)
-        log.info(
-            "secure sums of %d sites: a round stands %d that drop out, and %d that work together with the coordinator",
-            count,
-            count - roster.threshold,
-            self._config.secure_colluding,
-        )
+        log.info("%s", choice_in_words(len(roster.members), self._config.secure_colluding))

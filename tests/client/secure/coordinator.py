@@ -28,7 +28,10 @@ def peer(alias: str) -> Peer:
 class Coordinator:
     """Asks real sites of one run; nothing keeps it from asking what it must not."""
 
-    def __init__(self, folder: Path, count: int = 5, run: str = "run", **secure: Any) -> None:
+    def __init__(
+        self, folder: Path, count: int = 5, run: str = "run", num_elements: int = NUM_ELEMENTS, **secure: Any
+    ) -> None:
+        self.num_elements = num_elements
         self.run, self.experiment = run, Experiment.model_validate({"federation": {**SECURE, "max_update_norm": 0.0}})
         self.sites = {site.alias: site for site in secure_sites(folder, count, **secure)}
         self.replies: dict[str, TrainReply] = {}
@@ -49,10 +52,10 @@ class Coordinator:
             server_round=server_round,
             experiment=self.experiment,
             precision="float32",
-            manifest=Manifest(tensors=(TensorSpec(name="a", shape=(NUM_ELEMENTS,)),)),
+            manifest=Manifest(tensors=(TensorSpec(name="a", shape=(self.num_elements,)),)),
             roster=roster or self.roster,
         )
-        return TrainRequest(header, np.full(NUM_ELEMENTS, shift, np.float32))
+        return TrainRequest(header, np.full(self.num_elements, shift, np.float32))
 
     def train(self, site: SecureSite, request: TrainRequest | None = None) -> TrainReply:
         """The site's checks, then its masked update.

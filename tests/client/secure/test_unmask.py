@@ -1,20 +1,21 @@
 """What a coordinator may not ask of a site after a masked round, each refused with its own reason; and what it may."""
 
 import itertools
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from client.records.chain import read_chain
-from client.secure.run_state import RunState
+from client.secure.run_state import RunState, open_run
 from client.settings import load_settings, save_settings
 from server.federation.secure.masked_sum import MaskedSum
 from server.federation.secure.unmasking import Unmasking
 from shared.secure_aggregation.dealing import recover
 from shared.secure_aggregation.masks import Mask, add_masks, pairwise_mask
 from shared.secure_aggregation.roster import SecureSumError
-from tests.client.secure.coordinator import Coordinator
+from tests.client.secure.coordinator import Coordinator, peer
 from tests.server.secure_sites import update_of
 
 ALL = tuple(f"site-{number}" for number in range(5))
@@ -50,9 +51,9 @@ def test_the_same_list_is_answered_the_same_way_again_over_restarts_and_no_other
     [
         (ALL[1:], {}, "own update is not in the sum"),
         ((*ALL[:2], "site-9"), {"boxes": ("00" * 60,) * 3}, "site-9 is not in the roster"),
-        (ALL, {"server_round": 2}, "no masked update to that request"),
-        (ALL, {"request_digest": "ab" * 32}, "no masked update to that request"),
-        (ALL, {"run": "other"}, "no masked update to that request"),
+        (ALL, {"server_round": 2}, "nothing masked in round 2"),
+        (ALL, {"request_digest": "ab" * 32}, "in round 1 went to another request"),
+        (ALL, {"run": "other"}, "nothing masked in that run"),
         (ALL, {"boxes": ("00" * 60,) * 5}, "the shares of site site-0 are not those that it dealt"),
     ],
     ids=["without itself", "a stranger", "another round", "another request", "another run", "made-up shares"],
@@ -116,6 +117,36 @@ def test_an_answer_that_cannot_be_remembered_does_not_leave(asked, monkeypatch):
     monkeypatch.setattr(RunState, "remember", full)
     refused = asked.unmask(first(asked), ALL)
     assert refused.refusal == "disk_full" and not refused.shares
+
+
+def test_a_home_that_was_put_back_from_a_backup_answers_no_second_list(asked, tmp_path):
+    home, others = first(asked).home, ALL[:3]
+    shutil.copytree(home.path, tmp_path / "backup")
+    assert asked.unmask(first(asked), ALL).status == "unmasked"
+    for backup in (tmp_path / "backup", None):
+        shutil.rmtree(home.secure_sums if backup is None else home.path)
+        if backup is not None:
+            shutil.copytree(backup, home.path)
+        refused = asked.unmask(first(asked), others)
+        assert refused.refusal == "secure_sum" and "not its newest copy" in refused.reason
+    with pytest.raises(SecureSumError, match="not its newest copy"), open_run(home, "run") as state:
+        state.make_key()
+        _ = state.newest
+    assert "not its newest copy" in asked.ask_keys(first(asked), tuple(map(peer, ALL))).reason
+
+
+def test_a_kill_between_memory_and_witness_gives_the_same_answer_and_a_backup_of_before_none(
+    asked, tmp_path, monkeypatch
+):
+    home = first(asked).home
+    shutil.copytree(home.path, tmp_path / "backup")
+    with monkeypatch.context() as patched:
+        patched.setattr(RunState, "_witness_that", lambda *_: 1 / 0)
+        assert asked.unmask(first(asked), ALL).refusal == "failed"
+    assert asked.unmask(first(asked), ALL).status == "unmasked"
+    shutil.rmtree(home.path)
+    shutil.copytree(tmp_path / "backup", home.path)
+    assert "not its newest copy" in asked.unmask(first(asked), ALL[:3]).reason
 
 
 def opened_update(asked: Coordinator, target: str) -> np.ndarray:

@@ -56,4 +56,6 @@ def test_the_command_says_it_in_numbers(tmp_path):
     assert "epsilon per person at delta 1e-05" in text
     assert "averaged over 3 sites" in text
     text = CliRunner().invoke(app, [*arguments, "--set", "privacy.mechanism='none'"]).output
-    assert "sites with the default policy refuse: it has no DP" in text
+    assert "sites with the default policy refuse: it has no DP" in text and "secure sums" not in text
+    text = CliRunner().invoke(app, [*arguments, "--set", "federation.secure=true"]).output
+    assert "secure sums of 3 sites: each takes 2 answers, so a round stands 1 that drop out" in text

@@ -179,6 +179,14 @@ def test_training_without_dp_says_unbounded(tmp_path):
     assert "epsilon is <b>unbounded</b>" in report([run.path]).read_text()
 
 
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_run_with_masked_updates_says_what_was_released(tmp_path, secure):
+    text = f"[federation]\nsecure = {str(secure).lower()}\n"
+    run = create(tmp_path / "masked", parse_experiment(text))
+    RunLog(run.metrics).write("round", **record(1, ["answered"] * 3), weights_changed=True)
+    assert ("masked updates, each of no use alone" in report([run.path]).read_text()) == secure
+
+
 def test_central_run_shows_loss_over_steps(central):
     page = report([central.path]).read_text()
     assert "Training loss" in page and "step" in page and "Who took part" not in page

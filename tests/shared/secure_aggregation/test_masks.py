@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -42,10 +43,10 @@ def test_a_keystream_is_aes_in_counter_mode_whatever_the_pieces(ring):
 
 @pytest.mark.parametrize("ring", RINGS, ids=["64", "32"])
 def test_every_drop_out_pattern_of_five_sites_gives_the_open_sum_bit_by_bit(ring, monkeypatch):
-    monkeypatch.setattr(masks_module, "CHUNK_ELEMENTS", 16)
+    monkeypatch.setattr(masks_module, "PIECE_ELEMENTS", 16)
     updates = np.random.default_rng(1).normal(0, 0.5, (5, LENGTH)).astype(np.float32)
     own, pairs = seeds(5)
-    sent = [masked(updates[number], 1.0, ring, masks_of(number, 5, own, pairs)) for number in range(5)]
+    sent = [masked(updates[number].copy(), 1.0, ring, masks_of(number, 5, own, pairs)) for number in range(5)]
     for there in (set(each) for count in range(1, 6) for each in itertools.combinations(range(5), count)):
         total = np.zeros(LENGTH, ring.dtype)
         for number in sorted(there, reverse=True):
@@ -66,14 +67,32 @@ def test_a_masked_update_lacking_any_one_seed_is_uniform(ring):
     every = masks_of(0, 3, own, pairs)
     zeros = np.zeros(4000, np.float32)
     for missing in range(len(every)):
-        seen = masked(zeros, 1.0, ring, every)
+        seen = masked(zeros.copy(), 1.0, ring, every)
         known = [Mask(-mask.sign, mask.seed) for number, mask in enumerate(every) if number != missing]
         add_masks(seen, ring, known)
         bits = np.unpackbits(seen.view(np.uint8).reshape(len(seen), -1), axis=1).mean(axis=0)
         assert (np.abs(bits - 0.5) < 7 * 0.5 / 4000**0.5).all()
 
 
-def test_an_update_is_not_changed_by_masking_it():
+def test_an_update_is_replaced_only_where_what_leaves_is_as_wide(monkeypatch):
+    monkeypatch.setattr(masks_module, "PIECE_ELEMENTS", 16)
+    wide, narrow = RINGS
     update = np.ones(LENGTH, np.float32)
-    masked(update, 0.5, RINGS[0], [Mask(1, bytes(32))])
+    masked(update, 0.5, wide, [Mask(1, bytes(32))])
     assert (update == 1).all()
+    apart = update.copy()
+    apart.flags.writeable = False
+    expected = masked(apart, 0.5, narrow, [Mask(1, bytes(32))])
+    assert (apart == 1).all()
+    sent = masked(update, 0.5, narrow, [Mask(1, bytes(32))])
+    assert np.shares_memory(sent, update) and sent.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(("ring", "is_in_place"), [(RINGS[0], False), (RINGS[1], True)], ids=["64", "32"])
+def test_masking_holds_less_than_a_chunk_beside_what_leaves(ring, is_in_place):
+    values = np.ones(5 * 2**18, np.float32)
+    tracemalloc.start()
+    sent = masked(values, 1.0, ring, [Mask(1, bytes(32)), Mask(-1, b"s" * 32)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak - (0 if is_in_place else sent.nbytes) < 8 * 2**20

@@ -6,7 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import ValidationError
 
-from shared.secure_aggregation.roster import Peer, Roster, SecureSumError, threshold_for
+from shared.secure_aggregation.roster import Peer, Roster, SecureSumError, choice_in_words, threshold_for
 from tests.shared.secure_aggregation.parties import RUN, member, parties
 from tests.signing import public_of
 
@@ -31,6 +31,17 @@ def test_a_key_counts_only_as_its_site_signed_it_for_this_run():
 def test_five_sites_stand_two_drop_outs_or_one_with_a_colluding_site():
     assert [threshold_for(5, colluding) for colluding in (0, 1, 2, 3)] == [3, 4, 4, 5]
     assert [threshold_for(count, 0) for count in (3, 4, 64)] == [2, 3, 33]
+
+
+def test_a_choice_is_told_in_words_and_so_is_one_that_hides_nobody():
+    assert "each takes 3 answers, so a round stands 2 that drop out, and 0 that work" in choice_in_words(5, 0)
+    assert "each takes 4 answers, so a round stands 1 that drop out, and 1 that work" in choice_in_words(5, 1)
+    assert "a sum would hide nobody, at least 6 sites are needed" in choice_in_words(5, 4)
+    assert "a sum would hide nobody, at least 3 sites are needed" in choice_in_words(2, 0)
+    for count, colluding in itertools.product(range(2, 12), range(12)):
+        hides_two = count >= 3 and count - colluding >= 2
+        assert ("each takes" in choice_in_words(count, colluding)) == hides_two
+        assert threshold_for(count, colluding) <= count or not hides_two
 
 
 @pytest.mark.parametrize("count", range(3, 8))
