@@ -54,7 +54,8 @@ class _Run:
                     self.hear(connection)
                     self.stop_if_asked()
         finally:
-            for worker in self.workers.values():
+            for connection, worker in self.workers.items():
+                connection.close()  # So a test that keeps the signal to itself is the last one of its process.
                 os.kill(worker.pid, signal.SIGINT)
             for worker in self.workers.values():
                 os.waitpid(worker.pid, 0)
@@ -148,7 +149,7 @@ def _work(session: pytest.Session, groups: Sequence[Group], connection: Connecti
                 connection.send(None)
         session._setupstate.teardown_exact(None)
         code = 0
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ConnectionError, EOFError):
         session._setupstate.teardown_exact(None)
     except BaseException:
         connection.send(traceback.format_exc())

@@ -138,10 +138,12 @@ def test_run_passes_output_on_and_returns_the_last_line(tmp_path, capfd, monkeyp
     folder = tmp_path / "benchmarks"
     folder.mkdir()
     (folder / "__init__.py").touch()
-    (folder / "quick.py").write_text("import sys\nprint('a line')\nprint('7 of', sys.argv[1:])\nsys.exit(3)\n")
+    (folder / "quick.py").write_text(
+        "import sys\nprint('a line')\nprint('7 of', sys.argv[1:], end='\\n\\n')\nsys.exit(3)\n"
+    )
     monkeypatch.setattr(runner, "PAGE", folder / "BENCHMARKS.md")
     assert runner.run("quick --rounds 9") == (3, "7 of ['--rounds', '9']")
-    assert capfd.readouterr().out == "== quick --rounds 9\na line\n7 of ['--rounds', '9']\n"
+    assert capfd.readouterr().out == "== quick --rounds 9\na line\n7 of ['--rounds', '9']\n\n"
 
 
 def test_a_benchmark_ends_with_the_command_that_runs_it(tmp_path, monkeypatch):
