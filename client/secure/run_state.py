@@ -17,11 +17,7 @@ from pydantic import Field, ValidationError
 
 from client.home import Home
 from client.private_files import private_files, write_private
-<<<<<<< HEAD
-=======
-from client.home import Home
 from client.settings import load_settings
->>>>>>> ready-secure
 from shared.errors import InputError
 from shared.experiment.config import Section
 from shared.messages.secure_sum.unmask import Shares

@@ -101,12 +101,8 @@ def plan(
     from shared.experiment.config import load_experiment
     from shared.experiment.recipes import find_experiment
     from shared.planning.probe import images_per_second, num_values
-<<<<<<< HEAD
     from shared.planning.workload import BYTES, lines, run_bytes, workload
-=======
-    from shared.planning.workload import lines, workload
     from shared.secure_aggregation.roster import choice_in_words
->>>>>>> ready-secure
 
     loaded = load_experiment(find_experiment(experiment), overrides)
     rounds, privacy = loaded.federation.rounds, loaded.privacy
@@ -128,12 +124,9 @@ def plan(
         )
     for line in lines(loaded, work, sites):
         typer.echo(line)
-<<<<<<< HEAD
     typer.echo(f"disk of the coordinator: up to {disk / 1e9:.1f} GB of checkpoints")
-=======
     if loaded.federation.secure:
         typer.echo(choice_in_words(sites, loaded.federation.secure_colluding))
->>>>>>> ready-secure
     for refusal in refusals:
         typer.echo(f"sites with the default policy refuse: {refusal}")
 
