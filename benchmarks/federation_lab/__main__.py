@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.federation_lab.arms import ARMS, STEPS, Arm
-from benchmarks.federation_lab.averages import Averages, held_out
+from benchmarks.federation_lab.averages import NAMES, Averages, held_out
 from benchmarks.federation_lab.table import table
 from benchmarks.federation_lab.training import StackedTraining
 from benchmarks.federation_lab.world import World, install, open_faces
@@ -89,13 +89,12 @@ def run(arm: Arm, worlds: Sequence[World]) -> dict[str, Any]:
     begin, training = time.process_time(), StackedTraining(arm, worlds)
     points = training.run()
     averages = Averages(next(points), training.setting.optim.ema_decay)
-    marks, scores = {arm.steps // 4, arm.steps // 2, arm.steps}, {}
+    scores = {}
     for point in points:
         averages.add(point)
-        if point.step in marks:
-            scores[str(point.step)] = {
-                name: held_out(training, worlds, mean) for name, mean in averages.means.items()
-            }
+        if point.step in (arm.steps // 2, arm.steps):
+            names = NAMES if point.step == arm.steps else ("raw", "ema")
+            scores[str(point.step)] = {name: held_out(training, worlds, averages.means[name]) for name in names}
             raw = [round(loss, 5) for loss, _ in scores[str(point.step)]["raw"]]
             print(f"{arm.name}: step {point.step}, raw {raw}, {time.process_time() - begin:.0f} s", flush=True)
     return {

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.federation_lab.arms import Arm
+from benchmarks.federation_lab.arms import WARMUP, Arm
 from shared.data.image_cache import open_images
 from shared.data.image_set import DataOrder, ImageCache
 from shared.diffusion import uvit
@@ -47,7 +47,7 @@ def experiment(arm: Arm | None, seed: int) -> Experiment:
         shared["train"]["objective"] = "msm"
         masked = {"mask": {"kind": "patch", "ratio": 0.875}, "optim": {"lr": 1e-3, "warmup_steps": 50, "ema_decay": 0.99}}
         return Experiment.model_validate(shared | masked)
-    optim = {"lr": arm.lr, "betas": arm.betas, "ema_decay": 0.99, "warmup_steps": 50}
+    optim = {"lr": arm.lr, "betas": arm.betas, "ema_decay": 0.99, "warmup_steps": WARMUP}
     return Experiment.model_validate(shared | {"optim": optim, "federation": {"local_steps": arm.local_steps}})
 
 
