@@ -166,6 +166,11 @@ class Home:
         return self.path / "last_reply"
 
     @property
+    def moments(self) -> Path:
+        """AdamW's moments of the runs that keep them, by run and round."""
+        return self.path / "moments"
+
+    @property
     def spent(self) -> Path:
         """What the newest charge has brought the total to, for pages that load no accountant."""
         return self.path / "spent.json"

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the arms that are missing and print the table; 0 when the goals are reached."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.federation_lab", description=__doc__.splitlines()[0])
     parser.add_argument("--faces", default="", help="real faces, in folders by person")
-    parser.add_argument("--work", type=Path, default=Path("runs/federation_lab"), help="of the starts, outside the project")
+    parser.add_argument("--work", type=Path, default=Path("runs/federation_lab"), help="of the starts, not for git")
     parser.add_argument("--arms", default="", help="run those whose name contains this")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)

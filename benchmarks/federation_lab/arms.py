@@ -16,9 +16,9 @@ class Arm:
         batch: images of a site's step.
         synchronised: whether the sites' gradients are averaged in every step.
         alone: whether sites never meet.
-        keep: AdamW's moments over the rounds: dropped, kept at the site, or averaged by the server (three times the bytes).
+        keep: AdamW's moments over the rounds: dropped, kept at the site, or averaged by the server (3 x the bytes).
         warmup: in each round, or once in the run.
-        decay: of the learning rate to 0: over the run by a cosine or a line, over the run's last two fifths, over each round.
+        decay: of the learning rate to 0: over the run by a cosine or a line, over its last two fifths, over each round.
         local_steps: of a round, H.
         steps: of the run.
         start: steps of masked pre-training before it, in thousands.
@@ -67,34 +67,33 @@ ARMS = (
     _FOUR,
     replace(_ONE, name="one-b4", batch=4),
     replace(_FOUR, name="four-synchronised", synchronised=True),
-    # Moments and warm-up, each for itself.
-    replace(_KEPT, name="four-kept"),
-    replace(_FOUR, name="four-restart-warm-once", warmup="run"),
-    replace(_FOUR, name="four-kept-warm-each", keep="site"),
-    replace(_ONE_KEPT, name="one-kept"),
-    # The learning rate over the run.
+    # The candidate, and the same for one site.
     _KEPT_COSINE,
     _ONE_COSINE,
-    # The best known: what every excess is counted from.
-    replace(_ONE_COSINE, name="one-long", steps=4 * STEPS),
-    # What a site gains.
-    replace(_FOUR, name="alone", alone=True),
+    # Moments, warm-up and decay, each for itself.
+    replace(_KEPT, name="four-kept"),
+    replace(_FOUR, name="four-restart-cosine", warmup="run", decay="cosine"),
+    replace(_FOUR, name="four-restart-warm-once", warmup="run"),
+    # What a site gains; the best known, which every excess is counted from.
     replace(_KEPT_COSINE, name="alone-kept-cosine", alone=True),
+    replace(_ONE_COSINE, name="one-long", steps=2 * STEPS),
     # The recipe's other constants, each for itself.
+    replace(_KEPT_COSINE, name="four-nesterov-50", local_steps=50, server="nesterov", server_lr=0.7),
     replace(_KEPT_COSINE, name="four-kept-cosine-h50", local_steps=50),
+    replace(_ONE_KEPT, name="one-kept"),
     replace(_KEPT_COSINE, name="four-kept-cosine-lr-double", lr=2e-3),
     replace(_ONE_COSINE, name="one-kept-cosine-lr-double", lr=2e-3),
-    replace(_KEPT, name="four-kept-end", decay="end"),
-    replace(_FOUR, name="four-restart-cosine", warmup="run", decay="cosine"),
-    replace(_KEPT_COSINE, name="four-nesterov-50", local_steps=50, server="nesterov", server_lr=0.7),
-    replace(_KEPT_COSINE, name="four-nesterov", server="nesterov", server_lr=0.7),
-    replace(_KEPT_COSINE, name="four-slow-betas", betas=(0.9975, 0.9975)),
-    replace(_KEPT_COSINE, name="four-random", division="random"),
     replace(_KEPT_COSINE, name="four-fedadam", server="fedadam", server_lr=1e-2),
-    replace(_KEPT_COSINE, name="four-averaged-moments", keep="averaged"),
+    replace(_KEPT_COSINE, name="four-random", division="random"),
+    replace(_KEPT_COSINE, name="four-slow-betas", betas=(0.9975, 0.9975)),
+    replace(_FOUR, name="four-kept-warm-each", keep="site"),
     replace(_KEPT_COSINE, name="four-b16", batch=16),
-    replace(_KEPT, name="four-kept-linear", decay="linear"),
+    replace(_KEPT_COSINE, name="four-nesterov", server="nesterov", server_lr=0.7),
+    replace(_KEPT, name="four-kept-end", decay="end"),
     replace(_KEPT, name="four-kept-decay-in-round", decay="round"),
+    replace(_KEPT_COSINE, name="four-averaged-moments", keep="averaged"),
+    replace(_FOUR, name="alone", alone=True),
+    replace(_KEPT, name="four-kept-linear", decay="linear"),
     replace(_KEPT_COSINE, name="four-kept-cosine-lr-half", lr=5e-4),
     replace(_ONE_COSINE, name="one-kept-cosine-lr-half", lr=5e-4),
     replace(_KEPT_COSINE, name="four-nesterov-mild", server="nesterov", server_lr=0.7, server_momentum=0.5),

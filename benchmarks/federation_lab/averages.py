@@ -1,5 +1,5 @@
 """Averages over the rounds' models, and what each loses on held-out persons."""
-# ruff: noqa: N803, N806 - shape suffixes
+# ruff: noqa: N806 - shape suffixes
 
 from collections.abc import Sequence
 
@@ -51,9 +51,7 @@ def held_out(training: StackedTraining, worlds: Sequence[World], weights: Weight
     for begin in range(0, images.shape[1], CHUNK):
         part = slice(begin, begin + CHUNK)
         seen = Draw(*(field[:, part] for field in draw))
-        found.append(
-            losses(training.network, training.schedule, training.setting, weights, images[:, part], seen)
-        )
+        found.append(losses(training.network, training.schedule, training.setting, weights, images[:, part], seen))
     loss_MB = torch.cat(found, 1).double()
     errors = loss_MB.std(1) / loss_MB.shape[1] ** 0.5
     return list(zip(loss_MB.mean(1).tolist(), errors.tolist(), strict=True))

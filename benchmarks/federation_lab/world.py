@@ -1,8 +1,8 @@
 """Images, starts and random numbers of one seed, the same for every arm.
 
-Splits by person: 45 % pre-train, 35 % are the sites', 20 % measure. Nothing of the images is kept but starts in `--work`.
+Splits by person: 45 % pre-train, 35 % are the sites', 20 % measure. Of images only starts are kept, in `--work`.
 """
-# ruff: noqa: N803, N806 - shape suffixes
+# ruff: noqa: N806 - shape suffixes
 
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -47,8 +47,8 @@ def experiment(arm: Arm | None, seed: int) -> Experiment:
     }
     if arm is None:
         shared["train"]["objective"] = "msm"
-        masked = {"mask": {"kind": "patch", "ratio": 0.875}, "optim": {"lr": 1e-3, "warmup_steps": 50, "ema_decay": 0.99}}
-        return Experiment.model_validate(shared | masked)
+        optim = {"lr": 1e-3, "warmup_steps": 50, "ema_decay": 0.99}
+        return Experiment.model_validate(shared | {"mask": {"kind": "patch", "ratio": 0.875}, "optim": optim})
     optim = {"lr": arm.lr, "betas": arm.betas, "ema_decay": EMA_DECAY, "warmup_steps": WARMUP}
     return Experiment.model_validate(shared | {"optim": optim, "federation": {"local_steps": arm.local_steps}})
 

@@ -17,12 +17,12 @@ from server.training.heartbeat import Heartbeat
 from server.training.progress_bars import training_bar
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment, parse_experiment
+from shared.experiment.learning_rate import lr_at
 from shared.storage.checkpoint import load_meta
 from shared.storage.runlog import RunLog
 from shared.storage.synthetic_mark import SyntheticMark, seed_range
 from shared.storage.versions import git_commit, installed_versions
 from shared.training.engine import Engine, StepResult
-from shared.training.optimizer import lr_at
 
 LOG_EVERY_STEPS = 10
 SPEAK_EVERY_SECONDS = 30.0
@@ -141,7 +141,7 @@ class Watch:
         loss, grad_norm = float(torch.stack(self._losses).mean()), result.grad_norm
         now = time.perf_counter()
         rate = len(self._losses) * experiment.train.batch / (now - self._since)
-        lr = lr_at(step - 1, experiment.optim)
+        lr = lr_at(step - 1, experiment.optim, experiment.train.steps)
         images = step * experiment.train.batch
         self.log.write("train", step=step, loss=loss, images=images, images_per_second=rate, grad_norm=grad_norm, lr=lr)
         for name, value in (("loss", loss), ("images_per_second", rate), ("grad_norm", grad_norm), ("lr", lr)):

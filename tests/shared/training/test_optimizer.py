@@ -5,7 +5,7 @@ import torch
 
 from shared.diffusion.uvit import UViT
 from shared.experiment.sections import OptimConfig
-from shared.training.optimizer import lr_at, make_optimizer, set_lr
+from shared.training.optimizer import make_optimizer, set_lr
 
 
 def tiny() -> UViT:
@@ -48,12 +48,6 @@ def test_frozen_parameters_are_left_out():
         parameter.requires_grad_(".attention." in name)
     optimizer = make_optimizer(model, OptimConfig())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 9
-
-
-def test_warmup_is_linear_then_constant():
-    config = OptimConfig(lr=1.0, warmup_steps=4)
-    assert [lr_at(step, config) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert lr_at(0, OptimConfig(lr=0.5)) == 0.5
 
 
 def test_set_lr_reaches_every_group():
