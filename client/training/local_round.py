@@ -144,6 +144,7 @@ class Round:
         """Give the optimizer the moments of an earlier round, if any are kept."""
         if self.moments is not None:
             load_moments(optimizer, self._named(), self.moments.arrays, self.moments.steps)
+            self.moments = Moments(self.moments.steps, {})  # they are as large as two models
         elif self.kept is not None and self.request.header.server_round > 1:
             log.info("the optimizer starts without moments: this site has none of an earlier round of this run")
 
