@@ -54,12 +54,12 @@ class Arm:
 
 
 _ONE = Arm("one", division="pool", batch=16)
-_ONE_KEPT = replace(_ONE, keep="site", warmup="run", local_steps=50)
+_ONE_KEPT = replace(_ONE, name="one-kept", keep="site", warmup="run", local_steps=50)
+"""Rounds of one site that keeps its moments change nothing but how often it is averaged over."""
 _FOUR = Arm("four")
-_KEPT = replace(_FOUR, keep="site", warmup="run")
+_KEPT = replace(_FOUR, name="four-kept", keep="site", warmup="run")
 _KEPT_COSINE = replace(_KEPT, name="four-kept-cosine", decay="cosine")
-_ONE_COSINE = replace(_ONE_KEPT, name="one-kept-cosine", decay="cosine", local_steps=50)
-"""Rounds of one site change nothing but how often it is averaged over."""
+_ONE_COSINE = replace(_ONE_KEPT, name="one-kept-cosine", decay="cosine")
 
 ARMS = (
     # What the study measures, and the two ends of the scale between its arms.
@@ -67,40 +67,40 @@ ARMS = (
     _FOUR,
     replace(_ONE, name="one-b4", batch=4),
     replace(_FOUR, name="four-synchronised", synchronised=True),
-    # The candidate, and the same for one site.
-    _KEPT_COSINE,
-    _ONE_COSINE,
     # Moments, warm-up and decay, each for itself.
-    replace(_KEPT, name="four-kept"),
-    replace(_FOUR, name="four-restart-cosine", warmup="run", decay="cosine"),
+    _KEPT_COSINE,
+    _KEPT,
+    replace(_KEPT_COSINE, name="four-kept-cosine-lr-double", lr=2e-3),
+    _ONE_KEPT,
     replace(_FOUR, name="four-restart-warm-once", warmup="run"),
     # What a site gains; the best known, which every excess is counted from.
-    replace(_KEPT_COSINE, name="alone-kept-cosine", alone=True),
-    replace(_ONE_COSINE, name="one-long", steps=2 * STEPS),
+    replace(_KEPT, name="alone-kept", alone=True),
+    replace(_ONE_COSINE, name="one-long", lr=2e-3, steps=2 * STEPS),
     # The recipe's other constants, each for itself.
-    replace(_KEPT_COSINE, name="four-nesterov-50", local_steps=50, server="nesterov", server_lr=0.7),
-    replace(_KEPT_COSINE, name="four-kept-cosine-h50", local_steps=50),
-    replace(_ONE_KEPT, name="one-kept"),
-    replace(_KEPT_COSINE, name="four-kept-cosine-lr-double", lr=2e-3),
+    replace(_KEPT, name="four-kept-h50", local_steps=50),
+    replace(_KEPT, name="four-nesterov-50", local_steps=50, server="nesterov", server_lr=0.7),
+    replace(_KEPT, name="four-kept-lr-double", lr=2e-3),
+    replace(_ONE_KEPT, name="one-kept-lr-double", lr=2e-3),
+    replace(_KEPT, name="four-kept-lr-half", lr=5e-4),
     replace(_ONE_COSINE, name="one-kept-cosine-lr-double", lr=2e-3),
-    replace(_KEPT_COSINE, name="four-fedadam", server="fedadam", server_lr=1e-2),
-    replace(_KEPT_COSINE, name="four-random", division="random"),
-    replace(_KEPT_COSINE, name="four-slow-betas", betas=(0.9975, 0.9975)),
+    _ONE_COSINE,
+    replace(_KEPT, name="four-fedadam", server="fedadam", server_lr=1e-2),
+    replace(_KEPT, name="four-random", division="random"),
+    replace(_KEPT, name="four-slow-betas", betas=(0.9975, 0.9975)),
     replace(_FOUR, name="four-kept-warm-each", keep="site"),
-    replace(_KEPT_COSINE, name="four-b16", batch=16),
-    replace(_KEPT_COSINE, name="four-nesterov", server="nesterov", server_lr=0.7),
+    replace(_KEPT, name="four-b16", batch=16),
+    replace(_KEPT, name="four-nesterov", server="nesterov", server_lr=0.7),
     replace(_KEPT, name="four-kept-end", decay="end"),
     replace(_KEPT, name="four-kept-decay-in-round", decay="round"),
-    replace(_KEPT_COSINE, name="four-averaged-moments", keep="averaged"),
+    replace(_KEPT, name="four-averaged-moments", keep="averaged"),
     replace(_FOUR, name="alone", alone=True),
     replace(_KEPT, name="four-kept-linear", decay="linear"),
-    replace(_KEPT_COSINE, name="four-kept-cosine-lr-half", lr=5e-4),
-    replace(_ONE_COSINE, name="one-kept-cosine-lr-half", lr=5e-4),
-    replace(_KEPT_COSINE, name="four-nesterov-mild", server="nesterov", server_lr=0.7, server_momentum=0.5),
-    replace(_KEPT_COSINE, name="four-fedadam-low", server="fedadam", server_lr=3e-3),
-    replace(_KEPT_COSINE, name="four-fedavgm", server="fedavgm", server_lr=0.5, server_momentum=0.5),
-    *(replace(_KEPT_COSINE, name=f"four-kept-cosine-h{steps}", local_steps=steps) for steps in (10, 300, 1200, 1)),
+    replace(_FOUR, name="four-restart-cosine", warmup="run", decay="cosine"),
+    replace(_KEPT, name="four-nesterov-mild", server="nesterov", server_lr=0.7, server_momentum=0.5),
+    replace(_KEPT, name="four-fedadam-low", server="fedadam", server_lr=3e-3),
+    replace(_KEPT, name="four-fedavgm", server="fedavgm", server_lr=0.5, server_momentum=0.5),
+    *(replace(_KEPT, name=f"four-kept-h{steps}", local_steps=steps) for steps in (10, 300, 1200, 1)),
     # A longer start.
-    replace(_KEPT_COSINE, name="four-long-start", start=3),
-    replace(_ONE_COSINE, name="one-long-start", start=3),
+    replace(_FOUR, name="four-long-start", start=3),
+    replace(_ONE, name="one-long-start", start=3),
 )

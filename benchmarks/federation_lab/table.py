@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-RECIPE, POOLED, ALONE, TODAY = "four-kept-cosine", "one-kept-cosine", "alone-kept-cosine", "one"
+RECIPE, POOLED, ALONE, TODAY = "four-kept", "one-kept", "alone-kept", "one"
 MOST, MOST_UPPER, LEAST_GAIN = 1.05, 1.10, 0.30
 """Excess of the recipe over that of pooled training and the upper end of its interval; what a site gains by it."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}

@@ -33,6 +33,7 @@ from shared.messages.training import RequestHeader
 
 MOST_RUNS, MOST_ROUNDS = 4, 2
 """Newest runs that are kept, each with its newest rounds: the one before is what a repeated round starts from."""
+LABEL_BYTES = 1024
 FIRST, SECOND = ".exp_avg", ".exp_avg_sq"
 log = logging.getLogger("maskfed.client")
 Arrays = dict[str, NDArray[Any]]
@@ -104,7 +105,8 @@ class KeptMoments:
         return sorted(self._folder.glob("round-*"))
 
     def _read(self, path: Path) -> Moments | None:
-        head, _, body = path.read_bytes().partition(b"\n")
+        with path.open("rb") as file:
+            head, body = file.readline(LABEL_BYTES), file.read()
         try:
             label = _Label.model_validate(json.loads(head))
             is_whole = label.sha256 == hashlib.sha256(body).hexdigest()

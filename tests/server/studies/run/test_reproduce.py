@@ -211,7 +211,7 @@ def test_a_central_arm_whose_rate_decays_is_measured_at_its_end_alone():
     experiment = Experiment.model_validate({"train": {"batch": 4}, "optim": {"decay": "cosine"}})
     on_the_way, at_the_end = Stage(recipe="any", images=16, at=(8,)), Stage(recipe="any", images=16)
     central = Arm(title="any", split="train", scales={"cpu": on_the_way})
-    with pytest.raises(InputError, match="optim.decay 'cosine' ends with the training"):
+    with pytest.raises(InputError, match=r"optim\.decay 'cosine' ends with the training"):
         plan(experiment, central, on_the_way)
     assert [place.images for place in plan(experiment, central, at_the_end).places] == [16]
     rounds = central.model_copy(update={"sites": 2})
