@@ -200,7 +200,7 @@ def compare_alone(
     Nothing is charged, kept or sent.
     """
     from client.data.dataset import open_dataset
-    from client.operator.alone import compare_alone as compare
+    from client.training.alone import compare_alone as compare
     from client.training.local_round import choose_device
 
     place = find_home(home)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from client.data.dataset import open_dataset
-from client.operator import alone
-from client.operator.alone import Gain, as_alone, compare_alone, held_out_draws
 from client.records.ledger import read_ledger
+from client.training import alone
+from client.training.alone import Gain, as_alone, compare_alone, held_out_draws
 from shared.diffusion.losses import per_image_loss
 from shared.diffusion.schedule import make_schedule
 from shared.diffusion.uvit import build_model
