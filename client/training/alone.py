@@ -22,7 +22,6 @@ from shared.diffusion.schedule import make_schedule
 from shared.errors import InputError
 from shared.evaluation.generate import load_model
 from shared.experiment.config import Experiment
-from shared.experiment.learning_rate import lr_at
 from shared.messages.audit import check_reference
 from shared.seeding import Streams
 from shared.storage.checkpoint import resolve_checkpoint
@@ -107,7 +106,6 @@ def compare_alone(
         deepcopy(begin.model).requires_grad_(True),
         streams,
         trainable=experiment.federation.trainable,
-        lr=lambda step: lr_at(step, experiment.optim, steps),
     )
     run_training(engine, data.images.select(data.train), steps=steps)
     last_B = losses(engine.model)

@@ -141,7 +141,7 @@ class Watch:
         loss, grad_norm = float(torch.stack(self._losses).mean()), result.grad_norm
         now = time.perf_counter()
         rate = len(self._losses) * experiment.train.batch / (now - self._since)
-        lr = lr_at(step - 1, experiment.optim, experiment.train.steps)
+        lr = lr_at(step - 1, experiment.optim)
         images = step * experiment.train.batch
         self.log.write("train", step=step, loss=loss, images=images, images_per_second=rate, grad_norm=grad_norm, lr=lr)
         for name, value in (("loss", loss), ("images_per_second", rate), ("grad_norm", grad_norm), ("lr", lr)):

@@ -25,8 +25,8 @@ class FederationConfig(Section):
     """Rounds of a run."""
     local_steps: int = Field(100, ge=1)
     """Optimizer steps per site and round."""
-    schedule: Literal["round", "run"] = "round"
-    """What warm-up and decay of the learning rate are of: of each round, or of the whole run."""
+    warmup: Literal["round", "run"] = "round"
+    """Whether the learning rate rises at the start of each round, or once in the run."""
     keep_moments: bool = False
     """Whether AdamW's moments stay at each site from round to round; else each round starts without. Nothing more
     travels."""

@@ -125,11 +125,8 @@ class OptimConfig(Section):
     weight_decay: float = Field(0.03, ge=0)
     """Of matrices; positions, norms and biases are not decayed."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps in which the learning rate rises linearly; in a federated run at the start of what `federation.schedule`
-    says."""
-    decay: Literal["none", "cosine"] = "none"
-    """Of the learning rate after the warm-up: none, or by half a cosine to 0 at the end of the training; in a federated
-    run at the end of what `federation.schedule` says."""
+    """Steps in which the learning rate rises linearly; in a federated run at the start of each round, or of the run
+    where `federation.warmup` says so."""
     grad_clip: float = Field(1.0, ge=0)
     """Largest gradient norm; 0: no clipping."""
     ema_decay: float = Field(0.999, ge=0, lt=1)

@@ -20,7 +20,7 @@ from shared.data.image_set import DataOrder, Images
 from shared.diffusion.losses import draw_noise, per_image_loss
 from shared.diffusion.schedule import make_schedule
 from shared.experiment.config import Experiment
-from shared.experiment.learning_rate import central_lr
+from shared.experiment.learning_rate import lr_at
 from shared.experiment.trainable import select_trainable
 from shared.seeding import Streams
 from shared.training.compiling import should_compile
@@ -65,7 +65,7 @@ class Engine:
             world: this process among others; default: alone, on the model's device.
             trainable: patterns of `shared.experiment.trainable`; other tensors stay frozen.
             proximal_mu: FedProx: adds mu / 2 * ||w - w_0||^2 (arXiv 1812.06127, Eq. 2), w_0 being the weights of now.
-            lr: learning rate of each 0-based step; default: the experiment's over `train.steps`.
+            lr: learning rate of each 0-based step; default: the experiment's.
 
         Raises:
             InputError: a pattern that matches nothing, or a batch that cannot be split.
@@ -81,7 +81,7 @@ class Engine:
             parameter.requires_grad_(name in chosen)
         self._trained = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
         self._anchor = [parameter.detach().clone() for parameter in self._trained.values()] if proximal_mu else []
-        self._proximal_mu, self._lr = proximal_mu, lr or central_lr(experiment)
+        self._proximal_mu, self._lr = proximal_mu, lr or (lambda step: lr_at(step, experiment.optim))
         self._schedule = make_schedule(experiment.diffusion.schedule, experiment.diffusion.timesteps).to(self.device)
         self.optimizer = make_optimizer(model, experiment.optim)
         self.ema = Ema(model, experiment.optim.ema_decay)

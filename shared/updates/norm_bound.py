@@ -26,12 +26,11 @@ def norm_bound(experiment: Experiment, num_elements: int) -> float:
 def longest_path(experiment: Experiment) -> float:
     """How far the steps of one round of AdamW can take one weight: learning rates times `largest_step`.
 
-    Where the learning rate follows the whole run, some round may have it at its height all the time; where moments stay
-    at the sites, the last round's are the oldest.
+    Where the warm-up is the run's, later rounds have none; where moments stay at the sites, the last round's are the
+    oldest.
     """
     federation, optim = experiment.federation, experiment.optim
-    is_whole = federation.schedule == "round"
-    rate = round_lr(experiment, 1) if is_whole else lambda _step: optim.lr
+    rate = round_lr(experiment, federation.rounds)
     before = (federation.rounds - 1) * federation.local_steps if federation.keep_moments else 0
     steps = range(federation.local_steps)
     return sum(rate(step) * largest_step(optim.betas, before + step + 1) for step in steps)

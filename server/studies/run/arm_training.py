@@ -42,15 +42,10 @@ def plan(experiment: Experiment, arm: Arm, stage: Stage) -> ArmPlan:
     """Image counts as steps and rounds, rounded up to whole ones.
 
     Raises:
-        InputError: the recipe says no length, or a central training would be measured before its rate has decayed.
+        InputError: the recipe says no length.
     """
     batch = experiment.train.batch
     if not arm.sites:
-        if stage.at and experiment.optim.decay != "none":
-            raise InputError(
-                f"optim.decay {experiment.optim.decay!r} ends with the training, so a central one has no points before "
-                "its end: leave out `at`"
-            )
         total = stage.images or experiment.train.steps * batch
         steps = sorted({math.ceil(images / batch) for images in (*stage.at, total)})
         return ArmPlan(tuple(Place(count * batch, count) for count in steps), 0)

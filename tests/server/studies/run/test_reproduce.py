@@ -14,13 +14,11 @@ from server.runs.run_directory import create
 from server.simulation.simulation_folder import RUN
 from server.studies.run import arm_training, reproduce
 from server.studies.run.arm_settings import ArmSettings
-from server.studies.run.arm_training import plan
 from server.studies.run.reproduce import run_arm
-from server.studies.schema import Arm, Stage
 from server.studies.stored_results import read_result, result_file
 from shared.data.synthetic import write_folder
 from shared.errors import InputError
-from shared.experiment.config import Experiment, load_experiment
+from shared.experiment.config import load_experiment
 from shared.storage.checkpoint import load_group, resolve_checkpoint
 from shared.storage.runlog import RunLog
 from shared.storage.synthetic_mark import read_mark
@@ -204,18 +202,6 @@ def _kill(_measure, _checkpoint):
 def _at_most(experiment, steps):
     train = experiment.train.model_copy(update={"steps": min(steps, experiment.train.steps)})
     return experiment.model_copy(update={"train": train})
-
-
-def test_a_central_arm_whose_rate_decays_is_measured_at_its_end_alone():
-    """The rate is 0 there: what came before belongs to no shorter training, and a longer one cannot go on from it."""
-    experiment = Experiment.model_validate({"train": {"batch": 4}, "optim": {"decay": "cosine"}})
-    on_the_way, at_the_end = Stage(recipe="any", images=16, at=(8,)), Stage(recipe="any", images=16)
-    central = Arm(title="any", split="train", scales={"cpu": on_the_way})
-    with pytest.raises(InputError, match=r"optim\.decay 'cosine' ends with the training"):
-        plan(experiment, central, on_the_way)
-    assert [place.images for place in plan(experiment, central, at_the_end).places] == [16]
-    rounds = central.model_copy(update={"sites": 2})
-    assert len(plan(experiment, rounds, on_the_way).places) == 1
 
 
 def test_a_finished_arm_is_stored_again_without_training(pretrained, tmp_path, monkeypatch):
