@@ -10,6 +10,19 @@ from numpy.typing import NDArray
 RECIPE, POOLED, ALONE, TODAY = "four-kept", "one-kept", "alone-kept", "one"
 MOST, MOST_UPPER, LEAST_GAIN = 1.05, 1.10, 0.30
 """Excess of the recipe over that of pooled training and the upper end of its interval; what a site gains by it."""
+PAIRS = (
+    ("four-kept", "four"),
+    ("four-restart-warm-once", "four"),
+    ("four-kept", "four-restart-warm-once"),
+    ("four-kept-cosine", "four-kept"),
+    ("four-kept-cosine-lr-double", "four-kept"),
+    ("four-kept-h50", "four-kept"),
+    ("four-nesterov-50", "four-kept-h50"),
+    ("one-kept", "one"),
+    ("four-kept", "one-kept"),
+    ("alone-kept", "four-kept"),
+)
+"""Arms whose difference is told, paired by seed; the second is what the first changes."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """97.5 percent point of Student's t by the number of values, which has one degree of freedom less."""
 Losses = NDArray[np.float64]
@@ -22,6 +35,9 @@ def table(lines: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     print(head())
     for name in arms:
         print(row(name, arms))
+    for above, below in PAIRS:
+        if above in arms and below in arms:
+            print(f"{above} - {below}: {in_words(interval(at_end(arms[above]) - at_end(arms[below])), '+.4f')}")
     missing = [name for name in (RECIPE, POOLED, ALONE, "one-long") if name not in arms]
     if missing:
         return f"{len(arms)} arms, not run: {', '.join(missing)}", False
