@@ -1,5 +1,7 @@
 """`python -m benchmarks [NAME ...]`: run benchmarks, by default all that need no GPU, and rewrite the table.
 
+One that cannot run here says so by an exit status of its own (77), and leaves the figure of another machine as it is.
+
 A name with options, as one argument, is a row of its own: `python -m benchmarks "chaos --runs 100"`.
 """
 
@@ -16,7 +18,8 @@ from pathlib import Path
 from types import ModuleType
 
 import benchmarks
-from benchmarks.measure import hardware
+from benchmarks.measure import UNMEASURED, hardware
+from server.runs.child_process import dies_with_parent
 from shared.storage.versions import git_commit
 
 PAGE = Path(__file__).parent / "BENCHMARKS.md"
@@ -34,24 +37,35 @@ ENVIRONMENT = dict(os.environ)
 
 
 def main(arguments: list[str]) -> int:
-    """Run the named benchmarks and write the page; 0 when every figure is reached, 2 for an unknown name."""
+    """Run the named benchmarks and write the page.
+
+    Returns:
+        0 when every figure is reached, 1 when one is short, 77 when none is but some cannot be measured here, 2 for an
+        unknown name.
+    """
     modules = discover()
     if unknown := sorted({module_name(argument) for argument in arguments} - set(modules)):
         print(f"error: no benchmark {unknown[0]!r}: there are {', '.join(modules)}", file=sys.stderr)
         return 2
     chosen = arguments or [name for name, module in modules.items() if not getattr(module, "NEEDS_GPU", False)]
-    rows, failed = read_rows(PAGE), []
+    rows, failed, unmeasured = read_rows(PAGE), [], []
     for name in chosen:
         status, figure = run(name)
         row = make_row(name, modules[module_name(name)], figure)
+        if status == UNMEASURED:
+            unmeasured.append(row[0])
+            continue
         rows[row[0]] = row
         failed += [row[0]] if status else []
         PAGE.write_text(render({key: rows.get(key) for key in row_names(modules, rows)}), encoding="utf-8")
     print(
-        f"{len(chosen) - len(failed)} of {len(chosen)} figures reached"
+        f"{len(chosen) - len(failed) - len(unmeasured)} of {len(chosen)} figures reached"
         + (f"; short: {', '.join(failed)}" if failed else "")
+        + (f"; not measured here: {', '.join(unmeasured)}" if unmeasured else "")
     )
-    return 1 if failed else 0
+    if failed:
+        return 1
+    return UNMEASURED if unmeasured else 0
 
 
 def discover() -> dict[str, ModuleType]:
@@ -83,14 +97,15 @@ def module_name(row: str) -> str:
 
 
 def run(name: str) -> tuple[int, str]:
-    """Exit status and last line of one benchmark, in a process of its own; its output is passed on line by line."""
+    """Exit status and last line of one benchmark, in a process that ends with this one; its output is passed on."""
     print(f"== {name}", flush=True)
     module, *options = shlex.split(name)
     command = [sys.executable, "-m", f"benchmarks.{module}", *options]
     last = ""
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, cwd=PAGE.parent.parent, env=ENVIRONMENT
-    ) as process:
+        command, stdout=subprocess.PIPE, text=True, cwd=PAGE.parent.parent, env=ENVIRONMENT,
+        preexec_fn=dies_with_parent(),  # noqa: PLW1509  # its one system call is safe
+    ) as process:  # fmt: skip
         for line in process.stdout or ():
             print(line, end="", flush=True)
             last = line.strip() or last

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.gate import FEW, OVERRIDES, START, split, train
-from benchmarks.measure import verdict
+from benchmarks.measure import not_measured, verdict
 from client.answers.audit_counts import BATCH, add_noise, scores_of
 from client.answers.audit_power import DETECTED_AUC, POWER, least_units, num_cells
 from client.answers.audited_model import Subject
@@ -51,8 +51,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--steps", type=int, default=STEPS, help="Optimizer steps of either model, of 16 faces each.")
     options = parser.parse_args(arguments)
     if options.faces is None and not (options.scores and options.scores.is_file()):
-        print("audit defaults: not measured: give --faces ZIP")
-        return 0
+        return not_measured("audit defaults", "give --faces ZIP")
     if options.scores and options.scores.is_file():
         measured: Measured = dict(np.load(options.scores))
     else:

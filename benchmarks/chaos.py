@@ -24,7 +24,7 @@ import psutil
 
 from benchmarks.disks import fill, reason_against
 from benchmarks.local import LocalFederation, federation, leftovers, make_experiment, random_checkpoint
-from benchmarks.measure import verdict
+from benchmarks.measure import die_with_parent, verdict
 from server.runs.run_directory import RunDir
 from shared.storage.checkpoint import load_group
 from shared.storage.runlog import read_metrics
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     shares = [(options.seed, open_ones[job :: options.jobs], options.targets, options.done)
               for job in range(options.jobs)]  # fmt: skip
     counts = Counter(outcomes.values())
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), initializer=die_with_parent) as pool:
         counts = sum(pool.map(series, *zip(*shares, strict=True)), counts)
     figure = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()) if count)
     bad = counts["unfinished"] + counts["DIFFERENT"] + counts["processes left"]

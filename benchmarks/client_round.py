@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from benchmarks.measure import hardware, verdict
+from benchmarks.measure import hardware, not_measured, verdict
 from client.data.dataset import Dataset, open_dataset, scan
 from client.privacy.clipping import clipped_gradients
 from client.privacy.grid_noise import rounded_pairs
@@ -50,8 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=TIMED_STEPS)
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("client round: not measured: no GPU here")
-        return 0
+        return not_measured("client round", "no GPU here")
     print(hardware(), torch.__version__)
     with tempfile.TemporaryDirectory() as folder:
         home, settings = make_site(Path(folder).resolve())

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from benchmarks.measure import verdict
+from benchmarks.measure import not_measured, verdict
 from shared.audits.membership_attack import AttackResult, attack
 from shared.audits.memorisation import CopyResult, copies, pixel_features, views_of
 from shared.data.image_cache import open_images
@@ -49,8 +49,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--steps", type=int, nargs=2, default=STEPS, help="Of the memoriser and of the other model.")
     options = parser.parse_args(arguments)
     if options.faces is None:
-        print("gate: not measured: give --faces ZIP")
-        return 0
+        return not_measured("gate", "give --faces ZIP")
     training, others, persons = split(options.faces)
     loaded = load_model(options.start, device=options.device, overrides=OVERRIDES)
     experiment, start = loaded.experiment, loaded.model

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.measure import Action, hardware, train_flops
+from benchmarks.measure import Action, hardware, not_measured, train_flops
 from benchmarks.train_step import make_experiment
 from shared.diffusion.uvit import build_model
 from shared.evaluation.generate import sample_x_0
@@ -48,8 +48,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     if others:
         parser.error(f"unknown option {others[0]}")
     if not torch.cuda.is_available():
-        print("gpu: not measured: no GPU here")
-        return 0
+        return not_measured("gpu", "no GPU here")
     print(hardware(), torch.__version__)
     peak = gemm_peak()
     is_h100 = "H100" in torch.cuda.get_device_name()

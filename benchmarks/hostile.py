@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.attacks import ATTACKS, Attack
 from benchmarks.coordinator import Coordinator
+from benchmarks.measure import not_measured
 from deploy.checks.answering import is_healthy
 from deploy.coordinator import read_coordinator
 from deploy.errors import ProvisionError
@@ -49,8 +50,7 @@ def main() -> int:
     try:
         find_nginx()
     except ProvisionError as error:
-        print(f"not measured: {error}")
-        return 0
+        return not_measured("hostile", str(error))
     with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
         coordinator = Coordinator(Path(folder))
         try:

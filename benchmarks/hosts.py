@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from benchmarks.local import ONLINE_SECONDS, OPEN_POLICY, command, make_experiment, random_checkpoint
+from benchmarks.measure import UNMEASURED
 from client.records.data_registry import REGISTRY_VARIABLE
 from deploy.processes.process import adopt_orphans, end_descendants
 from shared.data.synthetic import write_folder
@@ -215,7 +216,7 @@ def wait_for(condition: object, seconds: float, what: str) -> float:
 def not_measured(reason: str) -> int:
     """Last line of a benchmark that this machine cannot run."""
     print(f"not measured: {reason}")
-    return 0
+    return UNMEASURED
 
 
 def _make(name: str, address: str, link: str, bridge: str, folder: Path) -> Host:

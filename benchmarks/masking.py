@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from benchmarks.measure import cpu_seconds, paired_ratio, train_flops, verdict
+from benchmarks.measure import cpu_seconds, not_measured, paired_ratio, train_flops, verdict
 from benchmarks.train_step import make_experiment, make_step
 from shared.training.precision import cpu_flags
 
@@ -22,8 +22,7 @@ def main() -> int:
     """Print the ratio; 0 when it is large enough."""
     torch.set_num_threads(1)
     if not cpu_flags() & {"avx512_bf16", "amx_bf16"}:
-        print("masking: not measured: this CPU has neither avx512_bf16 nor AMX")
-        return 0
+        return not_measured("masking", "this CPU has neither avx512_bf16 nor AMX")
     experiments = {ratio: make_experiment(ratio, batch) for ratio, batch in BATCHES.items()}
     limit = train_flops(experiments[0.0]) / train_flops(experiments[0.9])
     times = cpu_seconds({str(ratio): make_step(experiment) for ratio, experiment in experiments.items()}, ROUNDS)

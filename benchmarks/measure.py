@@ -6,8 +6,20 @@ from collections.abc import Callable, Mapping
 
 from shared.training.flops import hardware, train_flops
 
-__all__ = ["cpu_seconds", "hardware", "medians", "paired_ratio", "train_flops", "verdict"]
+__all__ = [
+    "UNMEASURED",
+    "cpu_seconds",
+    "die_with_parent",
+    "hardware",
+    "medians",
+    "not_measured",
+    "paired_ratio",
+    "train_flops",
+    "verdict",
+]
 
+UNMEASURED = 77
+"""Exit status of a benchmark that cannot run on a machine, as automake has it: neither reached nor short."""
 Action = Callable[[], object]
 
 
@@ -45,3 +57,16 @@ def verdict(name: str, text: str, *, reached: bool) -> int:
     """Print the last line of a benchmark and return its exit status: 0 when the figure is reached, else 1."""
     print(f"{name}: {text}: {'reached' if reached else 'NOT reached'}")
     return 0 if reached else 1
+
+
+def die_with_parent() -> None:
+    """The first call of a worker process: it ends with whoever started it, and what it starts ends with it."""
+    from server.runs.child_process import dies_with_parent
+
+    dies_with_parent()()
+
+
+def not_measured(name: str, reason: str) -> int:
+    """Print the last line of a benchmark that cannot run here, and return `UNMEASURED`: a stored figure stays."""
+    print(f"{name}: not measured: {reason}")
+    return UNMEASURED

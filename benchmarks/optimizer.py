@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from benchmarks.measure import cpu_seconds, medians, verdict
+from benchmarks.measure import cpu_seconds, medians, not_measured, verdict
 from benchmarks.train_step import make_experiment
 from shared.diffusion.uvit import build_model
 from shared.seeding import Streams
@@ -21,8 +21,7 @@ def main() -> int:
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     if not cpu_flags() & {"avx512_bf16", "amx_bf16"}:
-        print("optimizer: not measured: this CPU has neither avx512_bf16 nor AMX")
-        return 0
+        return not_measured("optimizer", "this CPU has neither avx512_bf16 nor AMX")
     experiment = make_experiment(0.9, 16)
     engine = Engine(experiment, build_model(experiment), Streams(SEED))
     images = torch.randint(256, (16, 3, 64, 64), dtype=torch.uint8)

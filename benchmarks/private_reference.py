@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.measure import verdict
+from benchmarks.measure import not_measured, verdict
 from client.privacy.planning import noise_that_fits
 from shared.data.image_cache import open_images
 from shared.evaluation.frechet import frechet_distance
@@ -36,8 +36,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--extractor", default="random-inception")
     options = parser.parse_args(arguments)
     if options.faces is None or options.public is None:
-        print("private reference: not measured: give --faces ZIP --public ZIP")
-        return 0
+        return not_measured("private reference", "give --faces ZIP --public ZIP")
     extractor = load_extractor(options.extractor)
     private, public = (load(path) for path in (options.faces, options.public))
     features = features_of(extractor, private)

@@ -50,7 +50,7 @@ NEEDED_CHUNKS = 4.0
 CHUNK_BYTES = 8 * 2**20
 T = TypeVar("T")
 DIGEST = "ab" * 32
-SECURE = {"secure": "true", "update_norm_action": '"clip"', "min_replies": 3}
+SECURE = {"secure": "true", "min_replies": 3}
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def prepared(who: Party, gone: int) -> Callable[[], None]:
         # Masks between two that are there cancel.
         towards = (pairwise_mask(number, other, keys.pair_seed(other)) for other in range(there, len(who.keys)))
         add_masks(total.elements, total.ring, [Mask(1, seed), *towards])
-    unmasking = Unmasking(total, who.header, DIGEST)
+    unmasking = Unmasking(total, who.header.run, 1, DIGEST)
     given = {
         who.roster.aliases[receiver]: shares_of(who, total, unmasking, receiver)
         for receiver in range(who.roster.threshold)

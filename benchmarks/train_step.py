@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from benchmarks.measure import Action, cpu_seconds, medians, train_flops, verdict
+from benchmarks.measure import Action, cpu_seconds, medians, not_measured, train_flops, verdict
 from shared.diffusion.uvit import UViT, build_model
 from shared.experiment.config import Experiment
 from shared.seeding import Streams
@@ -59,8 +59,7 @@ def make_peak() -> Action:
 def main() -> int:
     """Print the shares; 0 when all reach what is needed or the CPU has no bfloat16 units."""
     if not cpu_flags() & {"avx512_bf16", "amx_bf16"}:
-        print("train_step: not measured: this CPU has neither avx512_bf16 nor AMX")
-        return 0
+        return not_measured("train_step", "this CPU has neither avx512_bf16 nor AMX")
     torch.set_num_threads(1)
     shares = measure_shares(BATCHES)
     if shutil.which("c++") or shutil.which("g++"):

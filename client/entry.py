@@ -27,6 +27,7 @@ from flwr.app.error import Error
 from flwr.supercore.tls import validate_and_resolve_root_certificates
 
 import client.app
+import client.offers.answer
 from client.memory import LARGEST_VARIABLE, largest_message_bytes, largest_task_bytes, watch_memory
 from client.policy.approval import Approved, read_approved
 from client.records.journal import Journal
@@ -34,6 +35,8 @@ from client.settings import SitePolicy, find_home, load_settings
 from shared.errors import InputError
 from shared.storage.code_digest import SITE_PACKAGES, files_digest, installed_digest
 
+EXPECTED = client.offers.answer.EXPECTED
+"""What later processes of messages will load: the warmed parent looks here when this one ends."""
 FLWR_VERSION = "1.42.0"
 LARGEST_BUNDLE_BYTES = 64 * 2**20
 FAILURE = "the site's app failed; its operator finds the cause in the site's own log"

@@ -133,7 +133,7 @@ def _constants(experiment: Experiment) -> list[tuple[str, float]]:
         ("timesteps", experiment.diffusion.timesteps),
         ("images_per_round", federation.local_steps * batch * draws),
         ("rounds", federation.rounds),
-        ("tokens", experiment.grid_size**2),
+        ("tokens", experiment.num_tokens),
     ]
     if is_private:
         names = ("max_grad_norm", "noise_multiplier", "delta", "draws", "micro_batch", "expected_batch")

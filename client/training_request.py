@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from client.data.dataset import Dataset, open_dataset
 from client.policy import rules
-from client.policy.approval import keep_pending
+from client.policy.approval import keep_pending, may_run
 from client.policy.budget import reserve, told_fields, told_head, told_total
 from client.policy.charges import charge_for, released_count, released_scalars
 from client.policy.facts import gather_facts
@@ -131,8 +131,11 @@ def parse(content: RecordDict, home: Home) -> Asked:
 
 
 def find_stored(asked: Asked) -> TrainReply | None:
-    """The reply that exactly this request got before: one charge, one noise."""
-    return find_reply(asked.home.replies, asked.run, asked.digest) if "train" in asked.settings.policy.tasks else None
+    """The reply that exactly this request got before: one charge, one noise; none if the operator forbids it now."""
+    policy = asked.settings.policy
+    if "train" not in policy.tasks or not may_run(asked.home, policy, asked.request.header.experiment):
+        return None
+    return find_reply(asked.home.replies, asked.run, asked.digest)
 
 
 def review(asked: Asked, ledger: Ledger) -> Accepted:

@@ -171,8 +171,9 @@ def become_task(name: bytes, *, is_quiet: bool) -> None:
 
 
 def report(tell: int, module: str) -> None:
-    """Tell the superexec which of the large libraries this task has loaded."""
-    told = bytes(number for number, name in enumerate(LATER.get(module, {})) if name in sys.modules)
+    """Tell the superexec which of the large libraries this task has loaded, or expects of later ones."""
+    known = sys.modules.keys() | getattr(sys.modules.get(module), "EXPECTED", set())
+    told = bytes(number for number, name in enumerate(LATER.get(module, {})) if name in known)
     with contextlib.suppress(OSError):
         os.write(tell, told)
 

@@ -21,6 +21,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.alignment.mean_images import MEAN_IMAGE_FILE, gather_mean_images
 from server.evaluation.federated_reference import QUESTION_FILE, gather
+from server.evaluation.masked_reference import gather_sum
 from server.federation.evaluation_queue import Evaluations
 from server.federation.fleet.registry import Registry
 from server.federation.messaging.signed_grid import SignedGrid
@@ -126,7 +127,7 @@ def _work(
     if stored != experiment:
         raise InputError(f"run {folder.name}: the submitted experiment is not the one in its directory: resume it")
     if (folder / QUESTION_FILE).exists():
-        gather(signed, home, folder, experiment, timing)
+        (gather_sum if experiment.federation.secure else gather)(signed, home, folder, experiment, timing)
     elif (folder / MEAN_IMAGE_FILE).exists():
         gather_mean_images(signed, home, folder, timing)
     elif (folder / AUDIT_FILE).exists():

@@ -1,5 +1,7 @@
 """Settings of the whole suite: no network, few threads, no leftovers of the user's environment."""
 
+import functools
+import itertools
 import logging
 import os
 import random
@@ -15,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+
+from tests import side_by_side  # noqa: E402
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -32,6 +36,7 @@ os.urandom = random._urandom = _DRAWN.randbytes  # type: ignore[attr-defined]
 hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("suite")
 
+_MACHINES = itertools.count(1)
 END_TO_END = "tests/end_to_end/"
 REAL_PROCESSES = (
     "tests/deploy/pages/test_serve.py",
@@ -66,12 +71,16 @@ SLOW = (
     "tests/client/test_training_request.py",
     "tests/client/training/",
     "tests/deploy/guards/test_own_code.py",
+    "tests/deploy/guards/test_sizes.py",
     "tests/golden/",
     "tests/server/alignment/test_fit.py",
     "tests/server/cli/test_boundary.py",
     "tests/server/cli/test_every_command.py",
     "tests/server/evaluation/",
+    "tests/server/federation/acceptance/",
     "tests/server/federation/client_level/",
+    "tests/server/federation/rounds/test_resume.py",
+    "tests/server/federation/rounds/test_secure_round.py",
     "tests/server/release/",
     "tests/server/report/test_build.py",
     "tests/server/report/test_svg_charts.py",
@@ -90,6 +99,11 @@ FULL_SIZE = (END_TO_END, "tests/server/simulation/")
 """Files whose models are trained by programs that they start, which know the real sizes only."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """What `make test` runs with."""
+    parser.addoption("--workers", default="", help="run files side by side in this many processes, or `auto`")
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`make test-fast` does not import what it leaves out."""
     name = f"{collection_path.relative_to(ROOT).as_posix()}{'/' * collection_path.is_dir()}"
@@ -98,16 +112,39 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist a file stays in one process, so that what its tests share is made once; the longest begin."""
+    """The longest begin."""
     for item in items:
-        file = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(_group(file)))
-        if file.startswith(SLOW):
+        if item.nodeid.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: _turn(item.nodeid))
 
 
-def _group(file: str) -> str:
+def pytest_collection_finish() -> None:
+    """The tree of a program's commands takes 30 ms and never changes: commands that are called here share it."""
+    if "typer" in sys.modules:
+        import typer.main
+        import typer.testing
+
+        typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """`--workers`: a file stays in one process, so that what its tests share is made once."""
+    option = session.config.option
+    if not option.workers or option.collectonly or session.testsfailed:
+        return None
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in session.items:
+        groups.setdefault(_group(item.nodeid), []).append(item)
+    # One process more than cores: the one that starts programs mostly waits for them.
+    num_workers = min((os.cpu_count() or 1) + 1, 8) if option.workers == "auto" else int(option.workers)
+    side_by_side.run(session, list(groups.values()), num_workers)
+    return True
+
+
+def _group(name: str) -> str:
+    file = name.partition("::")[0]
     if file.startswith(END_TO_END):
         return "end to end"
     if file.startswith(REAL_PROCESSES):
@@ -135,14 +172,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     number = random.getrandbits(32)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(number)
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(number)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: the one that starts programs mostly waits for them."""
-    return (os.cpu_count() or 1) + 1
+    if (torch := sys.modules.get("torch")) is not None:
+        # Without a GPU in use: `torch.manual_seed` keeps a list of all seeds, with stacks, for one that may come.
+        (torch if torch.cuda.is_initialized() else torch.default_generator).manual_seed(number)
 
 
 def pytest_report_header() -> list[str]:
@@ -173,9 +205,15 @@ def full_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(autouse=True)
-def own_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_machine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     """Each test is a machine of its own: homes of others share no images with it, limits and silence do not stay."""
-    monkeypatch.setenv("MASKFED_REGISTRY", str(tmp_path / "registry"))
+    if "tmp_path" in request.fixturenames:
+        registry = request.getfixturevalue("tmp_path") / "registry"
+    else:  # To make a folder takes longer than most tests do.
+        registry = tmp_path_factory.getbasetemp() / f"registry{next(_MACHINES)}"
+    monkeypatch.setenv("MASKFED_REGISTRY", str(registry))
     memory = resource.getrlimit(resource.RLIMIT_AS)
     yield
     resource.setrlimit(resource.RLIMIT_AS, memory)

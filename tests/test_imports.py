@@ -93,7 +93,13 @@ LAYERS = {
         {"client.cli", "client.entry"},
     ),
     "server": (
-        {"server.evaluation.measures", "server.federation.fleet", "server.planning", "server.runs"},
+        {
+            "server.evaluation.measures",
+            "server.federation.fleet",
+            "server.planning",
+            "server.runs",
+            "server.training.foreign",
+        },
         {"server.federation.client_level", "server.federation.messaging", "server.report", "server.training"},
         {"server.federation.updates"},
         {"server.federation.acceptance", "server.federation.secure"},

@@ -164,6 +164,7 @@ def _facts(asked: ReceivedAudit, data: Dataset, ledger: Ledger, journal: Journal
         image_size=asked.settings.image_size,
         approved_experiments=approved.experiments,
         approved_references=approved.references,
+        refused_experiments=approved.refused,
         committed_rounds=ledger.num_committed(asked.query.audited_run),
         audits_of_run=len(ledger.of_task("audit", asked.query.audited_run)),
         audits_last_day=_num_asked_since(journal, now - dt.timedelta(days=1)),

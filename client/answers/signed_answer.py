@@ -5,12 +5,13 @@ Nothing of an unsigned question is parsed, and neither images nor ledger are tou
 
 from collections.abc import Callable
 
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from client.policy.freshness import check_fresh
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
 from client.private_files import patient_writes, write_private
 from client.records.journal import Journal
+from client.records.site_log import site_log
 from client.settings import CURE_SIGNING_KEY, Home, load_settings
 from shared.errors import InputError
 from shared.experiment.config import Section
@@ -30,16 +31,37 @@ CA_CERTIFICATE = "ca.crt"
 """Of the coordinator, pinned by `join`."""
 
 
-def answer_signed(
-    message: Message, home: Home, purpose: Purpose, work: Callable[[RecordDict, Home], RecordDict]
-) -> Message:
+Work = Callable[[RecordDict, Home], RecordDict]
+"""Makes the content of an answer; it never sees a question that is not the coordinator's."""
+
+
+def entry_point(
+    find_home: Callable[[Context], Home], purpose: Purpose, work: Work
+) -> Callable[[Message, Context], Message]:
+    """What Flower calls for one kind of question: it answers with the site's log open.
+
+    Args:
+        find_home: of the site whose process this is.
+        purpose: see `answer_signed`.
+        work: see `answer_signed`.
+    """
+
+    def answer(message: Message, context: Context) -> Message:
+        home = find_home(context)
+        with site_log(home):
+            return answer_signed(message, home, purpose, work)
+
+    return answer
+
+
+def answer_signed(message: Message, home: Home, purpose: Purpose, work: Work) -> Message:
     """Answer a question with `work`, or refuse it; the reply is signed either way. A full disk is waited for.
 
     Args:
         message: from the coordinator, or from whoever says so.
         home: the site's.
         purpose: what the handler is for; a question for another purpose is refused.
-        work: makes the content of the answer; it never sees a question that is not the coordinator's.
+        work: makes the content of the answer.
 
     Raises:
         InputError: this site has no settings or no signing key, so that it cannot answer anybody.
@@ -50,9 +72,7 @@ def answer_signed(
     return Message(seal_reply(answer, asked, key), reply_to=message)
 
 
-def _answer(
-    content: RecordDict, home: Home, purpose: Purpose, alias: str, work: Callable[[RecordDict, Home], RecordDict]
-) -> tuple[RecordDict, Statement]:
+def _answer(content: RecordDict, home: Home, purpose: Purpose, alias: str, work: Work) -> tuple[RecordDict, Statement]:
     """The answer, and what it answers."""
     try:
         asked = open_request(content, home, purpose, alias)

@@ -162,7 +162,11 @@ def approve_refuse(
     reason: Annotated[str, typer.Option(help="Why, for your own record; it does not leave.")] = "",
     home: HomeOption = None,
 ) -> None:
-    """Refuse an experiment: it waits no more, and an approval of it is taken back. `approve experiment` undoes it."""
+    """Refuse an experiment: it waits no more, and an approval of it is taken back. `approve experiment` undoes it.
+
+    Where policy lets any experiment run, each one needs your approval from then on: a refused plan with another seed
+    is another experiment.
+    """
     from client.offers.waiting import find_waiting
     from client.policy.approval import approve
     from client.records.journal import Journal

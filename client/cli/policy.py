@@ -26,11 +26,14 @@ def register(app: typer.Typer) -> None:
 @policy.command("show")
 def policy_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Say the policy in words."""
-    policy = load_settings(find_home(home)).policy
+    from client.policy.approval import read_approved
+
+    place = find_home(home)
+    policy = load_settings(place).policy
     if as_json:
         tell_json(policy.model_dump(mode="json"))
     else:
-        typer.echo(describe(policy))
+        typer.echo(describe(policy, read_approved(place).refused))
 
 
 @policy.command("migrate")
@@ -58,15 +61,17 @@ def policy_migrate(
     typer.echo(f"written; the old file is {kept}")
 
 
-def describe(policy: SitePolicy) -> str:
-    """The policy in one sentence per rule."""
+def describe(policy: SitePolicy, refused: frozenset[str] = frozenset()) -> str:
+    """The policy in one sentence per rule; `refused` are the experiments that the operator has refused."""
+    from client.policy.rules import is_any_allowed
+
     private = (
         f"training with DP only, at most epsilon {policy.epsilon_cap:g} at delta {policy.delta:g} per {policy.unit}"
         if policy.require_dp
         else "TRAINING WITHOUT DP IS ALLOWED: images can be reconstructed from such updates, and the ledger then says "
         f"`unbounded`; DP rounds up to epsilon {policy.epsilon_cap:g} at delta {policy.delta:g} per {policy.unit}"
     )
-    asks = "each experiment needs your approval" if policy.experiments == "approved" else "any experiment within this"
+    asks = "any experiment within this" if is_any_allowed(policy, refused) else "each experiment needs your approval"
     audit = policy.audit
     audits = (
         f"; at most {audit.max_per_run} audits of a run's models, each charged like one step of noise "

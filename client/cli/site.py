@@ -95,6 +95,7 @@ def start(
     from client.operator.live import TICK_SECONDS, live_view
     from client.operator.metrics import site_gauges
     from client.operator.status import SiteView, hold_site
+    from client.policy.approval import read_approved
     from deploy.checks.connection import check_door
     from deploy.checks.dial import Way
     from deploy.guards.superexec import verify_program
@@ -126,7 +127,8 @@ def start(
         check_door(Way(settings.address, settings.proxy), place.path / "ca.crt", place.path / "node.key")
         supervisor = Supervisor(services, health_address=f"127.0.0.1:{ports[1]}")
         handle_signals(supervisor.request_stop)
-        tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {describe(settings.policy)}")
+        rules = describe(settings.policy, read_approved(place).refused)
+        tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {rules}")
         lines = SiteView(place, tell)
         stack.enter_context(supervisor)
         if page_port:

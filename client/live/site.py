@@ -9,6 +9,8 @@ from pathlib import Path
 from client.live.figures import Asked, SiteFigures
 from client.offers.waiting import Waiting, waiting
 from client.operator.status import event_line
+from client.policy.approval import read_approved
+from client.policy.rules import is_any_allowed
 from client.records.spending import KeptTotal, read_kept_total
 from client.settings import Home, SiteConfig, load_settings
 from client.training.progress import FILE, Progress
@@ -68,7 +70,7 @@ class SitePage:
             rows.append(("since", f"{asked.time:%Y-%m-%d %H:%M:%S} UTC"))
             rows += self._progress(asked)
         policy, free = settings.policy, shutil.disk_usage(self._home.path).free / 2**30
-        rows.append(("allowed", f"{', '.join(policy.tasks) or 'nothing'}; {_experiments(settings)}"))
+        rows.append(("allowed", f"{', '.join(policy.tasks) or 'nothing'}; {_experiments(self._home, settings)}"))
         rows.append(("free on this disk", f"{free:.0f} GiB" if free >= 10 else f"{free:.1f} GiB"))
         return facts("now", "Now", rows)
 
@@ -124,8 +126,9 @@ def _what(asked: Asked) -> str:
     return f"{TASKS.get(asked.task, asked.task)}{number}"
 
 
-def _experiments(settings: SiteConfig) -> str:
-    return "each experiment needs your approval" if settings.policy.experiments == "approved" else "any experiment"
+def _experiments(home: Home, settings: SiteConfig) -> str:
+    is_open = is_any_allowed(settings.policy, read_approved(home).refused)
+    return "any experiment" if is_open else "each experiment needs your approval"
 
 
 def _total(kept: KeptTotal, cap: float) -> Iterator[tuple[str, object]]:

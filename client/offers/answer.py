@@ -40,6 +40,8 @@ NOT_COMPUTED: frozenset[RefusalCode] = frozenset({"out_of_range", "malformed", "
 """Refusals after which no accountant runs: it is safe only for plans that are inside the policy's ranges."""
 LARGEST_EPSILON = 1e6
 """Above it, and where no bound exists, nothing is said."""
+EXPECTED: set[str] = set()
+"""What the rounds of an accepted plan will load: the process that they are forked from can load it before they come."""
 log = logging.getLogger("maskfed.client")
 
 
@@ -61,6 +63,8 @@ def answer_offer(content: RecordDict, home: Home) -> RecordDict:
         is_over = header.server_round > header.experiment.federation.rounds
         digest = offer_digest(header.run, plan_digest(header), is_over=is_over)
         answer = _known_or_new(Offered(header, digest, home, settings), journal)
+        if answer.status == "accepted":
+            EXPECTED.update(("torch",) if header.experiment.privacy.mechanism == "none" else ("torch", "opacus"))
     except Exception as error:  # every failure becomes a typed refusal
         code, reason = refusal_of(error)
         note_refusal(journal, code, reason, digest)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from client.policy.refusals import RefusedError
+from client.policy.rules import is_any_allowed
 from client.private_files import check_private, write_private
-from client.settings import Home, SiteConfig
+from client.settings import Home, SiteConfig, SitePolicy
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.training import experiment_digest
@@ -89,8 +90,14 @@ def require_approved(home: Home, settings: SiteConfig, kind: Kind, digest: str) 
     """
     approved = read_approved(home)
     known = {"projection": approved.projections, "reference": approved.references}.get(kind, approved.experiments)
-    if settings.policy.experiments == "approved" and digest not in known:
+    if digest not in known and not is_any_allowed(settings.policy, approved.refused):
         raise RefusedError("experiment_not_approved", f"the site's operator has not approved the {kind} {digest}")
+
+
+def may_run(home: Home, policy: SitePolicy, experiment: Experiment) -> bool:
+    """Whether the operator lets an experiment run at this moment: what he has taken back also stops what was kept."""
+    approved = read_approved(home)
+    return is_any_allowed(policy, approved.refused) or experiment_digest(experiment) in approved.experiments
 
 
 def keep_pending(home: Home, experiment: Experiment, run: str) -> None:

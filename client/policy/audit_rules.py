@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from client.policy.rules import Refusal, hidden
+from client.policy.rules import Refusal, hidden, is_any_allowed
 from client.settings import SitePolicy
 from shared.messages.audit import AuditQuery
 from shared.messages.training import experiment_digest
@@ -15,6 +15,7 @@ class AuditFacts:
     image_size: int
     approved_experiments: frozenset[str]
     approved_references: frozenset[str] = frozenset()
+    refused_experiments: frozenset[str] = frozenset()
     committed_rounds: int = 0
     """Completed rounds of the audited run here."""
     audits_of_run: int = 0
@@ -42,7 +43,8 @@ def _review_task(query: AuditQuery, policy: SitePolicy, facts: AuditFacts) -> Re
         return Refusal("clock", "the site's clock stands before its newest ledger entry")
     if facts.audits_last_day >= policy.max_rounds_per_day:
         return Refusal("too_many_rounds", f"the site answers at most {policy.max_rounds_per_day} audits in 24 hours")
-    if policy.experiments == "approved" and experiment_digest(query.experiment) not in facts.approved_experiments:
+    is_open = is_any_allowed(policy, facts.refused_experiments)
+    if not is_open and experiment_digest(query.experiment) not in facts.approved_experiments:
         return Refusal("experiment_not_approved", "the site's operator has not approved this experiment yet")
     return None
 
@@ -65,6 +67,6 @@ def _review_subject(query: AuditQuery, policy: SitePolicy, facts: AuditFacts) ->
     if query.experiment.model.image_size != facts.image_size:
         return Refusal("data_not_ready", f"the site's images are {facts.image_size} pixels wide")
     unknown = set(query.reference_digests) - facts.approved_references
-    if policy.experiments == "approved" and unknown:
+    if unknown and not is_any_allowed(policy, facts.refused_experiments):
         return Refusal("experiment_not_approved", f"the site's operator has not approved the reference {min(unknown)}")
     return None

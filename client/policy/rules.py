@@ -105,12 +105,19 @@ def _task(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[
     """Whether the site trains at all, this experiment, now."""
     if "train" not in policy.tasks:
         yield Refusal("task_not_allowed", "this site does not train: policy.tasks has no 'train'")
-    digest = experiment_digest(experiment)
-    is_open = policy.experiments == "any" and digest not in facts.refused_experiments
-    if not is_open and digest not in facts.approved_experiments:
+    is_open = is_any_allowed(policy, facts.refused_experiments)
+    if not is_open and experiment_digest(experiment) not in facts.approved_experiments:
         yield Refusal("experiment_not_approved", "the site's operator has not approved this experiment yet")
     if facts.is_clock_behind:
         yield Refusal("clock", "the site's clock stands before its newest ledger entry")
+
+
+def is_any_allowed(policy: SitePolicy, refused: frozenset[str]) -> bool:
+    """Whether experiments run without an approval of their own: by policy, and while the operator has refused none.
+
+    What was refused comes back under another digest as soon as its seed is another one, so the first refusal ends it.
+    """
+    return policy.experiments == "any" and not refused
 
 
 def _meaning(header: RequestHeader) -> Iterator[Refusal]:

@@ -138,7 +138,7 @@ def _backward(model: nn.Module, loss: Callable[[], Tensor]) -> list[_Call]:
     assert loss_B.ndim == 1
     used = [id(call.layer) for call in calls]
     assert sorted(used) == sorted(id(layer) for layer in _trainable_layers(model)), "each layer exactly once"
-    # Everything lies behind the first layer's output; asking for its gradient alone computes no weight gradients.
+    # Everything lies behind the outputs of layers that no other stands before: their gradients need no weight's.
     torch.autograd.grad(loss_B.sum(), outputs)
     assert all(call.norms for call in calls), "a layer that the loss does not depend on"
     return calls
@@ -164,7 +164,7 @@ def _recorded(model: nn.Module) -> Iterator[tuple[list[_Call], list[Tensor]]]:
         calls.append(_Call(layer, tuple(each.detach() for each in inputs)))
         output.register_hook(calls[-1].receive)  # type: ignore[no-untyped-call]
         # Holding the others would keep memory that the backward pass sets free.
-        if not outputs:
+        if not any(each.requires_grad for each in inputs):
             outputs.append(output)
 
     handles = [layer.register_forward_hook(note) for layer in _trainable_layers(model)]

@@ -1,7 +1,8 @@
-"""A trained update made into what leaves: clipped by the site itself, masked, its seeds shared among the peers."""
+"""An update or statistics made into what leaves: masked, its seeds shared among the peers; updates clipped before."""
 
 import math
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,22 @@ from client.settings import Home
 from shared.messages.training import RequestHeader
 from shared.secure_aggregation.dealing import Dealing, deal
 from shared.secure_aggregation.masks import SEED_BYTES, Mask, masked, pairwise_mask
-from shared.secure_aggregation.ring import ring_of
+from shared.secure_aggregation.ring import Ring, ring_of
 from shared.secure_aggregation.roster import Roster
 from shared.secure_aggregation.round_keys import RoundKeys
 from shared.updates.fixed_point import clipping, update_norm
 from shared.updates.norm_bound import norm_bound
+
+
+@dataclass(frozen=True)
+class Place:
+    """In which sum, and as whose."""
+
+    roster: Roster
+    run: str
+    request_digest: str
+    home: Home
+    alias: str
 
 
 def mask_update(
@@ -32,12 +44,24 @@ def mask_update(
     if not math.isfinite(norm):
         raise ValueError("the update is not finite, so it is not put into a sum")
     factor = clipping(norm, norm_bound(header.experiment, len(update)))
-    with open_run(home, header.run) as state:
-        keys = RoundKeys(state.key, roster, alias, request_digest)
+    place = Place(roster, header.run, request_digest, home, alias)
+    return mask_values(update, factor, ring_of(header.experiment, len(roster.members)), place)
+
+
+def mask_values(
+    values: NDArray[np.float32] | NDArray[np.float64], factor: float, ring: Ring, place: Place
+) -> tuple[NDArray[Any], Dealing]:
+    """`factor * values` (n,) as it leaves, and the shares that go with it.
+
+    Raises:
+        SecureSumError: this site has no key for the run, or a peer's is none.
+    """
+    with open_run(place.home, place.run) as state:
+        keys = RoundKeys(state.key, place.roster, place.alias, place.request_digest)
     self_seed = os.urandom(SEED_BYTES)
-    others = [number for number in range(len(roster.members)) if number != keys.number]
+    others = [number for number in range(len(place.roster.members)) if number != keys.number]
     masks = [Mask(1, self_seed), *(pairwise_mask(keys.number, other, keys.pair_seed(other)) for other in others)]
-    return masked(update, factor, ring_of(header.experiment, len(roster.members)), masks), deal(keys, self_seed)
+    return masked(values, factor, ring, masks), deal(keys, self_seed)
 
 
 def remember_leaving(header: RequestHeader, request_digest: str, home: Home) -> None:

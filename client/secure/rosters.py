@@ -41,14 +41,23 @@ def answer_keys(content: RecordDict, home: Home) -> RecordDict:
 
 
 def _own_member(query: KeysQuery, home: Home, settings: SiteConfig) -> Member:
-    if "train" not in settings.policy.tasks:
-        raise RefusedError("task_not_allowed", "this site does not train: policy.tasks has no 'train'")
+    check_task(settings)
     signing_key = read_key(home.signing_key, CURE_SIGNING_KEY)
     own = Peer(alias=settings.alias, signing_key=public_text(signing_key))
     if own not in query.peers:
         raise SecureSumError("the roster does not name this site with its key")
     _check_peers(query.peers, query.run, home, settings)
     return _signed_member(own, query.run, home, signing_key)
+
+
+def check_task(settings: SiteConfig) -> None:
+    """Refuse questions for secure sums where nothing of this site may be in one.
+
+    Raises:
+        RefusedError: neither training nor statistics are allowed.
+    """
+    if not {"train", "statistics"} & set(settings.policy.tasks):
+        raise RefusedError("task_not_allowed", "policy.tasks has neither 'train' nor 'statistics': nothing is added up")
 
 
 def _signed_member(own: Peer, run: str, home: Home, signing_key: Ed25519PrivateKey) -> Member:
@@ -97,15 +106,24 @@ def check_request(header: RequestHeader, request_digest: str, home: Home, settin
         raise RefusedError("malformed", "a roster goes with federation.secure, and only with it")
     if roster is None:
         return
-    _check_keys(roster, header.run, home, settings)
-    _check_threshold(roster, settings.policy.secure)
-    _check_peers(
-        [Peer(alias=each.alias, signing_key=each.signing_key) for each in roster.members], header.run, home, settings
-    )
+    check_roster(roster, header.run, home, settings)
     with open_run(home, header.run) as state:
         newest = state.newest
     if newest is not None:
         _check_place(newest, header, roster, request_digest)
+
+
+def check_roster(roster: Roster, run: str, home: Home, settings: SiteConfig) -> None:
+    """Refuse a roster of the run `run` among whose sites this one would not be hidden.
+
+    Raises:
+        RefusedError: sites that the operator does not know.
+        SecureSumError: a key that its site has not signed, another own one, too few sites, or a threshold too low.
+    """
+    _check_keys(roster, run, home, settings)
+    _check_threshold(roster, settings.policy.secure)
+    peers = [Peer(alias=each.alias, signing_key=each.signing_key) for each in roster.members]
+    _check_peers(peers, run, home, settings)
 
 
 def _check_keys(roster: Roster, run: str, home: Home, settings: SiteConfig) -> None:

@@ -32,6 +32,8 @@ class RoundState(Section):
     server_round: int = Field(ge=1)
     request_digest: Hex32
     roster: Roster
+    fewest: int = Field(0, ge=0)
+    """Updates that have to be in the sum, where that is more than policy and threshold ask for."""
     survivors: tuple[Alias, ...] = ()
     """Of the one list that was answered; empty: none was."""
     shares: tuple[Shares, ...] = ()

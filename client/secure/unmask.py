@@ -8,8 +8,9 @@ import logging
 
 from flwr.app import RecordDict
 
-from client.policy.refusals import UNKNOWN_REQUEST, RefusedError, note_refusal, refusal_of
+from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
 from client.records.journal import Journal
+from client.secure.rosters import check_task
 from client.secure.run_state import RoundState, RunState, open_run
 from client.settings import Home, SiteConfig, load_settings
 from shared.messages.secure_sum.unmask import UnmaskAnswer, UnmaskQuery, read_unmask_query, unmask_record
@@ -29,8 +30,7 @@ def answer_unmask(content: RecordDict, home: Home) -> RecordDict:
         digest = query.request_digest
         about = {"run": query.run, "server_round": query.server_round, "request_digest": digest}
         journal.write("request", task="unmask", **about, survivors=list(query.survivors))
-        if "train" not in settings.policy.tasks:
-            raise RefusedError("task_not_allowed", "this site does not train: policy.tasks has no 'train'")
+        check_task(settings)
         with open_run(home, query.run) as state:
             shares = _shares(query, state, settings)
         journal.write("release", request_digest=digest, numbers=["shares of masks"], survivors=list(query.survivors))
@@ -68,7 +68,7 @@ def _check_survivors(query: UnmaskQuery, newest: RoundState, settings: SiteConfi
         roster.number_of(alias)
     if settings.alias not in query.survivors:
         raise SecureSumError("this site's own update is not in the sum, so it gives nothing back")
-    needed = max(settings.policy.secure.min_peers, roster.threshold)
+    needed = max(settings.policy.secure.min_peers, roster.threshold, newest.fewest)
     if count < needed:
         raise SecureSumError(f"{count} updates in the sum, this site asks for {needed}")
 

@@ -1,7 +1,7 @@
 """The superexec's side of the warmed parent (`deploy.warm`): it asks for processes and holds them.
 
 Whatever goes wrong, there is none, and the superexec starts the program itself. A parent never loads anything once it
-serves: when a task has loaded torch, the parent forks an heir that loads it too, and goes on until the heir is ready.
+serves: when a task has loaded torch, or expects it, the parent forks an heir that loads it, and serves until that can.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ MOST_BYTES = 2**16
 LATER: dict[str, dict[str, tuple[str, ...]]] = {
     "client.entry": {"torch": ("client.training.local_round", "torch._dynamo"), "opacus": ("client.privacy.dp_sgd",)}
 }
-"""By task: what an heir loads once a task has loaded the first. A task says that it has, never what to load."""
+"""By task: what an heir loads once a task has loaded the first, or expects it. A task names it, never what to load."""
 
 
 def program(module: str) -> list[str]:

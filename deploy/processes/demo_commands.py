@@ -64,8 +64,10 @@ class Commands:
         return path.read_text(encoding="utf-8", errors="replace")
 
     def together(self, commands: Sequence[Sequence[str]]) -> list[str]:
-        """The same command for several sites side by side; the last line that each printed."""
-        self.say(f"$ {_text(commands[0])}" + ("" if len(commands) == 1 else "   (and so at each site)"))
+        """Commands side by side; the last line that each printed. What sites do alike is shown once."""
+        is_alike = len(commands) > 1 and {command[0] for command in commands} == {"maskfed-client"}
+        for command in commands[:1] if is_alike else commands:
+            self.say(f"$ {_text(command)}" + ("   (and so at each site)" if is_alike else ""))
         logs = [self.logs / f"{command[1]}-{number}.log" for number, command in enumerate(commands)]
         started = [self._spawn(command, log) for command, log in zip(commands, logs, strict=True)]
         for process, command, log in zip(started, commands, logs, strict=True):

@@ -14,7 +14,9 @@ def register(app: typer.Typer) -> None:
 
 
 def reproduce(
-    study: Annotated[str, typer.Argument(help="acceleration, transfer, federated, or a study file of your own.")],
+    study: Annotated[
+        str, typer.Argument(help="acceleration, transfer, federated, key-factors, or a study file of your own.")
+    ],
     scale: Annotated[str, typer.Option(help="How large: cpu, gpu or paper.")] = "cpu",
     arm: Annotated[list[str] | None, typer.Option(help="Arm to run; may be repeated. Default: all, in order.")] = None,
     public: Annotated[str, typer.Option(help="Folder or zip of public images; default: synthetic faces.")] = "",
@@ -26,6 +28,9 @@ def reproduce(
         ),
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="Weights file of the Inception network.")] = None,
+    weights_sha256: Annotated[
+        str, typer.Option(help="Digest of --weights, where it is not the published file; results are named by it.")
+    ] = "",
     out: Annotated[
         Path, typer.Option(help="Folder for all runs. After an interruption the same command continues there.")
     ] = Path("runs/reproduce"),
@@ -34,12 +39,15 @@ def reproduce(
 ) -> None:
     """Repeat the paper's experiments, arm by arm. The numbers go to server/results."""
     from server.studies.run.arm_settings import ArmSettings
+    from server.studies.run.estimate import estimate
     from server.studies.run.reproduce import run_arm
     from server.studies.schema import arms_at, load_study
     from server.studies.stored_results import FOLDER
     from server.training.progress_bars import decoding_bar
 
-    names = arm or arms_at(load_study(study), study, scale)
+    loaded = load_study(study)
+    names = arm or arms_at(loaded, study, scale)
+    typer.echo(estimate(loaded, Path(study).stem, names, scale, out))
     for name in names:
         with decoding_bar("images") as on_progress:
             settings = ArmSettings(
@@ -47,6 +55,7 @@ def reproduce(
                 private=private,
                 extractors=tuple(extractor or ("random-inception",)),
                 weights=weights,
+                weights_sha256=weights_sha256,
                 root=out,
                 results=results or FOLDER,
                 device=device,

@@ -15,6 +15,9 @@ from shared.training.processes import named_device
 WAIT_SECONDS = 24 * 3600.0
 """How long the first rank waits for the others' parts."""
 
+SOLVER = ("sampler", "steps", "eta", "clip_x_0", "rederive_eps", "ddim_grid")
+"""Settings of `evaluation` that decide how noise becomes an image."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -52,7 +55,7 @@ class Source:
     def facts(self, seed: int) -> dict[str, object]:
         """Everything that decides the images whose first seed is `seed`: parts of other images do not mix with them."""
         config = self.loaded.experiment.evaluation
-        solver = {name: getattr(config, name) for name in ("sampler", "steps", "eta", "clip_x_0")}
+        solver = {name: getattr(config, name) for name in SOLVER}
         model = {"checkpoint": self.loaded.meta.digest, "weights": self.loaded.weights}
         return {**model, **solver, "precision": self.drawing.precision, "seed": seed}
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from server.evaluation.drawing import WAIT_SECONDS, pick_device
+from server.evaluation.drawing import SOLVER, WAIT_SECONDS, pick_device
 from server.evaluation.federated_reference import ask_sites, question_for
 from server.evaluation.other_tools import open_samples
 from server.evaluation.reference import image_digests
@@ -189,11 +189,8 @@ def _save_grid(job: ChunkedJob, path: Path, loaded: LoadedModel) -> None:
 def _describe(loaded: LoadedModel, checkpoint: Path, options: Options) -> dict[str, Any]:
     config = loaded.experiment.evaluation
     return {
-        "sampler": config.sampler,
-        "steps": config.steps,
-        "eta": config.eta,
+        **{name: getattr(config, name) for name in SOLVER},
         "nfe": loaded.nfe,
-        "clip_x_0": config.clip_x_0,
         "seed": config.seed,
         "precision": options.drawing.precision,
         "weights": loaded.weights,

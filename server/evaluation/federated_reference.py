@@ -1,7 +1,8 @@
 """A reference that nobody pools: ask every site for its feature statistics, and keep their sum. No torch.
 
 `ask_sites` runs in the evaluator's command: it writes a run directory with the question and submits it. `gather` runs
-in the ServerApp of that run: it asks the sites that are online and writes each answer beside the question.
+in the ServerApp of that run: it asks the sites that are online and writes each answer beside the question. Where the
+experiment says `federation.secure` the answers are masked, and their sum is all that is ever there.
 """
 
 import functools
@@ -34,15 +35,13 @@ from shared.messages.envelope import header_record, read_bytes, read_header, val
 from shared.messages.statistics import MAX_FILE_BYTES, ReleasedFacts, StatisticsAnswer, StatisticsQuery
 from shared.messages.text import clean
 from shared.storage.files import write_atomically
-from shared.storage.runlog import RunLog
+from shared.storage.runlog import RunLog, read_metrics
 
-QUESTION_FILE, PROJECTION_FILE, SITES_FOLDER, POOLED_FILE = (
-    "question.json",
-    "projection.safetensors",
-    "sites",
-    "pooled.safetensors",
-)
+QUESTION_FILE, PROJECTION_FILE = "question.json", "projection.safetensors"
+SITES_FOLDER, POOLED_FILE = "sites", "pooled.safetensors"
 DEADLINE_SECONDS = 3600.0
+REFUSED_EVENT = "no_sum"
+"""Of the run's log: why masked statistics could not be added up."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,37 @@ class StatisticsQuestion:
     width: int
     """Of the features; answers of another width are refused."""
     projection: Path | None = None
+
+
+@dataclass(frozen=True)
+class StoredQuestion:
+    """The same in the folder of its run."""
+
+    query: StatisticsQuery
+    width: int
+    projection: Projection | None
+    sent: bytes
+    """The projection's file, as it travels; empty without one."""
+
+    @property
+    def nothing(self) -> Statistics:
+        """Statistics of no image, of the kind that is asked for: what adds to them adds to every good answer."""
+        projection = self.projection
+        width = self.width if projection is None else projection.basis_DP.shape[1]
+        facts = {} if projection is None else noise_facts(projection.radius, self.query.noise_multiplier)
+        return Statistics(
+            space=self.query.space if projection is None else projection.projected_space,
+            n=0,
+            total_D=np.zeros(width),
+            outer_DD=np.zeros((width, width)),
+            release=self.query.kind,
+            images=facts,
+        )
+
+    def record(self, query: StatisticsQuery) -> RecordDict:
+        """The question as it travels, with the query as it is or with a roster in it."""
+        arrays = {"file": Array(np.frombuffer(self.sent, np.uint8))} if self.sent else {}
+        return RecordDict({"arrays": ArrayRecord(arrays), "header": header_record(query)})
 
 
 class _StatisticsFile(Section):
@@ -124,12 +154,18 @@ def ask_sites(
         poll_seconds=poll_seconds,
         deadline_seconds=DEADLINE_SECONDS,
     )
+    pooled_file = run.path / POOLED_FILE
+    if experiment.federation.secure:
+        if not pooled_file.exists():
+            ends = [event["reason"] for event in read_metrics(run.metrics) if event["kind"] == REFUSED_EVENT]
+            raise InputError(f"no sum of statistics: {'; '.join(ends) or 'see `maskfed-server logs`'}")
+        return pooled_file
     files = sorted((run.path / SITES_FOLDER).glob("*.safetensors"))
     if not files:
         raise InputError(f"no site released statistics: {reasons(outcomes)}")
     pooled = functools.reduce(operator.add, (load_statistics(file) for file in files))
-    save_statistics(pooled, run.path / POOLED_FILE)
-    return run.path / POOLED_FILE
+    save_statistics(pooled, pooled_file)
+    return pooled_file
 
 
 def write_question(folder: Path, question: StatisticsQuestion) -> None:
@@ -138,6 +174,14 @@ def write_question(folder: Path, question: StatisticsQuestion) -> None:
     write_atomically(folder / QUESTION_FILE, asked.model_dump_json(indent=2) + "\n")
     if question.projection is not None:
         write_atomically(folder / PROJECTION_FILE, question.projection.read_bytes())
+
+
+def read_question(folder: Path) -> StoredQuestion:
+    """What `write_question` has put into the folder of a run."""
+    asked = _StatisticsFile.model_validate_json((folder / QUESTION_FILE).read_text(encoding="utf-8"))
+    file = folder / PROJECTION_FILE
+    projection, sent = (load_projection(file), file.read_bytes()) if file.exists() else (None, b"")
+    return StoredQuestion(asked.query, asked.width, projection, sent)
 
 
 def gather(
@@ -161,13 +205,12 @@ def gather(
     Raises:
         ExchangeError: the SuperLink does not answer, or does not take the question.
     """
-    asked = _StatisticsFile.model_validate_json((folder / QUESTION_FILE).read_text(encoding="utf-8"))
-    file = folder / PROJECTION_FILE
-    nothing = _nothing(asked, load_projection(file) if file.exists() else None)
+    asked = read_question(folder)
+    nothing = asked.nothing
     collect(
         grid,
         home,
-        _record(asked.query, file.read_bytes() if file.exists() else b""),
+        asked.record(asked.query),
         MessageType.QUERY,
         lambda message, alias: _take(
             message, nothing, alias, folder / SITES_FOLDER, experiment.federation.max_examples
@@ -177,20 +220,6 @@ def gather(
         timing=timing,
         deadline_seconds=deadline_seconds,
         reply_bytes=MAX_FILE_BYTES,
-    )
-
-
-def _nothing(asked: _StatisticsFile, projection: Projection | None) -> Statistics:
-    """Statistics of no image, of the very kind that is asked for: whatever adds to them adds to every good answer."""
-    width = asked.width if projection is None else projection.basis_DP.shape[1]
-    facts = {} if projection is None else noise_facts(projection.radius, asked.query.noise_multiplier)
-    return Statistics(
-        space=asked.query.space if projection is None else projection.projected_space,
-        n=0,
-        total_D=np.zeros(width),
-        outer_DD=np.zeros((width, width)),
-        release=asked.query.kind,
-        images=facts,
     )
 
 
@@ -217,8 +246,3 @@ def _take(message: Message, nothing: Statistics, alias: str, folder: Path, most_
     _ = nothing + statistics
     save_statistics(statistics, folder / f"{alias}.safetensors")
     return "released", ""
-
-
-def _record(query: StatisticsQuery, file: bytes) -> RecordDict:
-    arrays = {"file": Array(np.frombuffer(file, np.uint8))} if file else {}
-    return RecordDict({"arrays": ArrayRecord(arrays), "header": header_record(query)})

@@ -33,6 +33,8 @@ _SAME = {
     "steps": ("steps",),
     "eta": ("eta",),
     "clip_x_0": ("clip_x_0",),
+    "rederive_eps": ("rederive_eps",),
+    "ddim_grid": ("ddim_grid",),
     "seed": ("seed",),
     "precision": ("precision",),
 }

@@ -25,7 +25,12 @@ def check_sites(experiment: Experiment, num_sites: int) -> None:
     Raises:
         InputError: names the field, the sites and the remedy.
     """
-    config = experiment.federation
+    config, optim = experiment.federation, experiment.optim
+    if optim.ema_warmup != "ratio" or optim.ema_every != 1:
+        raise InputError(
+            f"optim.ema_warmup {optim.ema_warmup!r} and ema_every {optim.ema_every} are of a central training: rounds "
+            "average by 'ratio' and 1"
+        )
     for field in ("sites_per_round", "min_available", "min_replies"):
         asked = getattr(config, field)
         if asked > num_sites:
@@ -89,7 +94,9 @@ def check_fits(source: Path, experiment: Experiment) -> None:
         ("model", "size"),
         ("model", "image_size"),
         ("model", "patch_size"),
+        ("model", "qkv_bias"),
         ("data", "wavelet"),
+        ("data", "wavelet_tokens"),
         ("diffusion", "schedule"),
         ("diffusion", "timesteps"),
         ("diffusion", "prediction"),

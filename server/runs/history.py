@@ -42,7 +42,9 @@ class Evaluation:
         """
         result = self.result
         network, making = result.get("extractor", {}), ("weights", "num_images", "sampler", "nfe", "eta")
-        parts = (result["reference"]["name"], network.get("sha256"), *(result.get(name) for name in making))
+        # Results of older versions name no variants of DDIM: there was one.
+        ddim = result.get("rederive_eps", True), result.get("ddim_grid", "rounded")
+        parts = (result["reference"]["name"], network.get("sha256"), *(result.get(name) for name in making), *ddim)
         return self.distance_name, *map(str, parts)
 
 

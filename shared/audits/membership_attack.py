@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from shared.diffusion.dwt import to_network
 from shared.diffusion.losses import per_image_loss, to_model_range
 from shared.diffusion.samplers import Denoise
-from shared.diffusion.sampling import denoiser
+from shared.diffusion.sampling import denoiser, every_patch
 from shared.diffusion.schedule import make_schedule
 from shared.experiment.config import Experiment
 from shared.seeding import Streams
@@ -67,7 +68,7 @@ def loss_scores(
         eps_1NP = torch.randn(1, num_patches, patch_values, generator=generator).to(device)
         for start in range(0, len(images), batch):
             part = images[start : start + batch].to(device)
-            ids = torch.arange(num_patches, device=device).expand(len(part), -1)
+            ids = every_patch(experiment, len(part), device)
             t_B = torch.full((len(part),), index, device=device)
             with torch.inference_mode():
                 loss = per_image_loss(model, schedule, experiment, part, t_B, eps_1NP.expand(len(part), -1, -1), ids)
@@ -82,16 +83,13 @@ def pia_scores(model: nn.Module, experiment: Experiment, images: Tensor, *, time
     eps = eps_theta(x_0, 0); score = -|| eps - eps_theta(sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, t) ||_4^4.
     Two calls per image. Arguments and result as in `loss_scores`.
     """
-    from shared.diffusion.dwt import dwt
-
     device = next(model.parameters()).device
     schedule = make_schedule(experiment.diffusion.schedule, experiment.diffusion.timesteps)
     denoise, index = _eps_of(model, experiment), round(time * (experiment.diffusion.timesteps - 1))
     signal, noise = float(schedule.signal[index]), float(schedule.noise[index])
     found = []
     for start in range(0, len(images), batch):
-        x_0 = to_model_range(images[start : start + batch].to(device))
-        x_0 = dwt(x_0, experiment.data.wavelet) if experiment.data.wavelet else x_0
+        x_0 = to_network(to_model_range(images[start : start + batch].to(device)), experiment.data)
         with torch.inference_mode():
             eps = denoise(x_0, 0)
             again = denoise(signal * x_0 + noise * eps, index)

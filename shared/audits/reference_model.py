@@ -30,7 +30,8 @@ def retrained(start: nn.Module, experiment: Experiment, images: Images, steps: i
     tree = experiment.model_dump()
     tree["train"] |= {"batch": min(BATCH, len(images)), "objective": "dsm", "accumulation": 1}
     tree["mask"] |= {"kind": "none", "ratio": 0.0}
-    tree["optim"] |= {"warmup_steps": 0, **optim}
+    # The average of the last step, whenever the experiment's own would be due.
+    tree["optim"] |= {"warmup_steps": 0, "ema_every": 1, **optim}
     tree["privacy"] |= {"mechanism": "none"}
     tree["data"] |= {"horizontal_flip": False}
     chosen = Experiment.model_validate(tree)

@@ -1,4 +1,4 @@
-# ruff: noqa: N803
+# ruff: noqa: N803, N806
 """One level of a two-dimensional orthogonal wavelet transform, in torch on the tensor's device.
 
 Filters come from PyWavelets; the boundary is periodic (its mode `periodization`), so that an even side halves exactly
@@ -20,11 +20,36 @@ import torch
 from torch import Tensor
 
 from shared.errors import InputError
+from shared.experiment.sections import DataConfig
 from shared.experiment.wavelet_filters import Filters, filters
 
 
+def to_network(x_BCHW: Tensor, data: DataConfig) -> Tensor:
+    """Float images in [-1, 1] as the network sees them: the images, their bands, or bands in the authors' ranges.
+
+    Theirs is 2 cA - 1 of an image in [0, 1] with the orthonormal transform: 2 a + 1 of the `dwt`'s approximation a, in
+    [-1, 3]; details are the same numbers (github.com/jiachenlei/maskdm at 60d132b, gaussian_ddpm.py).
+    """
+    bands_BCHW = dwt(x_BCHW, data.wavelet) if data.wavelet else x_BCHW
+    if data.wavelet_tokens == "joint":
+        return bands_BCHW
+    return torch.cat([2 * bands_BCHW[:, :3] + 1, bands_BCHW[:, 3:]], 1)
+
+
+def from_network(x_BCHW: Tensor, data: DataConfig) -> Tensor:
+    """The inverse of `to_network`."""
+    if data.wavelet_tokens == "split":
+        x_BCHW = torch.cat([(x_BCHW[:, :3] - 1) / 2, x_BCHW[:, 3:]], 1)
+    return idwt(x_BCHW, data.wavelet) if data.wavelet else x_BCHW
+
+
+def highest(data: DataConfig) -> Tensor:
+    """(C, 1, 1) or (1, 1, 1): the largest value of each channel of the network's input; the least is -1 always."""
+    return torch.tensor([3.0] * 3 + [1.0] * 9 if data.wavelet_tokens == "split" else [1.0])[:, None, None]
+
+
 def dwt(x_BCHW: Tensor, wavelet: str) -> Tensor:
-    """Scaled bands of images: the network's input where `data.wavelet` is set.
+    """Scaled bands of images: the network's input where `data.wavelet` is set and `wavelet_tokens` is `joint`.
 
     Args:
         x_BCHW: (B, C, H, W) float images in [-1, 1], H and W even.

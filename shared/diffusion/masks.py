@@ -3,7 +3,7 @@
 
 A mask is a list of visible patch numbers, not a picture of zeros: hidden patches never enter the network. V, the
 number of visible patches, is the same for all images of an experiment, so shapes are static, and sampling is one
-batched operation on the device that waits for nothing.
+batched operation on the device that waits for nothing. Only `crops` draw V anew for each batch, among three.
 
 Shapes: B images, N = grid_size^2 patches in row-major order, V visible patches.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import InputError
+from shared.experiment.config import Experiment
 from shared.experiment.sections import MaskConfig
 from shared.random_numbers import Random, rand, randint
 
@@ -22,12 +23,12 @@ def sample_visible(mask: MaskConfig, grid_size: int, num_visible: int, batch: in
     """Draw the visible patches of a batch (the rows of S in Eq. 3).
 
     `patch`: V patches of the grid at random. `block`: random blocks of block_size^2 neighbouring patches on a fixed
-    raster. `crop`: one square at a uniform position. `none`: every patch.
+    raster. `crop`, `crops`: one square at a uniform position. `none`: every patch.
 
     Args:
         mask: the kind of mask and its block size; its ratio is already in `num_visible`.
         grid_size: patches per image side.
-        num_visible: V in 1..grid_size^2, normally `Experiment.num_visible`.
+        num_visible: V in 1..grid_size^2, normally from `draw_num_visible`.
         batch: B, may be 0.
         generator: source of randomness; its device is the device of the result.
 
@@ -46,8 +47,20 @@ def sample_visible(mask: MaskConfig, grid_size: int, num_visible: int, batch: in
             return choose_subsets(grid_size**2, num_visible, batch, generator)
         case "block":
             return _blocks(grid_size, num_visible, mask.block_size, batch, generator)
-        case "crop":
+        case "crop" | "crops":
             return _crop(grid_size, math.isqrt(num_visible), batch, generator)
+
+
+def draw_num_visible(experiment: Experiment, random: Random) -> int:
+    """V of a batch: the experiment's, or for `crops` one of three squares, for which the device is waited for."""
+    if experiment.mask.kind != "crops":
+        return experiment.num_visible
+    place, sides = float(rand(random, 1)), experiment.mask.crop_sides
+    for divisor, probability in sides.items():
+        place -= probability
+        if place < 0:
+            return (experiment.grid_size // divisor) ** 2
+    return (experiment.grid_size // max(sides)) ** 2
 
 
 def choose_subsets(population: int, count: int, batch: int, generator: Random) -> Tensor:
@@ -84,6 +97,7 @@ def _check(mask: MaskConfig, grid_size: int, num_visible: int) -> None:
         "patch": True,
         "block": grid_size % mask.block_size == 0 and num_visible % mask.block_size**2 == 0,
         "crop": math.isqrt(num_visible) ** 2 == num_visible,
+        "crops": math.isqrt(num_visible) ** 2 == num_visible,
     }
     if not fits[mask.kind]:
         raise InputError(

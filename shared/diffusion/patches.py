@@ -4,6 +4,9 @@ Shapes: B batch, C channels, H W pixels, N patches, V visible patches, P = patch
 """
 # ruff: noqa: N803 - shape suffixes
 
+from collections.abc import Sequence
+
+import torch
 from einops import rearrange
 from torch import Tensor
 
@@ -36,3 +39,25 @@ def unpatchify(tokens_BNP: Tensor, patch_size: int, channels: int) -> Tensor:
 def gather_patches(tokens_BNP: Tensor, ids_BV: Tensor) -> Tensor:
     """The S of the paper's Eq. 4: keep the patches that `ids_BV` (long, in [0, N)) names; (B, V, P)."""
     return tokens_BNP.gather(1, ids_BV[..., None].expand(-1, -1, tokens_BNP.shape[-1]))
+
+
+def patchify_groups(x_BCHW: Tensor, patch_size: int, groups: Sequence[int]) -> Tensor:
+    """Like `patchify`, with the values of each group of channels side by side: (B, N, P)."""
+    return torch.cat([patchify(part, patch_size) for part in torch.split(x_BCHW, list(groups), 1)], -1)
+
+
+def unpatchify_groups(tokens_BNP: Tensor, patch_size: int, groups: Sequence[int]) -> Tensor:
+    """The inverse of `patchify_groups`: (B, N, P) to (B, C, H, W)."""
+    parts = torch.split(tokens_BNP, [patch_size**2 * channels for channels in groups], -1)
+    return torch.cat([unpatchify(part, patch_size, c) for part, c in zip(parts, groups, strict=True)], 1)
+
+
+def gather_groups(tokens_BNP: Tensor, ids_BL: Tensor, patch_size: int, groups: Sequence[int]) -> Tensor:
+    """Like `gather_patches`, with patches of its own for each group: `ids_BL` names V for each, one after the other.
+
+    Returns:
+        (B, V, P); row k holds the k-th patch of every group, and these lie at different places.
+    """
+    parts = torch.split(tokens_BNP, [patch_size**2 * channels for channels in groups], -1)
+    ids = ids_BL.chunk(len(groups), 1)
+    return torch.cat([gather_patches(*pair) for pair in zip(parts, ids, strict=True)], -1)

@@ -30,10 +30,11 @@ HALF_LOG_SNR_FLOOR = -5.1
 spend its first steps there, several of them on one index."""
 
 
-def time_grid(schedule: Schedule, sampler: Sampler, num_steps: int) -> list[int]:
+def time_grid(schedule: Schedule, sampler: Sampler, num_steps: int, *, is_truncated: bool = False) -> list[int]:
     """Falling time indices at which the sampler evaluates the network; their number is the NFE.
 
-    DDPM and DDIM: evenly spaced in t from T - 1 (T = 1000 in 250 steps: 999, 995, ..., 3), as the authors'.
+    DDPM and DDIM: evenly spaced in t from T - 1 (T = 1000 in 250 steps: 999, 995, ..., 3), to the nearest index.
+    Truncated, DDIM's are the authors' where `num_steps` does not divide T: theirs are cut off, in float32.
     DPM-Solver++: evenly spaced in log-SNR from the floor to t = 0; indices that coincide are visited once.
 
     Raises:
@@ -44,6 +45,8 @@ def time_grid(schedule: Schedule, sampler: Sampler, num_steps: int) -> list[int]
         raise InputError(
             f"evaluation.steps {num_steps} is not in 1..{timesteps}: at most diffusion.timesteps {timesteps}"
         )
+    if sampler == "ddim" and is_truncated:
+        return torch.linspace(-1, timesteps - 1, num_steps + 1)[1:].int().flip(0).tolist()
     if sampler != "dpm++":
         return [round(timesteps - step * timesteps / num_steps) - 1 for step in range(num_steps)]
     half_log_snr = schedule.half_log_snr.cpu()
@@ -62,6 +65,7 @@ def ddpm(
     num_steps: int,
     prediction: Prediction,
     clip_x_0: bool,
+    highest: Tensor | float = 1.0,
 ) -> Tensor:
     """Ancestral sampling, Eq. 2 of the paper, written through x_0 so that it can be clipped (DDPM, Eq. 7).
 
@@ -76,14 +80,15 @@ def ddpm(
         noise: the z of each step but the last.
         num_steps: evaluations, at most T.
         prediction: what `denoise` returns.
-        clip_x_0: clamp each predicted x_0 to [-1, 1].
+        clip_x_0: clamp each predicted x_0 to [-1, `highest`].
+        highest: one number, or (C, 1, 1) of the channels.
 
     Returns:
         x_0 in the shape and dtype of `x_T`.
     """
     x = x_T
     for t, alpha_bar, after in _steps(schedule, time_grid(schedule, "ddpm", num_steps)):
-        x_0 = _x_0(denoise, x, t, alpha_bar, prediction, clip_x_0)
+        x_0 = _x_0(denoise(x, t), x, alpha_bar, prediction, clip_x_0, highest)
         alpha = alpha_bar / after
         beta = 1 - alpha
         mean = (math.sqrt(after) * beta * x_0 + math.sqrt(alpha) * (1 - after) * x) / (1 - alpha_bar)
@@ -102,12 +107,16 @@ def ddim(
     eta: float,
     prediction: Prediction,
     clip_x_0: bool,
+    highest: Tensor | float = 1.0,
+    rederive_eps: bool = True,
+    is_truncated: bool = False,
 ) -> Tensor:
     """DDIM (arXiv 2010.02502, Eq. 12 and 16): eta = 0 is deterministic, eta = 1 has the variance of DDPM.
 
     x' = sqrt(ab') x_0 + sqrt(1 - ab' - sigma^2) eps + sigma z, with ab and ab' as in `ddpm` and
     sigma = eta sqrt((1 - ab') / (1 - ab)) sqrt(1 - ab / ab').
-    eps is derived from the (clipped) x_0, so that x_t, x_0 and eps agree with each other.
+    eps is derived from the (clipped) x_0, so that x_t, x_0 and eps agree with each other. Without `rederive_eps` a
+    network that predicts eps keeps its own, as in the authors' code, where they disagree once x_0 is clipped.
 
     Args:
         denoise: the network.
@@ -117,15 +126,20 @@ def ddim(
         num_steps: evaluations, at most T.
         eta: share of DDPM's noise, in [0, 1].
         prediction: what `denoise` returns.
-        clip_x_0: clamp each predicted x_0 to [-1, 1].
+        clip_x_0: clamp each predicted x_0 to [-1, `highest`].
+        highest: one number, or (C, 1, 1) of the channels.
+        rederive_eps: take eps from the clipped x_0; else keep it, where the network predicts eps.
+        is_truncated: see `time_grid`.
 
     Returns:
         x_0 in the shape and dtype of `x_T`.
     """
     x = x_T
-    for t, alpha_bar, after in _steps(schedule, time_grid(schedule, "ddim", num_steps)):
-        x_0 = _x_0(denoise, x, t, alpha_bar, prediction, clip_x_0)
-        eps = (x - math.sqrt(alpha_bar) * x_0) / math.sqrt(1 - alpha_bar)
+    keeps_eps = prediction == "eps" and not rederive_eps
+    for t, alpha_bar, after in _steps(schedule, time_grid(schedule, "ddim", num_steps, is_truncated=is_truncated)):
+        output = denoise(x, t)
+        x_0 = _x_0(output, x, alpha_bar, prediction, clip_x_0, highest)
+        eps = output.to(x.dtype) if keeps_eps else (x - math.sqrt(alpha_bar) * x_0) / math.sqrt(1 - alpha_bar)
         sigma = eta * math.sqrt((1 - after) / (1 - alpha_bar) * (1 - alpha_bar / after))
         x = math.sqrt(after) * x_0 + math.sqrt(max(0.0, 1 - after - sigma**2)) * eps
         x = x + sigma * next(noise) if sigma else x
@@ -140,6 +154,7 @@ def dpm_solver_pp_2m(
     num_steps: int,
     prediction: Prediction,
     clip_x_0: bool,
+    highest: Tensor | float = 1.0,
 ) -> Tensor:
     """DPM-Solver++(2M), arXiv 2211.01095, Algorithm 2, on a grid uniform in log-SNR; deterministic.
 
@@ -151,7 +166,8 @@ def dpm_solver_pp_2m(
         x_T: (B, C, H, W) start.
         num_steps: evaluations asked for, at most T; `time_grid` tells how many remain when indices coincide.
         prediction: what `denoise` returns.
-        clip_x_0: clamp each predicted x_0 to [-1, 1].
+        clip_x_0: clamp each predicted x_0 to [-1, `highest`].
+        highest: one number, or (C, 1, 1) of the channels.
 
     Returns:
         x_0 in the shape and dtype of `x_T`.
@@ -160,12 +176,12 @@ def dpm_solver_pp_2m(
     signal, noise, half_log_snr = (table.tolist() for table in (schedule.signal, schedule.noise, schedule.half_log_snr))
     x, x_0_before, h_before = x_T, x_T, 0.0
     for t, after in pairwise(grid):
-        x_0 = _x_0(denoise, x, t, signal[t] ** 2, prediction, clip_x_0)
+        x_0 = _x_0(denoise(x, t), x, signal[t] ** 2, prediction, clip_x_0, highest)
         h = half_log_snr[after] - half_log_snr[t]
         direction = x_0 + h / (2 * h_before) * (x_0 - x_0_before) if h_before else x_0
         x = noise[after] / noise[t] * x - signal[after] * math.expm1(-h) * direction
         x_0_before, h_before = x_0, h
-    return _x_0(denoise, x, grid[-1], signal[grid[-1]] ** 2, prediction, clip_x_0)
+    return _x_0(denoise(x, grid[-1]), x, signal[grid[-1]] ** 2, prediction, clip_x_0, highest)
 
 
 def _steps(schedule: Schedule, grid: list[int]) -> Iterator[tuple[int, float, float]]:
@@ -175,7 +191,10 @@ def _steps(schedule: Schedule, grid: list[int]) -> Iterator[tuple[int, float, fl
     return zip(grid, (alpha_bar[t] for t in grid), after, strict=True)
 
 
-def _x_0(denoise: Denoise, x_t: Tensor, t: int, alpha_bar: float, prediction: Prediction, clip_x_0: bool) -> Tensor:
-    output = denoise(x_t, t).to(x_t.dtype)
-    x_0 = solve_x_0(prediction, output, x_t, math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
-    return x_0.clamp(-1, 1) if clip_x_0 else x_0
+def _x_0(
+    output: Tensor, x_t: Tensor, alpha_bar: float, prediction: Prediction, clip_x_0: bool, highest: Tensor | float
+) -> Tensor:
+    x_0 = solve_x_0(prediction, output.to(x_t.dtype), x_t, math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar))
+    if not clip_x_0:
+        return x_0
+    return x_0.clamp(-1, highest) if isinstance(highest, float) else x_0.clamp(min=-1).minimum(highest)

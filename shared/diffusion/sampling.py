@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from shared.diffusion.patches import patchify, unpatchify
+from shared.diffusion.dwt import highest
+from shared.diffusion.patches import patchify_groups, unpatchify_groups
 from shared.diffusion.samplers import Denoise, ddim, ddpm, dpm_solver_pp_2m
 from shared.diffusion.schedule import Schedule
 from shared.experiment.config import Experiment
@@ -32,38 +33,51 @@ def sample(
     Args:
         model: tokens, t, ids -> tokens; any precision, its output is cast to float32.
         schedule: the forward process.
-        experiment: gives sampler, steps, eta, clip_x_0, prediction, patch size and wavelet.
+        experiment: gives sampler, its options, prediction, patch size and wavelet.
         x_T_BCHW: (B, C, H, W) start noise, see `draw_start`.
         generators: one for each image, on the device of `x_T_BCHW`.
 
     Returns:
-        x_0: (B, C, H, W) float32 in the network's range, [-1, 1] when `clip_x_0` is set; wavelet bands where
+        x_0: (B, C, H, W) float32 in the network's range, which `clip_x_0` keeps it in; wavelet bands where
         `data.wavelet` is set.
 
     Raises:
         InputError: more steps than T.
     """
-    options = experiment.evaluation
+    config = experiment.evaluation
     denoise = denoiser(model, experiment)
     noise = noise_of_each(generators, x_T_BCHW.shape[1:])
-    kind, clip = experiment.diffusion.prediction, options.clip_x_0
-    match options.sampler:
+    kind, clip = experiment.diffusion.prediction, config.clip_x_0
+    top = highest(experiment.data).to(x_T_BCHW.device) if len(experiment.sequences) > 1 else 1.0
+    match config.sampler:
         case "ddpm":
-            return ddpm(denoise, schedule, x_T_BCHW, noise, num_steps=options.steps, prediction=kind, clip_x_0=clip)
+            return ddpm(
+                denoise,
+                schedule,
+                x_T_BCHW,
+                noise,
+                num_steps=config.steps,
+                prediction=kind,
+                clip_x_0=clip,
+                highest=top,
+            )
         case "ddim":
             return ddim(
                 denoise,
                 schedule,
                 x_T_BCHW,
                 noise,
-                num_steps=options.steps,
-                eta=options.eta,
+                num_steps=config.steps,
+                eta=config.eta,
                 prediction=kind,
                 clip_x_0=clip,
+                highest=top,
+                rederive_eps=config.rederive_eps,
+                is_truncated=config.ddim_grid == "truncated",
             )
         case "dpm++":
             return dpm_solver_pp_2m(
-                denoise, schedule, x_T_BCHW, num_steps=options.steps, prediction=kind, clip_x_0=clip
+                denoise, schedule, x_T_BCHW, num_steps=config.steps, prediction=kind, clip_x_0=clip, highest=top
             )
 
 
@@ -84,16 +98,22 @@ def noise_of_each(generators: Sequence[torch.Generator], shape: Sequence[int]) -
 
 def denoiser(model: nn.Module, experiment: Experiment) -> Denoise:
     """The network on whole images: patchify, every patch visible, unpatchify; float32 out."""
-    patch_size = experiment.model.patch_size
+    patch_size, groups = experiment.model.patch_size, experiment.sequences
 
     def denoise(x_t_BCHW: Tensor, t: int) -> Tensor:
-        batch, channels = x_t_BCHW.shape[:2]
-        tokens_BNP = patchify(x_t_BCHW, patch_size)
+        batch = len(x_t_BCHW)
+        tokens_BNP = patchify_groups(x_t_BCHW, patch_size, groups)
         t_B = torch.full((batch,), t, device=x_t_BCHW.device)
-        ids_BN = torch.arange(tokens_BNP.shape[1], device=x_t_BCHW.device).expand(batch, -1)
-        return unpatchify(model(tokens_BNP, t_B, ids_BN).float(), patch_size, channels)
+        output_BNP = model(tokens_BNP, t_B, every_patch(experiment, batch, x_t_BCHW.device))
+        return unpatchify_groups(output_BNP.float(), patch_size, groups)
 
     return denoise
+
+
+def every_patch(experiment: Experiment, batch: int, device: torch.device) -> Tensor:
+    """(B, L) numbers of all patches, of each sequence one after the other."""
+    ids_N = torch.arange(experiment.grid_size**2, device=device)
+    return ids_N.repeat(len(experiment.sequences)).expand(batch, -1)
 
 
 def _stacked_noise(generators: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:

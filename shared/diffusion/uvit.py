@@ -1,12 +1,14 @@
 """The U-ViT of Bao et al. (arXiv 2209.12152) as used for masked diffusion: it runs on the visible patches only.
 
 Every trainable tensor sits in its own leaf module and is used by calling that module: per-sample gradients need it.
-Shapes: B batch, K noise draws per image, V visible patches per draw, L = K (1 + V) tokens with the time tokens,
-P values per patch, D width.
+Shapes: B batch, K noise draws per image, S sequences of tokens (2 where approximation and details of a wavelet are
+apart), V visible patches per draw and sequence, L = K (1 + S V) tokens with the time tokens, P values per patch, D
+width.
 """
-# ruff: noqa: N803, N806 - shape suffixes
+# ruff: noqa: N803, N806, N816 - shape suffixes, letters of sizes
 
 import math
+from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -100,20 +102,25 @@ class UViT(nn.Module):
     """
 
     def __init__(
-        self, *, in_channels: int, grid_size: int, patch_size: int, width: int, num_blocks: int, num_heads: int
-    ) -> None:
+        self, *, in_channels: int, grid_size: int, patch_size: int, width: int, num_blocks: int, num_heads: int,
+        sequences: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
+        """Build the network; `sequences` are the channels of two sequences of tokens, nothing: one of all channels."""
         super().__init__()
         assert num_blocks % 2 == 1, "blocks come in mirrored pairs around one in the middle"
         assert width % num_heads == 0, "heads share the width equally"
         self.width, self.grid_size = width, grid_size
-        patch_values = patch_size**2 * in_channels
-        self.embedding = nn.Linear(patch_values, width)
-        self.positions = Positions(1 + grid_size**2, width)
+        self.patch_values = [patch_size**2 * channels for channels in sequences or (in_channels,)]
+        self.embedding = nn.Linear(self.patch_values[0], width)
+        if len(self.patch_values) > 1:
+            self.detail_embedding = nn.Linear(self.patch_values[1], width)
+            self.detail_output = nn.Linear(width, self.patch_values[1])
+        self.positions = Positions(1 + len(self.patch_values) * grid_size**2, width)
         self.in_blocks = nn.ModuleList(Block(width, num_heads) for _ in range(num_blocks // 2))
         self.mid_block = Block(width, num_heads)
         self.out_blocks = nn.ModuleList(Block(width, num_heads, has_skip=True) for _ in range(num_blocks // 2))
         self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, patch_values)
+        self.output = nn.Linear(width, self.patch_values[0])
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -121,32 +128,44 @@ class UViT(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def add_qkv_bias(self) -> None:
-        """Give query, key and value of every attention a bias, which is 0 at first (the authors' network on DWT)."""
+        """Give query, key and value of every attention a bias, which is 0 at first."""
         for module in self.modules():
             if isinstance(module, Attention):
                 weight = module.qkv.weight
                 module.qkv.bias = nn.Parameter(torch.zeros(len(weight), device=weight.device))
 
+    def start_patches_uniformly(self) -> None:
+        """Start the embeddings as torch starts a convolution on P values: U(-1/sqrt(P), 1/sqrt(P)), biases as well."""
+        for layer in (self.embedding, *([self.detail_embedding] if len(self.patch_values) > 1 else [])):
+            for parameter in layer.parameters():
+                nn.init.uniform_(parameter, -(layer.in_features**-0.5), layer.in_features**-0.5)
+
     def forward(self, tokens_BVP: Tensor, t_B: Tensor, ids_BV: Tensor) -> Tensor:
         """Predict for each visible patch. All arguments positional: per-sample gradient hooks drop keywords.
 
         Args:
-            tokens_BVP: noised patches (B, V, P), or (B, K V, P) with the K draws one after the other.
+            tokens_BVP: noised patches (B, V, P), or (B, K V, P) with the K draws one after the other. Row k of two
+                sequences holds the k-th visible patch of each, the values of the approximation first.
             t_B: 0-based step index, long or fractional, (B,), or (B, K).
-            ids_BV: long, row-major index of each patch in the grid, (B, V), or (B, K V).
+            ids_BV: long, row-major index of each patch in the grid, (B, S V), or (B, K S V); in each draw those of the
+                approximation, then those of the details.
 
         Returns:
             The prediction, shape and dtype of `tokens_BVP`.
         """
         batch, num_draws = len(tokens_BVP), t_B.shape[1] if t_B.ndim == 2 else 1
-        visible, width = tokens_BVP.shape[1] // num_draws, self.width
-        length = num_draws * (1 + visible)
+        visible, width, sequences = tokens_BVP.shape[1] // num_draws, self.width, len(self.patch_values)
+        length = num_draws * (1 + sequences * visible)
 
         # One time token in front of the patches of each draw.
         time_BK1D = timestep_embedding(t_B, width).view(batch, num_draws, 1, width)
-        patches_BVD = self.embedding(tokens_BVP.to(self.embedding.weight.dtype))
-        x_BLD = torch.cat([time_BK1D, patches_BVD.view(batch, num_draws, visible, width)], 2).view(batch, length, width)
-        rows = F.pad(ids_BV.view(batch, num_draws, visible) + 1, (1, 0)).view(batch, length)
+        values = torch.split(tokens_BVP.to(self.embedding.weight.dtype), self.patch_values, -1)
+        parts = [self.embedding(values[0]), *(self.detail_embedding(each) for each in values[1:])]
+        patches_BKVD = [part.view(batch, num_draws, visible, width) for part in parts]
+        x_BLD = torch.cat([time_BK1D, *patches_BKVD], 2).view(batch, length, width)
+        first = torch.arange(sequences, device=ids_BV.device) * self.grid_size**2 + 1
+        places = ids_BV.view(batch, num_draws, sequences, visible) + first[:, None]
+        rows = F.pad(places.flatten(2), (1, 0)).view(batch, length)
         x_BLD = self.positions(x_BLD, rows)
 
         skips = []
@@ -157,8 +176,13 @@ class UViT(nn.Module):
         for block in self.out_blocks:
             x_BLD = block(x_BLD, num_draws, skips.pop())
 
-        x_BVD = x_BLD.view(batch, num_draws, 1 + visible, width)[:, :, 1:].reshape(batch, num_draws * visible, width)
-        return self.output(self.norm(x_BVD)).to(tokens_BVP.dtype)  # type: ignore[no-any-return]
+        x_BKLD = x_BLD.view(batch, num_draws, 1 + sequences * visible, width)[:, :, 1:]
+        normed = self.norm(x_BKLD.reshape(batch, num_draws * sequences * visible, width))
+        if sequences == 1:
+            return self.output(normed).to(tokens_BVP.dtype)  # type: ignore[no-any-return]
+        halves = normed.view(batch, num_draws, 2, visible, width).transpose(1, 2)
+        approximation, detail = halves.reshape(batch, 2, num_draws * visible, width).unbind(1)
+        return torch.cat([self.output(approximation), self.detail_output(detail)], -1).to(tokens_BVP.dtype)
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -175,34 +199,15 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], -1)
 
 
-def uvit_T(*, in_channels: int, grid_size: int, patch_size: int) -> UViT:  # noqa: N802
-    """3.4 M parameters, for CPUs and tests."""
-    return UViT(
-        in_channels=in_channels, grid_size=grid_size, patch_size=patch_size, width=192, num_blocks=7, num_heads=6
-    )
-
-
-def uvit_S(*, in_channels: int, grid_size: int, patch_size: int) -> UViT:  # noqa: N802
-    """The paper's MaskDM-S: 44,292,144 parameters at 64 px."""
-    return UViT(
-        in_channels=in_channels, grid_size=grid_size, patch_size=patch_size, width=512, num_blocks=13, num_heads=8
-    )
-
-
-def uvit_B(*, in_channels: int, grid_size: int, patch_size: int) -> UViT:  # noqa: N802
-    """The paper's MaskDM-B: 99,468,336 parameters at 64 px."""
-    return UViT(
-        in_channels=in_channels, grid_size=grid_size, patch_size=patch_size, width=768, num_blocks=13, num_heads=12
-    )
-
-
-def uvit_L(*, in_channels: int, grid_size: int, patch_size: int) -> UViT:  # noqa: N802
-    """The paper's MaskDM-L: 231,233,584 parameters at 64 px, 232,315,072 on 12 x 128 x 128 wavelet bands."""
-    return UViT(
-        in_channels=in_channels, grid_size=grid_size, patch_size=patch_size, width=1024, num_blocks=17, num_heads=16
-    )
-
-
+uvit_T = partial(UViT, width=192, num_blocks=7, num_heads=6)
+"""3.4 M parameters, for CPUs and tests."""
+uvit_S = partial(UViT, width=512, num_blocks=13, num_heads=8)
+"""The paper's MaskDM-S: 44,292,144 parameters at 64 px."""
+uvit_B = partial(UViT, width=768, num_blocks=13, num_heads=12)
+"""The paper's MaskDM-B: 99,468,336 parameters at 64 px."""
+uvit_L = partial(UViT, width=1024, num_blocks=17, num_heads=16)
+"""The paper's MaskDM-L: 231,233,584 parameters at 64 px; on 12 x 128 x 128 wavelet bands 232,315,072 in one sequence
+of tokens, and in two, as the authors have it, 233,364,672."""
 SIZES = {"T": uvit_T, "S": uvit_S, "B": uvit_B, "L": uvit_L}
 
 
@@ -215,9 +220,11 @@ def build_model(experiment: Experiment) -> nn.Module:
     model, shape = experiment.model, {"in_channels": experiment.in_channels, "grid_size": experiment.grid_size}
     match model.backbone:
         case "uvit":
-            network = SIZES[model.size](patch_size=model.patch_size, **shape)
+            network = SIZES[model.size](patch_size=model.patch_size, sequences=experiment.sequences, **shape)
             if model.qkv_bias:
                 network.add_qkv_bias()
+            if model.patch_init == "uniform":
+                network.start_patches_uniformly()
             return network
         case "unet":
             from shared.diffusion.unet import WIDTHS, CoordinateUNet

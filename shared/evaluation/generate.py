@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared.diffusion.dwt import idwt
+from shared.diffusion.dwt import from_network
 from shared.diffusion.samplers import time_grid
 from shared.diffusion.sampling import draw_start, sample
 from shared.diffusion.schedule import make_schedule
@@ -162,9 +162,7 @@ def sample_x_0(
     is_low = precision == "bfloat16"
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16) if is_low else nullcontext():
         x_T_BCHW = draw_start(experiment, generators)
-        x_0_BCHW = sample(model, schedule, experiment, x_T_BCHW, generators)
-        if experiment.data.wavelet:
-            x_0_BCHW = idwt(x_0_BCHW, experiment.data.wavelet)
+        x_0_BCHW = from_network(sample(model, schedule, experiment, x_T_BCHW, generators), experiment.data)
     if not bool(torch.isfinite(x_0_BCHW).all()):
         raise InputError("samples are not finite: the checkpoint's network has diverged; take an earlier checkpoint")
     return x_0_BCHW

@@ -9,6 +9,7 @@ from pydantic import ValidationError, model_validator
 
 from shared.errors import InputError
 from shared.experiment.federation import FederationConfig
+from shared.experiment.release import ReleaseConfig
 from shared.experiment.sections import (
     DataConfig,
     DiffusionConfig,
@@ -17,7 +18,6 @@ from shared.experiment.sections import (
     ModelConfig,
     OptimConfig,
     PrivacyConfig,
-    ReleaseConfig,
     Section,
     TrainConfig,
 )
@@ -60,6 +60,16 @@ class Experiment(Section):
         """Channels that enter the network: 3, or 12 wavelet bands."""
         return 12 if self.data.wavelet else 3
 
+    @property
+    def sequences(self) -> tuple[int, ...]:
+        """Channels of each sequence of tokens: all in one, or 3 of the approximation and 9 of the details."""
+        return (3, self.in_channels - 3) if self.data.wavelet_tokens == "split" else (self.in_channels,)
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches of an image over all sequences, without a mask."""
+        return len(self.sequences) * self.grid_size**2
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         side = self.model.image_size // (2 if self.data.wavelet else 1)
@@ -77,26 +87,24 @@ class Experiment(Section):
                 f"train.objective {self.train.objective!r} does not go with mask.kind {self.mask.kind!r}: "
                 "msm needs a mask, dsm takes none"
             )
-        if self.model.backbone == "unet" and self.mask.kind not in ("none", "crop"):
+        if self.model.backbone == "unet" and self.mask.kind not in ("none", "crop", "crops"):
             raise ValueError(
                 f"mask.kind {self.mask.kind!r} does not go with model.backbone 'unet': a convolution needs one square, "
                 "give 'crop'"
             )
+        if self.data.wavelet_tokens == "split" and (
+            self.model.backbone == "unet" or self.mask.kind in ("crop", "crops")
+        ):
+            raise ValueError(
+                f"data.wavelet_tokens 'split' does not go with model.backbone {self.model.backbone!r} and mask.kind "
+                f"{self.mask.kind!r}: it needs 'uvit' and no mask, 'patch' or 'block'"
+            )
+        if self.model.backbone == "unet" and self.model.patch_init != "normal":
+            raise ValueError("model.patch_init 'uniform' does not go with model.backbone 'unet': it embeds no patches")
         if self.model.backbone == "unet" and self.privacy.mechanism == "dp-sgd" and self.privacy.draws > 1:
             raise ValueError(
                 f"privacy.draws {self.privacy.draws} does not go with model.backbone 'unet': a convolution cannot keep "
                 "draws of one image apart, give 1"
-            )
-        if self.mask.kind == "block" and self.grid_size % self.mask.block_size:
-            raise ValueError(
-                f"mask.block_size {self.mask.block_size} does not divide the {self.grid_size} x {self.grid_size} patch "
-                "grid: give one that does"
-            )
-        if self.mask.kind != "none" and self.num_visible in (0, self.grid_size**2):
-            raise ValueError(
-                f"mask.ratio {self.mask.ratio} leaves {self.num_visible} of {self.grid_size**2} patches visible "
-                f"with kind {self.mask.kind!r} and block_size {self.mask.block_size}: "
-                f"{'lower' if self.num_visible == 0 else 'raise'} the ratio or take smaller blocks"
             )
         if self.federation.min_replies > (self.federation.sites_per_round or math.inf):
             raise ValueError(
@@ -112,12 +120,32 @@ class Experiment(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _mask_fits(self) -> Self:
+        if self.mask.kind == "block" and self.grid_size % self.mask.block_size:
+            raise ValueError(
+                f"mask.block_size {self.mask.block_size} does not divide the {self.grid_size} x {self.grid_size} patch "
+                "grid: give one that does"
+            )
+        if self.mask.kind == "crops" and self.grid_size % 4:
+            raise ValueError(
+                f"mask.kind 'crops' needs a patch grid that divides by 4, not {self.grid_size} x {self.grid_size}: "
+                "change model.image_size or patch_size"
+            )
+        if self.mask.kind != "none" and self.num_visible in (0, self.grid_size**2):
+            raise ValueError(
+                f"mask.ratio {self.mask.ratio} leaves {self.num_visible} of {self.grid_size**2} patches visible "
+                f"with kind {self.mask.kind!r} and block_size {self.mask.block_size}: "
+                f"{'lower' if self.num_visible == 0 else 'raise'} the ratio or take smaller blocks"
+            )
+        return self
+
     @property
     def num_visible(self) -> int:
-        """Visible patches V per image: fixed, so that shapes are static.
+        """Visible patches V per image and sequence: fixed, so that shapes are static.
 
         Blocks use the authors' rounding (hidden blocks = int(ratio N) // b^2); a crop is the largest square that
-        hides at least the ratio.
+        hides at least the ratio. Of `crops` it is the mean over batches, rounded.
         """
         num_patches = self.grid_size**2
         match self.mask.kind:
@@ -128,6 +156,8 @@ class Experiment(Section):
             case "block":
                 hidden = int(self.mask.ratio * num_patches) // self.mask.block_size**2
                 return num_patches - hidden * self.mask.block_size**2
+            case "crops":
+                return round((1 - self.mask.ratio) * num_patches)
             case "crop":
                 return math.isqrt(num_patches - math.ceil(self.mask.ratio * num_patches)) ** 2
 

@@ -1,6 +1,6 @@
 """The section `federation` of an experiment: how rounds go, and what one site may do in them."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -41,7 +41,7 @@ class FederationConfig(Section):
     min_available: int = Field(2, ge=1)
     """Sites that must be online before a round starts."""
     min_replies: int = Field(2, ge=1)
-    """Good replies below which a round leaves the weights as they are."""
+    """Good replies below which a round leaves the weights as they are; 3 with `secure`."""
     max_unchanged_rounds: int = Field(0, ge=0)
     """Rounds in a row that may leave the weights as they are before the run stops; 0: 1 under DP-SGD, 3 without."""
     quorum: int = Field(0, ge=0)
@@ -67,7 +67,7 @@ class FederationConfig(Section):
     max_update_norm: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
     """Largest L2 norm of one site's update; `auto`: the longest that AdamW can make in the steps; 0: no bound."""
     update_norm_action: Literal["clip", "reject"] = "reject"
-    """What becomes of an update beyond `max_update_norm`."""
+    """What becomes of an update beyond `max_update_norm`; `clip`, by the site itself, with `secure`."""
     max_held_out_rise: float = Field(0.25, gt=0)
     """Largest rise of a held-out loss in one round, as a share of what it was before; beyond it the round is undone."""
     keep_replies: bool = True
@@ -103,6 +103,14 @@ class FederationConfig(Section):
         if self.server_lr != "auto":
             return self.server_lr
         return {"fedavg": 1.0, "fedavgm": 1 - self.server_momentum, "fedadam": FEDADAM_LR}[self.server_optimizer]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_secure(cls, fields: Any) -> Any:  # noqa: ANN401  # whatever pydantic is handed
+        """What is not said follows `secure`, which alone turns masks on; what is said stays, and may be refused."""
+        if isinstance(fields, dict) and fields.get("secure") is True:
+            return {"update_norm_action": "clip", "min_replies": MIN_SECURE, **fields}
+        return fields
 
     @model_validator(mode="after")
     def _one_way_to_choose(self) -> Self:

@@ -7,8 +7,12 @@ from shared.experiment.sections import OptimConfig
 
 
 def lr_at(step: int, config: OptimConfig) -> float:
-    """Learning rate of 0-based `step`: a linear ramp that reaches `lr` after `warmup_steps`, then constant."""
-    return config.lr * min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else config.lr
+    """Learning rate of 0-based `step`: a linear ramp over `warmup_steps` that ends at `lr`, then constant.
+
+    It begins with lr / warmup_steps, or, where `warmup_from_zero` is set, one step later with 0, as the authors'.
+    """
+    done = step if config.warmup_from_zero else step + 1
+    return config.lr * min(1.0, done / config.warmup_steps) if config.warmup_steps else config.lr
 
 
 def round_lr(experiment: Experiment, server_round: int) -> Callable[[int], float]:

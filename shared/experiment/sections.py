@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from shared.experiment.wavelet_filters import filters
 
 MAX_ALPHA_BAR_END = 1e-2
+CROPPED_SHARE = 0.6 * (1 - 1 / 4) + 0.4 * (1 - 1 / 16)
+"""Hidden on average by a square of half or a quarter of the side, three to two."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -58,16 +60,21 @@ class ModelConfig(Section):
     patch_size: int = Field(4, ge=1)
     """Patch side; in pixels, or in coefficients when `data.wavelet` is set."""
     qkv_bias: bool = False
-    """Whether query, key and value of the attention have a bias, as the authors' network on wavelet bands has."""
+    """Whether query, key and value of the attention have a bias; the authors' network on wavelet bands has one of query
+    and value, and one of the key changes no attention."""
+    patch_init: Literal["normal", "uniform"] = "normal"
+    """Start of the patch embedding: a truncated normal of deviation 0.02 and bias 0, as of every other layer, or
+    weights and bias uniform within 1 / sqrt(values of a patch), as the authors' convolution starts."""
 
 
 class MaskConfig(Section):
     """Which patches the network sees (Eq. 3)."""
 
-    kind: Literal["none", "patch", "block", "crop"] = "none"
-    """Random patches, random blocks of patches, one square, or no mask."""
+    kind: Literal["none", "patch", "block", "crop", "crops"] = "none"
+    """Random patches, random blocks of patches, one square, one square whose side is drawn for each batch, or no mask.
+    """
     ratio: float = Field(0.0, ge=0.0, lt=1.0)
-    """Hidden share asked for; blocks floor it, and the realised ratio is reported."""
+    """Hidden share asked for; blocks floor it, and the realised ratio is reported. Of `crops` it is the mean."""
     block_size: int = Field(4, ge=1)
     """Patches per block side, for `block`."""
 
@@ -75,7 +82,21 @@ class MaskConfig(Section):
     def _agree(self) -> Self:
         if (self.kind == "none") != (self.ratio == 0.0):
             raise ValueError(f"mask.kind {self.kind!r} does not go with mask.ratio {self.ratio}: give both or neither")
+        if self.kind == "crops" and self.ratio > CROPPED_SHARE:
+            raise ValueError(
+                f"mask.ratio {self.ratio} is above {CROPPED_SHARE:g}, what 'crops' hide where every batch is cropped"
+            )
         return self
+
+    @property
+    def crop_sides(self) -> dict[int, float]:
+        """Of `crops`: what the image's side is divided by, and how probable that is.
+
+        Patch Diffusion (arXiv 2304.12526): the whole image or, three to two, half or a quarter of its side; it shows
+        the whole image to half of the batches, which is a ratio of 0.4125.
+        """
+        cropped = self.ratio / CROPPED_SHARE
+        return {1: 1 - cropped, 2: 0.6 * cropped, 4: 0.4 * cropped}
 
 
 class DiffusionConfig(Section):
@@ -106,6 +127,10 @@ class DataConfig(Section):
     """Mirror each image with probability 1/2."""
     wavelet: str = ""
     """One-level orthogonal wavelet of PyWavelets, e.g. `haar`; empty: pixels."""
+    wavelet_tokens: Literal["joint", "split"] = "joint"
+    """`joint`: a token holds one place of all bands. `split`, as the authors have it: the approximation, in [-1, 3],
+    and the details, in [-1, 1], are two sequences of tokens with masks of their own, and the loss is the sum of their
+    means."""
 
     @field_validator("wavelet")
     @classmethod
@@ -113,6 +138,12 @@ class DataConfig(Section):
         if wavelet:
             filters(wavelet)
         return wavelet
+
+    @model_validator(mode="after")
+    def _has_bands_to_split(self) -> Self:
+        if self.wavelet_tokens == "split" and not self.wavelet:
+            raise ValueError("wavelet_tokens 'split' needs wavelet bands: give wavelet 'haar', or 'joint'")
+        return self
 
 
 class OptimConfig(Section):
@@ -123,14 +154,23 @@ class OptimConfig(Section):
     betas: tuple[Beta, Beta] = (0.99, 0.99)
     """AdamW's decay of both moments."""
     weight_decay: float = Field(0.03, ge=0)
-    """Of matrices; positions, norms and biases are not decayed."""
+    """Of matrices; positions, norms and biases are not decayed unless `decay_all` is set."""
+    decay_all: bool = False
+    """Decay every trained number, as the authors do."""
     warmup_steps: int = Field(0, ge=0)
     """Steps in which the learning rate rises linearly; in a federated run at the start of each round, or of the run
     where `federation.warmup` says so."""
+    warmup_from_zero: bool = False
+    """Begin the warm-up with a step of learning rate 0, as the authors do; else with the first share of it."""
     grad_clip: float = Field(1.0, ge=0)
     """Largest gradient norm; 0: no clipping."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Of the moving average per step; samples are drawn from the average."""
+    ema_warmup: Literal["ratio", "power"] = "ratio"
+    """How the decay rises in a central training: (1 + s) / (10 + s) after s steps; or, as in the authors' ema_pytorch,
+    copies until s = 100, then 1 - (s - 99)^(-2/3)."""
+    ema_every: int = Field(1, ge=1)
+    """Steps of a central training from one update of the moving average to the next."""
 
 
 class PrivacyConfig(Section):
@@ -181,6 +221,11 @@ class EvaluationConfig(Section):
     """Stochasticity of DDIM; the authors' evaluation default is 1."""
     clip_x_0: bool = True
     """Clip the predicted clean image to the range of images in each step."""
+    rederive_eps: bool = True
+    """Whether DDIM goes on with the noise that belongs to the clipped clean image; else with what a network of
+    `prediction` eps predicted, as the authors' does."""
+    ddim_grid: Literal["rounded", "truncated"] = "rounded"
+    """How DDIM's time steps become whole numbers where `steps` does not divide T; the authors truncate."""
     extractor: str = "inception-v3-compat"
     """Feature network of distances, by name or `onnx:FILE`."""
     batch: int = Field(64, ge=1)
@@ -189,21 +234,6 @@ class EvaluationConfig(Section):
     """Image k is drawn from seed + k."""
     every_rounds: int = Field(1, ge=0)
     """Rounds between evaluations of a federated run; 0: only by hand."""
-
-
-class ReleaseConfig(Section):
-    """What a model must show before it is released."""
-
-    audits: Literal["auto"] | tuple[Literal["membership", "memorisation", "canaries"], ...] = "auto"
-    """Audits that must have passed at every site that took part; `auto`: `canaries` where the plan trains with DP, for
-    they cost nothing, else `membership` and `memorisation`, each of which is charged."""
-    max_copy_rate: float = Field(0.05, ge=0, le=1)
-    """Largest share of a site's units that samples may copy, beyond the share among its held-out units."""
-    max_auc: float = Field(0.60, ge=0.5, le=1)
-    """Largest AUC of the counts of trained against held-out units; 0.5 is chance."""
-    max_tpr: float = Field(0.05, ge=0, le=1)
-    """Largest share of members found at 1 percent false positives, where a site's operator has released exact figures:
-    counts with noise cannot resolve it."""
 
 
 def _linear_alpha_bar_end(timesteps: int) -> float:

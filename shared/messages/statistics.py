@@ -13,6 +13,8 @@ from shared.experiment.config import Experiment, Section
 from shared.messages.envelope import canonical_json, parse_header, validated
 from shared.messages.text import Epsilon, Line
 from shared.messages.training import RefusalCode
+from shared.secure_aggregation.dealing import Dealing
+from shared.secure_aggregation.roster import Roster
 
 MEAN_IMAGE_ACTION = "mean_image"
 """Routes the message to its handler: the message type is `query.mean_image`."""
@@ -37,6 +39,8 @@ class StatisticsQuery(Section):
     layer: str = Field(max_length=40)
     extractor_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     noise_multiplier: float = Field(0.0, ge=0)
+    roster: Roster | None = None
+    """With whom the answer is added up, masked; None: each site's own is wanted."""
 
     @property
     def space(self) -> FeatureSpace:
@@ -45,12 +49,17 @@ class StatisticsQuery(Section):
 
 
 class StatisticsAnswer(Section):
-    """A site's answer; the statistics file comes with it unless it was refused."""
+    """A site's answer; the statistics file, or the masked numbers, come with it unless it was refused."""
 
     schema_version: Literal[1] = 1
     status: Literal["released", "refused"]
     reason: Line = ""
     """Of a refusal; fixed text and policy numbers, nothing computed from images."""
+    dealing: Dealing | None = None
+    """Sealed shares of the masks, with a masked answer; a file says the rest of one that is not."""
+    epsilon: Epsilon | None = None
+    """With a masked private answer: of all that was charged to the site's ledger, this answer included."""
+    delta: float | None = Field(None, gt=0, lt=1)
 
 
 class ReleasedFacts(Section):

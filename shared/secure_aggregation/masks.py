@@ -66,7 +66,9 @@ def add_masks(elements: NDArray[Any], ring: Ring, masks: Iterable[Mask]) -> None
             operation(part, stream.next(len(part)), out=part)
 
 
-def masked(values: NDArray[np.float32], factor: float, ring: Ring, masks: Iterable[Mask]) -> NDArray[Any]:
+def masked(
+    values: NDArray[np.float32] | NDArray[np.float64], factor: float, ring: Ring, masks: Iterable[Mask]
+) -> NDArray[Any]:
     """What leaves a site in place of its update: (n,) of the ring, uniform for whoever lacks one of the seeds.
 
     Args:

@@ -28,18 +28,20 @@ class Ring:
         bits: 64 or 32.
         scale_bits: an integer counts 2^-scale_bits.
         largest: magnitude that an element of one update is cut to.
+        unit_bits: opened sums count 2^-unit_bits, by default as those of open updates do.
     """
 
     bits: Literal[32, 64]
     scale_bits: int
     largest: float
+    unit_bits: int = SCALE_BITS
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Little-endian, as it travels."""
         return np.dtype(f"<u{self.bits // 8}")
 
-    def encode(self, values: NDArray[np.float32], factor: float) -> NDArray[Any]:
+    def encode(self, values: NDArray[np.float32] | NDArray[np.float64], factor: float) -> NDArray[Any]:
         """Elements (n,) of the ring for `factor * values`, cut to the largest magnitude.
 
         Args:
@@ -51,13 +53,13 @@ class Ring:
         return to_fixed_point(cut, 1.0, self.scale_bits).astype(f"<i{self.bits // 8}").view(self.dtype)
 
     def decode(self, elements: NDArray[Any]) -> NDArray[np.int64]:
-        """Signed sums (n,) in steps of 2^-36, exact."""
+        """Signed sums (n,) in steps of 2^-unit_bits, exact."""
         signed = elements.view(f"<i{self.bits // 8}").astype(np.int64)
-        return signed << np.int64(SCALE_BITS - self.scale_bits)
+        return signed << np.int64(self.unit_bits - self.scale_bits)
 
     def largest_sum(self, count: int) -> int:
-        """Largest magnitude of the sum of `count` updates, in steps of 2^-36."""
-        return count * _integers(self.largest, self.scale_bits) << (SCALE_BITS - self.scale_bits)
+        """Largest magnitude of the sum of `count` updates, in steps of 2^-unit_bits."""
+        return count * _integers(self.largest, self.scale_bits) << (self.unit_bits - self.scale_bits)
 
 
 def ring_of(experiment: Experiment, num_sites: int) -> Ring:

@@ -83,6 +83,11 @@ class Roster(Section):
         """In the order that numbers shares and gives masks their signs."""
         return tuple(member.alias for member in self.members)
 
+    @property
+    def identity(self) -> str:
+        """SHA-256 of who is in it, by name and signing key; the keys of one run are not."""
+        return hashlib.sha256(json.dumps([member.digest for member in self.members]).encode()).hexdigest()
+
     def number_of(self, alias: str) -> int:
         """Place of a site, from 0.
 

@@ -1,34 +1,48 @@
 """Exponential moving average of the weights; samples are drawn from it."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from shared.errors import InputError
+from shared.experiment.sections import OptimConfig
+
+_COPIED_STEPS, _POWER = 100, 2 / 3
+"""Of ema_pytorch's warm-up, as the authors leave them."""
 
 
-def ema_decay_at(step: int, decay: float) -> float:
-    """min(decay, (1 + step) / (10 + step)): without this warm-up the random start lingers for 1 / (1 - decay) steps."""
-    return min(decay, (1 + step) / (10 + step))
+def ema_decay_at(step: int, decay: float, warmup: Literal["ratio", "power"] = "ratio") -> float:
+    """Decay of 0-based `step`: without a warm-up the random start lingers for 1 / (1 - decay) steps.
+
+    `ratio`: min(decay, (1 + step) / (10 + step)). `power`: 0 up to step 100, then min(decay, 1 - (step - 99)^(-2/3)),
+    as ema_pytorch's `get_current_decay` has it (github.com/lucidrains/ema-pytorch).
+    """
+    if warmup == "ratio":
+        return min(decay, (1 + step) / (10 + step))
+    return 0.0 if step <= _COPIED_STEPS else min(decay, 1 - (step + 1 - _COPIED_STEPS) ** -_POWER)
 
 
 class Ema:
     """Averages the parameters of one model, on the model's device, in one fused call per update.
 
     Attributes:
-        decay: limit of the decay, in [0, 1).
-        step: updates done so far; it drives the warm-up and belongs into a checkpoint.
+        config: limit of the decay, its warm-up, and how often the average is updated.
+        step: optimizer steps done so far; it drives the warm-up and belongs into a checkpoint.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self.step = decay, 0
+    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+        self.config, self.step = config, 0
         self._names = [name for name, _ in model.named_parameters()]
         self._live: list[Tensor] = [parameter for _, parameter in model.named_parameters()]
         self._mean = [parameter.detach().clone() for parameter in self._live]
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the model; call once per optimizer step."""
-        torch._foreach_lerp_(self._mean, self._live, 1 - ema_decay_at(self.step, self.decay))
+        """Move the average towards the model where its turn has come; call once per optimizer step."""
+        if self.step % self.config.ema_every == 0:
+            decay = ema_decay_at(self.step, self.config.ema_decay, self.config.ema_warmup)
+            torch._foreach_lerp_(self._mean, self._live, 1 - decay)
         self.step += 1
 
     def state(self) -> dict[str, Tensor]:

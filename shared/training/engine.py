@@ -84,7 +84,7 @@ class Engine:
         self._proximal_mu, self._lr = proximal_mu, lr or (lambda step: lr_at(step, experiment.optim))
         self._schedule = make_schedule(experiment.diffusion.schedule, experiment.diffusion.timesteps).to(self.device)
         self.optimizer = make_optimizer(model, experiment.optim)
-        self.ema = Ema(model, experiment.optim.ema_decay)
+        self.ema = Ema(model, experiment.optim)
         self.steps_done = 0
         self.finite_check = FiniteCheck(self.device)
         if should_compile(experiment, self.device):

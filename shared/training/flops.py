@@ -4,9 +4,9 @@ import platform
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from shared.diffusion.uvit import UViT, build_model
-from shared.errors import InputError
 from shared.experiment.config import Experiment
 
 
@@ -14,19 +14,41 @@ def train_flops(experiment: Experiment) -> float:
     """Floating-point operations of forward and backward per image: 2 per multiply-add, backward twice the forward.
 
     Linear layers and the two attention products of the U-ViT on its visible tokens and the time token; norms, softmax,
-    GELU, optimizer and the average are not counted, as usual for shares of the peak.
-
-    Raises:
-        InputError: another backbone than the U-ViT.
+    GELU, optimizer and the average are not counted, as usual for shares of the peak. Of the U-Net, convolutions and
+    products of one forward pass as torch counts them. Of `crops`, the mean over the squares that may be drawn.
     """
+    if experiment.mask.kind == "crops":
+        sides = experiment.mask.crop_sides
+        return sum(share * train_flops(_cropped(experiment, divisor)) for divisor, share in sides.items())
     with torch.device("meta"):
         model = build_model(experiment)
     if not isinstance(model, UViT):
-        raise InputError(f"model.backbone {experiment.model.backbone!r}: operations are counted for 'uvit' only")
-    width, skips = model.width, len(model.out_blocks)
-    blocks, tokens = 1 + 2 * skips, experiment.num_visible + 1
-    per_token = blocks * 12 * width**2 + skips * 2 * width**2 + 2 * model.embedding.in_features * width
+        return 3.0 * _forward_flops(model, experiment)
+    width, skips, sequences = model.width, len(model.out_blocks), len(model.patch_values)
+    blocks, tokens = 1 + 2 * skips, sequences * experiment.num_visible + 1
+    values = sum(model.patch_values) / sequences
+    per_token = blocks * 12 * width**2 + skips * 2 * width**2 + 2 * values * width
     return 3.0 * (2 * tokens * per_token + 4 * blocks * tokens**2 * width)
+
+
+def _cropped(experiment: Experiment, divisor: int) -> Experiment:
+    """The experiment with one fixed square, or without a mask."""
+    ratio = 1 - 1 / divisor**2
+    mask = {"kind": "crop" if ratio else "none", "ratio": ratio}
+    return Experiment.model_validate(
+        {**experiment.model_dump(), "train": {"objective": "msm" if ratio else "dsm"}, "mask": mask}
+    )
+
+
+def _forward_flops(model: nn.Module, experiment: Experiment) -> int:
+    """Convolutions and matrix products for one image, on a device that computes nothing."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    visible, values = experiment.num_visible, experiment.model.patch_size**2 * experiment.in_channels
+    inputs = (torch.empty(1, visible, values), torch.zeros(1, dtype=torch.long), torch.zeros(1, visible).long())
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*(each.to("meta") for each in inputs))
+    return int(counter.get_total_flops())
 
 
 def hardware() -> str:

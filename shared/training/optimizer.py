@@ -15,11 +15,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Fused AdamW over the trainable parameters: weight decay on matrices, none on positions, norms and biases.
 
+    Where `decay_all` is set it is on these as well.
+
     Fused on the CPU too, where it is several times faster than the loop and `foreach` is not.
     """
     plain = {id(module.weight) for module in model.modules() if isinstance(module, Positions)}
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    is_plain = [parameter.ndim < 2 or id(parameter) in plain for parameter in parameters]
+    is_plain = [not config.decay_all and (p.ndim < 2 or id(p) in plain) for p in parameters]
     groups = [
         {"params": [p for p, plain in zip(parameters, is_plain, strict=True) if plain == wanted], "weight_decay": decay}
         for wanted, decay in ((False, config.weight_decay), (True, 0.0))

@@ -1,8 +1,13 @@
 """The benchmark runner and its arithmetic; the figures themselves are not tests."""
 
+import os
+import re
+import signal
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -26,6 +31,14 @@ REST = [
     "scipy",
     "cryptography",
 ]
+
+
+def test_operations_of_two_sequences_are_counted_by_hand():
+    text = '[model]\nsize = "L"\nimage_size = 256\n[data]\nwavelet = "haar"\nwavelet_tokens = "split"\n'
+    tokens, width = 2049, 1024
+    linear = 17 * 12 * width**2 + 8 * 2 * width**2 + 2 * 96 * width
+    expected = 3 * (2 * tokens * linear + 4 * 17 * tokens**2 * width)
+    assert train_flops(parse_experiment(text)) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +86,27 @@ def test_page_keeps_rows_that_are_not_run_again(tmp_path, monkeypatch, capsys):
     assert runner.main(["four"]) == 2
 
 
+def test_what_cannot_run_here_has_a_status_of_its_own_and_keeps_the_stored_figure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "PAGE", tmp_path / "BENCHMARKS.md")
+    monkeypatch.setattr(runner, "discover", lambda: {"one": object(), "two": object()})
+    outcomes = {"one": (0, "one is 3"), "two": (0, "two is 4")}
+    monkeypatch.setattr(runner, "run", lambda name: outcomes[name])
+    assert runner.main(["one", "two"]) == 0
+    outcomes["one"] = 77, "one: not measured: no GPU here"
+    assert runner.main(["one", "two"]) == 77
+    assert runner.read_rows(runner.PAGE)["one"][1] == "one is 3"
+    assert capsys.readouterr().out.endswith("1 of 2 figures reached; not measured here: one\n")
+    outcomes["two"] = 1, "two is 1"
+    assert runner.main(["one", "two"]) == 1
+    assert runner.read_rows(runner.PAGE)["two"][1] == "two is 1"
+
+
+def test_no_benchmark_calls_a_skip_a_success():
+    texts = {path.name: path.read_text() for path in Path(runner.__file__).parent.rglob("*.py")}
+    skips = re.compile(r"print\([^\n]*not measured[^\n]*\n\s*return 0")
+    assert [name for name, text in texts.items() if skips.search(text)] == []
+
+
 def test_page_says_not_measured_only_where_nothing_of_a_module_is():
     rows = {
         "one": ("one", "not measured"),
@@ -94,12 +128,39 @@ def test_options_make_a_row_of_their_own_without_folders(tmp_path, monkeypatch):
     assert set(runner.read_rows(tmp_path / "BENCHMARKS.md")) == {"one", "one --faces faces.zip"}
 
 
-def test_run_passes_output_on_and_returns_the_last_line(capfd, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    status, figure = runner.run("gpu")
-    assert status == 0
-    assert figure == "gpu: not measured: no GPU here"
-    assert "== gpu" in capfd.readouterr().out
+def test_run_passes_output_on_and_returns_the_last_line(tmp_path, capfd, monkeypatch):
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "quick.py").write_text("import sys\nprint('a line')\nprint('7 of', sys.argv[1:])\nsys.exit(3)\n")
+    monkeypatch.setattr(runner, "PAGE", folder / "BENCHMARKS.md")
+    assert runner.run("quick --rounds 9") == (3, "7 of ['--rounds', '9']")
+    assert capfd.readouterr().out == "== quick --rounds 9\na line\n7 of ['--rounds', '9']\n"
+
+
+def test_a_benchmark_ends_with_the_command_that_runs_it(tmp_path, monkeypatch):
+    folder, told = tmp_path / "benchmarks", tmp_path / "told"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    code = f"import os, pathlib, time\npathlib.Path({str(told)!r}).write_text(str(os.getpid()))\ntime.sleep(60)\n"
+    (folder / "slow.py").write_text(code)
+    monkeypatch.setattr(runner, "PAGE", folder / "BENCHMARKS.md")
+    command = os.fork()
+    if command == 0:
+        runner.run("slow")
+        os._exit(0)
+    eventually(lambda: told.exists() and told.read_text())
+    benchmark = psutil.Process(int(told.read_text()))
+    os.kill(command, signal.SIGKILL)
+    os.waitpid(command, 0)
+    eventually(lambda: not benchmark.is_running() or benchmark.status() == psutil.STATUS_ZOMBIE)
+
+
+def eventually(holds):
+    deadline = time.monotonic() + 50
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_benchmark_runs_in_the_environment_of_the_command_whatever_modules_set(monkeypatch):
@@ -113,7 +174,7 @@ def test_a_benchmark_runs_in_the_environment_of_the_command_whatever_modules_set
 
 def test_round_of_a_gpu_is_never_guessed(monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert gpu.main(["--round"]) == 0
+    assert gpu.main(["--round"]) == 77
     assert capsys.readouterr().out == "client round: not measured: no GPU here\n"
     with pytest.raises(SystemExit):
         gpu.main(["--rounds"])

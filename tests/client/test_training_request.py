@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from client.data.dataset import current_id
 from client.policy import budget
-from client.policy.approval import approve, pending
+from client.policy.approval import approve, pending, revoke
 from client.privacy.epsilon import epsilon_of
 from client.private_files import patient_writes
 from client.records.chain import Chain, open_chain, read_chain
@@ -110,6 +110,20 @@ def test_stored_reply_is_not_sent_after_leaving(make_site: MakeSite):
     closed = settings.policy.model_copy(update={"tasks": ()})
     save_settings(home, settings.model_copy(update={"policy": closed}))
     assert ask(home, request_for(PRIVATE)).header.refusal == "task_not_allowed"
+
+
+def test_stored_reply_is_not_sent_after_the_experiment_was_refused(make_site: MakeSite):
+    home, settings = make_site(experiments="any")
+    assert settings.policy.experiments == "any"
+    assert ask(home, request_for(PRIVATE)).header.status == "trained"
+    approve(home, "refused", experiment_digest(PRIVATE))
+    assert ask(home, request_for(PRIVATE)).header.refusal == "experiment_not_approved"
+    approve(home, "experiment", experiment_digest(PRIVATE))
+    assert ask(home, request_for(PRIVATE)).header.status == "trained" and kinds(home)[-1] == "resent"
+    revoke(home, experiment_digest(PRIVATE))
+    other = experiment_digest(PLAIN)
+    approve(home, "refused", other)
+    assert ask(home, request_for(PRIVATE)).header.refusal == "experiment_not_approved"
 
 
 def test_refusal_leaves_ledger_untouched(make_site: MakeSite):

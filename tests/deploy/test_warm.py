@@ -22,7 +22,7 @@ TOKEN, VALUE = "ab" * 128, "cd" * 32
 TASK = """
 import json, logging, os, random, resource, signal, sys, threading
 import small
-LEFT = []
+LEFT, EXPECTED = [], set()
 
 def main():
     name = sys.argv[sys.argv.index("--out") + 1]
@@ -45,6 +45,7 @@ def main():
     logging.getLogger().addHandler(logging.StreamHandler())
     logging._acquireLock()
     threading.Thread(target=threading.Event().wait, daemon=True).start()
+    EXPECTED.update(each[9:] for each in sys.argv if each.startswith("--expect-"))
     for library in ("heavy", "heavier"):
         if "--" + library in sys.argv:
             __import__(library)
@@ -175,6 +176,12 @@ def test_a_large_library_is_loaded_only_after_a_task_has_loaded_it_and_by_an_hei
     assert first.is_running()
     place.warm.close()
     eventually(lambda: not psutil.pid_exists(first.pid) or first.status() == "zombie")
+
+
+def test_a_large_library_that_a_task_expects_of_later_ones_is_loaded_before_they_come(place: Place):
+    assert place.task("--expect-heavier", "--expect-os.path")["loaded"] == []
+    place.warm.tend()
+    assert place.task()["loaded"] == ["heavier"]
 
 
 def test_while_an_heir_loads_for_long_tasks_are_forked_from_the_old_parent(

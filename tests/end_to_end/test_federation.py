@@ -66,7 +66,7 @@ class Federation(LocalFederation):
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """Two sites and a coordinator, started."""
-    made = Federation(tmp_path_factory.mktemp("federation"), num_sites=2, image_size=8, num_images=260)
+    made = Federation(tmp_path_factory.mktemp("federation"), num_sites=2, image_size=8, num_images=160)
     try:
         made.set_up()
         allow_questions(made)
@@ -193,7 +193,7 @@ def check_ledgers(local: LocalFederation) -> None:
 
 
 def allow_questions(local: LocalFederation) -> None:
-    """Sites that release exact statistics, the first one also verdicts, and hold most of their images out for these."""
+    """Sites that release exact statistics, the first one also verdicts, and hold half of their images out for these."""
     for index in range(2):
         home = Home(local.site(index))
         settings = load_settings(home)
@@ -201,7 +201,7 @@ def allow_questions(local: LocalFederation) -> None:
         audit = AuditPolicy(max_per_run=1 - index, noise_multiplier=0.5, max_auc=0.51, num_images=10, control_steps=40)
         limits = {"min_images_statistics": 2, "audit": audit, "epsilon_cap": 50.0}
         policy = settings.policy.model_copy(update={**allowed, **limits})
-        save_settings(home, settings.model_copy(update={"policy": policy, "held_out_ratio": 0.7}))
+        save_settings(home, settings.model_copy(update={"policy": policy, "held_out_ratio": 0.5}))
         local.call("maskfed-client", "data", "scan", "--new", "--home", str(home.path))
 
 

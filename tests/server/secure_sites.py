@@ -22,7 +22,7 @@ from shared.seeding import derive_seed
 from tests.server.fake_grid import FakeGrid, Site
 from tests.signing import key_of, pem_of
 
-SECURE: dict[str, Any] = {"secure": True, "update_norm_action": "clip", "min_replies": 3, "min_available": 3}
+SECURE: dict[str, Any] = {"secure": True, "min_replies": 3, "min_available": 3}
 Change = Callable[[TrainReply], TrainReply]
 
 

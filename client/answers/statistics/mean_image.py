@@ -12,7 +12,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from client.data.dataset import Dataset, open_dataset
-from client.policy.approval import keep_pending
+from client.policy.approval import keep_pending, may_run
 from client.policy.budget import reserve, told_fields, told_total
 from client.policy.charges import mean_image_charge
 from client.policy.facts import gather_facts
@@ -75,8 +75,9 @@ def _answer(asked: Asked, journal: Journal) -> Released:
 
 
 def _find_stored(asked: Asked) -> Released | None:
-    """The answer that exactly this question got before: one charge, one noise."""
-    if "mean_image" not in asked.settings.policy.tasks:
+    """The answer that exactly this question got before: one charge, one noise; none if the operator forbids it now."""
+    policy = asked.settings.policy
+    if "mean_image" not in policy.tasks or not may_run(asked.home, policy, asked.query.experiment):
         return None
     return find_answer(asked.home.mean_images, asked.query.run, asked.query.digest, MeanImageAnswer)
 

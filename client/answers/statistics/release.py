@@ -21,12 +21,15 @@ from client.policy.rules import HIDDEN
 from client.records.journal import Journal
 from client.records.ledger import Ledger, open_ledger
 from client.records.spending import Charge, EpsilonOf, Total
+from client.secure.masked_statistics import MASKED_EXACT, check_earlier_sums
 from client.settings import Home, SiteConfig, SitePolicy
 from shared.evaluation.extractor import Extractor
 from shared.evaluation.feature_statistics import FeatureSpace, Statistics, accumulate, check_same_space
 from shared.evaluation.private_statistics import Projection, check_projection, private_statistics
+from shared.secure_aggregation.roster import Roster
 
 BATCH = 64
+MASKED = "masked statistics, of no use alone"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class StatisticsPlan:
         noise_multiplier: sigma over sensitivity, for `dp`.
         run: name of the request, for the ledger.
         request_digest: of the request, for the ledger.
+        roster: of the masked sum that the statistics go into; None: they leave as they are.
     """
 
     kind: Literal["exact", "dp"]
@@ -48,6 +52,7 @@ class StatisticsPlan:
     noise_multiplier: float = 0.0
     run: str = ""
     request_digest: str = ""
+    roster: Roster | None = None
 
 
 def release_statistics(
@@ -86,6 +91,7 @@ def release_statistics(
         ledger.commit(entry)
     journal = Journal(home.journal)
     numbers = ["n", "total", "outer"] if plan.kind == "exact" else ["noisy n", "noisy total", "noisy outer"]
+    numbers = numbers if plan.roster is None else [MASKED]
     journal.write("release", task="statistics", release=plan.kind, extractor=plan.space.sha256, numbers=numbers)
     return found
 
@@ -101,7 +107,7 @@ def check_policy(policy: SitePolicy, plan: StatisticsPlan) -> None:
     if plan.kind == "exact":
         if policy.require_dp:
             raise PolicyError("exact statistics are a release without DP: policy.require_dp forbids it")
-        if policy.secure.require:
+        if policy.secure.require and plan.roster is None:
             raise PolicyError("exact statistics are this site's own, in no sum: policy.secure.require forbids them")
         return
     if plan.projection is None or not plan.noise_multiplier >= policy.min_noise_multiplier:
@@ -123,6 +129,7 @@ def check_private_facts(policy: SitePolicy, plan: StatisticsPlan, data: Dataset,
 
     Raises:
         RefusedError: with the reason `policy`.
+        SecureSumError: the data set was in an exact sum of another roster.
     """
     note, is_dp = "", has_dp_releases(ledger.charges_of(data.dataset_id))
     if len(data.train) < policy.min_images_statistics:
@@ -131,6 +138,8 @@ def check_private_facts(policy: SitePolicy, plan: StatisticsPlan, data: Dataset,
         note = "exact statistics after DP rounds: policy.non_private_after_dp forbids it"
     if note:
         raise RefusedError("policy", HIDDEN, note)
+    if plan.kind == "exact" and plan.roster is not None:
+        check_earlier_sums(ledger, data.dataset_id, data.fingerprint, plan.roster)
 
 
 def _charge(plan: StatisticsPlan, data: Dataset, policy: SitePolicy) -> Charge:
@@ -146,6 +155,8 @@ def _charge(plan: StatisticsPlan, data: Dataset, policy: SitePolicy) -> Charge:
         mechanism="none" if plan.kind == "exact" else "gaussian",
         remarks=f"{plan.kind} feature statistics",
     )
+    if plan.kind == "exact" and plan.roster is not None:
+        return charge.model_copy(update={"plan_digest": plan.roster.identity, "remarks": MASKED_EXACT})
     if plan.kind == "exact":
         return charge
     gaussian = {"noise_multiplier": plan.noise_multiplier, "sample_rate": 1.0, "steps": 1, "unit": policy.unit}

@@ -12,6 +12,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from client.policy.approval import require_approved
 from client.policy.refusals import UNKNOWN_REQUEST, PolicyError, note_refusal, refusal_of
 from client.records.journal import Journal
+from client.secure.masked_statistics import claim_sum, masked_answer
+from client.secure.masked_update import Place
 from client.settings import Home, SiteConfig, load_settings
 from shared.errors import InputError
 from shared.messages.envelope import read_bytes
@@ -31,7 +33,7 @@ def answer_query(content: RecordDict, home: Home) -> RecordDict:
         digest = hashlib.sha256(text.encode()).hexdigest()
         query = _parse(text)
         journal.write("request", task="statistics", run=query.run, request_digest=digest)
-        return _record(StatisticsAnswer(status="released"), _release(query, content, digest, home, settings))
+        return _record(*_release(query, content, digest, home, settings))
     except Exception as error:  # every failure becomes a typed refusal
         code, reason = refusal_of(error)
     note_refusal(journal, code, reason, digest)
@@ -53,7 +55,10 @@ def _text(content: RecordDict) -> str:
     return text
 
 
-def _release(query: StatisticsQuery, content: RecordDict, digest: str, home: Home, settings: SiteConfig) -> bytes:
+def _release(
+    query: StatisticsQuery, content: RecordDict, digest: str, home: Home, settings: SiteConfig
+) -> tuple[StatisticsAnswer, bytes]:
+    """The answer, and the file or the masked numbers that go with it."""
     if "statistics" not in settings.policy.tasks:
         raise PolicyError("policy.tasks does not list `statistics`: this site releases none")
     from client.answers.statistics.release import StatisticsPlan, release_statistics
@@ -73,8 +78,14 @@ def _release(query: StatisticsQuery, content: RecordDict, digest: str, home: Hom
             path.write_bytes(read_bytes(content, "file", MAX_FILE_BYTES))
             projection = load_projection(path)
         require_approved(home, settings, "projection", projection.projected_space.sha256)
-    plan = StatisticsPlan(query.kind, query.space, projection, query.noise_multiplier, query.run, digest)
-    return statistics_bytes(release_statistics(home, settings, plan, lambda: network, epsilon_of))
+    if query.roster is not None:
+        place = Place(query.roster, query.run, digest, home, settings.alias)
+        claim_sum(place, query.kind, settings)
+    plan = StatisticsPlan(query.kind, query.space, projection, query.noise_multiplier, query.run, digest, query.roster)
+    found = release_statistics(home, settings, plan, lambda: network, epsilon_of)
+    if query.roster is None:
+        return StatisticsAnswer(status="released"), statistics_bytes(found)
+    return masked_answer(found, 1.0 if projection is None else projection.radius, place)
 
 
 def allowed_extractors(settings: SiteConfig) -> "Iterator[Extractor]":

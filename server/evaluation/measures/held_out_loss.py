@@ -67,7 +67,7 @@ def held_out_loss(path: Path, data: str, num_images: int = NUM_IMAGES, seed: int
     draw = draw_noise(experiment, len(rows), Streams(seed, ("held-out-loss",)).generator("noise"))
     # Neighbours in the set show one person: their time steps lie far apart.
     places = torch.randperm(len(rows), generator=Streams(seed, ("held-out-loss",)).generator("places"))
-    draw = Draw(((places + 0.5) * timesteps / len(rows)).long(), draw.eps_BVP, draw.ids_BV)
+    draw = Draw(((places + 0.5) * timesteps / len(rows)).long(), draw.eps_BVP, draw.ids_BL)
     losses = torch.cat(
         [
             per_image_loss(model, schedule, experiment, images.batch(rows[part]), *(each[part] for each in draw))

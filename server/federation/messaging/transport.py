@@ -145,7 +145,13 @@ def persist(call: Callable[[], T], doing: str, timing: Timing, extra_seconds: fl
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help: HTTP 5xx (a busy database gives 500) and lost connections."""
+    """Whether trying again may help: HTTP 5xx (a busy database gives 500), lost connections, broken-off uploads.
+
+    Flower repeats an upload whose answer was lost, and then takes "not waited for any more" for a failure; sending the
+    messages again begins a new session.
+    """
+    if type(error).__name__ == "ObjectPushError":
+        return True
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.status_code >= 500
     return isinstance(error, httpx.TransportError)

@@ -105,7 +105,8 @@ class SecureRounds:
             if count < needed:
                 raise SecureSumError(f"{count} masked updates, a sum of {needed} is the smallest that is read")
             self._keep(tally, masked)
-            unmasking = Unmasking(masked, tally.header, tally.request_digest)
+            header = tally.header
+            unmasking = Unmasking(masked, header.run, header.server_round, tally.request_digest)
             nodes = {site.alias: site.node_id for site in self._registry.active() if site.node_id is not None}
             given = unmasking.ask(self._grid, self._timing, nodes, attend)
             tally.sum = FixedPointSum.of(unmasking.open(unmasking.masks(given)), count, scale_bits)

@@ -16,7 +16,6 @@ from shared.messages.secure_sum.unmask import (
     read_unmask_answer,
     unmask_record,
 )
-from shared.messages.training import RequestHeader
 from shared.secure_aggregation.dealing import is_dealt, recover, revealed_seeds
 from shared.secure_aggregation.masks import Mask, add_masks, pairwise_mask
 from shared.secure_aggregation.roster import SecureSumError
@@ -29,8 +28,8 @@ Shares = dict[tuple[str, int], bytes]
 class Unmasking:
     """One round's; the survivors are the sites whose updates are in `total`."""
 
-    def __init__(self, total: MaskedSum, header: RequestHeader, request_digest: str) -> None:
-        self._total, self._header, self._digest = total, header, request_digest
+    def __init__(self, total: MaskedSum, run: str, server_round: int, request_digest: str) -> None:
+        self._total, self._run, self._round, self._digest = total, run, server_round, request_digest
         self._roster, self._dealings = total.roster, total.dealings
         self.survivors = tuple(sorted(self._dealings))
 
@@ -52,7 +51,7 @@ class Unmasking:
             site: Asked(nodes[site], unmask_record(self.query(site))) for site in self.survivors if site in nodes
         }
         kind = f"{MessageType.QUERY}.{UNMASK_ACTION}"
-        asking = Asking(grid, timing, questions, kind, self._header.server_round, self._read)
+        asking = Asking(grid, timing, questions, kind, self._round, self._read)
         found = asking.answers(timing.question_seconds(len(questions)), attend, self._is_enough)
         given = {site: answer.value for site, answer in found.items() if answer.value is not None}
         if len(given) >= self._roster.threshold:
@@ -67,8 +66,8 @@ class Unmasking:
         """The question to one survivor, with what the others have sealed for it."""
         number = self._roster.number_of(site)
         return UnmaskQuery(
-            run=self._header.run,
-            server_round=self._header.server_round,
+            run=self._run,
+            server_round=self._round,
             request_digest=self._digest,
             survivors=self.survivors,
             boxes=tuple(self._dealings[dealer].boxes[number] for dealer in self.survivors),
@@ -113,7 +112,7 @@ class Unmasking:
         return masks
 
     def open(self, masks: list[Mask]) -> NDArray[np.int64]:
-        """The sum of the survivors' updates (num_elements,), in steps of 2^-36.
+        """The sum of the survivors' updates (num_elements,), in the ring's unit.
 
         Raises:
             SecureSumError: it is larger than so many updates can make, so that some mask was wrong.

@@ -1,7 +1,7 @@
 """What the private stages were worth: the same figures of several models, on persons that none of them has seen."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,21 @@ LOSS_IMAGES = 300
 """About one of each held-out person."""
 
 
+def measure_distances(commands: Commands, models: Iterable[Path], reference: Path) -> None:
+    """Measure the distance of each model that has none, side by side."""
+    missing = [path for path in models if not read_run(path).evaluations]
+    given = ("--reference", str(reference))
+    commands.together([("maskfed-server", "evaluate", str(path), *given) for path in missing])
+
+
 def compare(
     commands: Commands, models: Mapping[str, Path], reference: Path, run: Path, say: Callable[[str], None]
 ) -> Beside:
-    """Measure the models, keep the figures in `run` for its page, and say what intervals allow to say.
+    """Measure the models' losses, keep them and the distances in `run` for its page, say what intervals allow to say.
 
     Args:
         commands: how the operators' commands are run.
-        models: run directories by name; one of them is `run`.
+        models: run directories by name, whose distances were measured; one of them is `run`.
         reference: held-out images.
         run: directory of the run that the others are compared with.
         say: prints a line.
@@ -29,7 +36,7 @@ def compare(
     names = [own, *(name for name in models if name != own)]
     given = ("--data", str(reference), "--num", str(LOSS_IMAGES), "--json")
     losses = json.loads(commands.output("maskfed-server", "loss", *(str(models[name]) for name in names), *given))
-    distances = [_distance(commands, models[name], reference) for name in names]
+    distances = [_distance(models[name]) for name in names]
     rows = [_row(*each) for each in zip(names, losses, distances, strict=True)]
     beside = Beside(
         metric=distances[0].distance_name,
@@ -58,11 +65,8 @@ def lines(beside: Beside) -> Iterator[str]:
         )
 
 
-def _distance(commands: Commands, path: Path, reference: Path) -> Evaluation:
-    """The newest measured distance of a run, measured now where there is none."""
-    if not read_run(path).evaluations:
-        command = ("maskfed-server", "evaluate", str(path), "--reference", str(reference))
-        commands.run(*command, log=f"evaluate-{path.name}.log")
+def _distance(path: Path) -> Evaluation:
+    """The newest measured distance of a run."""
     found = read_run(path).evaluations
     if not found:
         raise CommandError(f"no distance of {path} was measured")

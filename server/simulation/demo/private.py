@@ -8,12 +8,12 @@ make of the same compute is trained beside it, and stands in the table at the en
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from deploy.processes.demo_commands import CommandError
 from server.runs.history import read_run
-from server.simulation.demo.beside import compare
+from server.simulation.demo.beside import compare, measure_distances
 from server.simulation.demo.plain import REFERENCE_IMAGES, RUN, SEED, SHIPPED_MODEL, Demo
 from server.simulation.demo.stages import FIRST_STEPS, Stages, plan_stages
 from server.simulation.demo_budget import read_speed
@@ -47,6 +47,8 @@ class PrivateDemo(Demo):
             self._one_round_too_many(plan, aligned)
             models = {"start": start, "public only": alone, "private": self._run_folder}
             self._title("what the private stages were worth, on persons that no model has seen")
+            with self._half_the_cores_each():
+                measure_distances(self.commands, models.values(), reference)
             compare(self.commands, models, reference, self._run_folder, self.say)
             self._release()
             report = self._report()
@@ -79,7 +81,8 @@ class PrivateDemo(Demo):
                 "  the budget does not suffice for what is to be shown: the shortest stages are taken, and it is late"
             )
         self._title(f"public training from the shipped model: {stages.start} steps, {rate:.0f} images per second")
-        self._train_on(start, SHIPPED_MODEL, self._public_data(), stages.start)
+        if stages.start > FIRST_STEPS:
+            self._train_on(start, SHIPPED_MODEL, self._public_data(), stages.start)
         return stages
 
     def _train_on(self, out: Path, init: Path, data: Path | str, steps: int) -> None:
@@ -91,7 +94,7 @@ class PrivateDemo(Demo):
         self._title(
             f"{stages.aligned} steps on aligned images; beside it, to compare, {stages.alone} on public images alone"
         )
-        with _threads(max(1, len(os.sched_getaffinity(0)) // 2)):
+        with self._half_the_cores_each():
             self.commands.together(
                 [
                     _training(aligned, start, self.out / "aligned-images", stages.aligned),
@@ -161,6 +164,11 @@ class PrivateDemo(Demo):
         self._title("canary audit at each site, the gate, and the release")
         self.commands.run("maskfed-server", "audit", str(self._run_folder), "--canaries", *self._at(self.home))
         self.commands.run("maskfed-server", "release", str(self._run_folder), "--out", str(self.out / "release"))
+
+    @staticmethod
+    def _half_the_cores_each() -> AbstractContextManager[None]:
+        """Two commands side by side share the cores."""
+        return _threads(max(1, len(os.sched_getaffinity(0)) // 2))
 
     @staticmethod
     def _public_data() -> str:

@@ -15,6 +15,7 @@ class ArmSettings:
         private: the same, a folder per person where persons are known.
         extractors: as of `shared.evaluation.networks.load_extractor`; the first one chooses among points.
         weights: file of the Inception weights, for the extractors that take one.
+        weights_sha256: their digest, where it is not the published file.
         root: folder of all runs.
         results: folder that a finished result is copied to; that of synthetic faces goes to a folder in it.
         device: for sampling and features; empty: a GPU where there is one.
@@ -30,6 +31,7 @@ class ArmSettings:
     results: Path
     device: str = ""
     say: Callable[[str], None] = field(default=lambda _line: None, compare=False)
+    weights_sha256: str = ""
     on_progress: Callable[[int, int], None] = field(default=lambda _done, _total: None, compare=False)
 
     def command(self, study: str, scale: str, arm: str) -> str:
@@ -40,4 +42,5 @@ class ArmSettings:
         for spec in self.extractors:
             kind, is_file, file = spec.partition("onnx:")
             words += ["--extractor", f"{is_file}{Path(file).name}" if is_file else kind]
-        return shlex.join([*words, *(["--weights", self.weights.name] if self.weights else [])])
+        words += ["--weights", self.weights.name] if self.weights else []
+        return shlex.join([*words, *(["--weights-sha256", self.weights_sha256] if self.weights_sha256 else [])])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from server.evaluation.drawing import SOLVER
 from server.evaluation.measures.scores import scores
 from server.evaluation.reference import Reference, kept_rows, open_reference
 from shared.audits.memorisation import MIN_HELD_OUT, Features, Views, copies, pixel_features, views_of
@@ -92,9 +93,8 @@ class Measure:
         copied = self._copied(features, views_of(pixel_features, images_NCHW, is_mirrored=is_mirrored))
         facts = {
             "num_images": self.num_images,
-            "sampler": config.sampler,
             "nfe": loaded.nfe,
-            "eta": config.eta,
+            **{name: getattr(config, name) for name in SOLVER if name != "steps"},
             "seed": config.seed,
             "precision": precision,
             "weights": loaded.weights,

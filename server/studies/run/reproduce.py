@@ -88,11 +88,20 @@ class Job:
     def run(self) -> Path | None:
         """Everything that is left; the stored result."""
         settings = self.settings
-        if settings.weights and not any(spec.startswith(("inception", "clip")) for spec in settings.extractors):
+        takes_weights = [spec.startswith(("inception", "clip")) for spec in settings.extractors]
+        if settings.weights and not any(takes_weights):
             raise InputError(f"--weights {settings.weights}: no extractor takes it, give one such as {INCEPTION}")
         speed_up_float32()
         device = pick_device(settings.device, rank_from_environment())
-        extractors = [load_extractor(spec, weights=settings.weights, device=device) for spec in settings.extractors]
+        extractors = [
+            load_extractor(
+                spec,
+                weights=settings.weights,
+                weights_sha256=settings.weights_sha256 if is_taken else "",
+                device=device,
+            )
+            for spec, is_taken in zip(settings.extractors, takes_weights, strict=True)
+        ]
         source, init = find_init(settings.root, self.study_name, self.study, self.scale, self.arm_name)
         sources = {"public": settings.public, "private": settings.private}
         size, num_synthetic = self.experiment.model.image_size, self.study.scales[self.scale].synthetic

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.privacy_attacks.client_level import ATTACKS
 
-TRIALS = 200
+TRIALS = 100
 
 
 @pytest.mark.parametrize("name", list(ATTACKS))

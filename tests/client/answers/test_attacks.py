@@ -50,20 +50,34 @@ class Empirical(nn.Module):
         return ((x_t - signal * x_0) / (1 - alpha_bar).sqrt()).view_as(tokens_BVP)
 
 
-@pytest.fixture
-def site(tmp_path, make_site):
-    """A site of 400 images of 200 persons, about half of them held out."""
-    folder = tmp_path / "faces"
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """400 images of 200 persons."""
+    folder = tmp_path_factory.mktemp("faces")
     write_folder(folder, 400, 16, 3, site="site0", images_per_person=2)
-    return make_site(folder, held_out_ratio=0.5, tasks=("train", "audit"))
+    return folder
 
 
 @pytest.fixture
-def models(site, monkeypatch):
+def site(faces, make_site):
+    """A site that holds out about half of the images."""
+    return make_site(faces, held_out_ratio=0.5, tasks=("train", "audit"))
+
+
+@pytest.fixture(scope="module")
+def other_images():
+    """Of the same kind, and public ones."""
+    return [
+        torch.from_numpy(generate(400, 16, seed, site=site, images_per_person=count)[0])
+        for seed, site, count in ((9, "site0", 1), (0, "public", 4))
+    ]
+
+
+@pytest.fixture
+def models(site, other_images, monkeypatch):
     """The memoriser, a model of other images of the same kind, the public start."""
     data = open_dataset(site[0], 16)
-    other = torch.from_numpy(generate(400, 16, 9, site="site0", images_per_person=1)[0])
-    public = torch.from_numpy(generate(400, 16, 0, site="public")[0])
+    other, public = other_images
     monkeypatch.setattr(module, "control_attack", lambda *_: GOOD_CONTROL)
     return {
         "memoriser": Empirical(data.images.batch(data.train), 0.02),

@@ -33,16 +33,26 @@ class Broken(nn.Module):
         return torch.where(bright, torch.inf, torch.nan) * torch.ones_like(tokens_BVP)
 
 
-@pytest.fixture
-def site(tmp_path, make_site):
-    write_folder(tmp_path / "faces", 300, 16, 3, site="site0", images_per_person=2)
-    return make_site(tmp_path / "faces", held_out_ratio=0.5)
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("faces")
+    write_folder(folder, 300, 16, 3, site="site0", images_per_person=2)
+    return folder
 
 
 @pytest.fixture
-def subject(site):
+def site(faces, make_site):
+    return make_site(faces, held_out_ratio=0.5)
+
+
+@pytest.fixture(scope="module")
+def public():
+    return Empirical(torch.from_numpy(generate(400, 16, 0, site="public")[0]), 0.4)
+
+
+@pytest.fixture
+def subject(site, public):
     data = open_dataset(site[0], 16)
-    public = Empirical(torch.from_numpy(generate(400, 16, 0, site="public")[0]), 0.4)
     model = Empirical(data.images.batch(data.train), 0.02)
     return Subject("round-1", "ab" * 32, model, parse_experiment(TOML), (public,))
 
@@ -107,14 +117,12 @@ def test_figures_of_exact_counts_are_those_of_the_units():
 
 
 def test_the_control_learns_public_images_and_is_found(monkeypatch):
-    from shared.diffusion.uvit import UViT
-
-    experiment = parse_experiment("[model]\nimage_size = 8\npatch_size = 4\n")
-    torch.manual_seed(0)
-    start = UViT(in_channels=3, grid_size=2, patch_size=4, width=32, num_blocks=3, num_heads=2).eval()
-    own = Subject("x", "ab" * 32, start, experiment, (start,))
-    monkeypatch.setattr(module, "CONTROL_IMAGES", 8)
-    assert module.finds_control(own, AuditPolicy(control_steps=600))
+    """What training comes to is stood in for: the control of `test_attacks.py` is trained."""
+    start = Empirical(torch.from_numpy(generate(60, 8, 5, site="public")[0]), 0.4)
+    own = Subject("x", "ab" * 32, start, parse_experiment("[model]\nimage_size = 8\npatch_size = 4\n"), (start,))
+    learned = lambda _start, _experiment, images, *_, **__: Empirical(images.batch(np.arange(len(images))), 0.02)  # noqa: E731
+    monkeypatch.setattr(module, "retrained", learned)
+    assert module.finds_control(own, AuditPolicy())
     # A control that has learned nothing scores like its reference.
     monkeypatch.setattr(module, "retrained", lambda start, *_, **__: start)
     assert not module.finds_control(own, AuditPolicy())

@@ -194,6 +194,7 @@ def test_too_few_units_are_told_to_the_operator_alone(make_site, packed, seen, c
         ({}, {"image_size": 32}, {}, "data_not_ready"),
         ({}, {"too_few": "12 held out"}, {}, "policy"),
         ({}, {"is_clock_behind": True}, {}, "clock"),
+        ({}, {"refused_experiments": frozenset({"d" * 64})}, {}, "experiment_not_approved"),
     ],
 )
 def test_rules_refuse(packed, policy, facts, changes, code):

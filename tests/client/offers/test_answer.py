@@ -47,6 +47,18 @@ def no_accountant(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_module, "epsilon_of", runs)
 
 
+def test_only_a_site_that_has_accepted_a_plan_expects_its_rounds(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(answer_module, "EXPECTED", expected := set[str]())
+    home, _ = make_site(min_noise_multiplier=1.5)
+    assert ask(home).status == "refused" and not expected
+    home, _ = make_site()
+    assert ask(home, PLAIN).status == "accepted" and expected == {"torch"}
+    expected.clear()
+    for _ in range(2):  # the second answer is a stored one
+        assert ask(home).status == "accepted" and expected == {"torch", "opacus"}
+        expected.clear()
+
+
 def test_an_accepted_plan_is_told_with_unit_and_cost_and_charges_nothing(make_site: MakeSite):
     home, settings = make_site(delta=1e-4)
     answer = ask(home)

@@ -51,6 +51,16 @@ def test_experiment_must_be_approved_by_its_digest():
     assert decide(PLAIN, experiments="approved", facts=approved) == "experiment_not_approved"
 
 
+def test_a_refusal_ends_that_any_experiment_may_run():
+    refused = {"refused_experiments": frozenset({experiment_digest(PRIVATE)})}
+    other_seed = PRIVATE.model_copy(update={"train": PRIVATE.train.model_copy(update={"seed": 17})})
+    assert decide(other_seed, experiments="any") == "accepted"
+    for plan in (PRIVATE, other_seed):
+        assert decide(plan, experiments="any", facts=refused) == "experiment_not_approved"
+    approved = {"approved_experiments": frozenset({experiment_digest(other_seed)}), **refused}
+    assert decide(other_seed, experiments="any", facts=approved) == "accepted"
+
+
 def test_training_without_dp_can_be_forbidden():
     assert decide(PLAIN, require_dp=True) == "dp_required"
     assert decide(PRIVATE, require_dp=True) == "accepted"

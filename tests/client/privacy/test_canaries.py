@@ -38,14 +38,16 @@ def experiment(sigma=1.0, rate=0.5, steps=5, rounds=2, **privacy) -> Experiment:
 
 
 @pytest.mark.parametrize("clipping", ["fast", "hooks"])
-def test_training_without_noise_is_caught(clipping: str):
+def test_training_without_noise_is_caught(clipping: str, monkeypatch):
+    monkeypatch.setattr(canaries, "BISECTIONS", 3)
     plan = canary_plan(experiment(clipping=clipping), noise_multiplier=NO_NOISE)
     found = audit_canaries(plan, DELTA, np.random.default_rng(0))
     assert found.bound >= 3 and found.correct > 980
     assert found.bound <= found.epsilon == float("inf")
 
 
-def test_training_with_noise_is_bounded_from_below_by_most_of_its_epsilon():
+def test_training_with_noise_is_bounded_from_below_by_most_of_its_epsilon(monkeypatch):
+    monkeypatch.setattr(canaries, "BISECTIONS", 7)
     found = audit_canaries(canary_plan(experiment()), DELTA, np.random.default_rng(1))
     assert found.epsilon == epsilon([Spending(1.0, 0.5, 10)], DELTA)
     # Noise is fresh each time, and a bound of 95 percent passes the truth in one of twenty: `is_sound` judges that.
@@ -56,6 +58,7 @@ def test_half_of_the_noise_is_called_unsound(monkeypatch):
     honest = canaries.train_and_score
     less = lambda plan, *rest: honest(canary_plan(plan, noise_multiplier=1.0), *rest)  # noqa: E731
     monkeypatch.setattr(canaries, "train_and_score", less)
+    monkeypatch.setattr(canaries, "BISECTIONS", 4)
     found = audit_canaries(canary_plan(experiment(sigma=2.0, rounds=1)), DELTA, np.random.default_rng(2))
     assert not found.is_sound and found.bound > found.epsilon
 

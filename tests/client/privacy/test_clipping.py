@@ -83,6 +83,28 @@ def test_clipped_sum_equals_a_loop_over_single_units(
         assert error <= 1e-13 * scale, name
 
 
+@pytest.mark.parametrize(("size", "draws", "visible"), [(3, 1, N), (4, 3, 5), (0, 2, 5)])
+def test_clipped_sum_of_a_network_of_two_sequences_equals_a_loop_over_single_units(size, draws, visible):
+    torch.manual_seed(0)
+    model = UViT(
+        in_channels=CHANNELS, grid_size=GRID, patch_size=PATCH, width=32, num_blocks=3, num_heads=4, sequences=(1, 2)
+    )
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    validate(model.double())
+    tokens, t, first, target = batch(size, draws, visible)
+    other = (first + 1) % N
+    shape = size, draws, visible
+    ids = torch.cat([first.view(shape), other.view(shape)], 2).view(size, 2 * draws * visible)
+    inputs = tokens, t, ids, target
+    norms, expected = reference(model, inputs, 0.3)
+    found, sums = clipped_gradients(model, lambda: losses(model, *inputs), 0.3)
+    assert len(found) == size
+    torch.testing.assert_close(found, norms.double(), rtol=1e-12, atol=0)
+    for (name, parameter), wanted in zip(model.named_parameters(), expected, strict=True):
+        torch.testing.assert_close(sums[parameter].double(), wanted, rtol=1e-10, atol=1e-13, msg=name)
+
+
 def test_empty_batch_gives_zero_gradients():
     model = small_model(32, 3, 4)
     norms, sums = clipped_gradients(model, lambda: losses(model, *batch(0, 4, 5)), 1.0)

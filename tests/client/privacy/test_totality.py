@@ -39,6 +39,7 @@ from shared.diffusion.losses import Draw, per_unit_loss
 from shared.diffusion.uvit import build_model
 from tests.client.conftest import SIZE
 from tests.client.privacy.test_dp_sgd import CPU, assert_noise, fixed_draw, plan, units_of
+from tests.small_network import SMALL
 
 SCALES = [0.0, 1e-45, 1e-38, 1e-20, 1.0, 1e4, 1e19, 1e38, math.inf, -math.inf, math.nan]
 """What a unit's loss is multiplied with."""
@@ -191,7 +192,8 @@ FAULTS = {
 @pytest.fixture
 def arena() -> Iterator[tuple[Arena, RecordDict]]:
     """Two sites that differ by a face, and a request whose weights overflow for it."""
-    with new_machine() as root, without_noise():
+    small = mock.patch("benchmarks.privacy_attacks.detector.WIDTH", SMALL["width"])
+    with new_machine() as root, without_noise(), small:
         plan = make_experiment(privacy=DP)
         found = make_arena(root, plan, 0)
         weights, height = detector(found, plan)
@@ -199,7 +201,6 @@ def arena() -> Iterator[tuple[Arena, RecordDict]]:
         yield found, make_request(plan, weights, "run").to_record()
 
 
-@pytest.mark.full_size
 @pytest.mark.parametrize("fault", FAULTS)
 def test_round_that_disk_or_kill_ends_looks_the_same_with_and_without_a_unit_and_stays_charged(arena, tmp_path, fault):
     owner, name, broken, code = FAULTS[fault]

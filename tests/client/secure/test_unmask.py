@@ -176,7 +176,7 @@ def test_what_all_sites_give_back_opens_the_sum_and_leaves_every_single_update_m
     total = MaskedSum.of(asked.request.header, asked.roster)
     for alias, reply in asked.replies.items():
         total.fold(alias, reply.update, reply.header.dealing)
-    unmasking = Unmasking(total, asked.request.header, asked.request.digest)
+    unmasking = Unmasking(total, asked.run, 1, asked.request.digest)
     given = {alias: unmasking.checked(alias, asked.unmask(site, ALL)) for alias, site in asked.sites.items()}
     masks = unmasking.masks(given)
     expected = sum(total.ring.decode(total.ring.encode(update_of(alias, asked.request), 1.0)) for alias in ALL)

@@ -47,6 +47,9 @@ extractor = "random-inception"
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.setattr("shared.storage.chunks.CHUNK_ITEMS", 10)
+    # How good intervals are is shown by `test_scores.py` and `test_frechet.py`.
+    monkeypatch.setattr("shared.evaluation.frechet.JACKKNIFE_GROUPS", 4)
+    monkeypatch.setattr("server.evaluation.measures.scores.KID_SUBSETS", 5)
     experiment = parse_experiment(TOML)
     run = create(tmp_path / "run", experiment)
     for place in (0, 1):

@@ -70,6 +70,9 @@ def test_automatic_precision_is_decided_and_written_down(tmp_path, home, control
         ("[model]\npatch_size = 2\n", "model.patch_size 4"),
         ("[diffusion]\nschedule = 'linear'\n", "diffusion.schedule 'cosine'"),
         ("[privacy]\nmechanism = 'dp-sgd'\n[federation]\nweighting = 'examples'\n", "weighting"),
+        ("[optim]\nema_warmup = 'power'\n", "are of a central training: rounds average by 'ratio' and 1"),
+        ("[optim]\nema_every = 2\n", "are of a central training"),
+        ("[model]\nqkv_bias = true\n", "model.qkv_bias False"),
         ("[federation]\nround = 2\n", "unknown key 'federation.round'"),
     ],
 )

@@ -61,9 +61,19 @@ def plan(tmp_path) -> AuditPlan:
     return AuditPlan((tmp_path / "public",))
 
 
+FACES: list[Path] = []
+"""Folders of three sites, drawn once."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def faces(tmp_path_factory) -> None:
+    FACES[:] = [tmp_path_factory.mktemp(f"faces{number}") for number in range(3)]
+    for number, folder in enumerate(FACES):
+        write_folder(folder, 240, 16, 1, site=f"site{number}", images_per_person=1)
+
+
 def make_site(tmp_path, number: int, **policy) -> Home:
     home = Home(tmp_path / f"site{number}")
-    write_folder(tmp_path / f"faces{number}", 240, 16, 1, site=f"site{number}", images_per_person=1)
     audit = AuditPolicy(max_per_run=1, noise_multiplier=1.0, max_auc=0.55)
     allowed = {
         "tasks": ("audit",), "experiments": "any", "audit": audit, "max_rounds_per_day": 9, "epsilon_cap": 8.0,
@@ -71,7 +81,7 @@ def make_site(tmp_path, number: int, **policy) -> Home:
     settings = SiteConfig(
         alias=f"site{number}",
         address="127.0.0.1:1",
-        data=str(tmp_path / f"faces{number}"),
+        data=str(FACES[number]),
         image_size=16,
         held_out_ratio=0.5,
         head_file=str(tmp_path / "heads" / f"{number}.json"),

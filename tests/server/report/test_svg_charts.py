@@ -7,19 +7,25 @@ from server.report.svg_charts import Series, _limits, is_same_drawing, line_char
 X, Y = [1.0, 10.0, 100.0], [3.0, 2.0, 1.5]
 
 
-def chart(label="arm", y=Y, y_label="distance"):
+def draw(label="arm", y=Y, y_label="distance"):
     return line_chart([Series(label, X, y), Series("other", X, Y)], "images", y_label, log_x=True)
 
 
-def test_the_same_figures_give_the_same_bytes():
-    assert chart() == chart()
+@pytest.fixture(scope="module")
+def drawn():
+    """The chart that others are compared with."""
+    return draw()
 
 
-def test_coordinates_that_differ_out_of_sight_are_the_same_drawing():
+def test_the_same_figures_give_the_same_bytes(drawn):
+    assert draw() == drawn
+
+
+def test_coordinates_that_differ_out_of_sight_are_the_same_drawing(drawn):
     # Ids are derived from coordinates, so these charts differ in both.
-    nearly = chart(y=[3.0, 2.0, 1.50001])
-    assert nearly != chart()
-    assert is_same_drawing(nearly, chart())
+    nearly = draw(y=[3.0, 2.0, 1.50001])
+    assert nearly != drawn
+    assert is_same_drawing(nearly, drawn)
 
 
 @pytest.mark.parametrize(
@@ -27,16 +33,16 @@ def test_coordinates_that_differ_out_of_sight_are_the_same_drawing():
     [{"y": [3.0, 2.0, 1.52]}, {"label": "arms"}, {"y_label": "distance 2"}, {"y": [3.0, None, 1.5]}],
     ids=["value", "label", "axis", "gap"],
 )
-def test_another_series_label_or_limit_is_another_drawing(changed):
-    assert not is_same_drawing(chart(**changed), chart())
+def test_another_series_label_or_limit_is_another_drawing(drawn, changed):
+    assert not is_same_drawing(draw(**changed), drawn)
 
 
-def test_a_drawing_without_one_of_the_series_is_another():
-    assert not is_same_drawing(line_chart([Series("arm", X, Y)], "images", "distance", log_x=True), chart())
+def test_a_drawing_without_one_of_the_series_is_another(drawn):
+    assert not is_same_drawing(line_chart([Series("arm", X, Y)], "images", "distance", log_x=True), drawn)
 
 
-def test_a_bound_that_moved_is_another_drawing():
-    low, high = (chart().replace("0 0 316.8", f"0 0 {width}") for width in ("316.8", "316.9"))
+def test_a_bound_that_moved_is_another_drawing(drawn):
+    low, high = (drawn.replace("0 0 316.8", f"0 0 {width}") for width in ("316.8", "316.9"))
     assert not is_same_drawing(low, high)
 
 

@@ -1,3 +1,4 @@
+import json
 import tomllib
 
 import pytest
@@ -125,6 +126,42 @@ def test_a_right_study_is_read_and_says_what_it_has(tmp_path):
 
 
 def test_an_unknown_study_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="study 'none' is unknown: known are acceleration, federated, transfer"):
+    with pytest.raises(
+        InputError, match="study 'none' is unknown: known are acceleration, federated, key-factors, transfer"
+    ):
         load_study("none")
-    assert {path.stem for path in FOLDER.glob("*.toml")} == {"acceleration", "federated", "transfer"}
+    assert {path.stem for path in FOLDER.glob("*.toml")} == {"acceleration", "federated", "key-factors", "transfer"}
+
+
+def test_key_factors_holds_every_arm_of_the_papers_study():
+    study, seen = load_study("key-factors"), set()
+    for name, arm in study.arms.items():
+        stage = arm.scales.get("paper")
+        if stage is None:
+            continue
+        experiment = load_experiment(
+            find_experiment(stage.recipe), [f"{key}={json.dumps(value)}" for key, value in stage.settings.items()]
+        )
+        assert experiment.diffusion.prediction == "eps"
+        assert (experiment.evaluation.sampler, experiment.evaluation.steps) == ("ddim", 250)
+        assert not experiment.evaluation.rederive_eps
+        mask, start = experiment.mask, study.arms[arm.init] if arm.init else None
+        block = mask.block_size if mask.kind == "block" else 0
+        if mask.kind != "none":
+            seen.add((mask.kind, mask.ratio, block, experiment.train.steps, experiment.diffusion.schedule))
+            assert start is None, name
+        elif start is not None:
+            before = start.scales["paper"].settings.get("train.steps", 50_000)
+            assert before + experiment.train.steps == 200_000, name
+        else:
+            assert experiment.train.steps == 200_000, name
+    masks = [("patch", 0), ("crop", 0), ("block", 2), ("block", 4), ("block", 8)]
+    wanted = {(kind, ratio, block, 50_000, "linear") for kind, block in masks for ratio in (0.1, 0.5, 0.9)}
+    # Of four blocks of 8, 10 percent hide none, in the authors' code as well.
+    wanted -= {("block", 0.1, 8, 50_000, "linear")}
+    wanted |= {("block", ratio, 4, steps, "linear") for ratio in (0.1, 0.5) for steps in (100_000, 150_000)}
+    assert seen == wanted | {("block", 0.9, 4, 50_000, "cosine")}
+    # Every masked start is fine-tuned, but those of the hyper-parameters.
+    fine_tuned = {arm.init for arm in study.arms.values()}
+    others = {"msm-block4-90-cosine", "msm-block4-90-lr-half", "msm-block4-90-batch-half", "msm-block4-90-clipped"}
+    assert {name for name in study.arms if name.startswith("msm")} - fine_tuned == others | {"msm-block4-90-unclipped"}

@@ -44,7 +44,11 @@ def make_result(study, arm, curve, *, init_flops=0.0, per_image=10.0, scale="cpu
             "scale": scale,
             "curve": points,
             "init": init,
-            "experiment": {"model": {"size": "T", "image_size": 32, "patch_size": 4}, "train": {"seed": 0}},
+            "experiment": {
+                "model": {"size": "T", "image_size": 32, "patch_size": 4},
+                "diffusion": {"prediction": "v"},
+                "train": {"seed": 0},
+            },
             "data": {"train": facts, "test": facts},
             "training_images": {} if own is None else metrics(own, own),
             "extractors": {NAME: "cd"},
@@ -63,6 +67,12 @@ def make_result(study, arm, curve, *, init_flops=0.0, per_image=10.0, scale="cpu
 
 def stored_of(*found):
     return {(result.study, result.scale, result.arm): result for result in found}
+
+
+@pytest.fixture
+def words_only(monkeypatch):
+    """For tests of the page's words: nothing is drawn."""
+    monkeypatch.setattr(results_page, "line_chart", lambda *_, **__: "<svg></svg>")
 
 
 @pytest.fixture
@@ -113,6 +123,7 @@ def test_where_the_baseline_ends_closer_the_level_is_the_others_best():
         ([(100, 4.0), (1000, 2.0)], [(10, 9.0), (50, 5.0)], "at most", 2.0),
     ],
 )
+@pytest.mark.usefixtures("words_only")
 def test_a_level_below_a_first_point_bounds_the_speedup(scratch, after, bound, value, folder):
     first = make_result("acceleration", "scratch", [(images, test, test) for images, test in scratch])
     second = make_result("acceleration", "after-pretraining", [(images, test, test) for images, test in after])
@@ -135,6 +146,7 @@ def test_validation_chooses_the_point_and_test_is_reported():
     assert (found.goal, found.is_reached) == (0.4, False)
 
 
+@pytest.mark.usefixtures("words_only")
 def test_a_reduction_also_says_how_it_is_at_equal_operations(folder):
     # The arm has used 90 + 10 * 1 operations: the baseline's curve is half way between 10 and 1000 there.
     scratch = make_result("transfer", "scratch-10", [(10, 8.0, 8.0), (1000, 4.0, 4.0)], per_image=1.0)
@@ -193,6 +205,7 @@ def test_the_page_holds_what_the_results_say_and_lists_what_has_not_run(folder):
         ((7.0, 5.5, 4.5), "behind at the last point"),
     ],
 )
+@pytest.mark.usefixtures("words_only")
 def test_the_page_says_from_which_scale_on_an_arm_pays_at_equal_operations(distances, words, folder):
     tera = 1e12
     scratch = make_result("transfer", "scratch-10", [(10, 8.0, 8.0), (1000, 4.0, 4.0)], per_image=tera)
@@ -244,6 +257,7 @@ def test_curves_without_operations_in_common_are_not_compared():
     assert verdict(compared_points(other, scratch, NAME)) == "the two curves have no number of operations in common"
 
 
+@pytest.mark.usefixtures("words_only")
 def test_a_distance_shows_its_interval_and_the_page_says_how_many_arms_have_one(folder):
     def page():
         (text,) = [text for path, text in make_pages(folder).texts.items() if path.name == results_page.PAGE_NAME]
@@ -261,6 +275,7 @@ def test_a_distance_shows_its_interval_and_the_page_says_how_many_arms_have_one(
     assert "| 2 (1.25 to 2.75) | 0.01 (0.005 to 0.015) |" in page()
 
 
+@pytest.mark.usefixtures("words_only")
 def test_copies_stand_beside_the_distances_and_what_copying_everything_would_get(folder):
     scratch = make_result("transfer", "scratch-10", [(10, 8.0, 8.0), (20, 4.0, 4.0)], copied=0.375, own=0.7)
     other = make_result("transfer", "other-10", [(10, 5.0, 5.0)])
@@ -289,6 +304,7 @@ def test_results_on_synthetic_faces_are_apart_and_have_pictures(folder):
     assert folder / "synthetic" / "acceleration-cpu-old.svg" in pages.stale()
 
 
+@pytest.mark.usefixtures("words_only")
 def test_a_missed_goal_says_by_how_much(folder):
     one = make_result("federated", "one-site", [(100, 2.0, 2.0)], scale="gpu")
     four = make_result("federated", "four-sites", [(100, 3.0, 3.0)], scale="gpu")

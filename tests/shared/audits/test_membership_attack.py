@@ -133,3 +133,14 @@ def test_interval_narrows_with_more_images():
     many = separation(rng.normal(1, 1, 2000), rng.normal(0, 1, 2000))
     width = [result.auc_interval[1] - result.auc_interval[0] for result in (few, many)]
     assert width[1] < width[0] / 3 and many.auc == pytest.approx(0.76, abs=0.03)
+
+
+@pytest.mark.parametrize("scores", [loss_scores, pia_scores])
+def test_attacks_know_networks_of_two_sequences(scores):
+    from shared.diffusion.uvit import build_model
+
+    experiment = parse_experiment('[data]\nwavelet = "haar"\nwavelet_tokens = "split"')
+    torch.manual_seed(0)
+    found = scores(build_model(experiment), experiment, torch.from_numpy(generate(3, 32, 0)[0]), time=0.1)
+    assert found.shape == (3,)
+    assert np.isfinite(found).all()

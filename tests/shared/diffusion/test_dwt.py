@@ -3,11 +3,12 @@ import pytest
 import pywt
 import torch
 
-from shared.diffusion.dwt import dwt, idwt
+from shared.diffusion.dwt import dwt, from_network, highest, idwt, to_network
 from shared.diffusion.losses import draw_noise, visible_x_0
 from shared.errors import InputError
 from shared.evaluation.generate import sample_images
 from shared.experiment.config import Experiment
+from shared.experiment.sections import DataConfig
 from shared.experiment.wavelet_filters import filters
 
 WAVELETS = ["haar", "db2", "db4", "db8", "sym4", "coif1", "coif3"]
@@ -112,10 +113,32 @@ def test_the_whole_path_from_bytes_through_bands_and_sampling_gives_the_bytes_ba
         }
     )
     image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    tokens = visible_x_0(experiment, image, draw_noise(experiment, 1, torch.Generator()).ids_BV)
+    tokens = visible_x_0(experiment, image, draw_noise(experiment, 1, torch.Generator()).ids_BL)
 
     class Oracle(torch.nn.Module):
         def forward(self, x_t_BVP, t_B, ids_BV):
             return tokens.expand_as(x_t_BVP)
 
     assert torch.equal(sample_images(Oracle(), experiment, [1, 2], 2), image.expand(2, -1, -1, -1))
+
+
+def test_split_bands_have_the_authors_ranges_and_come_back():
+    image = torch.rand(2, 3, 8, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    # Theirs: the orthonormal transform of an image in [0, 1], then 2 cA - 1 for the approximation alone.
+    approximation, details = pywt.dwt2(image.numpy(), "haar")
+    expected = torch.from_numpy(np.concatenate([2 * approximation - 1, *details], 1))
+    data = DataConfig(wavelet="haar", wavelet_tokens="split")
+    bands = to_network(2 * image - 1, data)
+    torch.testing.assert_close(bands, expected)
+    torch.testing.assert_close(from_network(bands, data), 2 * image - 1)
+    white, black = (to_network(torch.full((1, 3, 4, 4), value), data) for value in (1.0, -1.0))
+    assert white[:, :3].eq(3).all() and black[:, :3].eq(-1).all()
+    assert white[:, 3:].eq(0).all()
+    assert highest(data).flatten().tolist() == [3.0] * 3 + [1.0] * 9
+
+
+def test_pixels_and_joint_bands_enter_the_network_as_before():
+    image = torch.rand(2, 3, 8, 6) * 2 - 1
+    assert to_network(image, DataConfig()) is image
+    torch.testing.assert_close(to_network(image, DataConfig(wavelet="haar")), dwt(image, "haar"))
+    torch.testing.assert_close(from_network(dwt(image, "db2"), DataConfig(wavelet="db2")), image)

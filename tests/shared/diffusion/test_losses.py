@@ -2,21 +2,21 @@ import pytest
 import torch
 from torch import nn
 
-from shared.diffusion.dwt import dwt
+from shared.diffusion.dwt import dwt, to_network
 from shared.diffusion.losses import draw_noise, per_image_loss, per_unit_loss
 from shared.diffusion.patches import patchify
 from shared.diffusion.schedule import make_schedule, q_sample, training_target
 from shared.experiment.config import Experiment
 
 
-def experiment_of(kind="none", ratio=0.0, prediction="eps", wavelet="", image_size=16):
+def experiment_of(kind="none", ratio=0.0, prediction="eps", wavelet="", image_size=16, tokens="joint"):
     return Experiment.model_validate(
         {
             "train": {"objective": "dsm" if kind == "none" else "msm"},
             "model": {"image_size": image_size, "patch_size": 2},
             "mask": {"kind": kind, "ratio": ratio, "block_size": 2},
             "diffusion": {"prediction": prediction},
-            "data": {"wavelet": wavelet},
+            "data": {"wavelet": wavelet, "wavelet_tokens": tokens},
         }
     )
 
@@ -66,10 +66,10 @@ def test_msm_noises_whole_images_and_then_selects(kind):
     experiment, schedule, model = experiment_of(kind, 0.5), make_schedule("cosine", 1000), TokenModel()
     images, draw = images_of(4), draw_noise(experiment_of(kind, 0.5), 4, torch.Generator().manual_seed(2))
     x_0, eps = patchify(images.float() / 127.5 - 1, 2), torch.randn(4, 64, 12)
-    index = draw.ids_BV[..., None].expand(-1, -1, 12)
+    index = draw.ids_BL[..., None].expand(-1, -1, 12)
     eps = eps.scatter(1, index, draw.eps_BVP)
     x_t = q_sample(schedule, x_0, draw.t_B, eps)
-    output = model(x_t.gather(1, index), draw.t_B, draw.ids_BV)
+    output = model(x_t.gather(1, index), draw.t_B, draw.ids_BL)
     expected = (eps.gather(1, index) - output).square().mean((1, 2))
     torch.testing.assert_close(loss_of(experiment, images, draw, model), expected)
 
@@ -80,11 +80,11 @@ def test_hidden_patches_touch_neither_loss_nor_gradient():
     before = loss_of(experiment, images, draw, model)
     before.sum().backward()
     used = model.positions.weight.grad.abs().sum(1).nonzero().flatten().tolist()
-    assert used == sorted(draw.ids_BV[0].tolist())
-    hidden = next(n for n in range(64) if n not in draw.ids_BV[0].tolist())
+    assert used == sorted(draw.ids_BL[0].tolist())
+    hidden = next(n for n in range(64) if n not in draw.ids_BL[0].tolist())
     images[:, :, hidden // 8 * 2, hidden % 8 * 2] ^= 255
     assert torch.equal(loss_of(experiment, images, draw, model), before)
-    shown = int(draw.ids_BV[0, 0])
+    shown = int(draw.ids_BL[0, 0])
     images[:, :, shown // 8 * 2, shown % 8 * 2] ^= 255
     assert not torch.equal(loss_of(experiment, images, draw, model), before)
 
@@ -117,9 +117,57 @@ def test_wavelet_bands_enter_the_network_instead_of_pixels():
     images = images_of(2)
     draw = draw_noise(experiment, 2, torch.Generator().manual_seed(0))
     bands = patchify(dwt(images.float() / 127.5 - 1, "haar"), 2)
-    output = model(q_sample(make_schedule("cosine", 1000), bands, draw.t_B, draw.eps_BVP), draw.t_B, draw.ids_BV)
+    output = model(q_sample(make_schedule("cosine", 1000), bands, draw.t_B, draw.eps_BVP), draw.t_B, draw.ids_BL)
     expected = (output - draw.eps_BVP).square().mean((1, 2))
     torch.testing.assert_close(loss_of(experiment, images, draw, model), expected)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize(("kind", "ratio"), [("block", 0.7), ("patch", 0.7), ("none", 0.0)])
+def test_two_sequences_have_places_of_their_own_and_a_sum_of_two_means(kind, ratio, prediction):
+    experiment = experiment_of(kind, ratio, prediction, wavelet="haar", tokens="split")
+    schedule, images, visible = make_schedule("cosine", 1000), images_of(3), experiment.num_visible
+    draw = draw_noise(experiment, 3, torch.Generator().manual_seed(1))
+    assert draw.eps_BVP.shape == (3, visible, 48)
+    assert draw.ids_BL.shape == (3, 2 * visible)
+    bands = to_network(images.float() / 127.5 - 1, experiment.data)
+    # Whole grids of tokens first, places second: the other way round than in the code.
+    sequences = patchify(bands[:, :3], 2), patchify(bands[:, 3:], 2)
+    noises, places = draw.eps_BVP.split([12, 36], -1), draw.ids_BL.chunk(2, 1)
+    expected = torch.zeros(3)
+    for k in range(3):
+        for x_0, eps, ids in zip(sequences, noises, places, strict=True):
+            shown, t = x_0[k, ids[k]][None], draw.t_B[k : k + 1]
+            target = training_target(schedule, prediction, shown, t, eps[k : k + 1])
+            x_t = q_sample(schedule, shown, t, eps[k : k + 1])
+            expected[k] += (0.5 * x_t - target).square().mean()
+    found = loss_of(experiment, images, draw, lambda x_t, _t, _ids: 0.5 * x_t)
+    torch.testing.assert_close(found, expected)
+
+
+def test_masks_of_two_sequences_are_independent():
+    experiment = experiment_of("block", 0.7, wavelet="haar", tokens="split")
+    ids = draw_noise(experiment, 4000, torch.Generator().manual_seed(0)).ids_BL
+    first, second = (torch.zeros(4000, 16).scatter_(1, part, 1.0) for part in ids.chunk(2, 1))
+    share = experiment.num_visible / 16
+    both = first.T @ second / 4000
+    # Six standard deviations of a share of 4000 draws.
+    assert (both - share**2).abs().max() < 6 * (share**2 * (1 - share**2) / 4000) ** 0.5
+
+
+def test_draws_of_a_unit_of_two_sequences_stay_apart():
+    from shared.diffusion.uvit import build_model
+
+    experiment = experiment_of("block", 0.7, wavelet="haar", tokens="split")
+    torch.manual_seed(0)
+    model, images = build_model(experiment), images_of(6).view(2, 3, 3, 16, 16)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    draw = draw_noise(experiment, 6, torch.Generator().manual_seed(5))
+    singles = loss_of(experiment, images.flatten(0, 1), draw, model)
+    torch.testing.assert_close(unit_loss_of(experiment, images, draw, model), singles.view(2, 3).mean(1))
+    empty = draw_noise(experiment, 0, torch.Generator())
+    assert unit_loss_of(experiment, images_of(0).view(0, 3, 3, 16, 16), empty, model).shape == (0,)
 
 
 def test_bytes_and_floats_in_range_give_the_same_loss():

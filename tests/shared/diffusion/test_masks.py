@@ -1,11 +1,13 @@
 import math
+from collections import Counter
 
 import pytest
 import torch
 
-from shared.diffusion.masks import sample_visible
+from shared.diffusion.losses import draw_noise
+from shared.diffusion.masks import draw_num_visible, sample_visible
 from shared.errors import InputError
-from shared.experiment.config import Experiment
+from shared.experiment.config import Experiment, parse_experiment
 from shared.experiment.sections import MaskConfig
 
 
@@ -136,3 +138,31 @@ def test_a_count_that_does_not_fit_is_refused(kind, visible, message):
 def test_a_mask_without_a_visible_patch_is_refused_when_the_experiment_is_read():
     with pytest.raises(ValueError, match="leaves 0 of 4 patches visible"):
         draw("crop", 0.9, 2, 1)
+
+
+def test_crops_are_whole_half_or_a_quarter_as_often_as_patch_diffusion_has_them():
+    text = '[train]\nobjective = "msm"\n[mask]\nkind = "crops"\nratio = 0.4125\n'
+    experiment, random = parse_experiment(text), torch.Generator().manual_seed(0)
+    assert experiment.mask.crop_sides == pytest.approx({1: 0.5, 2: 0.3, 4: 0.2})
+    counts = Counter(draw_num_visible(experiment, random) for _ in range(4000))
+    # Six standard deviations of a share of 4000 draws.
+    for visible, share in ((64, 0.5), (16, 0.3), (4, 0.2)):
+        assert abs(counts[visible] / 4000 - share) < 6 * (share * (1 - share) / 4000) ** 0.5
+    assert counts.total() == 4000 and len(counts) == 3
+    hidden = 1 - sum(visible * count for visible, count in counts.items()) / 4000 / 64
+    assert hidden == pytest.approx(0.4125, abs=0.03)
+
+
+def test_crops_of_a_batch_are_squares_of_one_side():
+    text = '[train]\nobjective = "msm"\n[mask]\nkind = "crops"\nratio = 0.8\n'
+    experiment, seen = parse_experiment(text), set()
+    for seed in range(20):
+        draw = draw_noise(experiment, 5, torch.Generator().manual_seed(seed))
+        visible = draw.ids_BL.shape[1]
+        assert draw.eps_BVP.shape == (5, visible, 48)
+        rows, columns = draw.ids_BL // 8, draw.ids_BL % 8
+        side = round(visible**0.5)
+        for each in (rows, columns):
+            assert (each.max(1).values - each.min(1).values == side - 1).all()
+        seen.add(side)
+    assert seen == {2, 4, 8}

@@ -3,6 +3,8 @@ from itertools import repeat
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.schedulers import scheduling_ddpm
 
 from shared.diffusion.samplers import (
     ddim,
@@ -57,9 +59,6 @@ def start():
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_ddpm_agrees_with_diffusers_on_the_same_noise(kind, prediction, clip_x_0, fixed_noise, monkeypatch):
-    from diffusers import DDPMScheduler
-    from diffusers.schedulers import scheduling_ddpm
-
     schedule = make_schedule(kind, 1000)
     denoise = gaussian_model(schedule, prediction)
     scheduler = reference(DDPMScheduler, schedule, kind, prediction, clip_x_0, timestep_spacing="trailing")
@@ -79,8 +78,6 @@ def test_ddpm_agrees_with_diffusers_on_the_same_noise(kind, prediction, clip_x_0
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_ddim_agrees_with_diffusers_on_the_same_noise(kind, prediction, eta, clip_x_0, fixed_noise):
-    from diffusers import DDIMScheduler
-
     schedule = make_schedule(kind, 1000)
     denoise = gaussian_model(schedule, prediction)
     scheduler = reference(DDIMScheduler, schedule, kind, prediction, clip_x_0, timestep_spacing="trailing")
@@ -95,14 +92,64 @@ def test_ddim_agrees_with_diffusers_on_the_same_noise(kind, prediction, eta, cli
     torch.testing.assert_close(ours, x.float(), rtol=0, atol=1e-5)
 
 
+def authors_ddim(schedule, predict, num_steps, eta, prediction, noise, low, high):
+    """The update of the authors' `ddim_sample` and `model_predictions`, from their description, in float64."""
+    grid = [math.floor(step * 1000 / num_steps - 1) for step in range(num_steps, 0, -1)]
+    alpha_bar, x = schedule.alpha_bar, start().double()
+    for t, after in zip(grid, [*grid[1:], None], strict=True):
+        output, one = predict(x, t), alpha_bar[t]
+        by_kind = {
+            "eps": x / one.sqrt() - (1 / one - 1).sqrt() * output,
+            "v": one.sqrt() * x - (1 - one).sqrt() * output,
+            "x_0": output,
+        }
+        x_0 = torch.maximum(torch.minimum(by_kind[prediction], high), low)
+        # Only a network that predicts the noise is believed after its image was clipped.
+        eps = output if prediction == "eps" else (x / one.sqrt() - x_0) / (1 / one - 1).sqrt()
+        if after is None:
+            break
+        two = alpha_bar[after]
+        sigma = eta * ((1 - one / two) * (1 - two) / (1 - one)).sqrt()
+        x = two.sqrt() * x_0 + (1 - two - sigma**2).sqrt() * eps + sigma * next(noise)
+    return x_0
+
+
+@pytest.mark.parametrize("num_steps", [250, 300, 7])
+@pytest.mark.parametrize(("prediction", "eta"), [("eps", 1.0), ("eps", 0.0), ("v", 1.0), ("x_0", 0.5)])
+def test_ddim_without_new_eps_on_a_truncated_grid_is_the_authors(prediction, eta, num_steps):
+    schedule = make_schedule("cosine", 1000)
+    exact = gaussian_model(schedule, prediction)
+
+    def denoise(x, t):
+        return 0.6 * exact(x, t)  # so wrong that much of x_0 is clipped
+
+    low, high = torch.full((3, 1, 1), -1.0), torch.tensor([3.0, 1.0, 1.0])[:, None, None]
+    noise = torch.randn(num_steps, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    theirs = authors_ddim(schedule, denoise, num_steps, eta, prediction, iter(noise), low, high)
+    options = {"num_steps": num_steps, "eta": eta, "prediction": prediction, "clip_x_0": True, "highest": high}
+    ours = ddim(denoise, schedule, start().double(), iter(noise), **options, rederive_eps=False, is_truncated=True)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+    rederived = ddim(denoise, schedule, start().double(), iter(noise), **options, is_truncated=True)
+    assert ((rederived - theirs).abs().max() > 0.01) == (prediction == "eps")
+
+
+def test_truncated_and_rounded_grids_differ_where_the_steps_do_not_divide_t():
+    schedule = make_schedule("linear", 1000)
+    for num_steps in (1, 8, 50, 250, 500, 1000):
+        rounded, truncated = (time_grid(schedule, "ddim", num_steps, is_truncated=each) for each in (False, True))
+        assert rounded == truncated
+    rounded, truncated = (time_grid(schedule, "ddim", 300, is_truncated=each) for each in (False, True))
+    assert sum(a == b + 1 for a, b in zip(rounded, truncated, strict=True)) == 100
+    assert sum(a == b for a, b in zip(rounded, truncated, strict=True)) == 200
+    assert time_grid(schedule, "ddpm", 300, is_truncated=True) == time_grid(schedule, "ddpm", 300)
+
+
 # diffusers calls np.array on a tensor, which numpy 2 deprecates; it is their code and only in this scheduler.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("num_steps", [1, 2, 10, 20])
 @pytest.mark.parametrize("prediction", ["eps", "v", "x_0"])
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_dpm_solver_agrees_with_diffusers_on_the_same_grid(kind, prediction, num_steps):
-    from diffusers import DPMSolverMultistepScheduler
-
     schedule = make_schedule(kind, 1000)
     denoise = gaussian_model(schedule, prediction)
     scheduler = reference(

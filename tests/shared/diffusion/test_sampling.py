@@ -59,6 +59,36 @@ def test_clipping_keeps_x_0_in_range_and_no_clipping_does_not(sampler):
     assert ranges[False] > 1
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++"])
+def test_each_band_of_two_sequences_is_clipped_to_its_own_range(sampler):
+    experiment = Experiment.model_validate(
+        {
+            "model": {"image_size": 16, "patch_size": 2},
+            "data": {"wavelet": "haar", "wavelet_tokens": "split"},
+            "evaluation": {"steps": 6, "sampler": sampler},
+        }
+    )
+
+    def wild(tokens_BVP, t_B, ids_BL):
+        assert ids_BL.tolist() == [[*range(16), *range(16)]] * 2
+        return -9 * tokens_BVP
+
+    streams = generators(1, 2)
+    x_0 = sample(wild, make_schedule("linear", 1000), experiment, draw_start(experiment, streams), streams)
+    assert x_0.min() == -1
+    assert x_0[:, :3].max() == 3
+    assert x_0[:, 3:].max() == 1
+
+
+@pytest.mark.parametrize("change", [{"rederive_eps": False}, {"ddim_grid": "truncated"}])
+def test_variants_of_ddim_change_the_samples(change):
+    schedule, model, found = make_schedule("linear", 1000), TokenModel(), []
+    for options in ({}, change):
+        experiment, streams = experiment_with(sampler="ddim", **options), generators(1)
+        found.append(sample(model, schedule, experiment, draw_start(experiment, streams), streams))
+    assert not torch.allclose(*found)
+
+
 def test_eta_changes_the_samples_of_ddim():
     schedule, model = make_schedule("linear", 1000), TokenModel()
     results = []

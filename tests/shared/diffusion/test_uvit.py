@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
+from diffusers.models.embeddings import get_timestep_embedding
 
 from shared.diffusion.uvit import (
     Attention,
@@ -46,12 +47,39 @@ def inputs(batch: int = 3, visible: int = 5, draws: int = 1):
         (uvit_B, PIXELS_64, 99_468_336),
         (uvit_L, PIXELS_64, 231_233_584),
         (uvit_L, WAVELET_256, 232_315_072),
+        (uvit_L, {**WAVELET_256, "sequences": (3, 9)}, 233_364_672),
     ],
 )
 def test_parameter_counts_are_those_of_the_paper(build, shape, count):
     with torch.device("meta"):
         model = build(**shape)
     assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+def test_the_wavelet_network_of_the_paper_has_its_number_of_parameters():
+    experiment = parse_experiment(
+        "[model]\nsize = 'L'\nimage_size = 256\nqkv_bias = true\n[data]\nwavelet = 'haar'\nwavelet_tokens = 'split'\n"
+    )
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in build_model(experiment).parameters())
+    # Theirs has no bias of the key, on which no attention depends.
+    assert count - 17 * 1024 == 233_399_488
+
+
+@pytest.mark.parametrize("sequences", [(), (1, 2)])
+def test_patch_embeddings_start_as_a_convolution_of_torch_does_on_demand(sequences):
+    torch.manual_seed(0)
+    shape = {"in_channels": 3, "grid_size": 4, "patch_size": 4, "width": 192, "num_blocks": 3, "num_heads": 3}
+    model = UViT(**shape, sequences=sequences)
+    model.start_patches_uniformly()
+    channels = sequences or (3,)
+    for layer, size in zip(("embedding", "detail_embedding"), channels, strict=False):
+        ours, theirs = model.get_submodule(layer), torch.nn.Conv2d(size, 192, 4, 4)
+        for own, other in ((ours.weight, theirs.weight), (ours.bias, theirs.bias)):
+            assert own.abs().max() <= (16 * size) ** -0.5
+            assert own.detach().std() == pytest.approx(float(other.detach().std()), rel=0.25)
+    assert float(model.output.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+    assert parse_experiment("[model]\npatch_init = 'uniform'\n").model.patch_init == "uniform"
 
 
 def test_every_trainable_tensor_sits_in_its_own_leaf_module():
@@ -173,9 +201,8 @@ def test_position_gradient_reaches_only_visible_rows():
 
 
 def test_timestep_embedding_matches_diffusers():
-    embeddings = pytest.importorskip("diffusers.models.embeddings")
     t = torch.tensor([0.0, 1.5, 999.0])
-    expected = embeddings.get_timestep_embedding(t, 64, flip_sin_to_cos=True, downscale_freq_shift=0)
+    expected = get_timestep_embedding(t, 64, flip_sin_to_cos=True, downscale_freq_shift=0)
     torch.testing.assert_close(timestep_embedding(t, 64), expected, rtol=1e-5, atol=1e-5)
 
 

@@ -7,12 +7,21 @@ import pytest
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment, parse_experiment
 
-SECURE = "[federation]\nsecure = true\nupdate_norm_action = 'clip'\nmin_replies = 3\n"
+SECURE = "[federation]\nsecure = true\n"
 
 
 def test_a_resolved_experiment_reads_back_equal():
     experiment = parse_experiment('[train]\nobjective = "msm"\n[mask]\nkind = "block"\nratio = 0.9')
     assert parse_experiment(experiment.to_toml()) == experiment
+
+
+def test_secure_alone_turns_masks_on_and_nothing_else_changes_its_defaults():
+    masked = parse_experiment("", ["federation.secure=true"]).federation
+    assert (masked.update_norm_action, masked.min_replies) == ("clip", 3)
+    plain = parse_experiment("[federation]\nsecure = false\n").federation
+    assert (plain.update_norm_action, plain.min_replies) == ("reject", 2)
+    four = parse_experiment("[federation]\nsecure = true\nmin_replies = 4\n").federation
+    assert (four.update_norm_action, four.min_replies) == ("clip", 4)
 
 
 def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
@@ -34,6 +43,22 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
         ("[model]\nimage_size = 33", "give 32"),
         ('[data]\nwavelet = "haar"\n[model]\nimage_size = 36', "after the wavelet: give 32"),
         ("[mask]\nratio = 0.5", "give both or neither"),
+        ('[data]\nwavelet_tokens = "split"', "'split' needs wavelet bands: give wavelet 'haar'"),
+        (
+            '[data]\nwavelet = "haar"\nwavelet_tokens = "split"\n[model]\nbackbone = "unet"',
+            "it needs 'uvit' and no mask",
+        ),
+        (
+            '[data]\nwavelet = "haar"\nwavelet_tokens = "split"\n[train]\nobjective = "msm"\n'
+            '[mask]\nkind = "crop"\nratio = 0.5',
+            "'split' does not go with model.backbone 'uvit' and mask.kind 'crop'",
+        ),
+        ('[train]\nobjective = "msm"\n[mask]\nkind = "crops"\nratio = 0.9', "is above 0.825, what 'crops' hide"),
+        (
+            '[train]\nobjective = "msm"\n[model]\nimage_size = 24\n[mask]\nkind = "crops"\nratio = 0.4',
+            "divides by 4, not 6 x 6",
+        ),
+        ('[model]\nbackbone = "unet"\npatch_init = "uniform"', "it embeds no patches"),
         ('[mask]\nkind = "block"\nratio = 0.5', "msm needs a mask"),
         (
             '[train]\nobjective = "msm"\n[mask]\nkind = "block"\nratio = 0.5\nblock_size = 3',
@@ -42,10 +67,13 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
         ('[train]\nobjective = "msm"\n[mask]\nkind = "block"\nratio = 0.2', "raise the ratio"),
         ('[train]\nobjective = "msm"\n[mask]\nkind = "crop"\nratio = 0.99', "lower the ratio"),
         ("[federation]\nsites_per_round = 1", "min_replies 2 is above sites_per_round 1"),
-        ("[federation]\nsecure = true\nmin_replies = 3", "update_norm_action 'reject' does not go with secure"),
+        (
+            "[federation]\nsecure = true\nupdate_norm_action = 'reject'",
+            "update_norm_action 'reject' does not go with secure",
+        ),
         (f"{SECURE}weighting = 'examples'", "nobody can check what one site claims to weigh: use equal"),
         (
-            "[federation]\nsecure = true\nupdate_norm_action = 'clip'",
+            "[federation]\nsecure = true\nmin_replies = 2",
             "of a sum of two each site could take its own away",
         ),
         (f"{SECURE}sites_per_round = 4", "all sites of the roster have to be asked"),
@@ -101,3 +129,10 @@ def test_a_wavelet_halves_the_grid_and_makes_twelve_channels():
     experiment = parse_experiment('[data]\nwavelet = "haar"\n[model]\nimage_size = 256')
     assert (experiment.grid_size, experiment.in_channels) == (32, 12)
     assert Experiment().in_channels == 3
+
+
+def test_two_sequences_have_twice_the_tokens_and_as_many_channels():
+    experiment = parse_experiment('[model]\nimage_size = 64\n[data]\nwavelet = "haar"\nwavelet_tokens = "split"')
+    assert (experiment.num_tokens, experiment.num_visible, experiment.sequences) == (128, 64, (3, 9))
+    joint = parse_experiment('[model]\nimage_size = 64\n[data]\nwavelet = "haar"')
+    assert (joint.num_tokens, joint.num_visible, joint.sequences) == (64, 64, (12,))

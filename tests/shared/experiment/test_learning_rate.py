@@ -1,5 +1,7 @@
 """The learning rate over steps, against the curve written down by hand."""
 
+import pytest
+
 from shared.experiment.config import Experiment
 from shared.experiment.learning_rate import lr_at, round_lr
 from shared.experiment.sections import OptimConfig
@@ -14,6 +16,12 @@ def test_lr_ramps_up_and_stays():
     config = OptimConfig(lr=1.0, warmup_steps=4)
     assert [lr_at(step, config) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
     assert lr_at(0, OptimConfig(lr=0.5)) == 0.5
+
+
+def test_a_warm_up_from_zero_is_the_authors_ramp():
+    config = OptimConfig(lr=4e-3, warmup_steps=4, warmup_from_zero=True)
+    assert [lr_at(step, config) for step in range(6)] == pytest.approx([0, 1e-3, 2e-3, 3e-3, 4e-3, 4e-3])
+    assert lr_at(0, OptimConfig(lr=4e-3, warmup_from_zero=True)) == 4e-3
 
 
 def test_rounds_of_a_run_with_one_warm_up_are_one_training_put_together():

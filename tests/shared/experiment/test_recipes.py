@@ -20,10 +20,10 @@ PAPER = [
     ("celebahq256-S-msm-block90", "msm", 200_000, 256, "S", "cosine", 2e-4, 416, 4096, 3),
     ("celebahq256-S-dsm-finetune", "dsm", 50_000, 64, "S", "cosine", 5e-5, 4096, 4096, 3),
     ("celebahq256-S-dsm-baseline", "dsm", 200_000, 64, "S", "cosine", 5e-5, 4096, 4096, 3),
-    ("celebahq256dwt-L-msm-block70", "msm", 200_000, 128, "L", "cosine", 2e-4, 320, 1024, 12),
+    ("celebahq256dwt-L-msm-block70", "msm", 200_000, 128, "L", "cosine", 1e-4, 320, 1024, 12),
     ("celebahq256dwt-L-dsm-finetune", "dsm", 550_000, 16, "L", "cosine", 5e-5, 1024, 1024, 12),
     ("celebahq256dwt-L-dsm-baseline", "dsm", 900_000, 16, "L", "cosine", 5e-5, 1024, 1024, 12),
-    ("celebahq256dwt-B-msm-block70", "msm", 200_000, 256, "B", "cosine", 2e-4, 320, 1024, 12),
+    ("celebahq256dwt-B-msm-block70", "msm", 200_000, 256, "B", "cosine", 1e-4, 320, 1024, 12),
     ("celebahq256dwt-B-dsm-finetune", "dsm", 550_000, 32, "B", "cosine", 5e-5, 1024, 1024, 12),
     ("celebahq256dwt-B-dsm-baseline", "dsm", 900_000, 32, "B", "cosine", 5e-5, 1024, 1024, 12),
 ]
@@ -38,8 +38,20 @@ def test_paper_recipes_have_the_papers_hyper_parameters(expected):
     assert e.diffusion.timesteps == 1000
     assert e.diffusion.prediction == "eps"
     assert e.optim.betas == (0.99, 0.99)
-    assert (e.optim.weight_decay, e.optim.ema_decay, e.optim.grad_clip) == (0.03, 0.999, 1.0)
+    assert (e.optim.weight_decay, e.optim.ema_decay) == (0.03, 0.999)
     assert (e.evaluation.sampler, e.evaluation.eta) == ("ddim", 1.0)
+
+
+@pytest.mark.parametrize("name", [row[0] for row in PAPER])
+def test_paper_recipes_are_the_authors_variants(name):
+    e, is_dwt = load_experiment(recipes.find_experiment(name)), "dwt" in name
+    assert (e.evaluation.clip_x_0, e.evaluation.rederive_eps, e.evaluation.ddim_grid) == (True, False, "truncated")
+    assert (e.model.patch_init, e.optim.decay_all, e.optim.warmup_steps) == ("uniform", True, 0)
+    assert (e.optim.ema_warmup, e.optim.ema_every) == ("power", 10 if is_dwt else 1)
+    assert (e.model.qkv_bias, e.data.wavelet_tokens) == ((True, "split") if is_dwt else (False, "joint"))
+    # Their configurations say `clip_grad: null` in the ablation and the transfer study's second stage.
+    is_clipped = is_dwt or ("-msm-" in name and "linear" not in name)
+    assert e.optim.grad_clip == (1.0 if is_clipped else 0.0)
 
 
 @pytest.mark.parametrize("name", recipes.recipe_names())
@@ -58,7 +70,7 @@ def test_stages_of_one_recipe_fit_together():
         first, second = (load_experiment(recipes.find_experiment(n)) for n in (name, f"{stage}-dsm-finetune"))
         assert first.model == second.model
         assert first.diffusion == second.diffusion
-        assert first.data.wavelet == second.data.wavelet
+        assert (first.data.wavelet, first.data.wavelet_tokens) == (second.data.wavelet, second.data.wavelet_tokens)
 
 
 def test_a_name_and_a_path_are_both_found(tmp_path):
@@ -88,10 +100,10 @@ def test_experiments_show_prints_the_file_or_the_resolved_experiment():
 def test_toy_command_writes_figure_and_distances(tmp_path, monkeypatch):
     from server.studies import toys
 
-    monkeypatch.setitem(toys.run_toy.__kwdefaults__, "pretrain_steps", 2)
-    monkeypatch.setitem(toys.FINETUNE_STEPS, "swiss-roll", 1)
+    monkeypatch.setitem(toys.run_toy.__kwdefaults__, "budgets", (2, 4))
     monkeypatch.setitem(toys.run_toy.__kwdefaults__, "num_samples", 20)
-    result = CliRunner().invoke(app, ["toy", "swiss-roll", "--out", str(tmp_path)])
+    result = CliRunner().invoke(app, ["toy", "swiss-roll", "--out", str(tmp_path), "--seed", "5"])
     assert result.exit_code == 0
-    assert "after 1 steps" in result.output
+    assert "median of 1 seeds" in result.output
+    assert "4 steps' operations: masked stage alone" in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["swiss-roll.json", "swiss-roll.png"]

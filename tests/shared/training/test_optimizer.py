@@ -22,6 +22,13 @@ def test_positions_norms_and_biases_are_not_decayed():
         assert decay[id(parameter)] == (0.03 if is_matrix else 0.0), name
 
 
+def test_everything_is_decayed_on_demand():
+    model = tiny()
+    groups = make_optimizer(model, OptimConfig(weight_decay=0.03, decay_all=True)).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.03]
+    assert {id(p) for p in groups[0]["params"]} == {id(p) for p in model.parameters()}
+
+
 def test_update_matches_the_adamw_equations():
     config = OptimConfig(lr=1e-2, betas=(0.9, 0.8), weight_decay=0.1)
     model = torch.nn.Linear(3, 2).double()

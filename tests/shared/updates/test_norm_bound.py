@@ -45,6 +45,12 @@ def test_kept_moments_are_as_old_as_the_last_rounds(betas):
     assert steps == sorted(steps) or betas[0] == betas[1]
 
 
+def test_a_warm_up_from_zero_reaches_as_far_as_its_learning_rates():
+    optim = {"lr": 0.02, "warmup_steps": 4, "warmup_from_zero": True}
+    plan = experiment(optim=optim, federation={"local_steps": 6})
+    assert longest_path(plan) == pytest.approx(sum(map(round_lr(plan, 1), range(6))))
+
+
 def walk(betas, gradients, lr=0.01):
     """Where torch's AdamW takes one weight that gets these gradients."""
     weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))

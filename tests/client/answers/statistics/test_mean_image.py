@@ -85,6 +85,13 @@ def test_repeated_question_gets_the_same_answer_for_one_charge(make_site: MakeSi
     assert fresh is not None and (fresh != pixels).all() and len(charges(home)) == 2
 
 
+def test_stored_answer_is_not_sent_after_the_experiment_was_refused(make_site: MakeSite):
+    home, _ = make_site(**ALLOWED, experiments="any")
+    assert ask(home, question())[0].status == "released"
+    approve(home, "refused", experiment_digest(PLAN))
+    assert ask(home, question())[0].refusal == "experiment_not_approved"
+
+
 def test_cap_holds(make_site: MakeSite):
     home, _ = make_site(**ALLOWED, epsilon_cap=2.5)
     assert ask(home, question("first"))[0].status == "released"

@@ -4,6 +4,7 @@ import httpx
 import numpy as np
 import pytest
 from flwr.app import Array, Error, RecordDict
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from server.federation.evaluation_queue import Evaluations
 from server.federation.fleet.registry import Registry
@@ -348,12 +349,13 @@ def test_a_site_whose_node_was_restarted_in_the_round_is_asked_again(tmp_path):
     assert len(rounds_of(home)[0]["answered"]) == 3
 
 
-def test_http_500_and_lost_connections_are_tried_again(tmp_path):
+def test_http_500_lost_connections_and_broken_uploads_are_tried_again(tmp_path):
     experiment = make_experiment(rounds=1)
     home = make_home(tmp_path, experiment)
     request = httpx.Request("POST", "http://superlink")
     broken = httpx.HTTPStatusError("locked", request=request, response=httpx.Response(500, request=request))
-    grid = FakeGrid(honest_sites(), failures=[broken, httpx.ConnectError("gone"), broken, broken])
+    upload = ObjectPushError("ab" * 32, 17, "session")
+    grid = FakeGrid(honest_sites(), failures=[broken, httpx.ConnectError("gone"), broken, upload, broken, upload])
     run_rounds(home, grid, experiment)
     assert len(rounds_of(home)[0]["answered"]) == 3
 

@@ -240,6 +240,17 @@ def test_weights_that_no_extractor_takes_are_refused(study, tmp_path):
         run_arm(study, "pretrain", "cpu", settings(tmp_path, weights=Path("file.pth")))
 
 
+def test_a_digest_is_of_the_weights_and_stands_in_the_command(study, tmp_path):
+    weights = tmp_path / "inception.pth"
+    weights.write_bytes(b"no weights")
+    specs = ("random-inception", "inception-v3-compat")
+    wanted = settings(tmp_path, weights=weights, weights_sha256="ab" * 32, extractors=specs)
+    with pytest.raises(InputError, match=r"inception\.pth.*--weights-sha256"):
+        run_arm(study, "pretrain", "cpu", wanted)
+    command = wanted.command("tiny", "cpu", "after")
+    assert command.endswith(f"--weights inception.pth --weights-sha256 {'ab' * 32}")
+
+
 def test_an_arm_may_start_elsewhere_at_one_scale(study, pretrained, tmp_path):
     shutil.copytree(pretrained, tmp_path / "out")
     text = Path(study).read_text()

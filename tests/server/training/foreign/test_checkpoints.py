@@ -1,22 +1,28 @@
 """Import and export of foreign checkpoints, against a network written with the authors' names."""
 
+import numpy as np
 import pytest
+import pywt
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from server.cli import main as cli
-from server.training.foreign_files import read_foreign
-from server.training.maskdm_checkpoints import export_checkpoint, import_checkpoint
-from server.training.maskdm_layouts import schedule_tables
+from server.training.foreign.checkpoints import export_checkpoint, import_checkpoint
+from server.training.foreign.files import read_foreign
+from server.training.foreign.schedules import schedule_tables
+from shared.diffusion.losses import draw_noise, per_image_loss
 from shared.diffusion.patches import patchify, unpatchify
+from shared.diffusion.sampling import denoiser
+from shared.diffusion.schedule import make_schedule, q_sample
 from shared.diffusion.uvit import build_model, timestep_embedding
 from shared.errors import InputError
+from shared.experiment.config import Experiment
 from shared.storage.checkpoint import load_group, load_meta
+from tests.small_network import SMALL
 
-pytestmark = pytest.mark.full_size
-
-WIDTH, BLOCKS, HEADS, PATCH, SIDE = 192, 7, 6, 4, 4
+WIDTH, BLOCKS, HEADS = SMALL["width"], SMALL["num_blocks"], SMALL["num_heads"]
+PATCH, SIDE = 4, 4
 
 
 class TheirAttention(nn.Module):
@@ -90,6 +96,64 @@ class TheirUViT(TheirEncoder):
 
     def forward(self, x, t):
         return unpatchify(self.decoder_pred(super().forward(x, t))[:, 1:], PATCH, 3)
+
+
+class TheirBiasedAttention(nn.Module):
+    """The attention of the wavelet network, with a bias of query and one of value; `TheirAttention` written anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH)
+        self.q_bias, self.v_bias = (nn.Parameter(torch.randn(WIDTH)) for _ in range(2))
+
+    def forward(self, x):
+        query, key, value = self.qkv(x).chunk(3, -1)
+        heads = (
+            part.unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (query + self.q_bias, key, value + self.v_bias)
+        )
+        seen = nn.functional.scaled_dot_product_attention(*heads)
+        return self.proj(seen.transpose(1, 2).flatten(2))
+
+
+class TheirMaskDWT(nn.Module):
+    """MaskedDWTUViT of the paper's Table 2, from its description: two embeddings, two outputs, twice the positions."""
+
+    def __init__(self, *, is_biased: bool = True):
+        super().__init__()
+        self.encoder = TheirEncoder(3, "encoder_pos_embed")
+        self.encoder.approx_patch_embed = self.encoder.patch_embed
+        del self.encoder.patch_embed
+        self.encoder.detail_patch_embed = nn.ModuleDict({"proj": nn.Conv2d(9, WIDTH, PATCH, PATCH)})
+        self.encoder.encoder_pos_embed = nn.Parameter(torch.randn(1, 1 + 2 * SIDE**2, WIDTH))
+        if is_biased:
+            for block in (*self.encoder.in_blocks, self.encoder.mid_block, *self.encoder.out_blocks):
+                block.attn = TheirBiasedAttention()
+        self.approx_to_output = nn.Linear(WIDTH, PATCH**2 * 3)
+        self.detail_to_output = nn.Linear(WIDTH, PATCH**2 * 9)
+
+    def forward(self, x, t, is_hidden=None):
+        """(B, 12, H, W); with `is_hidden`, (B, 2 N) booleans, what the two outputs say of visible patches."""
+        encoder, embeddings = self.encoder, []
+        for name, bands in (("approx", x[:, :3]), ("detail", x[:, 3:])):
+            patches = encoder.get_submodule(f"{name}_patch_embed")["proj"](bands)
+            embeddings.append(patches.flatten(2).transpose(1, 2))
+        tokens = torch.cat([timestep_embedding(t, WIDTH)[:, None], *embeddings], 1) + encoder.encoder_pos_embed
+        if is_hidden is not None:
+            shown = torch.cat([torch.ones(len(x), 1, dtype=torch.bool), ~is_hidden], 1)
+            tokens = tokens[shown].view(len(x), -1, WIDTH)
+        skips = []
+        for block in encoder.in_blocks:
+            tokens = block(tokens)
+            skips.append(tokens)
+        tokens = encoder.mid_block(tokens)
+        for block in encoder.out_blocks:
+            tokens = block(tokens, skips.pop())
+        # Equally many of both are visible here.
+        approximation, detail = encoder.norm(tokens)[:, 1:].chunk(2, 1)
+        approximation, detail = self.approx_to_output(approximation), self.detail_to_output(detail)
+        if is_hidden is not None:
+            return approximation, detail
+        return torch.cat([unpatchify(approximation, PATCH, 3), unpatchify(detail, PATCH, 9)], 1)
 
 
 @pytest.fixture(scope="module")
@@ -179,9 +243,9 @@ def test_what_contradicts_the_tables_is_refused(tmp_path, maskdm):
     [
         (
             lambda x: x.clone().index_put_((torch.tensor(0),), torch.tensor(float("nan"))),
-            "1 of 192 numbers",
+            "1 of 48 numbers",
         ),
-        (lambda x: x * float("inf"), "192 of 192 numbers"),
+        (lambda x: x * float("inf"), "48 of 48 numbers"),
         (lambda x: x.to(torch.int8), "holds int8 numbers"),
         (lambda x: x.to_sparse(), "is sparse"),
         (lambda x: x.to("meta"), "quantised or empty"),
@@ -216,6 +280,103 @@ def test_wavelet_network_is_recognised_by_its_channels(tmp_path):
     experiment = import_checkpoint(tmp_path / "dwt.safetensors", tmp_path / "out", schedule="cosine")
     assert (experiment.data.wavelet, experiment.model.image_size, experiment.in_channels) == ("haar", 32, 12)
     assert_same_function(ours_from(tmp_path / "out", "ema"), theirs, channels=12)
+
+
+@pytest.fixture(scope="module")
+def maskdwt():
+    torch.manual_seed(1)
+    return TheirMaskDWT()
+
+
+def test_the_papers_wavelet_network_becomes_the_same_function(tmp_path, maskdwt):
+    averaged = TheirMaskDWT()
+    torch.save(training_state(maskdwt, averaged, "cosine"), tmp_path / "model.pt")
+    experiment = import_checkpoint(tmp_path / "model.pt", tmp_path / "out")
+    assert (experiment.data.wavelet, experiment.data.wavelet_tokens) == ("haar", "split")
+    assert (experiment.model.image_size, experiment.model.qkv_bias, experiment.sequences) == (32, True, (3, 9))
+    # Its authors clip x_0 and believe the network's noise all the same.
+    assert (experiment.evaluation.rederive_eps, experiment.evaluation.ddim_grid) == (False, "truncated")
+    x, t = torch.randn(2, 12, PATCH * SIDE, PATCH * SIDE), torch.tensor([3, 700])
+    for group, theirs in (("model", maskdwt), ("ema", averaged)):
+        with torch.no_grad():
+            ours = torch.stack([denoiser(ours_from(tmp_path / "out", group), experiment)(x, int(k)) for k in t])
+            torch.testing.assert_close(ours[[0, 1], [0, 1]], theirs(x, t), rtol=1e-4, atol=1e-5)
+
+
+def test_masked_loss_of_the_papers_wavelet_network_is_theirs(tmp_path, maskdwt):
+    save_file({f"model.{key}": x for key, x in maskdwt.state_dict().items()}, tmp_path / "dwt.safetensors")
+    stored = import_checkpoint(tmp_path / "dwt.safetensors", tmp_path / "out", schedule="cosine")
+    mask = {"kind": "patch", "ratio": 0.7}
+    experiment = Experiment.model_validate({**stored.model_dump(), "train": {"objective": "msm"}, "mask": mask})
+    images, schedule = torch.rand(2, 3, 32, 32) * 2 - 1, make_schedule("cosine", 1000)
+    draw = draw_noise(experiment, 2, torch.Generator().manual_seed(2))
+    model = ours_from(tmp_path / "out", "model")
+    with torch.no_grad():
+        ours = per_image_loss(model, schedule, experiment, images, *draw)
+    # Theirs: noise on whole bands, a mask of booleans over both sequences, the mean of each output's error.
+    hidden = torch.ones(2, 2, SIDE**2, dtype=torch.bool)
+    noise = torch.zeros(2, 12, PATCH * SIDE, PATCH * SIDE)
+    places, parts = draw.ids_BL.chunk(2, 1), draw.eps_BVP.split([PATCH**2 * 3, PATCH**2 * 9], -1)
+    for number, (ids, eps, channels) in enumerate(zip(places, parts, (slice(0, 3), slice(3, 12)), strict=True)):
+        tokens = torch.zeros(2, SIDE**2, eps.shape[-1]).scatter_(1, ids[..., None].expand_as(eps), eps)
+        noise[:, channels] = unpatchify(tokens, PATCH, eps.shape[-1] // PATCH**2)
+        hidden[:, number].scatter_(1, ids, value=False)
+    approximation, details = pywt.dwt2(images.numpy() / 2 + 0.5, "haar")
+    bands = torch.from_numpy(np.concatenate([2 * approximation - 1, *details], 1))
+    x_t = q_sample(schedule, bands, draw.t_B, noise)
+    with torch.no_grad():
+        outputs = maskdwt(x_t, draw.t_B, hidden.flatten(1))
+    expected = torch.zeros(2)
+    for number, (output, channels) in enumerate(zip(outputs, (slice(0, 3), slice(3, 12)), strict=True)):
+        target = patchify(noise[:, channels], PATCH)[~hidden[:, number]].view(output.shape)
+        expected += (output - target).square().mean((1, 2))
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_biased", [True, False])
+def test_export_returns_the_papers_wavelet_network(tmp_path, is_biased):
+    theirs, other = TheirMaskDWT(is_biased=is_biased), TheirMaskDWT(is_biased=is_biased)
+    torch.save(training_state(theirs, theirs, "cosine"), tmp_path / "model.pt")
+    assert import_checkpoint(tmp_path / "model.pt", tmp_path / "out").model.qkv_bias == is_biased
+    export_checkpoint(tmp_path / "out", tmp_path / "back.pt", "maskdm")
+    state = torch.load(tmp_path / "back.pt", weights_only=True)["model"]
+    other.load_state_dict({key[6:]: x for key, x in state.items() if key.startswith("model.")}, strict=True)
+    assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), other.parameters(), strict=True))
+    with pytest.raises(InputError, match=r"'split', U-ViT one sequence of tokens: give --layout maskdm"):
+        export_checkpoint(tmp_path / "out", tmp_path / "back.pth", "uvit")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("encoder.mid_block.attn.v_bias"), "q_bias' does not fit: .*no other fits"),
+        (
+            lambda state: state.update({"encoder.mid_block.attn.q_bias": torch.zeros(3)}),
+            r"biases of query and value have shapes \(3,\) and \(192,\)",
+        ),
+        (
+            lambda state: state.update({"encoder.mid_block.attn.v_bias": torch.full((WIDTH,), float("nan"))}),
+            "v_bias' has 192 of 192 numbers that are not finite",
+        ),
+        (
+            lambda state: state.update({"encoder.encoder_pos_embed": torch.zeros(1, 1 + SIDE**2 + 4, WIDTH)}),
+            "21 positions and 3 channels, where 1 . twice a square and 3 fit",
+        ),
+        (
+            lambda state: state.update({"encoder.detail_patch_embed.proj.weight": torch.zeros(WIDTH, 9, 8, 8)}),
+            r"detail_patch_embed\.proj\.weight' has shape",
+        ),
+        (lambda state: state.pop("detail_to_output.bias"), r"'detail_to_output\.bias' is missing"),
+    ],
+)
+def test_damaged_wavelet_networks_are_refused_by_key(tmp_path, maskdwt, change, words):
+    state = dict(maskdwt.state_dict())
+    change(state)
+    torch.save(state, tmp_path / "model.pth")
+    with pytest.raises(InputError, match=words) as caught:
+        import_checkpoint(tmp_path / "model.pth", tmp_path / "out", schedule="cosine")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_uvit_state_dict_becomes_the_same_function(tmp_path):
@@ -289,10 +450,10 @@ def test_missing_and_misshapen_keys_are_named(tmp_path):
 def test_other_sizes_heads_and_unknown_schedules_are_refused(tmp_path):
     state = TheirUViT().state_dict()
     torch.save(state, tmp_path / "a.pth")
-    torch.save({key: x for key, x in state.items() if "_blocks.2." not in key}, tmp_path / "b.pth")
-    with pytest.raises(InputError, match="192, 7 blocks, 8 heads is none of the sizes"):
+    torch.save({key: x for key, x in state.items() if "_blocks.0." not in key}, tmp_path / "b.pth")
+    with pytest.raises(InputError, match="48, 3 blocks, 8 heads is none of the sizes"):
         import_checkpoint(tmp_path / "a.pth", tmp_path / "out", schedule="linear", num_heads=8)
-    with pytest.raises(InputError, match="192, 5 blocks is none of the sizes"):
+    with pytest.raises(InputError, match="48, 1 blocks is none of the sizes"):
         import_checkpoint(tmp_path / "b.pth", tmp_path / "out", schedule="linear")
     with pytest.raises(InputError, match=r"no schedule tables: say which one .* --schedule linear or cosine"):
         import_checkpoint(tmp_path / "a.pth", tmp_path / "out")

@@ -1,18 +1,20 @@
-"""Import and export of the authors' MaskDM checkpoints and of U-ViT's; `maskdm_layouts` says what is called how."""
+"""Import and export of the authors' MaskDM checkpoints and of U-ViT's; `names` says what is called how."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from server.training import maskdm_layouts
-from server.training.foreign_files import read_foreign
-from server.training.maskdm_layouts import Layout, ScheduleKind
+from server.training.foreign import layouts
+from server.training.foreign.files import read_foreign
+from server.training.foreign.names import Layout
+from server.training.foreign.schedules import ScheduleKind, diffusion_of, schedule_tables
+from server.training.foreign.tensors import dense_numbers
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.storage.checkpoint import load_group, load_meta, resolve_checkpoint, save_checkpoint
@@ -41,26 +43,28 @@ def import_checkpoint(
         raise InputError(f"{out} exists already: give a new folder")
     found = read_foreign(source)
     tables, states = _apart(found.groups)
+    states = {group: layouts.whole_biases(state) for group, state in states.items()}
     first = next(iter(states.values()))
-    layout = maskdm_layouts.find_layout(first)
-    diffusion = maskdm_layouts.diffusion_of(tables, schedule)
-    experiment = maskdm_layouts.describe(first, layout, diffusion, num_heads)
-    model = maskdm_layouts.meta_model(experiment)
-    ours = {name: _to_numpy(maskdm_layouts.from_foreign(state, layout, model)) for name, state in states.items()}
+    layout = layouts.find_layout(first)
+    diffusion = diffusion_of(tables, schedule)
+    experiment = layouts.describe(first, layout, diffusion, num_heads)
+    model = layouts.meta_model(experiment)
+    ours = {name: _to_numpy(layouts.from_foreign(state, layout, model)) for name, state in states.items()}
     ours = {"model": ours.get("model") or ours["ema"], "ema": ours.get("ema") or ours["model"]}
     provenance = {"imported_from": source.name, "sha256": file_digest(source), "layout": layout}
     save_checkpoint(out, ours, {"experiment": experiment, "step": found.step, "provenance": provenance})
     return experiment
 
 
-def export_checkpoint(checkpoint: Path, target: Path, layout: Layout) -> None:
+def export_checkpoint(checkpoint: Path, target: Path, layout: Literal["maskdm", "uvit"]) -> None:
     """Write a checkpoint (folder, or run directory) in a foreign layout, as `.safetensors`, `.pt` or `.pth`.
 
     `maskdm` holds `model.*` and `ema_model.model.*` with the schedule's tables, which the authors' evaluation relies
     on; as a torch file it is the nested training state that they load. `uvit` holds the bare averaged weights.
 
     Raises:
-        InputError: no such checkpoint, a U-Net, a file that exists, or another suffix.
+        InputError: no such checkpoint, a U-Net, two sequences of tokens for U-ViT, a file that exists, or another
+            suffix.
     """
     if target.suffix not in (".safetensors", ".pt", ".pth"):
         raise InputError(f"{target.name}: suffix {target.suffix!r}: give .safetensors, .pt or .pth")
@@ -72,10 +76,16 @@ def export_checkpoint(checkpoint: Path, target: Path, layout: Layout) -> None:
         raise InputError(
             f"checkpoint {folder} has backbone {meta.experiment.model.backbone!r}: only uvit has this layout"
         )
+    is_split = meta.experiment.data.wavelet_tokens == "split"
+    if is_split and layout == "uvit":
+        raise InputError(
+            f"checkpoint {folder} has data.wavelet_tokens 'split', U-ViT one sequence of tokens: give --layout maskdm"
+        )
+    named: Layout = "maskdm-dwt" if is_split else layout
     patch_size = meta.experiment.model.patch_size
     states = {
-        group: maskdm_layouts.to_foreign(
-            {key: torch.from_numpy(x) for key, x in load_group(folder, group).items()}, layout, patch_size
+        group: layouts.to_foreign(
+            {key: torch.from_numpy(x) for key, x in load_group(folder, group).items()}, named, patch_size
         )
         for group in ("model", "ema")
     }
@@ -83,7 +93,7 @@ def export_checkpoint(checkpoint: Path, target: Path, layout: Layout) -> None:
         _write(states["ema"], target)
         return
     diffusion = meta.experiment.diffusion
-    tables = maskdm_layouts.schedule_tables(diffusion.schedule, diffusion.timesteps)
+    tables = schedule_tables(diffusion.schedule, diffusion.timesteps)
     online = {**tables, **{f"model.{key}": tensor for key, tensor in states["model"].items()}}
     averaged = {f"ema_model.{key}": tensor.clone() for key, tensor in tables.items()}
     averaged |= {f"ema_model.model.{key}": tensor for key, tensor in states["ema"].items()}
@@ -97,11 +107,11 @@ def _apart(groups: dict[str, dict[str, Tensor]]) -> tuple[dict[str, Tensor], dic
     Raises:
         InputError: tables that are no plain numbers, two groups with different ones, or none with weights.
     """
-    names = maskdm_layouts.schedule_tables("linear", 1000).keys()
+    names = schedule_tables("linear", 1000).keys()
     tables: dict[str, Tensor] = {}
     for state in groups.values():
         for name in names & state.keys():
-            table = maskdm_layouts.dense_numbers(name, state[name])
+            table = dense_numbers(name, state[name])
             if not torch.equal(tables.setdefault(name, table), table):
                 raise InputError(f"key {name!r}: the live network and its average have different schedules: damaged")
     states = {group: {k: x for k, x in state.items() if k not in names} for group, state in groups.items()}

@@ -1,0 +1,58 @@
+"""How long arms will take on this machine, told before they begin."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from server.studies.run.arm_folders import RESULT_FILE, folder_of
+from server.studies.run.arm_training import plan
+from server.studies.schema import Study, arm_at
+from shared.diffusion.samplers import time_grid
+from shared.diffusion.schedule import make_schedule
+from shared.experiment.config import Experiment, load_experiment
+from shared.experiment.recipes import find_experiment
+from shared.planning.probe import images_per_second
+from shared.planning.workload import duration
+from shared.training.flops import train_flops
+
+PROBE_SECONDS = 2.0
+_WHOLE = {"train": {"objective": "dsm"}, "mask": {"kind": "none", "ratio": 0.0}}
+
+
+def estimate(study: Study, study_name: str, names: Sequence[str], scale: str, root: Path) -> str:
+    """One line: hours of training and of sampling of all arms without a result, by a probe of one of their steps.
+
+    `root` is the folder of all runs. Features are not counted, nor what runs beside this; a federated arm is counted as
+    if its sites took turns.
+
+    Raises:
+        InputError: no such arm, or not at that scale.
+    """
+    left, training, sampling = [], 0.0, 0.0
+    rate = 0.0
+    for name in names:
+        arm, stage, known = arm_at(study, study_name, name, scale)
+        if (folder_of(root, study_name, known, name) / RESULT_FILE).exists():
+            continue
+        overrides = [f"{key}={json.dumps(value)}" for key, value in stage.settings.items()]
+        experiment = load_experiment(find_experiment(stage.recipe), overrides)
+        flops, places = train_flops(experiment), plan(experiment, arm, stage).places
+        rate = rate or images_per_second(experiment, PROBE_SECONDS) * flops
+        training += places[-1].images * flops / rate
+        if arm.test:
+            sampling += len(places) * study.scales[known].generated * _sampling_flops(experiment) / rate
+        left.append(name)
+    if not left:
+        return "estimate: every arm has its result"
+    return (
+        f"estimate for {len(left)} of {len(names)} arms on this machine: {duration(training)} of training, "
+        f"{duration(sampling)} of sampling, features not counted"
+    )
+
+
+def _sampling_flops(experiment: Experiment) -> float:
+    """Operations of one image: a forward pass of the whole image, a third of a step, at every evaluation."""
+    options, diffusion = experiment.evaluation, experiment.diffusion
+    whole = Experiment.model_validate({**experiment.model_dump(), **_WHOLE})
+    grid = time_grid(make_schedule(diffusion.schedule, diffusion.timesteps), options.sampler, options.steps)
+    return len(grid) * train_flops(whole) / 3

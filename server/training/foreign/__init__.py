@@ -1,0 +1,1 @@
+"""Checkpoints of other programs: reading files, names and shapes, import and export."""
