@@ -54,9 +54,9 @@ def main(arguments: list[str]) -> int:
         row = make_row(name, modules[module_name(name)], figure)
         if status == UNMEASURED:
             unmeasured.append(row[0])
-            continue
-        rows[row[0]] = row
-        failed += [row[0]] if status else []
+        else:
+            rows[row[0]] = row
+            failed += [row[0]] if status else []
         PAGE.write_text(render({key: rows.get(key) for key in row_names(modules, rows)}), encoding="utf-8")
     print(
         f"{len(chosen) - len(failed) - len(unmeasured)} of {len(chosen)} figures reached"

@@ -22,9 +22,9 @@ from flwr.proto.fleet_pb2 import ActivateNodeRequest
 
 from benchmarks.coordinator import Coordinator
 from client.entry import CodeRefusedError, check_bundle
+from client.home import HOME_VARIABLE, Home
 from client.policy.approval import approve
 from client.records.chain import read_chain
-from client.settings import HOME_VARIABLE, Home
 from deploy.identity.certificates import create_authority
 from deploy.identity.enrolment import BUNDLE_SCHEMA, PREFIX
 from deploy.identity.keys import public_key_digest

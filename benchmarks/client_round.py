@@ -21,11 +21,12 @@ from torch import Tensor
 
 from benchmarks.measure import hardware, not_measured, verdict
 from client.data.dataset import Dataset, open_dataset, scan
+from client.home import Home
 from client.privacy.clipping import clipped_gradients
 from client.privacy.grid_noise import rounded_pairs
 from client.privacy.randomness.keystream import BLOCK_WORDS, GPU_BLOCKS, Keystream
 from client.records.data_registry import REGISTRY_VARIABLE
-from client.settings import Home, SiteConfig, SitePolicy, save_settings
+from client.settings import SiteConfig, SitePolicy, save_settings
 from client.training.local_round import Round
 from shared.data.synthetic import write_folder
 from shared.diffusion import losses

@@ -30,6 +30,7 @@ from shared.diffusion.sampling import denoiser
 from shared.diffusion.schedule import make_schedule
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment, parse_experiment
+from shared.training.compiling import has_compiler
 
 SEED = 0
 NEEDS_GPU = True
@@ -93,6 +94,8 @@ def steps() -> int:
 
 def compiling() -> int:
     """What compiling takes off a step."""
+    if not has_compiler():
+        return not_measured("compile", "no C compiler, or no headers of Python")
     size, ratio, batch = STEPS[-1]
     compiled = make_experiment(ratio, batch, size)
     eager = compiled.model_copy(update={"train": compiled.train.model_copy(update={"compile": "never"})})

@@ -27,12 +27,13 @@ import numpy as np
 from benchmarks.measure import verdict
 from client import training_request
 from client.data.dataset import scan
+from client.home import Home
 from client.limits import Ranges
 from client.records.chain import open_chain, read_chain
 from client.records.data_registry import REGISTRY_VARIABLE
 from client.records.ledger import open_ledger, read_ledger
 from client.records.spending import Charge, Spending
-from client.settings import Home, SiteConfig, SitePolicy, save_settings
+from client.settings import SiteConfig, SitePolicy, save_settings
 from client.training import local_round
 from shared.data.synthetic import write_folder
 from shared.experiment.config import Experiment

@@ -22,8 +22,9 @@ from benchmarks.measure import verdict
 from benchmarks.privacy_attacks.question_site import spent
 from client.answers.statistics.mean_image import answer_mean_image
 from client.data.dataset import open_dataset, scan
+from client.home import Home
 from client.private_files import write_private
-from client.settings import Home, SiteConfig, SitePolicy, save_settings
+from client.settings import SiteConfig, SitePolicy, save_settings
 from server.alignment.aligned_images import align_images
 from server.alignment.mean_images import MeanImage, mean_of
 from server.evaluation.measures.held_out_loss import HeldOutLoss, held_out_loss, interval_of_difference

@@ -19,8 +19,8 @@ import psutil
 
 from benchmarks.local import LocalFederation, command, federation, make_experiment, program_of, random_checkpoint
 from benchmarks.measure import verdict
+from client.home import Home
 from client.records.chain import read_chain
-from client.settings import Home
 from server.runs.run_directory import RunDir
 from shared.storage.runlog import read_metrics
 

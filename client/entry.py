@@ -28,10 +28,11 @@ from flwr.supercore.tls import validate_and_resolve_root_certificates
 
 import client.app
 import client.offers.answer
+from client.home import find_home
 from client.memory import LARGEST_VARIABLE, largest_message_bytes, largest_task_bytes, watch_memory
 from client.policy.approval import Approved, read_approved
 from client.records.journal import Journal
-from client.settings import SitePolicy, find_home, load_settings
+from client.settings import SitePolicy, load_settings
 from shared.errors import InputError
 from shared.storage.code_digest import SITE_PACKAGES, files_digest, installed_digest
 

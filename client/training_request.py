@@ -16,6 +16,7 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from client.data.dataset import Dataset, open_dataset
+from client.home import Home
 from client.policy import rules
 from client.policy.approval import keep_pending, may_run
 from client.policy.budget import reserve, told_fields, told_head, told_total
@@ -29,7 +30,7 @@ from client.records.ledger import Ledger, open_ledger
 from client.records.replies import find_reply, keep_reply
 from client.secure.masked_update import mask_update, remember_leaving
 from client.secure.rosters import check_request
-from client.settings import Home, SiteConfig, load_settings
+from client.settings import SiteConfig, load_settings
 from client.training.frozen_tensors import frozen_tensors
 from shared.messages.packing import encode
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest

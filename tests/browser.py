@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,11 +115,16 @@ class Browser:
 
 
 @contextlib.contextmanager
-def browser(profile: Path) -> Iterator[Browser]:
-    """A Chromium with an empty profile; without one on this machine the test is skipped, or fails in CI."""
+def browser(profile: Path, inside: Sequence[str] = ()) -> Iterator[Browser]:
+    """A Chromium with an empty profile; without one on this machine the test is skipped, or fails in CI.
+
+    Args:
+        profile: an empty folder.
+        inside: words before the program, such as those that enter a network namespace.
+    """
     chromium = need_binary("chromium")
     (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
-    command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+    command = [*inside, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
     command += ["--remote-debugging-pipe", f"--user-data-dir={profile}"]
     with subprocess.Popen(
         command,

@@ -93,6 +93,7 @@ SLOW = (
     "tests/shared/evaluation/test_networks.py",
     "tests/shared/pages/test_live.py",
     "tests/shared/training/test_engine.py",
+    "tests/test_api.py",
 )
 """Files that train, sample, draw, start programs or take seconds otherwise; `make test-fast` leaves them out."""
 FULL_SIZE = (END_TO_END, "tests/server/simulation/")

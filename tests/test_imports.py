@@ -80,7 +80,7 @@ LAYERS = {
         },
     ),
     "client": (
-        {"client.limits", "client.private_files"},
+        {"client.home", "client.limits", "client.private_files"},
         {"client.settings"},
         {"client.memory", "client.records"},
         {"client.data", "client.privacy.randomness"},
@@ -113,7 +113,7 @@ LAYERS = {
     "deploy": (
         {"deploy.errors"},
         {"deploy.identity", "deploy.observe"},
-        {"deploy.checks"},
+        {"deploy.alerts", "deploy.checks"},
         {"deploy.processes"},
         {"deploy.coordinator", "deploy.guards"},
         {"deploy.doctor", "deploy.pages", "deploy.warm"},
@@ -195,7 +195,7 @@ def test_help_loads_what_it_prints_and_no_more(program):
     code = f"""
 import sys
 from {program}.cli.main import app
-heavy = {{"torch", "numpy", "pywt", "flwr", "cryptography", "PIL", "opacus", "httpx", "grpc"}}
+heavy = {{"torch", "numpy", "pydantic", "pywt", "flwr", "cryptography", "PIL", "opacus", "httpx", "grpc"}}
 for option in ("--help", "-h", "--version"):
     try:
         app([option])
@@ -209,10 +209,11 @@ for option in ("--help", "-h", "--version"):
     assert done.stdout.count("Usage:") == 2 and done.stdout.count("maskfed 0.") == 1
 
 
-def test_the_status_of_runs_is_told_without_flower():
+@pytest.mark.parametrize("module", ["server.federation.status", "client.operator.status"])
+def test_status_is_told_without_flower(module):
     code = (
-        "import sys\nimport server.federation.status\n"
-        "heavy = {'torch', 'pywt', 'flwr', 'cryptography', 'PIL', 'opacus', 'httpx', 'grpc'}\n"
+        f"import sys\nimport {module}\n"
+        "heavy = {'torch', 'pywt', 'flwr', 'cryptography', 'opacus', 'httpx', 'grpc'}\n"
         "assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT, timeout=120)

@@ -3,6 +3,10 @@
 Coordinator and sites are network namespaces in which `fleet.example` is the coordinator, so `fleet.example:443` is
 real. The coordinator types what the README has for it, hospital-a what the README has for a site, hospital-b what the
 runbook has (its name in place of hospital-a's is the one word that changes). The work is scaled by `--set` alone.
+
+hospital-a approves the recipe before anybody asks; hospital-b decides on what was offered, by its facts and its number.
+The run is watched on the coordinator's live page in a real Chromium, and the evidence of coordinator and site is
+checked on a fourth host that has one file of ours, Python and `cryptography`.
 """
 
 import os
@@ -18,6 +22,8 @@ from pathlib import Path
 
 from benchmarks.hosts import Host, hosts, not_measured, num_online, reason_against, rounds, wait_for
 from benchmarks.journey.documents import commands, named
+from benchmarks.journey.elsewhere import check, key_of
+from benchmarks.journey.watching import watched
 from benchmarks.local import ONLINE_SECONDS, command
 from benchmarks.measure import verdict
 from shared.data.synthetic import write_folder
@@ -52,6 +58,21 @@ SCALED = {
     "approve experiment": FINE_TUNING,
 }
 """What is changed of each command, as `--set`; commands that are not listed are typed as they stand."""
+MAY_END_WITH = {"finetune --dry-run": (0, 1)}
+"""Exit codes: not every site has accepted when the plan is offered first."""
+PAGE_PORT = 8080
+FACTS = (
+    "asked for by run",
+    "but for",
+    "per person: noise multiplier",
+    "epsilon of this plan",
+    "your cap",
+    "MB",
+    "training for",
+)
+"""What a site is shown before it decides."""
+SHOWN = ("hospital-a", "hospital-b", "first", "running", "completed", "online")
+"""What the live page shows in the course of a run."""
 WAIT_SECONDS = 600.0
 IN_ENGLISH = {"COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
 
@@ -65,7 +86,7 @@ def main() -> int:
         root = Path(folder)
         # What the commands keep in the user's own folders stays here, too.
         os.environ |= {"MASKFED_CACHE": str(root / "cache"), "XDG_STATE_HOME": str(root / "state")}
-        with hosts(root, ("s", "a", "b")) as machines, names(machines):
+        with hosts(root, ("s", "a", "b", "v")) as machines, names(machines):
             typed = walk(*machines)
             is_released = (machines[0].folder / "released" / "MODEL_CARD.md").is_file()
             spent = epsilon_spent(machines[0])
@@ -73,12 +94,14 @@ def main() -> int:
     return verdict("journey", f"{text}, epsilon {spent}", reached=is_released)
 
 
-def walk(server: Host, *sites: Host) -> int:
+def walk(server: Host, first: Host, second: Host, elsewhere: Host) -> int:
     """Type everything; the number of commands."""
+    sites = (first, second)
     images(server, *sites)
     coordinator = commands("README.md", "**As coordinator**")
     runbook = commands("deploy/README.md", "## Coordinator: install")
     check_same(coordinator, runbook)
+    decision, evidence = (commands("deploy/README.md", marker) for marker in ("**Decide.**", "**Show it elsewhere.**"))
     per_site = [
         commands("README.md", "**As a data-holding site**"),
         [
@@ -86,15 +109,36 @@ def walk(server: Host, *sites: Host) -> int:
             for line in commands("deploy/README.md", "## Site: join")
         ],
     ]
-    parts = split_at(coordinator, "sites add")
-    for line in parts[0]:
+    before, admission, after = split_at(coordinator, "sites add")
+    for line in before:
         type_line(server, line)
     for site, lines in zip(sites, per_site, strict=True):
-        join(server, site, parts[1], lines)
+        join(server, site, admission, lines)
     wait_for(lambda: num_online(server) == len(sites), ONLINE_SECONDS, "both sites online")
-    for line in parts[2]:
+    place = [named(line) for line in after].index("finetune --dry-run") + 1
+    for line in after[:place]:
         type_line(server, line)
-    return len(coordinator) + len(sites) - 1 + sum(map(len, per_site))
+    decide(second, decision)
+    with watched(server, "coordinator", PAGE_PORT) as seen:
+        printed = [type_line(server, line) for line in after[place:]]
+    seen.check(*SHOWN)
+    check(elsewhere, server.folder / "released" / "evidence.zip", key_of(printed[-1]))
+    for line in evidence:
+        check(elsewhere, first.folder / "first.zip", key_of(type_line(first, line)))
+    return sum(map(len, (coordinator, *per_site, decision, evidence))) + len(sites) - 1
+
+
+def decide(site: Host, lines: list[list[str]]) -> None:
+    """What a site is shown of what waits, and its word.
+
+    Raises:
+        RuntimeError: a fact is not shown.
+    """
+    shown = type_line(site, lines[0])
+    if missing := [fact for fact in FACTS if fact not in shown]:
+        raise RuntimeError(f"`approve list` does not show {missing[0]!r}: {shown[-2000:]}")
+    for line in lines[1:]:
+        type_line(site, line)
 
 
 def join(server: Host, site: Host, admission: list[list[str]], lines: list[list[str]]) -> None:
@@ -111,7 +155,9 @@ def join(server: Host, site: Host, admission: list[list[str]], lines: list[list[
 def type_line(host: Host, line: list[str]) -> str:
     """One command on a terminal, where every question is answered yes; `start` stays."""
     name = named(line)
-    words = [*line, *(word for setting in SCALED.get(name, ()) for word in ("--set", setting))]
+    # What waits has been scaled by who asked.
+    scaled = () if any(word.isdigit() for word in line) and name == "approve experiment" else SCALED.get(name, ())
+    words = [*line, *(word for setting in scaled for word in ("--set", setting))]
     print(f"{host.name}$ {' '.join(words)}", flush=True)
     if name == "start":
         host.start(*words)
@@ -132,7 +178,7 @@ def type_line(host: Host, line: list[str]) -> str:
     finally:
         os.close(ours)
         os.close(theirs)
-    if done.returncode:
+    if done.returncode not in MAY_END_WITH.get(name, (0,)):
         raise RuntimeError(f"{' '.join(words)}: exit {done.returncode}: {done.stdout[-2000:]} {done.stderr[-2000:]}")
     return done.stdout
 

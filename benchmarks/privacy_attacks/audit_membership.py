@@ -24,8 +24,9 @@ from benchmarks.privacy_attacks.tiny_sites import new_machine
 from client.answers import audit_counts
 from client.answers.audit_request import answer_audit
 from client.data.dataset import open_dataset
+from client.home import Home
 from client.limits import AuditPolicy
-from client.settings import Home, SitePolicy
+from client.settings import SitePolicy
 from shared.audits import membership_attack
 from shared.data.synthetic import generate
 from shared.diffusion import uvit

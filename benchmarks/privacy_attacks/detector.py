@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.privacy_attacks.question_site import make_site
+from client.home import Home
 from client.limits import Ranges
 from client.policy.approval import approve
-from client.settings import Home, SitePolicy
+from client.settings import SitePolicy
 from shared.data.synthetic import generate
 from shared.diffusion.losses import to_model_range, visible_x_0
 from shared.diffusion.uvit import build_model

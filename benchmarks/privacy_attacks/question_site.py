@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from client.data.dataset import open_dataset, scan
+from client.home import Home
 from client.policy.budget import told_total
 from client.privacy.accounting import epsilon
 from client.privacy.epsilon import epsilon_of
 from client.private_files import write_private
 from client.records.ledger import open_ledger, read_ledger
 from client.records.spending import Charge, Spending
-from client.settings import Home, SiteConfig, SitePolicy, load_settings, save_settings
+from client.settings import SiteConfig, SitePolicy, load_settings, save_settings
 
 Pixels = NDArray[np.uint8]
 RUN = "run"

@@ -19,8 +19,9 @@ from benchmarks.privacy_attacks.outcome import Outcome
 from benchmarks.privacy_attacks.question_site import fresh_copy, make_site, spent
 from benchmarks.privacy_attacks.tiny_sites import new_machine
 from client.answers.statistics.request import answer_query
+from client.home import Home
 from client.limits import Ranges
-from client.settings import Home, SitePolicy
+from client.settings import SitePolicy
 from shared.data.synthetic import generate
 from shared.evaluation import private_statistics as mechanism
 from shared.evaluation.extractor import Extractor

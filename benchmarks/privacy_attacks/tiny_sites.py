@@ -12,10 +12,11 @@ import numpy as np
 
 from benchmarks.privacy_attacks.outcome import Outcome
 from client.data.dataset import current_id, open_dataset
+from client.home import Home
 from client.records.data_registry import REGISTRY_VARIABLE
 from client.records.ledger import open_ledger
 from client.records.spending import Charge, Spending
-from client.settings import Home, SiteConfig, save_settings
+from client.settings import SiteConfig, save_settings
 
 SIZE = 8
 STEPS = 33

@@ -17,8 +17,9 @@ from client.answers.audit_power import too_few
 from client.answers.audited_model import Subject
 from client.answers.verdicts import Verdict
 from client.data.dataset import Dataset, open_dataset
+from client.home import Home
 from client.private_files import private_files, write_private
-from client.settings import Home, SiteConfig
+from client.settings import SiteConfig
 from shared.audits.membership_attack import AttackResult, attack
 from shared.audits.memorisation import CopyResult, copies, pixel_features, views_of
 from shared.audits.reference_model import retrained

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from client.answers.audit_power import too_few
 from client.answers.verdicts import Verdict, audit_charge, note_release
 from client.data.dataset import Dataset, open_dataset
+from client.home import Home
 from client.policy.approval import keep_pending, read_approved
 from client.policy.audit_rules import AuditFacts, review_audit
 from client.policy.budget import reserve
@@ -23,7 +24,7 @@ from client.policy.refusals import UNKNOWN_REQUEST, RefusedError, note_refusal, 
 from client.privacy.epsilon import epsilon_of
 from client.records.journal import Journal
 from client.records.ledger import Ledger, open_ledger
-from client.settings import Home, SiteConfig, load_settings
+from client.settings import SiteConfig, load_settings
 from shared.messages.audit import MODEL_ARRAY, AuditAnswer, AuditQuery, AuditVerdict, reference_array
 from shared.messages.envelope import header_record, read_array, read_header, validated
 from shared.messages.packing import MessageError, array_digest, decode

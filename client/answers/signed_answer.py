@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
+from client.home import Home
 from client.policy.freshness import check_fresh
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
 from client.private_files import patient_writes, write_private
 from client.records.journal import Journal
 from client.records.site_log import site_log
-from client.settings import CURE_SIGNING_KEY, Home, load_settings
+from client.settings import CURE_SIGNING_KEY, load_settings
 from shared.errors import InputError
 from shared.experiment.config import Section
 from shared.messages.agreement.offer import OfferAnswer, Reason

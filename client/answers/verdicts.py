@@ -9,11 +9,12 @@ from typing import Any
 
 from client.answers.audit_power import too_few
 from client.data.dataset import Dataset, open_dataset
+from client.home import Home
 from client.policy.budget import has_dp_releases
 from client.records.journal import Journal
 from client.records.ledger import Ledger, open_ledger
 from client.records.spending import Charge, EpsilonOf
-from client.settings import Home, SiteConfig, SitePolicy
+from client.settings import SiteConfig, SitePolicy
 from shared.errors import InputError
 from shared.messages.audit import AuditKind
 from shared.storage.versions import installed_versions

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from client.settings import Home, find_home
+from client.home import Home, find_home
 from shared.commandline import JsonOption, owned, tell_json
 from shared.errors import InputError
 

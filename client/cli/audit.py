@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from typer.core import TyperGroup
 
-from client.settings import find_home, load_settings
+from client.home import find_home
 from shared.commandline import JsonOption, owned, tell_json
 from shared.errors import InputError
 
@@ -98,6 +98,7 @@ def audit(
     from client.answers.verdicts import charge_operator, write_verdicts
     from client.data.dataset import open_dataset
     from client.privacy.epsilon import epsilon_of
+    from client.settings import load_settings
     from client.training.local_round import choose_device
     from shared.evaluation.networks import load_extractor
     from shared.messages.audit import PIXELS
@@ -155,6 +156,7 @@ def canaries(
     import numpy as np
 
     from client.privacy.canaries import NO_NOISE, audit_canaries, canary_plan
+    from client.settings import load_settings
     from client.training.local_round import choose_device
     from shared.experiment.config import load_experiment
 
@@ -200,6 +202,7 @@ def compare_alone(
     Nothing is charged, kept or sent.
     """
     from client.data.dataset import open_dataset
+    from client.settings import load_settings
     from client.training.alone import compare_alone as compare
     from client.training.local_round import choose_device
 
@@ -221,6 +224,7 @@ def statistics(
     """Write feature statistics for the coordinator; charged. Exact, so of unbounded epsilon, without --projection."""
     from client.answers.statistics.release import StatisticsPlan, release_statistics
     from client.privacy.epsilon import epsilon_of
+    from client.settings import load_settings
     from shared.evaluation.feature_statistics import save_statistics
     from shared.evaluation.networks import load_extractor
     from shared.evaluation.private_statistics import load_projection

@@ -1,18 +1,24 @@
 """The commands that begin and end taking part: enroll, join, certificate."""
 
+import contextlib
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from client.cli import site
-from client.cli.persons import PersonsOption, confirm_persons, keep_persons, warn_of_audits
+from client.cli.persons import PersonsOption, keep_persons, with_unit
 from client.cli.policy import describe
-from client.settings import Home, SiteConfig, find_home, load_settings, save_settings
+from client.home import Home, find_home
 from shared.commandline import owned
 from shared.errors import InputError
 from shared.messages.agreement.defaults import DELTA, EPSILON_CAP, MAX_ROUNDS, MAX_STEPS, MIN_NOISE
+
+if TYPE_CHECKING:
+    pass
 
 HomeOption = Annotated[
     Path | None,
@@ -20,6 +26,25 @@ HomeOption = Annotated[
         "--home", envvar="MASKFED_CLIENT_HOME", callback=owned("site"), help="The site's folder; default: ./site."
     ),
 ]
+
+OPTIONS = {
+    "image_size": "image-size",
+    "held_out_ratio": "held-out",
+    "device": "device",
+    "policy.tasks": "task",
+    "policy.unit": "unit",
+    "policy.epsilon_cap": "epsilon-cap",
+    "policy.delta": "delta",
+    "policy.min_noise_multiplier": "min-noise",
+    "policy.max_steps_per_round": "max-steps",
+    "policy.max_rounds_per_day": "max-rounds",
+    "policy.audit.max_per_run": "max-audits",
+    "policy.audit.noise_multiplier": "audit-noise",
+    "policy.min_images_train": "min-images",
+    "policy.image_count": "image-count",
+    "policy.release_scalars": "release",
+}
+"""Options of `join` by the field that they set."""
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +65,7 @@ def enroll(
     ] = None,
 ) -> None:
     """Make the keys that your site lacks, and print the line to send to the coordinator."""
+    from client.settings import load_settings
     from deploy.identity.site_identity import RENEWABLE, create_identity
 
     place = find_home(home)
@@ -48,6 +74,7 @@ def enroll(
     if place.settings.exists() and (own := load_settings(place).alias) != alias:
         raise InputError(f"{place.path} is the folder of site {own}, not of {alias}: give that name, or another --home")
     typer.echo(create_identity(place.path, alias, renew, node_key))
+    typer.echo("send the coordinator this line; it is good for 14 days and for one use", err=True)
 
 
 def join(  # every rule of the policy is one option
@@ -119,7 +146,7 @@ def join(  # every rule of the policy is one option
     """Join a federation: trust its CA, approve its client code, and write your policy to `site.toml`."""
     from client.operator.installed_code import approve_installed, check_installed
     from client.records.history import check_head_file
-    from client.settings import parse_settings
+    from client.settings import parse_settings, save_settings
     from deploy.identity.addresses import split_proxy
     from deploy.identity.enrolment import read_bundle
     from deploy.identity.site_identity import accept_bundle
@@ -130,37 +157,38 @@ def join(  # every rule of the policy is one option
         split_proxy(proxy)
     if place.settings.exists():
         raise InputError(f"{place.settings} exists already: edit it, or remove it first to join again")
-    settings = parse_settings(
-        {
-            "alias": joined.alias,
-            "address": joined.address,
-            "proxy": proxy,
-            "data": str(data.resolve()),
-            "identities": str(identities.resolve()) if identities else "",
-            "person_depth": person_depth,
-            "image_size": image_size,
-            "held_out_ratio": held_out,
-            "head_file": str((head_file or default_head_file(place, joined.alias)).resolve()),
-            "device": device,
-            "threads": threads,
-            "policy": {
-                "tasks": task or ["train", "mean_image"],
-                "experiments": "any" if allow_any_experiment else "approved",
-                "require_dp": not allow_non_private,
-                "unit": unit or "image",
-                "epsilon_cap": epsilon_cap,
-                "delta": delta,
-                "min_noise_multiplier": min_noise,
-                "max_steps_per_round": max_steps,
-                "max_rounds_per_day": max_rounds,
-                "audit": {"max_per_run": max_audits, "noise_multiplier": audit_noise},
-                "min_images_train": min_images,
-                "image_count": image_count,
-                "release_scalars": release or [],
+    with _in_options():
+        settings = parse_settings(
+            {
+                "alias": joined.alias,
+                "address": joined.address,
+                "proxy": proxy,
+                "data": str(data.resolve()),
+                "identities": str(identities.resolve()) if identities else "",
+                "person_depth": person_depth,
+                "image_size": image_size,
+                "held_out_ratio": held_out,
+                "head_file": str((head_file or default_head_file(place, joined.alias)).resolve()),
+                "device": device,
+                "threads": threads,
+                "policy": {
+                    "tasks": task or ["train", "mean_image"],
+                    "experiments": "any" if allow_any_experiment else "approved",
+                    "require_dp": not allow_non_private,
+                    "unit": unit or "image",
+                    "epsilon_cap": epsilon_cap,
+                    "delta": delta,
+                    "min_noise_multiplier": min_noise,
+                    "max_steps_per_round": max_steps,
+                    "max_rounds_per_day": max_rounds,
+                    "audit": {"max_per_run": max_audits, "noise_multiplier": audit_noise},
+                    "min_images_train": min_images,
+                    "image_count": image_count,
+                    "release_scalars": release or [],
+                },
             },
-        },
-        "join",
-    )
+            "join",
+        )
     settings = with_unit(place, settings, unit, num_persons)
     check_head_file(Path(settings.head_file), place.path)
     check_installed(joined.code_digest)
@@ -175,6 +203,18 @@ def join(  # every rule of the policy is one option
     if start_now:
         site.data_scan(place.path)
         site.start(place.path)
+
+
+@contextlib.contextmanager
+def _in_options() -> Iterator[None]:
+    """Let an error name the option that was typed, not the field of `site.toml` that it becomes."""
+    try:
+        yield
+    except InputError as error:
+        words = re.fullmatch(r"join: ([a-z_.]+?)(?:\.\d+)? = (.*)", str(error), re.DOTALL)
+        if words is None or words[1] not in OPTIONS:
+            raise
+        raise InputError(f"--{OPTIONS[words[1]]} {words[2]}") from error
 
 
 def certificate(
@@ -202,22 +242,3 @@ def default_head_file(home: Home, alias: str) -> Path:
 
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     return state / "maskfed" / f"{alias}-{hashlib.sha256(str(home.path).encode()).hexdigest()[:12]}.json"
-
-
-def with_unit(home: Home, settings: SiteConfig, unit: str | None, num_persons: int | None) -> SiteConfig:
-    """The settings with the unit of privacy that is asked for, or the person where images are sorted by person.
-
-    Raises:
-        InputError: no images, or persons that are missing, not clear or not confirmed; nothing was written.
-    """
-    from client.data.dataset import CURE_PERSONS
-    from client.data.person_mapping import persons_of
-    from shared.data.images import list_images
-
-    if unit is None and persons_of(list_images(Path(settings.data)), settings) is not None:
-        settings = settings.model_copy(update={"policy": settings.policy.model_copy(update={"unit": "person"})})
-    persons = confirm_persons(home, settings, num_persons)
-    if settings.policy.unit == "person" and persons is None:
-        raise InputError(f"--unit person, but {settings.data} is not sorted by person. {CURE_PERSONS}")
-    warn_of_audits(settings, persons)
-    return settings

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from client.settings import find_home, load_settings
+from client.home import find_home
 from shared.commandline import JsonOption, owned, tell_json
 from shared.errors import InputError
 
@@ -29,6 +29,7 @@ def ledger_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List every charge, and the total of each data set with its unit and delta."""
     from client.privacy.epsilon import epsilon_of
     from client.records.ledger import read_ledger
+    from client.settings import load_settings
 
     place = find_home(home)
     settings, history = load_settings(place), read_ledger(place.ledger)
@@ -73,6 +74,7 @@ def ledger_verify(
     """Check that no line was changed or lost, and that this is the newest copy."""
     from client.records.history import head_problem
     from client.records.ledger import open_ledger, read_ledger
+    from client.settings import load_settings
 
     place = find_home(home)
     head_file = Path(load_settings(place).head_file)
@@ -96,6 +98,7 @@ def ledger_accept_clock(home: HomeOption = None) -> None:
     import datetime as dt
 
     from client.records.ledger import open_ledger
+    from client.settings import load_settings
 
     place = find_home(home)
     with open_ledger(place.ledger, Path(load_settings(place).head_file)) as held:
@@ -125,6 +128,7 @@ def ledger_plan(
     from client.privacy.planning import noise_that_fits, num_that_fit
     from client.records.ledger import read_ledger
     from client.records.spending import Spending
+    from client.settings import load_settings
     from shared.experiment.config import load_experiment
     from shared.experiment.recipes import find_experiment
     from shared.messages.agreement.plan import resolve

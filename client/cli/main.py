@@ -19,7 +19,7 @@ audit.register(app)
 site.register(app)
 PANELS = {
     "Begin and end": ("enroll", "join", "certificate", "leave", "data"),
-    "Take part": ("start", "status", "doctor", "metrics"),
+    "Take part": ("start", "status", "doctor", "metrics", "alerts"),
     "Decide": ("policy", "approve"),
     "See what it cost and gains, show it elsewhere": ("ledger", "journal", "evidence", "compare-alone"),
     "Look for leaks, release by hand": ("audit", "statistics"),

@@ -1,13 +1,16 @@
 """The policy in words, and its commands: what it says, and bringing a `site.toml` of an older version up to date."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from client.home import find_home
 from client.private_files import check_private, write_private
-from client.settings import SitePolicy, find_home, load_settings, read_toml
 from shared.commandline import JsonOption, owned, tell_json
+
+if TYPE_CHECKING:
+    from client.settings import SitePolicy
 
 HomeOption = Annotated[
     Path | None,
@@ -27,6 +30,7 @@ def register(app: typer.Typer) -> None:
 def policy_show(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Say the policy in words."""
     from client.policy.approval import read_approved
+    from client.settings import load_settings
 
     place = find_home(home)
     policy = load_settings(place).policy
@@ -42,6 +46,7 @@ def policy_migrate(
 ) -> None:
     """Bring `site.toml` of an older version up to date, after showing every difference; the old file is kept."""
     from client.policy.migration import differences, migrated
+    from client.settings import read_toml
 
     place = find_home(home)
     check_private(place.settings)
@@ -61,7 +66,7 @@ def policy_migrate(
     typer.echo(f"written; the old file is {kept}")
 
 
-def describe(policy: SitePolicy, refused: frozenset[str] = frozenset()) -> str:
+def describe(policy: "SitePolicy", refused: frozenset[str] = frozenset()) -> str:
     """The policy in one sentence per rule; `refused` are the experiments that the operator has refused."""
     from client.policy.rules import is_any_allowed
 

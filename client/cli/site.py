@@ -9,7 +9,8 @@ import typer
 
 from client.cli.persons import PersonsOption, confirm_persons, keep_persons
 from client.cli.policy import describe
-from client.settings import find_home, load_settings, save_settings
+from client.cli.records import figures, watch_for_alerts
+from client.home import find_home
 from deploy.observe.logs import tell
 from shared.commandline import JsonOption, owned, tell_json
 from shared.errors import InputError
@@ -54,6 +55,7 @@ def data_scan(
     from client.data.dataset import open_dataset, scan
     from client.records.journal import Journal
     from client.records.site_log import site_log
+    from client.settings import load_settings
 
     place = find_home(home)
     settings = load_settings(place)
@@ -93,13 +95,12 @@ def start(
     """Take part until Ctrl-C. Processes that exit are restarted."""
     from client.operator.doctor import check_code, check_folder, check_records, check_signing_key
     from client.operator.live import TICK_SECONDS, live_view
-    from client.operator.metrics import site_gauges
     from client.operator.status import SiteView, hold_site
     from client.policy.approval import read_approved
+    from client.settings import load_settings
     from deploy.checks.connection import check_door
     from deploy.checks.dial import Way
     from deploy.guards.superexec import verify_program
-    from deploy.observe.prometheus import serve
     from deploy.pages.service import page_service, tell_address
     from deploy.processes.process import check_port_free, free_ports, handle_signals
     from deploy.processes.services import SitePlan, site_services
@@ -131,11 +132,10 @@ def start(
         tell(f"site {settings.alias} takes part in {settings.address}; Ctrl-C ends it. {rules}")
         lines = SiteView(place, tell)
         stack.enter_context(supervisor)
+        stack.enter_context(watch_for_alerts(place, settings.alias))
         if page_port:
             tell_address(place.path, page_port)
-        if metrics_port:
-            check_port_free("127.0.0.1", metrics_port, "metrics")
-            stack.enter_context(serve(metrics_port, lambda: site_gauges(place, settings)))
+        stack.enter_context(figures(place, settings, metrics_port))
         if sys.stdout.isatty():
             with live_view(place) as live:
                 supervisor.watch(live.tick, TICK_SECONDS)
@@ -149,6 +149,7 @@ def metrics(home: HomeOption = None, port: Annotated[int, typer.Option(help="Loc
     from threading import Event
 
     from client.operator.metrics import site_gauges
+    from client.settings import load_settings
     from deploy.observe.prometheus import serve
     from deploy.processes.process import check_port_free, handle_signals
 
@@ -165,6 +166,7 @@ def metrics(home: HomeOption = None, port: Annotated[int, typer.Option(help="Loc
 def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show whether the site runs, its data, what it has spent, and the newest events."""
     from client.operator.status import entry_facts, is_running, status_facts, summary
+    from client.settings import load_settings
 
     place = find_home(home)
     settings = load_settings(place)
@@ -182,6 +184,7 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
 def doctor(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Check everything that a round needs, and say what to do. Exit code 1 if something is missing."""
     from client.operator.doctor import check_site
+    from client.settings import load_settings
     from deploy.checks.dial import Way
     from deploy.doctor import site_checks
 
@@ -212,6 +215,7 @@ def leave(
     from client.operator import wipe as wiping
     from client.operator.status import hold_site
     from client.records.journal import Journal
+    from client.settings import load_settings, save_settings
     from deploy.identity.site_identity import NODE_KEY, SIGNING_KEY
 
     place = find_home(home)

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from client.data.held_out import Split
+from client.home import Home
 from client.private_files import private_files, write_private
 from client.records.data_registry import key_id
-from client.settings import Home, SiteConfig
+from client.settings import SiteConfig
 from shared.data.decoding import OnProgress
 from shared.data.image_cache import BuildOptions, build_cache
 from shared.data.image_set import CACHE_FILE, IMAGES_FILE, INDEX_FILE, ImageCache, open_cache
 from shared.data.images import ImageSource
 from shared.data.pixels import DECODING_VERSION
 from shared.errors import InputError
-from shared.messages.envelope import canonical_json
-from shared.storage.files import TEMPORARY_PREFIX, file_digest, remove_folder, sync_file
+from shared.storage.files import TEMPORARY_PREFIX, canonical_json, file_digest, remove_folder, sync_file
 
 SCHEMA_VERSION = 2
 NAME_LENGTH = 32

@@ -3,13 +3,14 @@
 import hashlib
 from pathlib import Path
 
+from client.home import Home
 from client.private_files import write_private
-from client.settings import Home, SiteConfig
+from client.settings import SiteConfig
 from shared.data.identity_file import read_identities
 from shared.data.images import ImageSource
 from shared.data.persons import folder_levels, persons_by_folder
 from shared.errors import InputError
-from shared.messages.envelope import canonical_json
+from shared.storage.files import canonical_json
 
 
 def persons_of(source: ImageSource, settings: SiteConfig) -> tuple[str, ...] | None:

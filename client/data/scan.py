@@ -23,14 +23,15 @@ from client.data.generations import (
 from client.data.held_out import Place, Sides, Split
 from client.data.person_mapping import persons_of
 from client.data.scan_report import Scan, report
+from client.home import Home
 from client.records.data_key import create_data_key, read_data_key
 from client.records.data_registry import DataRegistry, Identity, Records, key_id, registry_folder
 from client.records.ledger import Ledger
-from client.settings import Home, SiteConfig
+from client.settings import SiteConfig
 from shared.data.image_set import ImageCache
 from shared.data.images import ImageSource, list_images
 from shared.errors import InputError
-from shared.messages.envelope import canonical_json
+from shared.storage.files import canonical_json
 
 
 class Scanner:

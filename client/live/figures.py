@@ -4,15 +4,14 @@ import datetime as dt
 from collections import OrderedDict, deque
 from typing import Any, NamedTuple
 
+from client.home import Home
 from client.records.chain import ChainReader, Entry
-from client.settings import Home
+from client.records.spending import TOTAL_CHANGES
 
 NEWEST = 100
 """Entries that are kept of each kind."""
 KNOWN_REQUESTS = 500
 ENDS = ("release", "refusal", "resent", "accepted", "failure")
-TOTAL_CHANGES = ("reserve", "inherited", "shared", "dataset")
-"""Entries of the ledger after which a total that was computed before holds no longer."""
 
 
 class Asked(NamedTuple):

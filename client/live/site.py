@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from client.home import Home
 from client.live.figures import Asked, SiteFigures
 from client.offers.waiting import Waiting, waiting
 from client.operator.status import event_line
 from client.policy.approval import read_approved
 from client.policy.rules import is_any_allowed
 from client.records.spending import KeptTotal, read_kept_total
-from client.settings import Home, SiteConfig, load_settings
+from client.settings import SiteConfig, load_settings
 from client.training.progress import FILE, Progress
 from shared.errors import InputError
 from shared.pages.assets import live_files

@@ -14,6 +14,7 @@ from pathlib import Path
 from flwr.app import ArrayRecord, RecordDict
 
 from client.data.dataset import Dataset, open_dataset
+from client.home import Home
 from client.offers.answered import AnsweredOffers, hidden_reason, open_answered, too_many
 from client.policy.approval import keep_pending
 from client.policy.budget import budget_refusal, has_hidden
@@ -27,7 +28,7 @@ from client.records.history import head_problem
 from client.records.journal import Journal
 from client.records.ledger import read_ledger
 from client.records.spending import EpsilonOf, Spending
-from client.settings import Home, SiteConfig, SitePolicy, load_settings
+from client.settings import SiteConfig, SitePolicy, load_settings
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.agreement.offer import MOST_REASONS, OfferAnswer, Reason, read_offer

@@ -15,13 +15,14 @@ from contextlib import contextmanager
 
 from pydantic import Field, ValidationError
 
+from client.home import Home
 from client.policy.rules import HIDDEN
 from client.private_files import write_private
-from client.settings import Home, SitePolicy
+from client.settings import SitePolicy
 from shared.experiment.config import Section
 from shared.messages.agreement.offer import OfferAnswer, Reason
-from shared.messages.envelope import canonical_json
 from shared.messages.training import RefusalCode
+from shared.storage.files import canonical_json
 
 DAY = dt.timedelta(days=1)
 PASSING: frozenset[RefusalCode] = frozenset({"too_many_rounds", "clock"})

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 
 from client.data.dataset import open_dataset
+from client.home import Home
 from client.offers.answer import NOT_COMPUTED, plan_costs
 from client.offers.waiting import Waiting, differences_to_recipe
 from client.policy.facts import gather_facts
 from client.policy.rules import Refusal, experiment_refusals
 from client.privacy.epsilon import epsilon_of
 from client.records.ledger import read_ledger
-from client.settings import Home, SiteConfig, SitePolicy, load_settings
+from client.settings import SiteConfig, SitePolicy, load_settings
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.training import experiment_digest

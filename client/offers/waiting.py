@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from client.home import Home
 from client.policy.approval import pending
-from client.settings import Home
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment
 from shared.experiment.recipes import find_experiment, recipe_names

@@ -5,13 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+from client.home import Home
 from client.operator.processing_record import RunRecord, record_page
 from client.policy.approval import read_approved
 from client.records.chain import Entry
 from client.records.journal import Journal
 from client.records.ledger import read_ledger
 from client.records.spending import Charge, EpsilonOf, Total
-from client.settings import CURE_SIGNING_KEY, Home, SiteConfig
+from client.settings import CURE_SIGNING_KEY, SiteConfig
 from shared.errors import InputError
 from shared.evidence.bundle import write_bundle
 from shared.messages.signature import public_text, read_key

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal
 
 import shared
+from client.home import Home
 from client.policy.approval import approve
 from client.private_files import write_private
 from client.records.journal import Journal
-from client.settings import Home
 from shared.errors import InputError
 from shared.storage.code_digest import installed_digest, site_files
 

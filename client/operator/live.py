@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.spinner import Spinner
 
+from client.home import Home
 from client.operator.status import SiteView
-from client.settings import Home
 from client.training.progress import read_progress
 
 TICK_SECONDS = 0.5

@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Iterator
 
 from client.data.dataset import current_id
+from client.home import Home
 from client.privacy.epsilon import epsilon_of
 from client.records.chain import read_chain
 from client.records.ledger import read_ledger
 from client.records.spending import Spending
-from client.settings import Home, SiteConfig
+from client.settings import SiteConfig
 
 Gauge = tuple[str, str, str, dict[str, str], float]
 """Name, kind, help, labels, value."""

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from client.data.dataset import current_id, open_dataset
+from client.home import Home
 from client.private_files import private_files
 from client.records.chain import Entry, read_chain
-from client.records.history import head_problem
+from client.records.history import History, head_problem
 from client.records.ledger import read_ledger
-from client.settings import Home, SiteConfig
+from client.records.spending import TOTAL_CHANGES, Total, read_kept_total
+from client.settings import SiteConfig
 from client.training.progress import Progress, read_progress
 from shared.errors import InputError
 from shared.storage.room import room_problem
@@ -129,11 +132,8 @@ def status_facts(home: Home, settings: SiteConfig) -> dict[str, Any]:
         data_set = {"dataset_id": data.dataset_id, **numbers}
     except InputError as error:
         problem = str(error)
-    spent, dataset_id = None, current_id(home)
-    if dataset_id is not None:
-        from client.privacy.epsilon import epsilon_of
-
-        spent = history.total(dataset_id, settings.policy.delta, epsilon_of)
+    dataset_id = current_id(home)
+    spent = None if dataset_id is None else _total(home, history, dataset_id, settings.policy.delta)
     return {
         "disk_problem": room_problem(home.path),
         "data_set": data_set,
@@ -143,6 +143,18 @@ def status_facts(home: Home, settings: SiteConfig) -> dict[str, Any]:
         "epsilon_cap": settings.policy.epsilon_cap,
         "newest": read_chain(home.journal)[-NEWEST_EVENTS:],
     }
+
+
+def _total(home: Home, history: History, dataset_id: str, delta: float) -> Total:
+    """What was spent: as it was computed with the newest charge, or by the accountant, which takes seconds to load."""
+    kept = read_kept_total(home.spent)
+    newest = max((entry.sequence for entry in history.entries if entry.kind in TOTAL_CHANGES), default=-1)
+    if kept and kept.sequence == newest and (kept.dataset_id, kept.delta) == (dataset_id, delta):
+        epsilon = math.inf if kept.epsilon is None else kept.epsilon
+        return history.total(dataset_id, delta, lambda _history, _delta: epsilon)
+    from client.privacy.epsilon import epsilon_of
+
+    return history.total(dataset_id, delta, epsilon_of)
 
 
 def entry_facts(entry: Entry) -> dict[str, Any]:

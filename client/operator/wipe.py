@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from client.settings import Home
+from client.home import Home
 
 
 class Stays(NamedTuple):

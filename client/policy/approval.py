@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from client.home import Home
 from client.policy.refusals import RefusedError
 from client.policy.rules import is_any_allowed
 from client.private_files import check_private, write_private
-from client.settings import Home, SiteConfig, SitePolicy
+from client.settings import SiteConfig, SitePolicy
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.messages.training import experiment_digest

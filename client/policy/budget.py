@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Iterable
 
+from client.home import Home
 from client.policy.refusals import RefusedError
 from client.policy.rules import HIDDEN, Refusal, hidden
 from client.private_files import write_private
@@ -17,7 +18,7 @@ from client.records.history import History
 from client.records.journal import Journal
 from client.records.ledger import BudgetError, Ledger, UnitError
 from client.records.spending import Charge, EpsilonOf, KeptTotal, Total, total_of
-from client.settings import Home, SitePolicy, Unit
+from client.settings import SitePolicy, Unit
 from shared.messages.agreement.plan import offer_digest
 
 log = logging.getLogger("maskfed.client")

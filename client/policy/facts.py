@@ -3,11 +3,12 @@
 import datetime as dt
 
 from client.data.dataset import Dataset
+from client.home import Home
 from client.policy.approval import read_approved
 from client.policy.budget import has_dp_releases, own_unit
 from client.policy.rules import Facts
 from client.records.history import History
-from client.settings import Home, SiteConfig
+from client.settings import SiteConfig
 
 
 def gather_facts(home: Home, settings: SiteConfig, run: str, data: Dataset | None, history: History) -> Facts:

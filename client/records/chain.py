@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 from client.private_files import check_private, private_files, with_room, write_private
 from shared.errors import InputError
-from shared.messages.envelope import canonical_json
-from shared.storage.files import append_whole, sync_file
+from shared.storage.files import append_whole, canonical_json, sync_file
 
 SCHEMA_VERSION = 1
 START = "0" * 64

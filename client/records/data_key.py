@@ -2,8 +2,8 @@
 
 import os
 
+from client.home import Home
 from client.private_files import check_private, write_private
-from client.settings import Home
 from shared.errors import InputError
 
 DATA_KEY_BYTES = 32

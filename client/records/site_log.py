@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from logging.handlers import RotatingFileHandler
 
+from client.home import Home
 from client.private_files import private_files
-from client.settings import Home
 
 
 @contextmanager

@@ -91,6 +91,10 @@ def total_of(charges: list[Charge], delta: float, epsilon_of: EpsilonOf, num_unc
     )
 
 
+TOTAL_CHANGES = ("reserve", "inherited", "shared", "dataset")
+"""Entries of the ledger after which a total that was computed before holds no longer."""
+
+
 class KeptTotal(Section):
     """What the newest charge has brought a data set to: a file for those who look and load no accountant."""
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from client.home import Home
 from client.secure.run_state import RoundState, open_run
-from client.settings import Home
 from shared.messages.training import RequestHeader
 from shared.secure_aggregation.dealing import Dealing, deal
 from shared.secure_aggregation.masks import SEED_BYTES, Mask, masked, pairwise_mask

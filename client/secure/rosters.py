@@ -7,13 +7,14 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import RecordDict
 
+from client.home import Home
 from client.limits import SecurePolicy
 from client.policy.approval import MOST_PENDING, read_approved
 from client.policy.refusals import UNKNOWN_REQUEST, RefusedError, note_refusal, refusal_of
 from client.private_files import write_private
 from client.records.journal import Journal
 from client.secure.run_state import RoundState, forget_old_runs, open_run
-from client.settings import CURE_SIGNING_KEY, Home, SiteConfig, load_settings
+from client.settings import CURE_SIGNING_KEY, SiteConfig, load_settings
 from shared.errors import InputError
 from shared.messages.secure_sum.keys import KeysAnswer, KeysQuery, keys_record, read_keys_query
 from shared.messages.signature import public_text, read_key

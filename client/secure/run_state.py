@@ -13,8 +13,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import Field, ValidationError
 
+from client.home import Home
 from client.private_files import private_files, write_private
-from client.settings import Home
 from shared.errors import InputError
 from shared.experiment.config import Section
 from shared.messages.secure_sum.unmask import Shares

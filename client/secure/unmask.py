@@ -8,11 +8,12 @@ import logging
 
 from flwr.app import RecordDict
 
+from client.home import Home
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
 from client.records.journal import Journal
 from client.secure.rosters import check_task
 from client.secure.run_state import RoundState, RunState, open_run
-from client.settings import Home, SiteConfig, load_settings
+from client.settings import SiteConfig, load_settings
 from shared.messages.secure_sum.unmask import UnmaskAnswer, UnmaskQuery, read_unmask_query, unmask_record
 from shared.messages.text import one_line
 from shared.secure_aggregation.dealing import open_box, revealed_seeds

@@ -8,10 +8,10 @@ from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.answers.signed_answer import entry_point
+from client.home import Home
 from client.offers.answer import answer_offer
 from client.secure.rosters import answer_keys
 from client.secure.unmask import answer_unmask
-from client.settings import Home
 from client.simulated.adversary import adversary_of, poisoned_reply
 from client.simulated.virtual_site import home_of, simulation_folder
 from client.training_request import handle

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from client.data.dataset import scan
+from client.home import Home
 from client.private_files import write_private
 from client.records.data_registry import REGISTRY_VARIABLE
-from client.settings import Home, parse_settings, save_settings
+from client.settings import parse_settings, save_settings
 
 SIMULATION_VARIABLE = "MASKFED_SIMULATION"
 

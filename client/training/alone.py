@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from client.data.dataset import Dataset
+from client.home import Home
 from client.records.data_key import read_data_key
-from client.settings import Home
 from shared.diffusion.losses import Draw, draw_noise, per_image_loss
 from shared.diffusion.schedule import make_schedule
 from shared.errors import InputError

@@ -5,9 +5,9 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
+from client.home import Home
 from client.policy.refusals import RefusedError
 from client.private_files import write_private
-from client.settings import Home
 from shared.messages.training import TrainRequest
 
 MOST_BASES = 2

@@ -23,13 +23,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from client.data.dataset import Dataset
+from client.home import Home
 from client.private_files import private_files, write_private
-from client.settings import Home
 from shared.experiment.config import Section
 from shared.messages.agreement.plan import plan_digest
-from shared.messages.envelope import canonical_json
 from shared.messages.packing import Manifest
 from shared.messages.training import RequestHeader
+from shared.storage.files import canonical_json
 
 MOST_RUNS, MOST_ROUNDS = 4, 2
 """Newest runs that are kept, each with its newest rounds: the one before is what a repeated round starts from."""

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.data.dataset import Dataset, open_dataset
+from client.home import Home
 from client.records.data_key import read_data_key
-from client.settings import Home, SiteConfig
+from client.settings import SiteConfig
 from client.training.kept_moments import KeptMoments, Moments
 from client.training.parallel import num_processes, run_in_processes
 from client.training.progress import told

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import multiprocessing
 
+from client.home import Home
 from client.private_files import private_files
-from client.settings import Home
 from shared.messages.training import TrainRequest
 from shared.training.processes import joined_world
 

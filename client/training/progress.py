@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from client.home import Home
 from client.private_files import private_files
-from client.settings import Home
 
 FILE = "progress"
 RECORD_BYTES = 512

@@ -19,7 +19,9 @@ def split_address(address: str) -> tuple[str, int]:
     """
     shown = address[:80]
     host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+    if colon and host and port.isascii() and port.isdigit() and len(port) < 20 and not 0 < int(port) < 65536:
+        raise ProvisionError(f"address {shown!r}: port {port} is none: give 1 to 65535")
+    if not (colon and host and port.isascii() and port.isdigit() and len(port) < 20):
         raise ProvisionError(f"address {shown!r}: give it as host:port, for example fleet.example:443")
     if host.startswith("[") or re.fullmatch(r"[0-9A-Fa-f:.%]*:[0-9A-Fa-f:.%]*", host):
         return _version_6(host, shown), int(port)

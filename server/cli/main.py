@@ -17,7 +17,7 @@ from deploy.errors import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
 from server.cli import alignment, distances, evaluation, models, rehearsal, release, rounds, studies
 from server.cli.membership import sites
-from server.cli.membership.door import certificate_checks, register_sites
+from server.cli.membership.door import certificate_checks, ending_certificates, gauges, register_sites
 from shared.commandline import JsonOption, in_panels, new_program, owned, run_app, tell_error, tell_json
 from shared.errors import InputError
 
@@ -42,7 +42,7 @@ DEFAULT_HOME = Path("coordinator")
 
 
 PANELS = {
-    "Set up and run a coordinator": ("init", "start", "doctor", "renew", "sites"),
+    "Set up and run a coordinator": ("init", "start", "doctor", "renew", "sites", "alerts"),
     "Train on public images": ("train", "sample", "export", "import-checkpoint", "data", "experiments"),
     "Federated rounds": ("plan", "finetune", "status", "logs", "stop", "align", "simulate"),
     "Measure, audit, release": ("evaluate", "loss", "projection", "audit", "release", "verify", "check", "report"),
@@ -127,11 +127,12 @@ def start(
     ] = 0,
 ) -> None:
     """Run the coordinator until Ctrl-C. Processes that exit are restarted, runs that died are submitted again."""
+    from deploy.alerts.watch import watching
     from deploy.coordinator import read_coordinator, start_plan
     from deploy.pages.service import page_service, tell_address
     from deploy.processes.process import handle_signals, only_one
     from deploy.processes.supervision import Supervisor
-    from server.federation.fleet.metrics import coordinator_gauges
+    from server.federation.alerts import RunAlerts
 
     os.umask(0o077)
     settings = read_coordinator(home)
@@ -141,7 +142,8 @@ def start(
             services.append(stack.enter_context(page_service(home, page_port, "server.live.coordinator")))
         supervisor = Supervisor(services, health_address=f"127.0.0.1:{settings.health_port}")
         handle_signals(supervisor.request_stop)
-        with supervisor, _metrics(metrics_port, lambda: coordinator_gauges(home)):
+        told = watching(home, "coordinator", [RunAlerts(home), lambda _since: ending_certificates(home)])
+        with supervisor, _metrics(metrics_port, lambda: gauges(home)), told:
             tell(f"ready: sites connect to {settings.address}")
             if page_port:
                 tell_address(home, page_port)

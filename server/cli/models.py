@@ -97,30 +97,40 @@ def training_plan(experiment: "Experiment") -> list[str]:
 
 
 def import_checkpoint(
-    file: Annotated[Path, typer.Argument(help="MaskDM training state or U-ViT weights: .pt, .pth or .safetensors.")],
+    file: Annotated[Path, typer.Argument(help="MaskDM's or U-ViT's .pt, .pth or .safetensors; a diffusers folder.")],
     out: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
     schedule: Annotated[
         Literal["linear", "cosine"] | None, typer.Option(help="Noise schedule; default: what the file's tables say.")
     ] = None,
     heads: Annotated[int | None, typer.Option(min=1, help="Attention heads; default: those of the size.")] = None,
 ) -> None:
-    """Import a checkpoint of the authors' MaskDM code or of U-ViT."""
-    from server.training.foreign.checkpoints import import_checkpoint as import_file
+    """Import a checkpoint of the authors' MaskDM code or of U-ViT, or a folder that was exported for diffusers."""
+    from server.training.foreign import checkpoints, diffusers_folder
 
-    model = import_file(file, out, schedule=schedule, num_heads=heads).model
-    typer.echo(f"{out}: size {model.size}, {model.image_size} px, patch {model.patch_size}")
+    if diffusers_folder.is_folder(file):
+        made = diffusers_folder.import_folder(file, out, takes_all=schedule is None and heads is None)
+    else:
+        made = checkpoints.import_checkpoint(file, out, schedule=schedule, num_heads=heads)
+    typer.echo(f"{out}: size {made.model.size}, {made.model.image_size} px, patch {made.model.patch_size}")
 
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder, or run directory for its newest one.")],
-    out: Annotated[Path, typer.Option(help="File to write: .pt, .pth or .safetensors.")],
-    layout: Annotated[Literal["maskdm", "uvit"], typer.Option(help="Program to write for: maskdm or uvit.")] = "maskdm",
+    out: Annotated[Path, typer.Option(help="File to write (.pt, .pth or .safetensors); for diffusers a new folder.")],
+    to: Annotated[
+        Literal["maskdm", "uvit", "diffusers"], typer.Option(help="Program to write for: maskdm, uvit or diffusers.")
+    ] = "maskdm",
 ) -> None:
-    """Export a checkpoint for the authors' MaskDM code or for U-ViT."""
-    from server.training.foreign.checkpoints import export_checkpoint
+    """Export a checkpoint for the authors' MaskDM code, for U-ViT or for diffusers."""
+    if to == "diffusers":
+        from server.training.foreign.diffusers_folder import export_folder
 
-    export_checkpoint(checkpoint, out, layout)
-    typer.echo(f"{out}: {layout} layout")
+        export_folder(checkpoint, out)
+    else:
+        from server.training.foreign.checkpoints import export_checkpoint
+
+        export_checkpoint(checkpoint, out, to)
+    typer.echo(f"{out}: for {to}")
 
 
 @data.command("cache")

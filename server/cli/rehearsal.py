@@ -101,16 +101,18 @@ def plan(
     from shared.experiment.config import load_experiment
     from shared.experiment.recipes import find_experiment
     from shared.planning.probe import images_per_second, num_values
-    from shared.planning.workload import lines, workload
+    from shared.planning.workload import BYTES, lines, run_bytes, workload
 
     loaded = load_experiment(find_experiment(experiment), overrides)
     rounds, privacy = loaded.federation.rounds, loaded.privacy
     one, whole = epsilon_after(loaded, 1), epsilon_after(loaded, rounds)
     refusals = default_refusals(loaded)
-    work = workload(loaded, sites, units_per_site, num_values(loaded), images_per_second(loaded, probe_seconds))
+    sizes = num_values(loaded)
+    work = workload(loaded, sites, units_per_site, sizes, images_per_second(loaded, probe_seconds))
+    disk = run_bytes(loaded, BYTES["float32"] * sizes[0])
     if as_json:
         told: dict[str, object] = {"epsilon_round": _finite(one), "epsilon_run": _finite(whole), "delta": privacy.delta}
-        told |= {"unit": privacy.unit if one is not None else None, "default_refusals": refusals}
+        told |= {"unit": privacy.unit if one is not None else None, "default_refusals": refusals, "disk_bytes": disk}
         typer.echo(json.dumps(told | asdict(work)))
         return
     if one is not None and whole is not None:
@@ -121,6 +123,7 @@ def plan(
         )
     for line in lines(loaded, work, sites):
         typer.echo(line)
+    typer.echo(f"disk of the coordinator: up to {disk / 1e9:.1f} GB of checkpoints")
     for refusal in refusals:
         typer.echo(f"sites with the default policy refuse: {refusal}")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared.commandline import owned
+from shared.commandline import JsonOption, owned, tell_json
 from shared.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Home = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the coordinator's."""
-    for command in (finetune, status, stop, logs):
+    for command in (finetune, status, stop, logs, alerts):
         app.command()(command)
 
 
@@ -190,3 +190,21 @@ def logs(
 
     check_home(home)
     print_log(home, run, lambda text: typer.echo(json.dumps({"log": text}) if as_json else text, nl=as_json))
+
+
+def alerts(
+    home: Home = DEFAULT_HOME,
+    to: Annotated[str, typer.Option(help="Send alerts to this https:// address; -: read it from standard input.")] = "",
+    proxy: Annotated[str, typer.Option(help="HTTP proxy on the way there, http://host:port.")] = "",
+    off: Annotated[bool, typer.Option("--off", help="Send none from now on.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Send a test message and wait for the answer.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Send what needs you to a webhook: sites that refuse or are lost, caps at 80 %, runs given up, certificates."""
+    from deploy.alerts.setup import change_alerts, in_words
+
+    facts = change_alerts(home, "coordinator", to, proxy, off=off, test=test)
+    if as_json:
+        tell_json(facts)
+    else:
+        typer.echo(in_words(facts))

@@ -9,7 +9,14 @@ from pathlib import Path
 from server.federation.fleet.registry import Registry, write_json
 from server.federation.fleet.superlink import connect
 from server.federation.resubmission import Wanted
-from server.federation.starting_point import check_fits, check_sites, find_held_out, find_init, initial_model
+from server.federation.starting_point import (
+    check_fits,
+    check_room,
+    check_sites,
+    find_held_out,
+    find_init,
+    initial_model,
+)
 from server.federation.updates.global_model import save_global
 from server.runs import run_directory
 from server.runs.run_directory import RunDir
@@ -86,6 +93,7 @@ def start_run(home: Path, start: Start) -> str:
     folder = home / "runs" / run
     if folder.exists():
         raise InputError(f"run {run} exists in {folder.parent}: give another --run, or continue it with --resume {run}")
+    check_room(home, experiment, source)
     reference, held_out = _absolute(start.reference), find_held_out(start.held_out, start.reference)
     with connect(home) as control:
         control.nodes()

@@ -1,5 +1,6 @@
 """What a run starts from, and whether it fits: registered sites, checkpoint, experiment, the model of round 0."""
 
+import shutil
 from pathlib import Path
 
 from server.federation.rounds.selection import num_asked
@@ -12,6 +13,7 @@ from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.experiment.trainable import select_trainable
 from shared.messages.packing import Manifest, pack
+from shared.planning.workload import run_bytes
 from shared.secure_aggregation.roster import MAX_SITES
 from shared.storage.checkpoint import load_group, load_meta, resolve_checkpoint
 from shared.storage.versions import git_commit
@@ -45,6 +47,26 @@ def check_sites(experiment: Experiment, num_sites: int) -> None:
             f"federation.min_replies {config.min_replies} is above the {asked} sites asked per round: lower it"
         )
     check_total_weight(asked, config)
+
+
+def check_room(home: Path, experiment: Experiment, source: Path) -> None:
+    """Refuse a run whose checkpoints the disk does not hold, before anybody is asked.
+
+    Args:
+        home: on the coordinator's disk.
+        experiment: resolved.
+        source: checkpoint that the run starts from; its averaged weights are as large as the run's.
+
+    Raises:
+        InputError: there is too little room.
+    """
+    needed = run_bytes(experiment, (source / "ema.safetensors").stat().st_size)
+    free = shutil.disk_usage(home).free
+    if free < needed:
+        raise InputError(
+            f"the run keeps checkpoints of up to {needed / 1e9:.1f} GB, and the disk of {home} has {free / 1e9:.1f} GB "
+            "free: make room, or lower train.keep_last"
+        )
 
 
 def find_init(text: str) -> Path:

@@ -25,13 +25,13 @@ from shared.seeding import derive_seed, generator
 
 VISIBLE: dict[ToyName, int] = {"swiss-roll": 1, "rose": 2}
 """Coordinates that masked score matching shows: single ones of the roll, all pairs of the rose."""
-BUDGETS = (125, 500, 2000)
+BUDGETS = (500, 2000, 8000)
 """Operations of a whole training, in steps of denoising score matching."""
 MASKED_SHARE = 0.5
 """Of the operations that go into masked score matching, where there is any."""
 LEAST_SHOWN = 1e-4
 """About what two draws of the data differ by: a logarithmic axis ends there."""
-SHOWN_BUDGET = 500
+SHOWN_BUDGET = 2000
 """The figure's clouds are drawn at this budget, or at the first one."""
 
 

@@ -1,1 +1,1 @@
-"""Training on public images, and checkpoints of other programs."""
+"""Training on public images."""

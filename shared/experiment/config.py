@@ -127,6 +127,10 @@ class Experiment(Section):
                 f"mask.block_size {self.mask.block_size} does not divide the {self.grid_size} x {self.grid_size} patch "
                 "grid: give one that does"
             )
+        if self.mask.kind == "crops" and self.privacy.mechanism == "dp-sgd":
+            raise ValueError(
+                "mask.kind 'crops' does not go with privacy dp-sgd: its batches must have one shape, give 'crop'"
+            )
         if self.mask.kind == "crops" and self.grid_size % 4:
             raise ValueError(
                 f"mask.kind 'crops' needs a patch grid that divides by 4, not {self.grid_size} x {self.grid_size}: "

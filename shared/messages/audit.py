@@ -11,10 +11,10 @@ from pydantic import Field, model_validator
 
 from shared.errors import InputError
 from shared.experiment.config import Experiment, Section
-from shared.messages.envelope import canonical_json
 from shared.messages.packing import Manifest
 from shared.messages.text import Line
 from shared.messages.training import RefusalCode
+from shared.storage.files import canonical_json
 
 AuditKind = Literal["membership", "memorisation", "canaries"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

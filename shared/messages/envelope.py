@@ -3,7 +3,6 @@
 Whatever comes from the other side is checked here before it is parsed: schema, sizes, shapes.
 """
 
-import json
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,11 +18,6 @@ from shared.messages.text import clean
 SCHEMA_VERSION = 1
 MAX_HEADER_BYTES = 4 * 2**20
 Header = TypeVar("Header", bound=Section)
-
-
-def canonical_json(value: Any) -> bytes:  # noqa: ANN401  # any JSON value
-    """One byte string per value: sorted keys, no spaces; what digests and hash chains are computed from."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def header_record(header: Section) -> ConfigRecord:

@@ -10,11 +10,12 @@ from pydantic import Field, model_validator
 
 from shared.evaluation.feature_statistics import FeatureSpace
 from shared.experiment.config import Experiment, Section
-from shared.messages.envelope import canonical_json, parse_header, validated
+from shared.messages.envelope import parse_header, validated
 from shared.messages.text import Epsilon, Line
 from shared.messages.training import RefusalCode
 from shared.secure_aggregation.dealing import Dealing
 from shared.secure_aggregation.roster import Roster
+from shared.storage.files import canonical_json
 
 MEAN_IMAGE_ACTION = "mean_image"
 """Routes the message to its handler: the message type is `query.mean_image`."""

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from shared.experiment.config import Experiment, Section
-from shared.messages.envelope import canonical_json, header_record, read_array, read_header, validated
+from shared.messages.envelope import header_record, read_array, read_header, validated
 from shared.messages.packing import Manifest, MessageError, array_digest, decode, encode
 from shared.messages.text import Epsilon, Figure, Line
 from shared.secure_aggregation.dealing import Dealing
 from shared.secure_aggregation.roster import Roster
+from shared.storage.files import canonical_json
 
 RefusalCode = Literal[
     "schema",

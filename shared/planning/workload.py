@@ -17,6 +17,9 @@ DP_SLOWDOWN = 1.7
 """DP-SGD against the plain step on a CPU (benchmarks.dp_step)."""
 BYTES = {"float32": 4, "bfloat16": 2}
 
+BUFFERS = {"fedavg": 0, "fedavgm": 1, "fedadam": 2}
+"""Arrays as large as the model that the server's optimizer keeps."""
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -82,6 +85,19 @@ def lines(experiment: Experiment, work: Workload, num_sites: int) -> Iterator[st
         f"{duration(work.seconds_per_round)} of training for each site and round, "
         f"{duration(work.seconds_per_round * rounds)} in all"
     )
+
+
+def run_bytes(experiment: Experiment, model_bytes: int) -> int:
+    """What the checkpoints of a federated run take on the coordinator's disk at most, the one being written as well.
+
+    Args:
+        experiment: says how many are kept, and what the server's optimizer keeps.
+        model_bytes: of all weights once; a checkpoint has them, their average and the optimizer's buffers.
+    """
+    train, federation = experiment.train, experiment.federation
+    marked = federation.rounds // train.keep_every if train.keep_every else 0
+    kept = min(federation.rounds + 1, train.keep_last + marked) + 1
+    return kept * (2 + BUFFERS[federation.server_optimizer]) * model_bytes
 
 
 def duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ from shared.storage.files import file_digest, write_atomically
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
+    from PIL.PngImagePlugin import PngInfo
 
 SourceType = Literal["trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia"]
 VOCABULARY = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -58,6 +59,19 @@ def seed_range(first: int, count: int) -> str:
     return str(first) if count == 1 else f"{first} to {first + count - 1}"
 
 
+def png_entries(mark: SyntheticMark) -> "PngInfo":
+    """The mark as Pillow writes it into a PNG."""
+    from PIL.PngImagePlugin import PngInfo
+
+    entries = PngInfo()
+    entries.add_itxt(XMP_KEYWORD, _packet(mark))
+    entries.add_text("Software", "maskfed")
+    for keyword, value in ((MODEL_KEYWORD, mark.model), (SEEDS_KEYWORD, mark.seeds)):
+        if value:
+            entries.add_text(keyword, value)
+    return entries
+
+
 def marked_png(pixels_HWC: "NDArray[np.uint8] | Picture", mark: SyntheticMark) -> bytes:
     """PNG of one picture with its mark.
 
@@ -70,17 +84,10 @@ def marked_png(pixels_HWC: "NDArray[np.uint8] | Picture", mark: SyntheticMark) -
     """
     # Networks are measured and trained where there is no Pillow.
     from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
 
     picture = pixels_HWC if isinstance(pixels_HWC, Image.Image) else Image.fromarray(pixels_HWC)
-    entries = PngInfo()
-    entries.add_itxt(XMP_KEYWORD, _packet(mark))
-    entries.add_text("Software", "maskfed")
-    for keyword, value in ((MODEL_KEYWORD, mark.model), (SEEDS_KEYWORD, mark.seeds)):
-        if value:
-            entries.add_text(keyword, value)
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True, pnginfo=entries)
+    picture.save(buffer, format="PNG", optimize=True, pnginfo=png_entries(mark))
     return buffer.getvalue()
 
 

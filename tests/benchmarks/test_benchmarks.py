@@ -96,6 +96,12 @@ def test_what_cannot_run_here_has_a_status_of_its_own_and_keeps_the_stored_figur
     assert runner.main(["one", "two"]) == 77
     assert runner.read_rows(runner.PAGE)["one"][1] == "one is 3"
     assert capsys.readouterr().out.endswith("1 of 2 figures reached; not measured here: one\n")
+    assert runner.main(["one"]) == 77
+    monkeypatch.setattr(runner, "PAGE", tmp_path / "new.md")
+    assert runner.main(["one"]) == 77
+    assert runner.read_rows(runner.PAGE)["one"][1] == "not measured", "a page that never had a figure says so"
+    monkeypatch.setattr(runner, "PAGE", tmp_path / "BENCHMARKS.md")
+    capsys.readouterr()
     outcomes["two"] = 1, "two is 1"
     assert runner.main(["one", "two"]) == 1
     assert runner.read_rows(runner.PAGE)["two"][1] == "two is 1"

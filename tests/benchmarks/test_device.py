@@ -60,6 +60,11 @@ def test_other_numbers_than_the_cpus_fall_short(monkeypatch):
     assert device.equality() == 1
 
 
+def test_compiling_without_a_compiler_is_not_measured(monkeypatch):
+    monkeypatch.setattr(device, "has_compiler", lambda: False)
+    assert device.compiling() == 77
+
+
 def test_a_round_without_its_packages_is_not_measured(monkeypatch, capsys):
     def absent(_):
         raise ModuleNotFoundError(name="opacus")

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from client.data.dataset import scan
+from client.home import Home
 from client.private_files import write_private
-from client.settings import Home, SiteConfig, SitePolicy, save_settings
+from client.settings import SiteConfig, SitePolicy, save_settings
 from shared.data.synthetic import write_folder
 from shared.experiment.config import Experiment, parse_experiment
 from shared.messages.packing import Manifest, pack

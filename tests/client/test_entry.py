@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from client import entry
+from client.home import Home
 from client.policy.approval import Approved, approve
 from client.records.chain import read_chain
-from client.settings import Home
 from server.federation.fleet.bundle import build_bundle
 from shared.storage.code_digest import files_digest, installed_digest, site_files
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from client.home import Home, find_home
 from client.private_files import private_files, write_private
 from client.records.data_key import create_data_key, read_data_key
-from client.settings import Home, SitePolicy, find_home, load_settings, save_settings
+from client.settings import SitePolicy, load_settings, save_settings
 from shared.errors import InputError
 from tests.client.conftest import MakeSite
 

@@ -13,6 +13,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from client.data.dataset import current_id
+from client.home import Home
 from client.policy import budget
 from client.policy.approval import approve, pending, revoke
 from client.privacy.epsilon import epsilon_of
@@ -20,7 +21,7 @@ from client.private_files import patient_writes
 from client.records.chain import Chain, open_chain, read_chain
 from client.records.ledger import open_ledger, read_ledger
 from client.records.site_log import site_log
-from client.settings import Home, save_settings
+from client.settings import save_settings
 from client.training import local_round
 from client.training_request import handle
 from shared.messages.packing import decode
@@ -383,7 +384,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from client.training_request import handle
-from client.settings import Home
+from client.home import Home
 from shared.experiment.config import parse_experiment
 from shared.messages.training import RequestHeader, TrainRequest
 from shared.messages.packing import Manifest, TensorSpec

@@ -22,9 +22,10 @@ import pytest
 from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint, tiny_experiment
 from client.cli import main as client_cli
 from client.data.dataset import open_dataset
+from client.home import Home
 from client.limits import AuditPolicy
 from client.records.data_registry import REGISTRY_VARIABLE
-from client.settings import Home, load_settings, save_settings
+from client.settings import load_settings, save_settings
 from deploy.coordinator import is_loopback
 from server.cli import main as server_cli
 from shared.evaluation.feature_statistics import load_statistics, statistics_of

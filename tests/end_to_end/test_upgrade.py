@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.cli import main as client_cli
-from client.settings import Home, load_settings
+from client.home import Home
+from client.settings import load_settings
 from deploy.coordinator import Coordinator, create_coordinator, read_coordinator
 from deploy.identity.enrolment import public_key_digest
 from deploy.identity.keys import create_node_key

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
+from client.home import Home
 from client.limits import SecurePolicy
 from client.policy.refusals import RefusedError
 from client.private_files import write_private
 from client.secure.masked_update import mask_update, remember_leaving
 from client.secure.rosters import answer_keys, check_request
 from client.secure.unmask import answer_unmask
-from client.settings import Home, SiteConfig, SitePolicy, load_settings, save_settings
+from client.settings import SiteConfig, SitePolicy, load_settings, save_settings
 from shared.messages.secure_sum.keys import KEYS_ACTION
 from shared.messages.secure_sum.unmask import UNMASK_ACTION
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest

@@ -12,6 +12,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 from numpy.typing import NDArray
 
 from client.data.dataset import Dataset, open_dataset
+from client.home import Home
 from client.policy.approval import keep_pending, may_run
 from client.policy.budget import reserve, told_fields, told_total
 from client.policy.charges import mean_image_charge
@@ -22,7 +23,7 @@ from client.privacy.epsilon import epsilon_of
 from client.records.journal import Journal
 from client.records.ledger import Ledger, open_ledger
 from client.records.replies import find_answer, keep_answer
-from client.settings import Home, SiteConfig, load_settings
+from client.settings import SiteConfig, load_settings
 from shared.messages.envelope import header_record, read_header, validated
 from shared.messages.statistics import PIXEL_SUM, MeanImageAnswer, MeanImageQuery
 

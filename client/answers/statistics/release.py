@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from client.data.dataset import Dataset, open_dataset
+from client.home import Home
 from client.policy.budget import has_dp_releases, reserve, told_total
 from client.policy.refusals import PolicyError, RefusedError
 from client.policy.rules import HIDDEN
@@ -22,7 +23,7 @@ from client.records.journal import Journal
 from client.records.ledger import Ledger, open_ledger
 from client.records.spending import Charge, EpsilonOf, Total
 from client.secure.masked_statistics import MASKED_EXACT, check_earlier_sums
-from client.settings import Home, SiteConfig, SitePolicy
+from client.settings import SiteConfig, SitePolicy
 from shared.evaluation.extractor import Extractor
 from shared.evaluation.feature_statistics import FeatureSpace, Statistics, accumulate, check_same_space
 from shared.evaluation.private_statistics import Projection, check_projection, private_statistics

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from client.home import Home
 from client.policy.approval import require_approved
 from client.policy.refusals import UNKNOWN_REQUEST, PolicyError, note_refusal, refusal_of
 from client.records.journal import Journal
 from client.secure.masked_statistics import claim_sum, masked_answer
 from client.secure.masked_update import Place
-from client.settings import Home, SiteConfig, load_settings
+from client.settings import SiteConfig, load_settings
 from shared.errors import InputError
 from shared.messages.envelope import read_bytes
 from shared.messages.packing import MessageError

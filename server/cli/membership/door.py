@@ -82,6 +82,32 @@ def certificate_checks(home: Path) -> "Iterator[Finding]":
         yield Finding("site certificates", True, text)
 
 
+def ending_certificates(home: Path) -> "Iterator[tuple[str, str, str]]":
+    """Alerts for the coordinator's own certificates and those of its sites."""
+    from deploy.alerts.certificates import ending
+
+    yield from ending(_all_left(home))
+
+
+def gauges(home: Path) -> "Iterator[tuple[str, str, str, dict[str, str], float]]":
+    """Everything that Prometheus is shown."""
+    from deploy.alerts.certificates import certificate_gauges
+    from server.federation.fleet.metrics import coordinator_gauges
+
+    yield from coordinator_gauges(home)
+    yield from certificate_gauges(_all_left(home))
+
+
+def _all_left(home: Path) -> dict[str, float]:
+    from deploy.alerts.certificates import COORDINATORS
+    from deploy.alerts.certificates import certificates_left as own_left
+
+    own = own_left(home, COORDINATORS)
+    return own | {
+        f"certificate of {alias}": days for alias, days in certificates_left(home).items() if days is not None
+    }
+
+
 def write_bundles(home: Path, address: str, requests: "Mapping[Path, EnrolmentRequest]") -> None:
     """All bundles or none: this comes before the registry, so that no site is in that nobody could enrol again."""
     from deploy.identity.enrolment import write_bundle

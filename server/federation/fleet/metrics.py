@@ -37,6 +37,9 @@ def _of_run(run: dict[str, str], rounds: list[dict[str, Any]], events: list[dict
         stages.update({name: seconds for name, seconds in event["seconds"].items() if name != "total"})
     for stage, seconds in stages.items():
         yield "maskfed_stage_seconds_total", "counter", "Wall time by stage.", {**run, "stage": stage}, seconds
+    ends = [event for event in events if event["kind"] in ("start", "resubmitted", "end")]
+    given_up = bool(ends) and ends[-1].get("status") == "failed" and bool(ends[-1].get("is_final"))
+    yield "maskfed_run_given_up", "gauge", "1 where nobody tries the run again.", run, given_up
     yield from _released(run, rounds, events)
 
 
@@ -51,9 +54,16 @@ def _released(run: dict[str, str], rounds: list[dict[str, Any]], events: list[di
         spent = float(value) if isinstance(value, int | float) else float("inf")
         if value is not None:
             yield "maskfed_site_epsilon", "gauge", "Epsilon as the site reports it.", {**run, "site": site}, spent
+    caps = {reply["site"]: reply["epsilon_cap"] for event in rounds for reply in event["answered"] if _has_cap(reply)}
+    for site, value in caps.items():
+        yield "maskfed_site_epsilon_cap", "gauge", "The site's cap, as it reports it.", {**run, "site": site}, value
     private = {
         reply["site"]: reply["dp_epsilon"] for event in rounds for reply in event["answered"] if "dp_epsilon" in reply
     }
     for site, value in private.items():
         text = "Epsilon of the part with DP, where the whole is infinite."
         yield "maskfed_site_dp_epsilon", "gauge", text, {**run, "site": site}, value
+
+
+def _has_cap(reply: dict[str, Any]) -> bool:
+    return isinstance(reply.get("epsilon_cap"), int | float)

@@ -3,8 +3,8 @@
 import hashlib
 
 from shared.experiment.config import Experiment
-from shared.messages.envelope import canonical_json
 from shared.messages.training import RequestHeader
+from shared.storage.files import canonical_json
 
 
 def resolve(experiment: Experiment) -> Experiment:

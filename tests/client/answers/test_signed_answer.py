@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client import app, private_files
+from client.home import Home
 from client.records.chain import read_chain
-from client.settings import Home
 from deploy.identity.keys import load_certificate
 from shared.errors import InputError
 from shared.messages.audit import AuditAnswer

@@ -8,9 +8,10 @@ from typer.testing import CliRunner
 from client.answers.verdicts import Verdict
 from client.cli import main as cli
 from client.cli.join import describe
+from client.home import Home
 from client.limits import AuditPolicy
 from client.records.ledger import read_ledger
-from client.settings import Home, SitePolicy, load_settings
+from client.settings import SitePolicy, load_settings
 from shared.errors import InputError
 from shared.experiment.config import parse_experiment
 from shared.seeding import Streams

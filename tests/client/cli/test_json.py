@@ -79,6 +79,7 @@ SCHEMAS = {
         ],
     },
     "policy show": dict,
+    "alerts": {"host": (str, NoneType), "proxy": str, "tested": (int, NoneType)},
 }
 LONG = {"audit canaries"}
 """Print JSON too, and take minutes."""

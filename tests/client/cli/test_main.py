@@ -16,13 +16,14 @@ from typer.testing import CliRunner, Result
 from client.cli import main as cli
 from client.cli import persons
 from client.data.dataset import open_dataset
+from client.home import Home
 from client.operator.status import SiteView, hold_site, is_running
 from client.policy.approval import read_approved
 from client.records import chain
 from client.records.chain import read_chain
 from client.records.ledger import open_ledger, read_ledger
 from client.records.spending import Charge
-from client.settings import Home, load_settings, save_settings
+from client.settings import load_settings, save_settings
 from client.training.progress import told
 from deploy.checks.connection import Finding
 from deploy.errors import ProvisionError
@@ -93,6 +94,21 @@ def test_joining_other_code_is_refused_and_writes_nothing(tmp_path: Path, home: 
         join(bundle, home, photos)
     assert not Home(home).settings.exists()
     assert not Home(home).approved.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("--task", "trian"), r"^--task 'trian': Input should be 'train'"),
+        (("--delta", "2.0"), r"^--delta 2\.0: "),
+        (("--image-count", "maybe"), r"^--image-count 'maybe': "),
+        (("--held-out", "1.5"), r"^--held-out 1\.5: "),
+    ],
+)
+def test_a_wrong_option_of_join_is_named_as_it_was_typed(options, problem, bundle: Path, home: Path, photos: Path):
+    with pytest.raises(InputError, match=problem):
+        join(bundle, home, photos, *options)
+    assert not Home(home).settings.exists()
 
 
 def test_joining_without_images_is_refused_and_writes_nothing(bundle: Path, home: Path, tmp_path: Path):

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from client.data.dataset import NotScannedError, current_id, open_dataset, scan
+from client.home import Home
 from client.private_files import write_private
 from client.records.ledger import open_ledger
 from client.records.spending import Spending
-from client.settings import Home, SiteConfig, save_settings
+from client.settings import SiteConfig, save_settings
 
 KEPT = Path(__file__).parent / "first_version"
 SPENT = 16.5

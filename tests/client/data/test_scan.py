@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from client.data.dataset import NotScannedError, current_id, open_dataset, scan
+from client.home import Home
 from client.private_files import write_private
 from client.records.ledger import OutdatedDataError, open_ledger, read_ledger
 from client.records.spending import Charge, Spending
-from client.settings import Home, SiteConfig, save_settings
+from client.settings import SiteConfig, save_settings
 from shared.data.synthetic import write_folder
 from shared.errors import InputError
 from tests.client.conftest import SIZE, MakeSite
@@ -158,7 +159,8 @@ import os, signal, sys
 from pathlib import Path
 from client.data import {module} as module
 from client.data.dataset import scan
-from client.settings import Home, load_settings
+from client.home import Home
+from client.settings import load_settings
 step = module.{function}
 def run(*arguments, **options):
     step(*arguments, **options)

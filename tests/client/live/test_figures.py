@@ -2,10 +2,10 @@ import json
 
 import pytest
 
+from client.home import Home
 from client.live.figures import KNOWN_REQUESTS, NEWEST, SiteFigures
 from client.records.chain import ChainError, ChainReader, open_chain, read_chain
 from client.records.journal import Journal
-from client.settings import Home
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from flwr.app import Array, ArrayRecord, RecordDict
 
+from client.home import Home
 from client.offers import answer as answer_module
 from client.offers.answer import answer_offer
 from client.policy.approval import approve, pending
@@ -16,7 +17,7 @@ from client.privacy.epsilon import epsilon_of
 from client.records.chain import read_chain
 from client.records.ledger import open_ledger, read_ledger
 from client.records.spending import Charge, Spending
-from client.settings import Home, save_settings
+from client.settings import save_settings
 from client.training_request import handle
 from shared.messages.agreement.offer import OfferAnswer, offer_record, read_answer
 from shared.messages.envelope import header_record

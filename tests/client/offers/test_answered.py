@@ -4,8 +4,9 @@ import datetime as dt
 
 import pytest
 
+from client.home import Home
 from client.offers.answered import open_answered, too_many
-from client.settings import Home, SitePolicy
+from client.settings import SitePolicy
 from shared.messages.agreement.offer import OfferAnswer, Reason
 
 NOW = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)

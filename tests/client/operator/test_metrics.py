@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from client.data.dataset import current_id, open_dataset
+from client.home import Home
 from client.operator import metrics
 from client.operator.metrics import site_gauges
 from client.records.chain import read_chain
 from client.records.ledger import open_ledger
 from client.records.spending import Charge, Spending
-from client.settings import Home, SiteConfig
+from client.settings import SiteConfig
 from tests.client.conftest import MakeSite
 
 

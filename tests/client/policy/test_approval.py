@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from client.home import Home
 from client.policy import approval
 from client.policy.approval import Kind, approve, keep_pending, pending, read_approved, require_approved, revoke
 from client.policy.refusals import RefusedError
-from client.settings import Home
 from shared.errors import InputError
 from shared.experiment.config import load_experiment
 from shared.messages.training import experiment_digest

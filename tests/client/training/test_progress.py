@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from client.settings import Home
+from client.home import Home
 from client.training.progress import FILE, Progress, read_progress, told
 
 ROOT = Path(__file__).parents[3]
@@ -29,7 +29,7 @@ def test_progress_of_a_killed_round_is_not_shown(tmp_path: Path):
 import os, sys
 from pathlib import Path
 from client.training.progress import told
-from client.settings import Home
+from client.home import Home
 with told(Home(Path(sys.argv[1])), "run", 2, 40) as tell:
     tell(7)
     os._exit(9)

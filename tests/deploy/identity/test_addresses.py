@@ -21,10 +21,16 @@ def test_hosts_of_every_family_are_taken_apart(address: str, parts: tuple[str, i
 
 @pytest.mark.parametrize(
     "address",
-    ["fleet.example", "fleet.example:", ":443", "a:0", "a:65536", "a b:1", "http://a:1", "a:\u0663", "a@b:1", "-a:1"],
+    ["fleet.example", "fleet.example:", ":443", "a b:1", "http://a:1", "a:\u0663", "a@b:1", "-a:1"],
 )
 def test_an_address_needs_host_and_port(address: str):
     with pytest.raises(ProvisionError, match="host:port"):
+        split_address(address)
+
+
+@pytest.mark.parametrize("address", ["a:0", "a:65536", "[::1]:99999"])
+def test_a_port_that_is_none_is_called_so(address: str):
+    with pytest.raises(ProvisionError, match=r"port \d+ is none: give 1 to 65535"):
         split_address(address)
 
 

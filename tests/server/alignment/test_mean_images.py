@@ -12,7 +12,8 @@ from flwr.app import Array, ArrayRecord, RecordDict
 
 from client.answers.statistics.mean_image import answer_mean_image
 from client.data.dataset import scan
-from client.settings import Home, SiteConfig, SitePolicy, save_settings, write_private
+from client.home import Home
+from client.settings import SiteConfig, SitePolicy, save_settings, write_private
 from server.alignment.mean_images import LARGEST_NOISE, LEAST_COUNT, ask_mean_images, load_mean_images, mean_of
 from server.app import conduct
 from server.federation.fleet.registry import Registry

@@ -9,7 +9,7 @@ from server.cli.main import app
 from tests.odd_words import commands
 
 COMMANDS = {" ".join(words): command for words, command in commands(app)}
-FACTS = {"status", "plan", "doctor", "sites list", "experiments list", "check", "verify", "loss", "logs"}
+FACTS = {"status", "plan", "doctor", "sites list", "experiments list", "check", "verify", "loss", "logs", "alerts"}
 ALSO = {"finetune", "stop", "sites add", "sites remove"}
 """Act, and say as JSON what came of it."""
 FILES = {"evaluate", "audit", "release", "report", "reproduce", "train", "simulate", "align", "sample", "data cache"}

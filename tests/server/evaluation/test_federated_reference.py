@@ -13,8 +13,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from client.answers.statistics.request import answer_query
 from client.data.dataset import open_dataset, scan
+from client.home import Home
 from client.policy.approval import approve
-from client.settings import Home, SiteConfig, SitePolicy, save_settings
+from client.settings import SiteConfig, SitePolicy, save_settings
 from server.app import conduct
 from server.evaluation.federated_reference import POOLED_FILE, ask_sites, gather, question_for, write_question
 from server.federation.fleet.registry import Registry

@@ -14,13 +14,14 @@ from flwr.app import ConfigRecord, RecordDict
 from client.answers.statistics import release
 from client.answers.statistics.request import answer_query
 from client.data.dataset import open_dataset, scan
+from client.home import Home
 from client.policy.approval import approve
 from client.private_files import write_private
 from client.records.chain import read_chain
 from client.records.ledger import read_ledger
 from client.secure.rosters import answer_keys
 from client.secure.unmask import answer_unmask
-from client.settings import Home, SiteConfig, SitePolicy, load_settings, save_settings
+from client.settings import SiteConfig, SitePolicy, load_settings, save_settings
 from server.evaluation.federated_reference import POOLED_FILE, ask_sites, question_for, write_question
 from server.evaluation.masked_reference import gather_sum
 from server.federation.fleet.registry import Registry

@@ -194,3 +194,12 @@ def test_rounds_are_checked_with_the_images_of_the_reference_unless_said_otherwi
     assert find_held_out("none", faces) == ""
     with pytest.raises(InputError, match=r"--held-out .*nowhere does not exist"):
         find_held_out(str(tmp_path / "nowhere"), faces)
+
+
+def test_a_run_that_the_disk_does_not_hold_is_refused_before_anything_is_written(tmp_path, home, control, monkeypatch):
+    from server.federation import starting_point
+
+    monkeypatch.setattr(starting_point.shutil, "disk_usage", lambda _path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(InputError, match=r"GB free: make room, or lower train\.keep_last"):
+        start_run(home, make_start(tmp_path))
+    assert not (home / "runs" / "new").exists() and control.submitted == []

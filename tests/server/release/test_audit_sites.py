@@ -12,11 +12,12 @@ from typer.testing import CliRunner
 from client.answers.audit_request import answer_audit
 from client.answers.verdicts import Verdict
 from client.data.dataset import open_dataset, scan
+from client.home import Home
 from client.limits import AuditPolicy
 from client.private_files import write_private
 from client.records.ledger import open_ledger
 from client.records.spending import Charge
-from client.settings import Home, SiteConfig, SitePolicy, save_settings
+from client.settings import SiteConfig, SitePolicy, save_settings
 from server.app import conduct
 from server.cli import main as cli
 from server.federation.messaging.transport import Timing

@@ -58,6 +58,10 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
             '[train]\nobjective = "msm"\n[model]\nimage_size = 24\n[mask]\nkind = "crops"\nratio = 0.4',
             "divides by 4, not 6 x 6",
         ),
+        (
+            '[train]\nobjective = "msm"\n[mask]\nkind = "crops"\nratio = 0.4\n[privacy]\nmechanism = "dp-sgd"',
+            "'crops' does not go with privacy dp-sgd",
+        ),
         ('[model]\nbackbone = "unet"\npatch_init = "uniform"', "it embeds no patches"),
         ('[mask]\nkind = "block"\nratio = 0.5', "msm needs a mask"),
         (

@@ -7,7 +7,7 @@ import pytest
 from shared.experiment.config import parse_experiment
 from shared.planning import probe
 from shared.planning.probe import images_per_second, num_values
-from shared.planning.workload import COHERENCE, DP_SLOWDOWN, duration, lines, workload
+from shared.planning.workload import COHERENCE, DP_SLOWDOWN, duration, lines, run_bytes, workload
 
 PLAN = """
 [model]
@@ -67,3 +67,16 @@ def test_the_probe_ends_in_its_time_and_does_at_least_one_step(monkeypatch):
 def test_a_length_of_time_has_the_unit_that_suits_it(seconds, text):
     assert duration(seconds) == text
     assert math.isfinite(seconds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "copies"),
+    [
+        ((), 4 * 2),  # at most rounds + 1 checkpoints, one being written
+        (("train.keep_last=1",), 2 * 2),
+        (("train.keep_last=1", "train.keep_every=2", "federation.server_optimizer=fedadam"), 3 * 4),
+        (("train.keep_last=9", "federation.server_optimizer=fedavgm"), 5 * 3),
+    ],
+)
+def test_disk_of_a_run_is_that_of_the_checkpoints_it_keeps(changes, copies):
+    assert run_bytes(parse_experiment(PLAN, list(changes)), 7) == copies * 7

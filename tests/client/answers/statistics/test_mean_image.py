@@ -9,12 +9,12 @@ from flwr.app import ConfigRecord, RecordDict
 
 from client.answers.statistics.mean_image import answer_mean_image
 from client.answers.statistics.pixel_sum import PixelSummation
+from client.home import Home
 from client.policy.approval import approve, pending
 from client.privacy.epsilon import epsilon_of
 from client.records.chain import read_chain
 from client.records.ledger import read_ledger
 from client.records.spending import Spending
-from client.settings import Home
 from shared.messages.envelope import header_record, read_array, read_header, validated
 from shared.messages.statistics import PIXEL_SUM, MeanImageAnswer, MeanImageQuery
 from shared.messages.training import experiment_digest

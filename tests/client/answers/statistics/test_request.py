@@ -7,9 +7,9 @@ import pytest
 from flwr.app import ConfigRecord, RecordDict
 
 from client.answers.statistics.request import answer_query
+from client.home import Home
 from client.records.chain import Chain, read_chain
 from client.records.ledger import read_ledger
-from client.settings import Home
 from shared.evaluation.networks import load_extractor
 from shared.messages.envelope import read_header, validated
 from shared.messages.statistics import StatisticsAnswer, StatisticsQuery

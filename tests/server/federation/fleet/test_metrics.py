@@ -44,3 +44,23 @@ def test_epsilon_is_shown_as_released_and_unbounded_is_infinite(tmp_path: Path):
 
 def test_a_home_without_runs_has_its_sites_only(tmp_path: Path):
     assert values(tmp_path, "maskfed_sites") == {"": 0}
+
+
+def test_a_run_is_given_up_until_it_is_started_again(tmp_path: Path):
+    log = RunLog(tmp_path / "runs" / "one" / "metrics.jsonl")
+    log.write("start")
+    assert values(tmp_path, "maskfed_run_given_up") == {"": 0}
+    log.write("end", status="failed", is_final=False)
+    assert values(tmp_path, "maskfed_run_given_up") == {"": 0}
+    log.write("end", status="failed", is_final=True)
+    log.write("evaluation", round=1, metrics={})
+    assert values(tmp_path, "maskfed_run_given_up") == {"": 1}
+    log.write("start")
+    assert values(tmp_path, "maskfed_run_given_up") == {"": 0}
+
+
+def test_caps_are_those_that_sites_report(tmp_path: Path):
+    log = RunLog(tmp_path / "runs" / "one" / "metrics.jsonl")
+    answered = [{"site": "a", "epsilon": 1.5, "epsilon_cap": 8.0}, {"site": "b", "epsilon_cap": "none"}]
+    log.write("round", **record(1, answered=answered))
+    assert values(tmp_path, "maskfed_site_epsilon_cap") == {"a": 8.0}

@@ -1,0 +1,1 @@
+"""Alerts to one webhook: what the operator should hear of without looking."""
