@@ -99,6 +99,11 @@ class Home:
         return self.path / "pending" / "rosters"
 
     @property
+    def moments(self) -> Path:
+        """AdamW's moments of the runs that keep them, by run and round."""
+        return self.path / "moments"
+
+    @property
     def mean_images(self) -> Path:
         """The mean image that was released for each question."""
         return self.path / "last_mean_image"

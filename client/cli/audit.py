@@ -1,4 +1,4 @@
-"""What the operator computes by own hand: attacks on a model and on DP-SGD (`audit`), and feature `statistics`."""
+"""What the operator computes by own hand: `audit` of a model and of DP-SGD, `compare-alone`, feature `statistics`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -39,6 +39,7 @@ audits = typer.Typer(
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.add_typer(audits, name="audit")
+    app.command()(compare_alone)
     app.command()(statistics)
 
 
@@ -188,6 +189,28 @@ def canaries(
     )
     if not found.is_sound:
         raise typer.Exit(1)
+
+
+def compare_alone(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder of the federated model.")],
+    start: Annotated[Path, typer.Option(help="Checkpoint folder that the run started from.")],
+    steps: Annotated[int, typer.Option(min=0, help="Steps to train alone; 0: as many as the run's rounds had.")] = 0,
+    home: HomeOption = None,
+) -> None:
+    """Train here alone for as long as a run, without DP, and tell which model does better on the held-out images.
+
+    Nothing is charged, kept or sent.
+    """
+    from client.data.dataset import open_dataset
+    from client.settings import load_settings
+    from client.training.alone import compare_alone as compare
+    from client.training.local_round import choose_device
+
+    place = find_home(home)
+    settings = load_settings(place)
+    data = open_dataset(place, settings.image_size)
+    typer.echo("training alone ...", err=True)
+    typer.echo(compare(place, data, checkpoint, start, device=choose_device(settings.device), steps=steps).in_words())
 
 
 def statistics(

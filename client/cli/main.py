@@ -21,7 +21,7 @@ PANELS = {
     "Begin and end": ("enroll", "join", "certificate", "leave", "data"),
     "Take part": ("start", "status", "doctor", "metrics", "alerts"),
     "Decide": ("policy", "approve"),
-    "See what it cost, show it elsewhere": ("ledger", "journal", "evidence"),
+    "See what it cost and gains, show it elsewhere": ("ledger", "journal", "evidence", "compare-alone"),
     "Look for leaks, release by hand": ("audit", "statistics"),
 }
 in_panels(app, PANELS)

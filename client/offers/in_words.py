@@ -35,6 +35,8 @@ def in_words(home: Home, settings: SiteConfig, experiment: Experiment, probe_sec
         f"{federation.rounds} rounds of {federation.local_steps} steps, model {model.size} at {model.image_size} "
         f"pixels, learning rate {experiment.optim.lr:g}, trains {', '.join(federation.trainable)}"
     )
+    if federation.keep_moments:
+        yield "the optimizer's moments of each round stay on this machine, for the next round of the run"
     if federation.secure:
         yield (
             "updates are masked: the coordinator sees sums only, of at least "

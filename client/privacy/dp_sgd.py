@@ -37,14 +37,7 @@ from torch import Tensor, nn
 
 from client.data.units import Ids, ImageReader, Shown, choose_images, read_images
 from client.privacy.arithmetic import is_place_alike, tiny_as_zero
-from client.privacy.clipping import (
-    Sums,
-    clipped_gradients,
-    position_gradients,
-    sum_clipped,
-    unit_gradients,
-    validate,
-)
+from client.privacy.clipping import Sums, clipped_gradients, position_gradients, sum_clipped, unit_gradients, validate
 from client.privacy.grid_noise import add_noise, clipping_bound, grid_exponent
 from client.privacy.randomness.keystream import Keystream
 from client.privacy.randomness.secret_random import SecretRandom, secret_streams
@@ -52,8 +45,9 @@ from shared.diffusion.losses import Draw, draw_noise, per_unit_loss
 from shared.diffusion.schedule import make_schedule
 from shared.diffusion.uvit import Positions
 from shared.experiment.config import Experiment
+from shared.experiment.learning_rate import round_lr
 from shared.seeding import Streams
-from shared.training.optimizer import lr_at, make_optimizer, set_lr
+from shared.training.optimizer import make_optimizer, set_lr
 
 log = logging.getLogger("maskfed.client")
 PARTS = 4
@@ -74,6 +68,8 @@ def train_private(
     device: torch.device,
     precision: str = "float32",
     loss: Callable[..., Tensor] = per_unit_loss,
+    optimizer: torch.optim.Optimizer | None = None,
+    lr: Callable[[int], float] | None = None,
     after_noise: Callable[[], None] = lambda: None,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> None:
@@ -87,6 +83,8 @@ def train_private(
         device: where the model is.
         precision: of the forward and backward pass.
         loss: losses (B,) of a micro-batch; takes what `per_unit_loss` takes.
+        optimizer: of the model; default: a new one. Its moments may be made of noised gradients that were charged.
+        lr: learning rate of each 0-based step; default: that of a run's first round.
         after_noise: called on the noised gradients before the optimizer reads them (a data-independent term).
         on_step: called with the 0-based number of each finished step.
 
@@ -98,11 +96,11 @@ def train_private(
     # Never a seed that anybody else knows: who can repeat the noise can subtract it.
     streams = secret_streams()
     step = PrivateStep(model, experiment, device, precision, loss)
-    optimizer = make_optimizer(model, experiment.optim)
+    optimizer, lr = optimizer or make_optimizer(model, experiment.optim), lr or round_lr(experiment, 1)
     with tiny_as_zero():
         step.rehearse()
         for number in range(experiment.federation.local_steps):
-            set_lr(optimizer, lr_at(number, experiment.optim))
+            set_lr(optimizer, lr(number))
             step.take(images, units, streams.child(number))
             after_noise()
             optimizer.step()

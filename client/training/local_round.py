@@ -13,13 +13,16 @@ from client.data.dataset import Dataset, open_dataset
 from client.home import Home
 from client.records.data_key import read_data_key
 from client.settings import SiteConfig
+from client.training.kept_moments import KeptMoments, Moments
 from client.training.parallel import num_processes, run_in_processes
 from client.training.progress import told
 from shared.diffusion.uvit import build_model
+from shared.experiment.learning_rate import round_lr
 from shared.messages.packing import MessageError, pack, unpack
 from shared.messages.training import TrainRequest
 from shared.seeding import Streams
 from shared.training.engine import Engine, StepResult, run_training
+from shared.training.optimizer import load_moments, make_optimizer, moments_of
 from shared.training.processes import World
 
 log = logging.getLogger("maskfed.client")
@@ -51,6 +54,8 @@ class Round:
         self.before = unpack(request.weights, request.header.manifest)
         frozen = {} if base is None else unpack(base, request.header.base_manifest)
         self.model = load_model(build_model(self.experiment), self.before, frozen).to(self.device)
+        self.kept = KeptMoments(home, request.header, data) if self.experiment.federation.keep_moments else None
+        self.moments = self.kept.find() if self.kept else None
         self.units = data.units(self.experiment.privacy.unit) if self.is_private else []
         if self.is_private:
             from client.privacy.clipping import validate
@@ -88,6 +93,8 @@ class Round:
                 assert parameter.grad is not None
                 parameter.grad.add_(parameter.detach() - start, alpha=mu)
 
+        optimizer = make_optimizer(self.model, self.experiment.optim)
+        self._continue(optimizer)
         train_private(
             self.model,
             self.experiment,
@@ -95,9 +102,12 @@ class Round:
             self.units,
             device=self.device,
             precision=self.request.header.precision,
+            optimizer=optimizer,
+            lr=round_lr(self.experiment, self.request.header.server_round),
             after_noise=pull_back if mu else lambda: None,
             on_step=self._report,
         )
+        self._keep(optimizer)
         return {}
 
     def _run_plain(self) -> dict[str, float]:
@@ -111,7 +121,9 @@ class Round:
             self.world,
             trainable=[tensor.name for tensor in header.manifest.tensors],
             proximal_mu=self.experiment.federation.proximal_mu,
+            lr=round_lr(self.experiment, header.server_round),
         )
+        self._continue(engine.optimizer)
         losses: list[Tensor] = []
         norms: list[Tensor] = []
 
@@ -126,7 +138,24 @@ class Round:
             steps=self.experiment.federation.local_steps,
             on_step=collect,
         )
+        self._keep(engine.optimizer)
         return {"loss": float(torch.stack(losses).mean()), "grad_norm": float(torch.stack(norms).mean())}
+
+    def _continue(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the optimizer the moments of an earlier round, if any are kept."""
+        if self.moments is not None:
+            load_moments(optimizer, self._named(), self.moments.arrays, self.moments.steps)
+            self.moments = Moments(self.moments.steps, {})  # they are as large as two models
+        elif self.kept is not None and self.request.header.server_round > 1:
+            log.info("the optimizer starts without moments: this site has none of an earlier round of this run")
+
+    def _keep(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.kept is not None and (self.world is None or self.world.is_main):
+            steps = self.experiment.federation.local_steps + (self.moments.steps if self.moments else 0)
+            self.kept.keep(Moments(steps, moments_of(optimizer, self._named())))
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
 
     def _progress(self) -> AbstractContextManager[Callable[[int], None]]:
         header = self.request.header

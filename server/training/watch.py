@@ -17,12 +17,12 @@ from server.training.heartbeat import Heartbeat
 from server.training.progress_bars import training_bar
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment, parse_experiment
+from shared.experiment.learning_rate import lr_at
 from shared.storage.checkpoint import load_meta
 from shared.storage.runlog import RunLog
 from shared.storage.synthetic_mark import SyntheticMark, seed_range
 from shared.storage.versions import git_commit, installed_versions
 from shared.training.engine import Engine, StepResult
-from shared.training.optimizer import lr_at
 
 LOG_EVERY_STEPS = 10
 SPEAK_EVERY_SECONDS = 30.0

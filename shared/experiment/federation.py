@@ -10,6 +10,9 @@ MAX_CENTRAL_NOISE = 2.0**20
 """Deviation of the noise of client-level DP on a sum of 64-bit integers in steps of 2^-36: 32 of it fit."""
 
 
+FEDADAM_LR = 1e-2
+"""With `server_tau` 1e-3 the first step is about as long as updates of 1e-3 per weight; more in arXiv 2003.00295,
+appendix D: 1e-3 to 1e-1."""
 MIN_SECURE = 3
 """Fewest updates in a sum that hides them."""
 OF_TWO = "of a sum of two each site could take its own away"
@@ -22,6 +25,11 @@ class FederationConfig(Section):
     """Rounds of a run."""
     local_steps: int = Field(100, ge=1)
     """Optimizer steps per site and round."""
+    warmup: Literal["round", "run"] = "round"
+    """Whether the learning rate rises at the start of each round, or once in the run."""
+    keep_moments: bool = False
+    """Whether AdamW's moments stay at each site from round to round; else each round starts without. Nothing more
+    travels."""
     sites_per_round: int = Field(0, ge=0)
     """Sites asked in each round, drawn by seed; 0: all registered."""
     sites_fraction: float = Field(0.0, ge=0, le=1)
@@ -69,8 +77,9 @@ class FederationConfig(Section):
     """FedProx: mu / 2 times the squared distance to the round's start is added to the local loss."""
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
     """What the coordinator makes of the average of the updates (arXiv 2003.00295)."""
-    server_lr: float = Field(1.0, gt=0)
-    """Of the coordinator's step."""
+    server_lr: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """Of the coordinator's step; `auto`: 1 for FedAvg, 1 - `server_momentum` for FedAvgM, 0.01 for FedAdam, whose unit
+    is not the update's. A run whose first step is more than 10 times as long as the sites' mean update is refused."""
     server_momentum: float = Field(0.9, ge=0, lt=1)
     """FedAvgM's momentum and FedAdam's beta_1."""
     server_beta_2: float = Field(0.99, ge=0, lt=1)
@@ -87,6 +96,13 @@ class FederationConfig(Section):
     """Of one masked number: 64 sums as exactly as open updates do, 32 travels as they do and rounds more coarsely."""
     secure_colluding: int = Field(0, ge=0, le=62)
     """Sites that may work together with the coordinator; each takes away half a drop-out that a round can stand."""
+
+    @property
+    def server_step(self) -> float:
+        """`server_lr` as a number."""
+        if self.server_lr != "auto":
+            return self.server_lr
+        return {"fedavg": 1.0, "fedavgm": 1 - self.server_momentum, "fedadam": FEDADAM_LR}[self.server_optimizer]
 
     @model_validator(mode="before")
     @classmethod

@@ -153,7 +153,8 @@ class OptimConfig(Section):
     decay_all: bool = False
     """Decay every trained number, as the authors do."""
     warmup_steps: int = Field(0, ge=0)
-    """Steps in which the learning rate rises linearly; in a federated run at the start of each round."""
+    """Steps in which the learning rate rises linearly; in a federated run at the start of each round, or of the run
+    where `federation.warmup` says so."""
     warmup_from_zero: bool = False
     """Begin the warm-up with a step of learning rate 0, as the authors do; else with the first share of it."""
     grad_clip: float = Field(1.0, ge=0)

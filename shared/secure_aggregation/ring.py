@@ -76,7 +76,7 @@ def largest_element(experiment: Experiment) -> float:
     """Largest magnitude that one element of an update can have, from the bound on its norm or from AdamW's steps."""
     bound = experiment.federation.max_update_norm
     if bound == "auto":
-        bound = DECAY_MARGIN * longest_path(experiment.optim, experiment.federation.local_steps)
+        bound = DECAY_MARGIN * longest_path(experiment)
     return min(MAX_ELEMENT, bound) if bound else MAX_ELEMENT
 
 

@@ -20,19 +20,18 @@ from shared.data.image_set import DataOrder, Images
 from shared.diffusion.losses import draw_noise, per_image_loss
 from shared.diffusion.schedule import make_schedule
 from shared.experiment.config import Experiment
+from shared.experiment.learning_rate import lr_at
 from shared.experiment.trainable import select_trainable
 from shared.seeding import Streams
 from shared.training.compiling import should_compile
 from shared.training.ema import Ema
 from shared.training.finite_check import FiniteCheck, NonFiniteLossError, StepResult
-from shared.training.optimizer import lr_at, make_optimizer, set_lr
+from shared.training.optimizer import load_moments, make_optimizer, moments_of, set_lr
 from shared.training.precision import Precision, decide_precision
 from shared.training.processes import World
 from shared.training.weights import Arrays, load_weights, to_numpy
 
 __all__ = ["Engine", "NonFiniteLossError", "Precision", "StepResult", "decide_precision", "run_training"]
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Engine:
@@ -55,6 +54,7 @@ class Engine:
         *,
         trainable: Iterable[str] = ("*",),
         proximal_mu: float = 0.0,
+        lr: Callable[[int], float] | None = None,
     ) -> None:
         """Prepare training of `model`, which moves to the world's device.
 
@@ -65,6 +65,7 @@ class Engine:
             world: this process among others; default: alone, on the model's device.
             trainable: patterns of `shared.experiment.trainable`; other tensors stay frozen.
             proximal_mu: FedProx: adds mu / 2 * ||w - w_0||^2 (arXiv 1812.06127, Eq. 2), w_0 being the weights of now.
+            lr: learning rate of each 0-based step; default: the experiment's.
 
         Raises:
             InputError: a pattern that matches nothing, or a batch that cannot be split.
@@ -80,7 +81,7 @@ class Engine:
             parameter.requires_grad_(name in chosen)
         self._trained = {name: parameter for name, parameter in model.named_parameters() if name in chosen}
         self._anchor = [parameter.detach().clone() for parameter in self._trained.values()] if proximal_mu else []
-        self._proximal_mu = proximal_mu
+        self._proximal_mu, self._lr = proximal_mu, lr or (lambda step: lr_at(step, experiment.optim))
         self._schedule = make_schedule(experiment.diffusion.schedule, experiment.diffusion.timesteps).to(self.device)
         self.optimizer = make_optimizer(model, experiment.optim)
         self.ema = Ema(model, experiment.optim)
@@ -98,7 +99,7 @@ class Engine:
                 step and those after it skipped on the device.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        set_lr(self.optimizer, lr_at(self.steps_done, self.experiment.optim))
+        set_lr(self.optimizer, self._lr(self.steps_done))
         count = self.experiment.train.accumulation
         losses = [self._backward(part, number, count) for number, part in enumerate(images_BCHW.tensor_split(count))]
         loss = torch.stack(losses).mean()
@@ -116,11 +117,7 @@ class Engine:
         self.finite_check.settle()
         state = {name: to_numpy(tensor) for name, tensor in self.model.state_dict().items()}
         averaged = {name: to_numpy(tensor) for name, tensor in self.ema.state().items()}
-        moments: Arrays = {"steps_done": np.array(self.steps_done, np.int64)}
-        for name, parameter in self._trained.items():
-            for moment in _MOMENTS:
-                if moment in self.optimizer.state[parameter]:
-                    moments[f"{name}.{moment}"] = to_numpy(self.optimizer.state[parameter][moment])
+        moments = {"steps_done": np.array(self.steps_done, np.int64), **moments_of(self.optimizer, self._trained)}
         return {"model": state, "ema": {**state, **averaged}, "optimizer": moments}
 
     def load_groups(self, groups: dict[str, Arrays]) -> None:
@@ -134,15 +131,7 @@ class Engine:
         names = {name for name, _ in self.model.named_parameters()}
         averaged = {name: torch.from_numpy(array) for name, array in groups["ema"].items() if name in names}
         self.ema.load_state(averaged, self.steps_done)
-        for name, parameter in self._trained.items():
-            if f"{name}.{_MOMENTS[0]}" in groups["optimizer"]:
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.steps_done), device=self.device),
-                    **{
-                        moment: torch.from_numpy(groups["optimizer"][f"{name}.{moment}"].copy()).to(self.device)
-                        for moment in _MOMENTS
-                    },
-                }
+        load_moments(self.optimizer, self._trained, groups["optimizer"], self.steps_done)
 
     def _backward(self, images_BCHW: Tensor, micro_batch: int, count: int) -> Tensor:
         images_BCHW = images_BCHW.to(self.device, non_blocking=True)

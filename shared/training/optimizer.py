@@ -1,10 +1,15 @@
-"""AdamW as the paper's training uses it, and its learning rate over time."""
+"""AdamW as the paper's training uses it."""
+
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shared.diffusion.uvit import Positions
 from shared.experiment.sections import OptimConfig
+from shared.training.weights import Arrays, to_numpy
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -24,16 +29,30 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW([group for group in groups if group["params"]], config.lr, config.betas, fused=True)
 
 
-def lr_at(step: int, config: OptimConfig) -> float:
-    """Learning rate of 0-based `step`: a linear ramp over `warmup_steps` that ends at `lr`, then constant.
-
-    It begins with lr / warmup_steps, or, where `warmup_from_zero` is set, one step later with 0, as the authors'.
-    """
-    done = step if config.warmup_from_zero else step + 1
-    return config.lr * min(1.0, done / config.warmup_steps) if config.warmup_steps else config.lr
-
-
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Give every group of `optimizer` the learning rate `lr`."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def moments_of(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Arrays:
+    """Both moments of each parameter that has made a step, `<name>.exp_avg` and `<name>.exp_avg_sq`; on a CPU views."""
+    return {
+        f"{name}.{moment}": to_numpy(optimizer.state[parameter][moment])
+        for name, parameter in parameters.items()
+        for moment in MOMENTS
+        if moment in optimizer.state[parameter]
+    }
+
+
+def load_moments(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], moments: Arrays, steps: int
+) -> None:
+    """Go on with `moments_of` after `steps` steps, of which the bias correction depends; others stay without."""
+    for name, parameter in parameters.items():
+        if f"{name}.{MOMENTS[0]}" not in moments:
+            continue
+        state: dict[str, Tensor] = {"step": torch.tensor(float(steps), device=parameter.device)}
+        for moment in MOMENTS:
+            state[moment] = torch.from_numpy(moments[f"{name}.{moment}"].copy()).to(parameter.device)
+        optimizer.state[parameter] = state

@@ -7,7 +7,7 @@ AdamW can make in the round's steps, whatever the images are: no honest site is 
 import math
 
 from shared.experiment.config import Experiment
-from shared.experiment.sections import OptimConfig
+from shared.experiment.learning_rate import round_lr
 
 LARGEST_LOG = 700.0
 """Of what a float holds."""
@@ -20,14 +20,20 @@ def norm_bound(experiment: Experiment, num_elements: int) -> float:
     bound = experiment.federation.max_update_norm
     if bound != "auto":
         return bound
-    return DECAY_MARGIN * math.sqrt(num_elements) * longest_path(experiment.optim, experiment.federation.local_steps)
+    return DECAY_MARGIN * math.sqrt(num_elements) * longest_path(experiment)
 
 
-def longest_path(optim: OptimConfig, steps: int) -> float:
-    """How far `steps` steps of AdamW from fresh moments can take one weight: learning rates times `largest_step`."""
-    ramp, first = optim.warmup_steps, 0 if optim.warmup_from_zero else 1
-    rates = (optim.lr * (min(1.0, (step + first) / ramp) if ramp else 1.0) for step in range(steps))
-    return sum(rate * largest_step(optim.betas, step + 1) for step, rate in enumerate(rates))
+def longest_path(experiment: Experiment) -> float:
+    """How far the steps of one round of AdamW can take one weight: learning rates times `largest_step`.
+
+    Where the warm-up is the run's, later rounds have none; where moments stay at the sites, the last round's are the
+    oldest.
+    """
+    federation, optim = experiment.federation, experiment.optim
+    rate = round_lr(experiment, federation.rounds)
+    before = (federation.rounds - 1) * federation.local_steps if federation.keep_moments else 0
+    steps = range(federation.local_steps)
+    return sum(rate(step) * largest_step(optim.betas, before + step + 1) for step in steps)
 
 
 def largest_step(betas: tuple[float, float], count: int) -> float:

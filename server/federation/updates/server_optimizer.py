@@ -66,7 +66,7 @@ _BUFFERS = {"fedavg": (), "fedavgm": ("momentum",), "fedadam": ("momentum", "squ
 
 
 def _step(delta: Flat, buffers: dict[str, Flat], steps: int, config: FederationConfig) -> Flat:
-    eta, beta_1, beta_2 = config.server_lr, config.server_momentum, config.server_beta_2
+    eta, beta_1, beta_2 = config.server_step, config.server_momentum, config.server_beta_2
     match config.server_optimizer:
         case "fedavg":
             return np.float32(eta) * delta

@@ -42,6 +42,13 @@ def test_masked_updates_and_how_many_are_in_a_sum_are_said(make_site: MakeSite):
     assert describe(settings.policy).endswith("updates leave masked only")
 
 
+def test_that_moments_stay_at_the_site_is_said(make_site: MakeSite):
+    home, settings = make_site()
+    kept = experiment(federation={"keep_moments": True})
+    assert "moments of each round stay on this machine" in "\n".join(in_words(home, settings, kept))
+    assert "moments" not in "\n".join(in_words(home, settings, experiment()))
+
+
 def test_a_file_is_approved_before_any_request_and_its_offer_is_then_accepted(
     make_site: MakeSite, tmp_path, capsys: pytest.CaptureFixture[str]
 ):

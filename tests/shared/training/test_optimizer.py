@@ -5,7 +5,7 @@ import torch
 
 from shared.diffusion.uvit import UViT
 from shared.experiment.sections import OptimConfig
-from shared.training.optimizer import lr_at, make_optimizer, set_lr
+from shared.training.optimizer import make_optimizer, set_lr
 
 
 def tiny() -> UViT:
@@ -27,12 +27,6 @@ def test_everything_is_decayed_on_demand():
     groups = make_optimizer(model, OptimConfig(weight_decay=0.03, decay_all=True)).param_groups
     assert [group["weight_decay"] for group in groups] == [0.03]
     assert {id(p) for p in groups[0]["params"]} == {id(p) for p in model.parameters()}
-
-
-def test_a_warm_up_from_zero_is_the_authors_ramp():
-    config = OptimConfig(lr=4e-3, warmup_steps=4, warmup_from_zero=True)
-    assert [lr_at(step, config) for step in range(6)] == pytest.approx([0, 1e-3, 2e-3, 3e-3, 4e-3, 4e-3])
-    assert lr_at(0, OptimConfig(lr=4e-3, warmup_from_zero=True)) == 4e-3
 
 
 def test_update_matches_the_adamw_equations():
@@ -61,12 +55,6 @@ def test_frozen_parameters_are_left_out():
         parameter.requires_grad_(".attention." in name)
     optimizer = make_optimizer(model, OptimConfig())
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 9
-
-
-def test_warmup_is_linear_then_constant():
-    config = OptimConfig(lr=1.0, warmup_steps=4)
-    assert [lr_at(step, config) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert lr_at(0, OptimConfig(lr=0.5)) == 0.5
 
 
 def test_set_lr_reaches_every_group():

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from shared.experiment.config import Experiment
-from shared.experiment.sections import OptimConfig
-from shared.training.optimizer import lr_at
+from shared.experiment.learning_rate import round_lr
 from shared.updates.norm_bound import largest_step, longest_path, norm_bound
 
 
@@ -23,12 +22,33 @@ def test_by_default_the_bound_is_what_adamw_can_reach_in_a_round():
     with_ramp = experiment(optim={"lr": 0.02, "warmup_steps": 4}, federation={"local_steps": 6})
     rates = 0.02 * (0.25 + 0.5 + 0.75 + 1 + 1 + 1)
     assert norm_bound(with_ramp, 400) == pytest.approx(1.01 * 20 * rates)
-    assert sum(lr_at(step, with_ramp.optim) for step in range(6)) == pytest.approx(rates)
+    assert sum(map(round_lr(with_ramp, 1), range(6))) == pytest.approx(rates)
+
+
+def test_no_round_of_a_run_with_one_warm_up_is_above_the_bound():
+    """The last round has least of it left; it may still rise where the warm-up is longer than the run."""
+    for ramp in (4, 9, 30):
+        plan = experiment(
+            optim={"lr": 0.02, "warmup_steps": ramp}, federation={"rounds": 3, "local_steps": 6, "warmup": "run"}
+        )
+        paths = [sum(map(round_lr(plan, number), range(6))) for number in (1, 2, 3)]
+        assert longest_path(plan) == pytest.approx(max(paths)) and paths[0] < paths[2] <= 0.02 * 6 + 1e-9
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.9, 0.999), (0.99, 0.99)])
+def test_kept_moments_are_as_old_as_the_last_rounds(betas):
+    """Older moments allow longer steps; those of a site that was away are younger."""
+    federation = {"rounds": 4, "local_steps": 3, "keep_moments": True}
+    plan = experiment(optim={"lr": 1.0, "betas": betas}, federation=federation)
+    assert longest_path(plan) == pytest.approx(sum(largest_step(betas, count) for count in (10, 11, 12)))
+    steps = [largest_step(betas, count) for count in range(1, 3000)]
+    assert steps == sorted(steps) or betas[0] == betas[1]
 
 
 def test_a_warm_up_from_zero_reaches_as_far_as_its_learning_rates():
-    optim = OptimConfig(lr=0.02, warmup_steps=4, warmup_from_zero=True)
-    assert longest_path(optim, 6) == pytest.approx(sum(lr_at(step, optim) for step in range(6)))
+    optim = {"lr": 0.02, "warmup_steps": 4, "warmup_from_zero": True}
+    plan = experiment(optim=optim, federation={"local_steps": 6})
+    assert longest_path(plan) == pytest.approx(sum(map(round_lr(plan, 1), range(6))))
 
 
 def walk(betas, gradients, lr=0.01):
@@ -57,8 +77,12 @@ def test_no_gradients_make_a_step_longer_and_some_make_one_as_long(betas):
 
 def test_with_like_betas_a_step_is_at_most_the_learning_rate_and_a_path_their_sum():
     assert largest_step((0.99, 0.99), 7) == 1.0
-    assert longest_path(OptimConfig(lr=0.3), 5) == pytest.approx(1.5)
-    longer = OptimConfig(lr=0.3, betas=(0.9, 0.99))
-    assert longest_path(longer, 5) == pytest.approx(0.3 * sum(largest_step((0.9, 0.99), k) for k in range(1, 6)))
+
+    def path(steps, **optim):
+        return longest_path(experiment(optim=optim, federation={"local_steps": steps}))
+
+    assert path(5, lr=0.3) == pytest.approx(1.5)
+    expected = 0.3 * sum(largest_step((0.9, 0.99), k) for k in range(1, 6))
+    assert path(5, lr=0.3, betas=(0.9, 0.99)) == pytest.approx(expected)
     for betas, steps in (((0.9, 0.0), 2), ((0.99, 0.5), 3000)):
-        assert math.isinf(longest_path(OptimConfig(betas=betas), steps))
+        assert math.isinf(path(steps, betas=betas))

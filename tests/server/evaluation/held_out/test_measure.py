@@ -20,7 +20,9 @@ from shared.seeding import Streams
 from shared.storage.checkpoint import load_group, save_checkpoint
 from shared.training.weights import load_weights, new_model, to_numpy
 
-EXPERIMENT = Experiment.model_validate({"model": {"image_size": 8}, "federation": {"server_optimizer": "fedavgm"}})
+EXPERIMENT = Experiment.model_validate(
+    {"model": {"image_size": 8}, "federation": {"server_optimizer": "fedavgm", "server_lr": 1.0}}
+)
 IMAGES = "synthetic:public:12"
 
 

@@ -93,7 +93,7 @@ def checked(**federation):
 
 @pytest.mark.parametrize("optimizer", ["fedavg", "fedavgm"])
 def test_a_round_that_does_damage_is_undone_bit_by_bit_and_names_who_did_it(watched, optimizer):
-    experiment = checked(server_optimizer=optimizer)
+    experiment = checked(server_optimizer=optimizer, server_lr=1.0)
     home = watched(experiment)
     run_rounds(home, FakeGrid(honest_sites(site_1=poisons(2))), experiment)
     first, second, third = rounds_of(home)

@@ -48,6 +48,26 @@ def test_server_optimizers_match_flowers_strategies_on_the_same_numbers(name, st
     np.testing.assert_allclose(weights, flower_weights(strategy, start, deltas), rtol=2e-5, atol=2e-6)
 
 
+def test_each_optimizer_has_a_rate_of_its_own():
+    assert FederationConfig().server_step == 1.0
+    assert FederationConfig(server_optimizer="fedavgm", server_momentum=0.75).server_step == 0.25
+    assert FederationConfig(server_optimizer="fedadam").server_step == 0.01
+    assert FederationConfig(server_optimizer="fedadam", server_lr=0.3).server_step == 0.3
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedadam"])
+def test_by_default_no_optimizer_walks_far_from_where_the_sites_were_going(name):
+    """Twelve rounds of the same update with noise: at most as far again as plain averaging goes."""
+    random, config = np.random.default_rng(1), FederationConfig(server_optimizer=name)
+    common = random.normal(scale=1e-3, size=SIZE)
+    weights, state, plain = np.zeros(SIZE, np.float32), ServerState(), np.zeros(SIZE, np.float32)
+    for _ in range(12):
+        delta = (common + random.normal(scale=5e-4, size=SIZE)).astype(np.float32)
+        plain += delta
+        weights, state = apply_update(weights, delta, state, config)
+    assert 0.2 < np.linalg.norm(weights) / np.linalg.norm(plain) < 2
+
+
 def test_state_taken_to_disk_and_back_gives_the_same_bits():
     config = FederationConfig(server_optimizer="fedadam", server_lr=0.1)
     deltas = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)

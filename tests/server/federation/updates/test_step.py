@@ -7,6 +7,7 @@ from server.federation.updates.aggregation import FixedPointSum
 from server.federation.updates.global_model import GlobalModel, load_global, save_global
 from server.federation.updates.server_optimizer import ServerState
 from server.federation.updates.step import ServerStep
+from shared.errors import InputError
 from shared.messages.packing import Manifest, pack
 from tests.server.fake_federation import make_experiment
 
@@ -50,6 +51,26 @@ def test_mean_moves_the_weights_and_the_average_follows(tmp_path):
     assert told["update_norm"] == pytest.approx(np.linalg.norm([0.25, 0.75, -1.0]))
     assert model.weights == pytest.approx(expected) and model.local_steps == 15
     assert model.ema == pytest.approx(decay * average + (1 - decay) * expected)
+
+
+@pytest.mark.parametrize("lr", [1.0, 0.4])
+def test_a_first_step_far_longer_than_the_update_is_refused(tmp_path, lr):
+    """FedAdam's unit is not the update's: at the rate of an average it walks away from the weights."""
+    experiment = make_experiment(min_replies=1, server_optimizer="fedadam", server_lr=lr)
+    with pytest.raises(InputError, match=rf"server_lr {lr} makes the first step of fedadam [0-9.]+ times as long"):
+        ServerStep(experiment, "run", tmp_path).apply(make_model(), total_of((1, [1e-3, -1e-3, 2e-3])), "ab" * 32)
+
+
+def test_only_the_first_step_is_held_against_its_update(tmp_path):
+    """Momentum makes later steps longer than their updates, and an update may be nothing at all."""
+    experiment = make_experiment(min_replies=1, server_optimizer="fedavgm", server_lr=1.0, server_momentum=0.99)
+    step, model = ServerStep(experiment, "run", tmp_path), make_model(optimizer=ServerState())
+    assert step.apply(model, total_of((1, [1, 1, 1])), "ab" * 32)["weights_changed"]
+    before = model.weights.copy()
+    assert step.apply(model, total_of((1, [1e-4, 0, 0])), "ab" * 32)["weights_changed"]
+    assert np.linalg.norm(model.weights - before) > 1
+    still = make_model(optimizer=ServerState())
+    assert step.apply(still, total_of((1, [0, 0, 0])), "ab" * 32)["weights_changed"]
 
 
 def test_too_few_replies_change_nothing(tmp_path):

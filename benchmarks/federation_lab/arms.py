@@ -1,0 +1,106 @@
+"""The arms of the laboratory: each says what it changes; all share start, images, time steps and noise."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+STEPS, ROUND_STEPS, WARMUP = 1200, 150, 30
+"""As in the study `federated` at scale `cpu`: eight rounds, a fifth of a round's steps is its warm-up."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training.
+
+    Attributes:
+        division: of the images: one pool, sites by person, or sites at random.
+        batch: images of a site's step.
+        synchronised: whether the sites' gradients are averaged in every step.
+        alone: whether sites never meet.
+        keep: AdamW's moments over the rounds: dropped, kept at the site, or averaged by the server (3 x the bytes).
+        warmup: in each round, or once in the run.
+        decay: of the learning rate to 0: over the run by a cosine or a line, over its last two fifths, over each round.
+        local_steps: of a round, H.
+        steps: of the run.
+        start: steps of masked pre-training before it, in thousands.
+        server: `fedavg`, `fedavgm`, `fedadam` (the product's), or `nesterov` (SGD of DiLoCo, arXiv 2311.08105).
+    """
+
+    name: str
+    division: Literal["pool", "person", "random"] = "person"
+    batch: int = 4
+    synchronised: bool = False
+    alone: bool = False
+    keep: Literal["no", "site", "averaged"] = "no"
+    warmup: Literal["round", "run"] = "round"
+    decay: Literal["none", "cosine", "linear", "end", "round"] = "none"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.99, 0.99)
+    local_steps: int = ROUND_STEPS
+    steps: int = STEPS
+    start: int = 1
+    server: Literal["fedavg", "fedavgm", "fedadam", "nesterov"] = "fedavg"
+    server_lr: float = 1.0
+    server_momentum: float = 0.9
+
+    @property
+    def num_sites(self) -> int:
+        """Sites that train."""
+        return 1 if self.division == "pool" else 4
+
+    @property
+    def images(self) -> int:
+        """Seen in the run, by all sites."""
+        return self.steps * self.batch * self.num_sites
+
+
+_ONE = Arm("one", division="pool", batch=16)
+_ONE_KEPT = replace(_ONE, name="one-kept", keep="site", warmup="run", local_steps=50)
+"""Rounds of one site that keeps its moments change nothing but how often it is averaged over."""
+_FOUR = Arm("four")
+_KEPT = replace(_FOUR, name="four-kept", keep="site", warmup="run")
+_KEPT_COSINE = replace(_KEPT, name="four-kept-cosine", decay="cosine")
+_ONE_COSINE = replace(_ONE_KEPT, name="one-kept-cosine", decay="cosine")
+
+ARMS = (
+    # What the study measures, and the two ends of the scale between its arms.
+    _ONE,
+    _FOUR,
+    replace(_ONE, name="one-b4", batch=4),
+    replace(_FOUR, name="four-synchronised", synchronised=True),
+    # Moments, warm-up and decay, each for itself.
+    _KEPT_COSINE,
+    _KEPT,
+    replace(_KEPT_COSINE, name="four-kept-cosine-lr-double", lr=2e-3),
+    _ONE_KEPT,
+    replace(_FOUR, name="four-restart-warm-once", warmup="run"),
+    # What a site gains; the best known, which every excess is counted from.
+    replace(_KEPT, name="alone-kept", alone=True),
+    replace(_ONE_COSINE, name="one-long", lr=2e-3, steps=2 * STEPS),
+    # The recipe's other constants, each for itself.
+    replace(_KEPT, name="four-kept-h50", local_steps=50),
+    replace(_KEPT, name="four-nesterov-50", local_steps=50, server="nesterov", server_lr=0.7),
+    replace(_KEPT, name="four-kept-lr-double", lr=2e-3),
+    replace(_ONE_KEPT, name="one-kept-lr-double", lr=2e-3),
+    replace(_KEPT, name="four-kept-lr-half", lr=5e-4),
+    replace(_ONE_COSINE, name="one-kept-cosine-lr-double", lr=2e-3),
+    _ONE_COSINE,
+    replace(_KEPT, name="four-fedadam", server="fedadam", server_lr=1e-2),
+    replace(_KEPT, name="four-random", division="random"),
+    replace(_KEPT, name="four-slow-betas", betas=(0.9975, 0.9975)),
+    replace(_FOUR, name="four-kept-warm-each", keep="site"),
+    replace(_KEPT, name="four-b16", batch=16),
+    replace(_KEPT, name="four-nesterov", server="nesterov", server_lr=0.7),
+    replace(_KEPT, name="four-kept-end", decay="end"),
+    replace(_KEPT, name="four-kept-decay-in-round", decay="round"),
+    replace(_KEPT, name="four-averaged-moments", keep="averaged"),
+    replace(_FOUR, name="alone", alone=True),
+    replace(_KEPT, name="four-kept-linear", decay="linear"),
+    replace(_FOUR, name="four-restart-cosine", warmup="run", decay="cosine"),
+    replace(_KEPT, name="four-nesterov-mild", server="nesterov", server_lr=0.7, server_momentum=0.5),
+    replace(_KEPT, name="four-fedadam-low", server="fedadam", server_lr=3e-3),
+    replace(_KEPT, name="four-fedavgm", server="fedavgm", server_lr=0.5, server_momentum=0.5),
+    *(replace(_KEPT, name=f"four-kept-h{steps}", local_steps=steps) for steps in (10, 300, 1200, 1)),
+    # A longer start.
+    replace(_FOUR, name="four-long-start", start=3),
+    replace(_ONE, name="one-long-start", start=3),
+)

@@ -1,0 +1,117 @@
+"""The laboratory's table: losses on held-out persons, and what an arm has above the best known, paired by seed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+RECIPE, POOLED, ALONE, TODAY = "four-kept", "one-kept", "alone-kept", "one"
+MOST, MOST_UPPER, LEAST_GAIN = 1.05, 1.10, 0.30
+"""Excess of the recipe over that of pooled training and the upper end of its interval; what a site gains by it."""
+PAIRS = (
+    ("four-kept", "four"),
+    ("four-restart-warm-once", "four"),
+    ("four-kept", "four-restart-warm-once"),
+    ("four-kept-cosine", "four-kept"),
+    ("four-kept-cosine-lr-double", "four-kept"),
+    ("four-kept-h50", "four-kept"),
+    ("four-nesterov-50", "four-kept-h50"),
+    ("one-kept", "one"),
+    ("four-kept", "one-kept"),
+    ("alone-kept", "four-kept"),
+)
+"""Arms whose difference is told, paired by seed; the second is what the first changes."""
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""97.5 percent point of Student's t by the number of values, which has one degree of freedom less."""
+Losses = NDArray[np.float64]
+Interval = tuple[float, float, float]
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
+    """Print a row for each arm; the last line's text, and whether the goals are reached."""
+    arms = {line["arm"]["name"]: line for line in lines}
+    print(head())
+    for name in arms:
+        print(row(name, arms))
+    for above, below in PAIRS:
+        if above in arms and below in arms:
+            print(f"{above} - {below}: {in_words(interval(at_end(arms[above]) - at_end(arms[below])), '+.4f')}")
+    missing = [name for name in (RECIPE, POOLED, ALONE, "one-long") if name not in arms]
+    if missing:
+        return f"{len(arms)} arms, not run: {', '.join(missing)}", False
+    floor = best_known(arms)
+    price = ratio(at_end(arms[RECIPE]) - floor, at_end(arms[POOLED]) - floor)
+    gain = 1 - ratio(at_end(arms[RECIPE]) - floor, at_end(arms[ALONE]) - floor)[0]
+    text = f"excess of four sites over one {in_words(price)}, {gain:.0%} below that of the best site alone"
+    return text, price[0] <= MOST and price[2] <= MOST_UPPER and gain >= LEAST_GAIN
+
+
+def head() -> str:
+    """Of the table."""
+    columns = (
+        "arm",
+        "images",
+        "raw",
+        "error",
+        "spread",
+        "product's average",
+        "best average",
+        f"raw - {TODAY}",
+        "excess",
+    )
+    return "| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns)
+
+
+def row(name: str, arms: Mapping[str, Any]) -> str:
+    """One arm: means over the seeds, differences to the arm that stands for today's pooled training."""
+    line, raw = arms[name], at_end(arms[name])
+    powers = {kind: at_end(line, kind).mean() for kind in end_of(line) if kind.startswith("power")}
+    best = min(powers, key=lambda kind: powers[kind])
+    arm, cells = line["arm"], [name]
+    cells.append(f"{arm['steps'] * arm['batch'] * (1 if arm['division'] == 'pool' else 4):,}")
+    error = np.mean([error for _, error in end_of(line)["raw"]])
+    cells += [f"{raw.mean():.5f}", f"{error:.4f}", f"{raw.std(ddof=1):.5f}", f"{at_end(line, 'ema').mean():.5f}"]
+    cells.append(f"{powers[best]:.5f} ({best.removeprefix('power-')})")
+    cells.append(in_words(interval(raw - at_end(arms[TODAY])), "+.5f") if TODAY in arms and name != TODAY else "")
+    if "one-long" in arms and TODAY in arms and name not in (TODAY, "one-long"):
+        floor = best_known(arms)
+        cells.append(in_words(ratio(raw - floor, at_end(arms[TODAY]) - floor)))
+    return "| " + " | ".join(cells) + " |"
+
+
+def end_of(line: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Losses after the last step, by kind of weights."""
+    return line["scores"][str(line["arm"]["steps"])]  # type: ignore[no-any-return]
+
+
+def at_end(line: Mapping[str, Any], kind: str = "raw") -> Losses:
+    """Loss of each seed; that of the best site where sites are alone."""
+    losses = np.array([loss for loss, _ in end_of(line)[kind]])
+    return losses.reshape(len(line["seeds"]), -1).min(1)
+
+
+def best_known(arms: Mapping[str, Any]) -> Losses:
+    """Least loss of each seed that any arm has reached with any weights."""
+    found = [at_end(line, kind) for line in arms.values() for kind in end_of(line)]
+    return np.min(found, 0)  # type: ignore[no-any-return]
+
+
+def interval(values: Losses) -> Interval:
+    """Mean of a value per seed, with its 95 percent interval by Student's t."""
+    half = STUDENT[len(values)] * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def ratio(above: Losses, below: Losses) -> Interval:
+    """Geometric mean of the ratio of each seed, with its interval; not a number where an excess is none."""
+    if min(above.min(), below.min()) <= 0:
+        return math.nan, math.nan, math.nan
+    mean, low, high = interval(np.log(above / below))
+    return math.exp(mean), math.exp(low), math.exp(high)
+
+
+def in_words(value: Interval, form: str = ".2f") -> str:
+    """Value and interval."""
+    return f"{value[0]:{form}} [{value[1]:{form}}, {value[2]:{form}}]"

@@ -1,0 +1,132 @@
+"""AdamW's moments of a run, which stay at this site from round to round. No torch.
+
+They are as private as the images: those of plain rounds are made of gradients without noise. So a file is of one run,
+one plan (which fixes mechanism, unit and every constant) and one state of the data set, and any other starts without:
+nothing of a plain round can enter a private one. Those of a private round are made of what its charge has paid for.
+
+A round starts from the newest moments of an earlier round and never from its own, so one that is asked again, whatever
+was killed when, has the same start. What cannot be read counts as not there.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from client.data.dataset import Dataset
+from client.home import Home
+from client.private_files import private_files, write_private
+from shared.experiment.config import Section
+from shared.messages.agreement.plan import plan_digest
+from shared.messages.packing import Manifest
+from shared.messages.training import RequestHeader
+from shared.storage.files import canonical_json
+
+MOST_RUNS, MOST_ROUNDS = 4, 2
+"""Newest runs that are kept, each with its newest rounds: the one before is what a repeated round starts from."""
+LABEL_BYTES = 1024
+FIRST, SECOND = ".exp_avg", ".exp_avg_sq"
+log = logging.getLogger("maskfed.client")
+Arrays = dict[str, NDArray[Any]]
+
+
+class Moments(NamedTuple):
+    """What AdamW has gathered."""
+
+    steps: int
+    """Steps that it was gathered in."""
+    arrays: Arrays
+    """`<tensor>.exp_avg` and `<tensor>.exp_avg_sq` of each trained tensor."""
+
+
+class _Label(Section):
+    """First line of a file."""
+
+    key: str
+    steps: int = Field(ge=1)
+    sha256: str
+    """Of all that follows."""
+
+
+class KeptMoments:
+    """Those of one run at this site."""
+
+    def __init__(self, home: Home, header: RequestHeader, data: Dataset) -> None:
+        """Name the files of a request's run; `data` is what it trains on."""
+        self._folder, self._manifest, self._round = home.moments / header.run, header.manifest, header.server_round
+        whose = [header.run, plan_digest(header), data.dataset_id, data.fingerprint]
+        self._key = hashlib.sha256(canonical_json(whose)).hexdigest()
+        self._is_last = header.server_round >= header.experiment.federation.rounds
+
+    def find(self) -> Moments | None:
+        """The newest of an earlier round, or None: the round then starts without."""
+        for path in reversed(self._paths()):
+            if path.name < self._path.name and (found := self._read(path)) is not None:
+                return found
+        return None
+
+    def keep(self, moments: Moments) -> None:
+        """Write those after this round (0600); after the last one of the run nobody needs them.
+
+        Raises:
+            OSError: the disk is full; nothing half-written is left.
+        """
+        if self._is_last:
+            return
+        body = save({name: np.ascontiguousarray(array) for name, array in moments.arrays.items()})
+        label = _Label(key=self._key, steps=moments.steps, sha256=hashlib.sha256(body).hexdigest())
+        with private_files():
+            self._folder.mkdir(parents=True, exist_ok=True)
+        write_private(self._path, label.model_dump_json().encode() + b"\n" + body)
+        kept = [path for path in self._paths() if path.name <= self._path.name][-MOST_ROUNDS:]
+        # Also what kills in the middle of a write have left; the ledger's lock keeps other writers away.
+        for other in self._folder.iterdir():
+            if other not in kept:
+                other.unlink()
+        os.utime(self._folder)
+        runs = sorted(self._folder.parent.iterdir(), key=lambda each: each.stat().st_mtime)
+        for old in runs[:-MOST_RUNS]:
+            shutil.rmtree(old)
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / f"round-{self._round:09d}"
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob("round-*"))
+
+    def _read(self, path: Path) -> Moments | None:
+        with path.open("rb") as file:
+            head, body = file.readline(LABEL_BYTES), file.read()
+        try:
+            label = _Label.model_validate(json.loads(head))
+            is_whole = label.sha256 == hashlib.sha256(body).hexdigest()
+            arrays = load(body) if is_whole and label.key == self._key else {}
+        except (ValueError, ValidationError, SafetensorError):
+            is_whole, arrays = False, {}
+        if not is_whole:
+            log.warning("%s is damaged and not used", path)
+            return None
+        if not _fit(arrays, self._manifest):
+            log.info("the moments of %s are of another plan or data set and not used", path.name)
+            return None
+        return Moments(label.steps, arrays)
+
+
+def _fit(arrays: Arrays, manifest: Manifest) -> bool:
+    """Whether these are moments that AdamW can have of exactly the trained tensors."""
+    shapes = {f"{tensor.name}{end}": tuple(tensor.shape) for tensor in manifest.tensors for end in (FIRST, SECOND)}
+    if {name: array.shape for name, array in arrays.items()} != shapes:
+        return False
+    if any(array.dtype != np.float32 or not np.isfinite(array).all() for array in arrays.values()):
+        return False
+    return all(float(array.min(initial=0.0)) >= 0 for name, array in arrays.items() if name.endswith(SECOND))

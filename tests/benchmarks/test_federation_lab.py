@@ -1,0 +1,255 @@
+"""The laboratory trains as the product does, on the same numbers."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.federation_lab import training, world
+from benchmarks.federation_lab.__main__ import read
+from benchmarks.federation_lab.arms import ARMS, Arm
+from benchmarks.federation_lab.averages import NAMES, Averages, held_out
+from benchmarks.federation_lab.table import table
+from benchmarks.federation_lab.training import StackedTraining
+from benchmarks.federation_lab.world import NETWORK, World, experiment, streams_of
+from server.federation.updates.server_optimizer import ServerState, apply_update
+from shared.data.image_set import ImageCache, synthetic_images
+from shared.diffusion import uvit
+from shared.diffusion.losses import per_image_loss
+from shared.diffusion.schedule import make_schedule
+from shared.experiment.federation import FederationConfig
+from shared.experiment.learning_rate import round_lr
+from shared.training.engine import Engine, run_training
+from shared.training.optimizer import load_moments, moments_of
+
+STEPS, WARMUP = 3, 2
+SHAPE = {"in_channels": 3, "grid_size": 4, "patch_size": 4}
+
+
+class Untrained(World):
+    """Random weights instead of a pre-training."""
+
+    def start(self, thousands: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(self.seed + thousands)
+        return {name: weight.detach().clone() for name, weight in NETWORK(**SHAPE).named_parameters()}
+
+
+@pytest.fixture
+def worlds(monkeypatch: pytest.MonkeyPatch) -> list[World]:
+    monkeypatch.setitem(uvit.SIZES, "T", NETWORK)
+    monkeypatch.setattr(world, "WARMUP", WARMUP)
+    pixels = synthetic_images("synthetic:site0:160:0", world.SIZE).images
+    images = ImageCache(lambda: pixels, 160, world.SIZE, persons=np.arange(160) // 2)
+    return [Untrained(seed, images, Path("nowhere")) for seed in (0, 1)]
+
+
+def named(name: str, **changed) -> Arm:
+    return replace(next(arm for arm in ARMS if arm.name == name), steps=2 * STEPS, local_steps=STEPS, **changed)
+
+
+def trained(arm: Arm, worlds: list[World]) -> dict[str, torch.Tensor]:
+    *_, last = StackedTraining(arm, worlds, STEPS, WARMUP).run()
+    return last.weights
+
+
+def by_the_product(arm: Arm, one: World) -> dict[str, torch.Tensor]:
+    """Rounds of the product's engine and server step, site after site."""
+    setting = experiment(arm, one.seed)
+    federation = setting.federation.model_copy(update={"warmup": arm.warmup, "rounds": 2})
+    plan = setting.model_copy(update={"federation": federation})
+    weights, moments, server = one.start(arm.start), {}, ServerState()
+    config = FederationConfig(server_optimizer=arm.server, server_lr=arm.server_lr, server_momentum=arm.server_momentum)
+    for number in range(2):
+        after = []
+        for site, images in enumerate(one.sites(arm)):
+            model = NETWORK(**SHAPE)
+            model.load_state_dict(weights)
+            streams = streams_of(one.seed, f"{arm.division}-{site}", number)
+            engine = Engine(plan, model, streams, lr=round_lr(plan, number + 1))
+            parameters = dict(model.named_parameters())
+            if arm.keep == "site" and number:
+                load_moments(engine.optimizer, parameters, moments[site], number * STEPS)
+            run_training(engine, images, steps=STEPS)
+            moments[site] = {name: array.copy() for name, array in moments_of(engine.optimizer, parameters).items()}
+            after.append(model.state_dict())
+        flat = torch.cat([weights[name].flatten() for name in weights]).numpy().copy()
+        means = torch.cat([torch.stack([each[name] for each in after]).mean(0).flatten() for name in weights]).numpy()
+        flat, server = apply_update(flat, means - flat, server, config)
+        parts = torch.from_numpy(flat).split([weight.numel() for weight in weights.values()])
+        weights = {name: part.view_as(weights[name]) for name, part in zip(weights, parts, strict=True)}
+    return weights
+
+
+@pytest.mark.parametrize("arm", ["one", "four", "four-kept", "four-fedadam", "four-random"], ids=lambda name: name)
+def test_each_network_of_the_stack_is_trained_as_the_product_trains_it(worlds, arm):
+    """Up to rounding, which AdamW's first steps make as large as a step where a gradient is about nothing."""
+    chosen = named(arm)
+    stacked = trained(chosen, worlds)
+    for place, one in enumerate(worlds):
+        start, theirs = one.start(chosen.start), by_the_product(chosen, one)
+        moved = sum(float((theirs[name] - start[name]).square().sum()) for name in start)
+        apart = sum(float((stacked[name][place] - theirs[name]).square().sum()) for name in start)
+        assert moved > 0 and apart < 1e-4 * moved
+
+
+def test_synchronised_sites_are_one_site_with_all_their_batches(worlds):
+    """In the first step: the mean of four gradients of a batch of 4 is the gradient of the 16 images."""
+    training_ = StackedTraining(named("four-synchronised"), worlds[:1], STEPS, WARMUP)
+    model = NETWORK(**SHAPE)
+    model.load_state_dict(worlds[0].start(1))
+    batches = [draws.batch(0) for draws in training_.draws]
+    images = torch.cat([images for images, _ in batches])
+    draw = [torch.cat(parts) for parts in zip(*(draw for _, draw in batches), strict=True)]
+    per_image_loss(model, make_schedule("cosine", 1000), training_.setting, images, *draw).mean().backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    training_.step(0, 0, STEPS)
+    for name, weight in model.named_parameters():
+        for network in range(4):
+            torch.testing.assert_close(training_.weights[name].grad[network], weight.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_rounds_of_one_site_with_its_moments_kept_change_nothing(worlds):
+    chosen = named("one-kept")
+    whole, parts = trained(replace(chosen, local_steps=2 * STEPS), worlds), trained(chosen, worlds)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_sites_that_are_alone_never_meet(worlds):
+    weights = trained(named("alone"), worlds)["mid_block.mlp.fc1.weight"]
+    assert len(weights) == 8
+    assert min(float((weights[a] - weights[b]).abs().max()) for a in range(8) for b in range(a)) > 0
+
+
+def test_nesterov_is_torchs(worlds):
+    """x + eta (mu m + d) with m = mu m + d is torch's SGD with nesterov on the gradient -d."""
+    arm = named("four-nesterov")
+    stacked = StackedTraining(arm, worlds[:1], STEPS, WARMUP)
+    name = "mid_block.mlp.fc1.weight"
+    theirs = torch.nn.Parameter(stacked.weights[name].detach()[:1].clone())
+    sgd = torch.optim.SGD([theirs], lr=arm.server_lr, momentum=arm.server_momentum, nesterov=True)
+    points = stacked.run()
+    before = next(points)
+    means = []
+    end = stacked._server_step
+    stacked._server_step = lambda given: means.append(stacked._mean(stacked.weights[name].detach())) or end(given)
+    for point in points:
+        theirs.grad = before.weights[name] - means[-1]
+        sgd.step()
+        torch.testing.assert_close(point.weights[name], theirs.detach())
+        before = point
+
+
+def test_splits_share_no_person_and_sites_no_image(worlds):
+    one = worlds[0]
+    for division in ("pool", "person", "random"):
+        sites = one.sites(Arm("any", division=division))
+        pixels = [images.batch(range(len(images))).flatten(1).numpy().tobytes() for images in sites]
+        assert len(set(pixels)) == len(sites) and sum(map(len, sites)) == 56
+    by_person = [set(images.persons.tolist()) for images in one.sites(Arm("any"))]
+    assert all(not a & b for number, a in enumerate(by_person) for b in by_person[:number])
+
+
+def test_a_power_average_over_all_steps_is_the_weighted_mean_of_the_rounds(worlds):
+    """EDM2's average has weights in proportion to t^gamma."""
+    arm, gamma = named("one-kept"), 1.826
+    stacked = StackedTraining(replace(arm, local_steps=1), worlds[:1], STEPS, WARMUP)
+    points = list(stacked.run())
+    averages = Averages(points[0], 0.9)
+    for point in points[1:]:
+        averages.add(point)
+    edges = [point.step ** (gamma + 1) for point in points]
+    shares = np.diff(edges) / edges[-1]
+    name = "mid_block.mlp.fc1.weight"
+    expected = sum(share * point.weights[name] for share, point in zip(shares, points[1:], strict=True))
+    torch.testing.assert_close(averages.means["power-0.20"][name], expected, rtol=1e-4, atol=1e-6)
+    assert torch.equal(averages.means["raw"][name], points[-1].weights[name])
+
+
+def test_held_out_losses_are_the_products_on_numbers_that_stay(worlds):
+    stacked = StackedTraining(named("one"), worlds, STEPS, WARMUP)
+    first, again = (held_out(stacked, worlds, stacked._global()) for _ in range(2))
+    assert first == again and first[0] != first[1]
+    model = NETWORK(**SHAPE)
+    model.load_state_dict(worlds[1].start(1))
+    images, draw = worlds[1].held_out
+    with torch.no_grad():
+        loss = per_image_loss(model, make_schedule("cosine", 1000), stacked.setting, images, *draw)
+    assert first[1][0] == pytest.approx(float(loss.mean()), rel=1e-5)
+    assert first[1][1] == pytest.approx(float(loss.std()) / len(loss) ** 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        ("none", [0.5, 1, 0.5, 1]),
+        ("round", [0.5, 0.5, 0.5, 0.5]),
+    ],
+)
+def test_rates_of_rounds_begin_anew(decay, expected):
+    arm = Arm("any", decay=decay, steps=4, local_steps=2)
+    assert [training.rate(arm, 2, step, step // 2 * 2, step // 2 * 2 + 2) for step in range(4)] == expected
+
+
+def test_rates_of_the_run_fall_to_nothing():
+    def rates(decay):
+        arm = Arm("any", decay=decay, warmup="run", steps=10)
+        return [training.rate(arm, 0, step, 0, 10) for step in range(11)]
+
+    assert rates("linear") == pytest.approx([1 - step / 10 for step in range(11)])
+    assert rates("end") == pytest.approx([1.0] * 7 + [0.75, 0.5, 0.25, 0.0])
+    assert rates("cosine")[5] == pytest.approx(0.5) and rates("cosine")[10] == pytest.approx(0.0)
+
+
+def line(name: str, losses: list[float]) -> dict:
+    arm = next(each for each in ARMS if each.name == name)
+    scores = {kind: [[loss, 0.004] for loss in losses] for kind in NAMES}
+    return {"arm": asdict(arm), "seeds": [0, 1, 2], "scores": {str(arm.steps): scores}}
+
+
+EXCESS = {"one": [4, 5, 6], "one-kept": [2, 3, 4], "four-kept": [2.02, 3.06, 4.04], "one-long": [0, 0, 0]}
+
+
+def results(**changed: list[float]) -> list[dict]:
+    alone = {"alone-kept": [9.0, 5, 8, 7, 9, 9, 9, 6, 9, 9, 9, 7]}
+    excess = EXCESS | alone | {name.replace("_", "-"): values for name, values in changed.items()}
+    return [line(name, [0.2 + value / 1000 for value in values]) for name, values in excess.items()]
+
+
+def test_a_federation_that_costs_little_and_gains_much_reaches_the_goal(capsys):
+    text, is_reached = table(results())
+    assert is_reached and "1.01 [1.00, 1.03]" in text and "51% below" in text
+    printed = capsys.readouterr().out.splitlines()
+    assert "alone-kept - four-kept: +0.0030 [+0.0029, +0.0030]" in printed
+    row = next(row for row in printed if row.startswith("| one-kept "))
+    assert "-0.00200 [-0.00200, -0.00200]" in row and "0.58 [0.41, 0.84]" in row
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"four_kept": [2.2, 3.3, 4.4]},
+        {"four_kept": [1.7, 3.0, 4.9]},
+        {"alone_kept": [2.5] * 4 + [3.5] * 4 + [4.5] * 4},
+        {"one_long": [2, 3, 4]},
+    ],
+)
+def test_what_misses_a_goal_is_not_reached(changed):
+    """A price above it, one that the seeds do not agree on, a site that is as well off alone, no room to the best."""
+    assert not table(results(**changed))[1]
+
+
+def test_missing_arms_are_named():
+    text, is_reached = table(results()[:2])
+    assert not is_reached and text == "2 arms, not run: four-kept, alone-kept, one-long"
+
+
+def test_results_of_arms_that_were_changed_do_not_count(tmp_path):
+    kept, changed = line("one", [1, 2, 3]), line("four", [1, 2, 3])
+    changed["arm"]["lr"] = 0.5
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(each) + "\n" for each in (kept, changed)))
+    assert [each["arm"]["name"] for each in read(path)] == ["one"]
+    assert read(tmp_path / "none.jsonl") == []
