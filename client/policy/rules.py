@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from client.settings import SitePolicy, Unit
 from shared.errors import InputError
 from shared.experiment.config import Experiment
-from shared.experiment.trainable import select_trainable
 from shared.messages.agreement.plan import plan_digest
 from shared.messages.training import RefusalCode, RequestHeader, experiment_digest
+from shared.updates.trainable import select_trainable
 
 HIDDEN = "the site's policy refuses this; its operator finds the reason in the site's log"
 

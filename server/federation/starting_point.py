@@ -11,12 +11,12 @@ from server.runs.lineage import as_provenance, charges_of_weights
 from shared.data.image_set import SYNTHETIC_PREFIX
 from shared.errors import InputError
 from shared.experiment.config import Experiment
-from shared.experiment.trainable import select_trainable
 from shared.messages.packing import Manifest, pack
 from shared.planning.workload import run_bytes
 from shared.secure_aggregation.roster import MAX_SITES
 from shared.storage.checkpoint import load_group, load_meta, resolve_checkpoint
 from shared.storage.versions import git_commit
+from shared.updates.trainable import select_trainable
 
 UNWATCHED = "warning: no public images (--held-out): nothing watches what rounds do to the model"
 

@@ -8,8 +8,8 @@ from shared.diffusion.losses import draw_noise, per_image_loss
 from shared.diffusion.schedule import make_schedule
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment
-from shared.experiment.trainable import select_trainable
 from shared.seeding import generator
+from shared.updates.trainable import select_trainable
 
 PROBE_BATCH = 8
 """Images a step of the probe: small enough for a slow machine to do one in the time."""

@@ -21,7 +21,6 @@ from shared.diffusion.losses import draw_noise, per_image_loss
 from shared.diffusion.schedule import make_schedule
 from shared.experiment.config import Experiment
 from shared.experiment.learning_rate import lr_at
-from shared.experiment.trainable import select_trainable
 from shared.seeding import Streams
 from shared.training.compiling import should_compile
 from shared.training.ema import Ema
@@ -30,6 +29,7 @@ from shared.training.optimizer import load_moments, make_optimizer, moments_of, 
 from shared.training.precision import Precision, decide_precision
 from shared.training.processes import World
 from shared.training.weights import Arrays, load_weights, to_numpy
+from shared.updates.trainable import select_trainable
 
 __all__ = ["Engine", "NonFiniteLossError", "Precision", "StepResult", "decide_precision", "run_training"]
 
@@ -63,7 +63,7 @@ class Engine:
             model: initialised network.
             streams: root of data order, noise, masks and flips; secret at a site.
             world: this process among others; default: alone, on the model's device.
-            trainable: patterns of `shared.experiment.trainable`; other tensors stay frozen.
+            trainable: patterns of `shared.updates.trainable`; other tensors stay frozen.
             proximal_mu: FedProx: adds mu / 2 * ||w - w_0||^2 (arXiv 1812.06127, Eq. 2), w_0 being the weights of now.
             lr: learning rate of each 0-based step; default: the experiment's.
 

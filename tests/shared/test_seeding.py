@@ -106,7 +106,7 @@ WITHOUT_TORCH = [
     "data.image_cache",
     "storage.versions",
     "storage.files",
-    "experiment.trainable",
+    "updates.trainable",
 ]
 
 

@@ -11,9 +11,9 @@ from server.federation.updates.server_optimizer import ServerState
 from server.runs.lineage import as_provenance, charges_of_weights
 from shared.errors import InputError
 from shared.experiment.config import Experiment
-from shared.experiment.trainable import select_trainable
 from shared.messages.packing import Manifest, pack, unpack
 from shared.storage.checkpoint import load_group, load_meta, save_checkpoint
+from shared.updates.trainable import select_trainable
 
 Flat = NDArray[np.float32]
 
