@@ -1,5 +1,6 @@
 """What the operator computes by own hand: `audit` of a model and of DP-SGD, `compare-alone`, feature `statistics`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -196,6 +197,7 @@ def compare_alone(
     start: Annotated[Path, typer.Option(help="Checkpoint folder that the run started from.")],
     steps: Annotated[int, typer.Option(min=0, help="Steps to train alone; 0: as many as the run's rounds had.")] = 0,
     home: HomeOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Train here alone for as long as a run, without DP, and tell which model does better on the held-out images.
 
@@ -210,7 +212,11 @@ def compare_alone(
     settings = load_settings(place)
     data = open_dataset(place, settings.image_size)
     typer.echo("training alone ...", err=True)
-    typer.echo(compare(place, data, checkpoint, start, device=choose_device(settings.device), steps=steps).in_words())
+    gain = compare(place, data, checkpoint, start, device=choose_device(settings.device), steps=steps)
+    if as_json:
+        tell_json(asdict(gain))
+    else:
+        typer.echo(gain.in_words())
 
 
 def statistics(

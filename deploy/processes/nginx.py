@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from importlib import resources
 from pathlib import Path
 
@@ -31,6 +32,7 @@ MOST_CONNECTIONS = 16384
 """Of the whole door. A site's connection takes four: its own, one through the socket (both ends), the SuperLink's."""
 LARGEST_LIMIT = 2**16 - 1
 """That nginx takes for a number of connections."""
+RELOAD_SECONDS, RELOAD_TRIES = 5.0, 3
 STREAM_MODULE = "ngx_stream_module.so"
 PACKAGES = "apt-get install nginx-light libnginx-mod-stream"
 
@@ -158,7 +160,11 @@ def edge_service(home: Path, port: int, superlink_port: int, *, connections: int
 
 
 def reload_door(home: Path) -> bool:
-    """Let a running door read its certificates and revocations again; whether there is one."""
+    """Let a running door read its certificates and revocations again; whether there is one.
+
+    Raises:
+        ProvisionError: it goes on with the old ones, so that who was removed is still let in.
+    """
     run = home.resolve() / "run"
     try:
         master = psutil.Process(int((run / "nginx.pid").read_text(encoding="ascii")))
@@ -168,6 +174,23 @@ def reload_door(home: Path) -> bool:
     except (OSError, ValueError, psutil.Error):
         return False
     with contextlib.suppress(psutil.NoSuchProcess):
-        master.send_signal(signal.SIGHUP)
-        return True
+        before = {worker.pid for worker in master.children()}
+        for _ in range(RELOAD_TRIES):
+            master.send_signal(signal.SIGHUP)
+            if _has_new_worker(master, before):
+                return True
+        raise ProvisionError(
+            f"the door goes on with its old revocations: restart `maskfed-server start`; {home}/logs/edge-start.log "
+            "says why"
+        )
+    return False
+
+
+def _has_new_worker(master: psutil.Process, before: set[int]) -> bool:
+    """Whether a process that has read the new configuration serves soon; a signal alone proves nothing."""
+    end = time.monotonic() + RELOAD_SECONDS
+    while time.monotonic() < end:
+        if {worker.pid for worker in master.children()} - before:
+            return True
+        time.sleep(0.05)
     return False

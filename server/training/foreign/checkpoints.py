@@ -80,7 +80,7 @@ def export_checkpoint(checkpoint: Path, target: Path, layout: Literal["maskdm", 
     is_split = meta.experiment.data.wavelet_tokens == "split"
     if is_split and layout == "uvit":
         raise InputError(
-            f"checkpoint {folder} has data.wavelet_tokens 'split', U-ViT one sequence of tokens: give --layout maskdm"
+            f"checkpoint {folder} has data.wavelet_tokens 'split', U-ViT one sequence of tokens: give --to maskdm"
         )
     named: Layout = "maskdm-dwt" if is_split else layout
     patch_size = meta.experiment.model.patch_size

@@ -303,11 +303,11 @@ def test_every_answer_waits_for_room_on_the_disk(home: Home, monkeypatch: pytest
     tries: list[Path] = []
     write = private_files.write_atomically
 
-    def full_at_first(path: Path, data: bytes, mode: int) -> None:
+    def full_at_first(path: Path, data: bytes, mode: int, **more: Any) -> None:
         tries.append(path)
         if len(tries) == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        write(path, data, mode)
+        write(path, data, mode, **more)
 
     looks = iter([False, False])
     monkeypatch.setattr(room, "has_room", lambda *_: next(looks, True))

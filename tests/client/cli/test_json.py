@@ -81,7 +81,7 @@ SCHEMAS = {
     "policy show": dict,
     "alerts": {"host": (str, NoneType), "proxy": str, "tested": (int, NoneType)},
 }
-LONG = {"audit canaries"}
+LONG = {"audit canaries", "compare-alone"}
 """Print JSON too, and take minutes."""
 ACT = {
     *("enroll", "join", "certificate", "evidence", "statistics", "start", "metrics", "leave", "data scan"),

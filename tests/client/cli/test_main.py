@@ -123,7 +123,7 @@ def test_joining_without_images_is_refused_and_writes_nothing(bundle: Path, home
     [
         (("--identities", "nowhere.txt"), "identities .*nowhere.txt: not a text file"),
         (("--head-file", "site/kept/head.json"), "outside .*site, the ledger's folder"),
-        (("--delta", 1), r"policy.delta = 1.0: Input should be less than or equal to 0.001"),
+        (("--delta", 1), r"--delta 1.0: Input should be less than or equal to 0.001"),
     ],
 )
 def test_joining_with_a_bad_option_names_it_and_writes_nothing(

@@ -24,6 +24,7 @@ from deploy.identity.enrolment import read_request
 from deploy.identity.site_certificates import issue_site_certificate
 from deploy.identity.site_identity import accept_certificate, create_identity
 from deploy.identity.tls import client_context
+from deploy.processes import nginx
 from deploy.processes.door import SOCKET
 from deploy.processes.nginx import find_nginx, find_stream_module, has_ipv6, write_configuration
 from deploy.processes.process import free_ports
@@ -199,6 +200,13 @@ def test_connections_of_one_address_are_limited_before_the_handshake(door: Door)
         stream.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         assert stream.recv(12) == b"HTTP/1.1 404"
     assert [line["status"] for line in door.refused()[before : before + 3]] == [503] * 3
+
+
+def test_a_door_that_does_not_reload_is_told(door: Door, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(nginx, "RELOAD_SECONDS", 0.1)
+    monkeypatch.setattr(nginx.psutil.Process, "send_signal", lambda *_: None)
+    with pytest.raises(ProvisionError, match="goes on with its old revocations: restart"):
+        nginx.reload_door(door.home)
 
 
 def test_a_removed_site_is_not_let_in_any_more_and_the_others_are(door: Door, tmp_path: Path):

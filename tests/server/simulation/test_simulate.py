@@ -20,7 +20,7 @@ from shared.storage.checkpoint import load_meta
 from shared.storage.runlog import RunLog
 from tests.server.fake_federation import make_experiment, make_home
 
-SECURE = ("federation.secure=true", "federation.min_replies=3")
+SECURE = ("federation.secure=true", "federation.min_replies=3", "federation.update_norm_action=clip")
 
 
 @pytest.fixture

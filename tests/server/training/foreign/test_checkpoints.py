@@ -344,7 +344,7 @@ def test_export_returns_the_papers_wavelet_network(tmp_path, is_biased):
     state = torch.load(tmp_path / "back.pt", weights_only=True)["model"]
     other.load_state_dict({key[6:]: x for key, x in state.items() if key.startswith("model.")}, strict=True)
     assert all(torch.equal(a, b) for a, b in zip(theirs.parameters(), other.parameters(), strict=True))
-    with pytest.raises(InputError, match=r"'split', U-ViT one sequence of tokens: give --layout maskdm"):
+    with pytest.raises(InputError, match=r"'split', U-ViT one sequence of tokens: give --to maskdm"):
         export_checkpoint(tmp_path / "out", tmp_path / "back.pth", "uvit")
 
 
@@ -513,7 +513,7 @@ def test_commands_import_and_export(tmp_path, maskdm, capsys, monkeypatch):
         return ended.value.code
 
     assert call("import-checkpoint", tmp_path / "model.pt", "--out", tmp_path / "out") == 0
-    assert call("export", tmp_path / "out", "--out", tmp_path / "back.pth", "--layout", "uvit") == 0
+    assert call("export", tmp_path / "out", "--out", tmp_path / "back.pth", "--to", "uvit") == 0
     assert "size T, 16 px, patch 4" in capsys.readouterr().out
     assert "pos_embed" in torch.load(tmp_path / "back.pth", weights_only=True)
     assert call("import-checkpoint", tmp_path / "model.pt", "--out", tmp_path / "out") == 2
