@@ -4,8 +4,8 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 DEMO_FLAGS ?=
 
-# Files run side by side in one process more than there are cores.
-PYTEST := $(BIN)/python -m pytest --workers auto
+# Files run side by side in one process more than there are cores, at most eight: each loads torch.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 # Compiled modules are kept: a program does not compile again what it imports.
 unexport PYTHONDONTWRITEBYTECODE

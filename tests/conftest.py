@@ -18,8 +18,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests import side_by_side  # noqa: E402
-
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
@@ -100,11 +98,6 @@ FULL_SIZE = (END_TO_END, "tests/server/simulation/")
 """Files whose models are trained by programs that they start, which know the real sizes only."""
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """What `make test` runs with."""
-    parser.addoption("--workers", default="", help="run files side by side in this many processes, or `auto`")
-
-
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`make test-fast` does not import what it leaves out."""
     name = f"{collection_path.relative_to(ROOT).as_posix()}{'/' * collection_path.is_dir()}"
@@ -113,9 +106,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest begin."""
+    """Under pytest-xdist a file stays in one process, so that what its tests share is made once; the longest begin."""
     for item in items:
-        if item.nodeid.startswith(SLOW):
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(_group(file)))
+        if file.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: _turn(item.nodeid))
 
@@ -129,23 +124,7 @@ def pytest_collection_finish() -> None:
         typer.main.get_command = typer.testing._get_command = functools.cache(typer.main.get_command)  # type: ignore[attr-defined]
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> bool | None:
-    """`--workers`: a file stays in one process, so that what its tests share is made once."""
-    option = session.config.option
-    if not option.workers or option.collectonly or session.testsfailed:
-        return None
-    groups: dict[str, list[pytest.Item]] = {}
-    for item in session.items:
-        groups.setdefault(_group(item.nodeid), []).append(item)
-    # One process more than cores: the one that starts programs mostly waits for them.
-    num_workers = min((os.cpu_count() or 1) + 1, 8) if option.workers == "auto" else int(option.workers)
-    side_by_side.run(session, list(groups.values()), num_workers)
-    return True
-
-
-def _group(name: str) -> str:
-    file = name.partition("::")[0]
+def _group(file: str) -> str:
     if file.startswith(END_TO_END):
         return "end to end"
     if file.startswith(REAL_PROCESSES):
@@ -176,6 +155,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if (torch := sys.modules.get("torch")) is not None:
         # Without a GPU in use: `torch.manual_seed` keeps a list of all seeds, with stacks, for one that may come.
         (torch if torch.cuda.is_initialized() else torch.default_generator).manual_seed(number)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: the one that starts programs mostly waits for them."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_report_header() -> list[str]:

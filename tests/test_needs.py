@@ -1,6 +1,9 @@
+import os
 import shutil
 import subprocess
 from pathlib import Path
+
+import pytest
 
 from tests import conftest, needs
 
@@ -41,3 +44,9 @@ def test_ci_installs_the_packages_of_the_same_list(tmp_path):
 
 def test_what_is_called_slow_is_there():
     assert [name for name in conftest.SLOW if not (ROOT / name).exists() and not list(ROOT.glob(f"{name}*"))] == []
+
+
+def test_files_stay_in_one_process(request: pytest.FixtureRequest):
+    """pytest-xdist says so in the name; a version that does not would run what shares ports and set-up side by side."""
+    is_distributed = "PYTEST_XDIST_WORKER" in os.environ
+    assert request.node.nodeid.endswith("@tests/test_needs.py") is is_distributed
