@@ -73,8 +73,10 @@ def enroll(
         raise InputError(f"--renew {renew}: give node or signing")
     if place.settings.exists() and (own := load_settings(place).alias) != alias:
         raise InputError(f"{place.path} is the folder of site {own}, not of {alias}: give that name, or another --home")
-    typer.echo(create_identity(place.path, alias, renew, node_key))
-    typer.echo("send the coordinator this line; it is good for 14 days and for one use", err=True)
+    line = create_identity(place.path, alias, renew, node_key)
+    # Before it, so that the line is the last one also where both outputs go to one file.
+    typer.echo("send the coordinator the next line; it is good for 14 days and for one use", err=True)
+    typer.echo(line)
 
 
 def join(  # every rule of the policy is one option
