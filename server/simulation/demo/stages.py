@@ -10,7 +10,7 @@ FIRST_STEPS = 40
 """Steps of the public training after which the speed of this machine is known; the fewest of the first stage."""
 LEAST_ALIGNED = 120
 """Fewer steps on aligned images show nothing: the round of DP-SGD computes as much as 72 steps."""
-SET_UP_SECONDS = 190.0
+SET_UP_SECONDS = 240.0
 """On two idle cores: sites and coordinator come up, mean images, offers, a round's messages, canaries, release."""
 START_SHARE = 0.25
 """Of the images that there is time for; the rest is halved: aligned, and public alone for comparison."""
