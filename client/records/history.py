@@ -23,6 +23,7 @@ class History:
 
     def __init__(self, entries: list[Entry]) -> None:
         self.entries = entries
+        self._parsed: dict[int, tuple[Entry, Charge]] = {}
 
     @property
     def ledger_id(self) -> str | None:
@@ -32,7 +33,14 @@ class History:
     @property
     def charges(self) -> list[tuple[Entry, Charge]]:
         """All reservations, oldest first."""
-        return [(entry, Charge.model_validate(entry.fields)) for entry in self.entries if entry.kind == "reserve"]
+        return [self._charge(entry) for entry in self.entries if entry.kind == "reserve"]
+
+    def _charge(self, entry: Entry) -> tuple[Entry, Charge]:
+        """Each entry is read once."""
+        known = self._parsed.get(entry.sequence)
+        if known is None or known[0] is not entry:
+            known = self._parsed[entry.sequence] = (entry, Charge.model_validate(entry.fields))
+        return known
 
     @property
     def committed(self) -> set[int]:

@@ -14,9 +14,10 @@ class Section(BaseModel):
     @classmethod
     def _no_word_for_a_number(cls, value: object, info: ValidationInfo) -> object:
         """`true` is no number, though Python counts it as 1."""
-        kind = cls.model_fields[info.field_name or ""].annotation
         given = value if isinstance(value, list | tuple) else (value,)
-        if _is_number(kind) and any(isinstance(each, bool) for each in given):
+        # The type is looked at last: a long ledger is half a million fields.
+        has_bool = any(isinstance(each, bool) for each in given)
+        if has_bool and _is_number(cls.model_fields[info.field_name or ""].annotation):
             raise ValueError("give a number, not true or false")
         return value
 
