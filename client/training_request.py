@@ -29,7 +29,7 @@ from client.records.journal import Journal
 from client.records.ledger import Ledger, open_ledger
 from client.records.replies import find_reply, keep_reply
 from client.secure.masked_update import mask_update, remember_leaving
-from client.secure.rosters import check_request
+from client.secure.rosters import check_members, check_request
 from client.settings import SiteConfig, load_settings
 from client.training.frozen_tensors import frozen_tensors
 from shared.messages.packing import encode
@@ -132,11 +132,18 @@ def parse(content: RecordDict, home: Home) -> Asked:
 
 
 def find_stored(asked: Asked) -> TrainReply | None:
-    """The reply that exactly this request got before: one charge, one noise; none if the operator forbids it now."""
+    """The reply that exactly this request got before: one charge, one noise; none if the operator forbids it now.
+
+    Raises:
+        RefusedError: it is masked for sites that the operator has taken back.
+    """
     policy = asked.settings.policy
     if "train" not in policy.tasks or not may_run(asked.home, policy, asked.request.header.experiment):
         return None
-    return find_reply(asked.home.replies, asked.run, asked.digest)
+    stored = find_reply(asked.home.replies, asked.run, asked.digest)
+    if stored and (roster := asked.request.header.roster) is not None:
+        check_members(roster, asked.run, asked.home, asked.settings)
+    return stored
 
 
 def review(asked: Asked, ledger: Ledger) -> Accepted:

@@ -124,6 +124,15 @@ def check_roster(roster: Roster, run: str, home: Home, settings: SiteConfig) -> 
     """
     _check_keys(roster, run, home, settings)
     _check_threshold(roster, settings.policy.secure)
+    check_members(roster, run, home, settings)
+
+
+def check_members(roster: Roster, run: str, home: Home, settings: SiteConfig) -> None:
+    """Refuse what goes to a roster among whose sites are some that the operator does not know, or not any more.
+
+    Raises:
+        RefusedError, SecureSumError: sites that are not approved, or too few.
+    """
     peers = [Peer(alias=each.alias, signing_key=each.signing_key) for each in roster.members]
     _check_peers(peers, run, home, settings)
 

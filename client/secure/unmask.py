@@ -11,7 +11,7 @@ from flwr.app import RecordDict
 from client.home import Home
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
 from client.records.journal import Journal
-from client.secure.rosters import check_task
+from client.secure.rosters import check_members, check_task
 from client.secure.run_state import RoundState, RunState, open_run
 from client.settings import SiteConfig, load_settings
 from shared.messages.secure_sum.unmask import UnmaskAnswer, UnmaskQuery, read_unmask_query, unmask_record
@@ -33,6 +33,8 @@ def answer_unmask(content: RecordDict, home: Home) -> RecordDict:
         journal.write("request", task="unmask", **about, survivors=list(query.survivors))
         check_task(settings)
         with open_run(home, query.run) as state:
+            if state.newest is not None:  # what the operator has taken back since the update left counts
+                check_members(state.newest.roster, query.run, home, settings)
             shares = _shares(query, state, settings)
         journal.write("release", request_digest=digest, numbers=["shares of masks"], survivors=list(query.survivors))
         answer = UnmaskAnswer(status="unmasked", request_digest=digest, shares=shares)

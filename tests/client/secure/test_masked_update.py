@@ -96,6 +96,14 @@ def test_an_update_that_is_not_finite_does_not_enter_a_sum(joined):
         mask_update(update, header, roster, "ab" * 32, home, OWN)
 
 
+def test_a_stored_reply_is_not_sent_once_the_sites_of_its_roster_are_taken_back(joined):
+    home, roster, _ = joined
+    request = request_for(MASKED_PLAN, roster=roster).to_record()
+    assert handle(request, home).header.status == "trained"
+    home.settings.write_text(home.settings.read_text().replace('rosters = "any"', 'rosters = "approved"'))
+    assert handle(request, home).header.refusal == "roster_not_approved"
+
+
 def test_a_round_that_the_roster_does_not_allow_is_not_charged(joined):
     home, roster, _ = joined
     members = (*roster.members[:2], roster.members[2].model_copy(update={"public_key": "ab" * 32}))

@@ -97,6 +97,16 @@ def test_an_older_round_is_not_opened_once_a_newer_one_has_begun(asked):
     assert "a newer round has begun" in refused.reason
 
 
+def test_sites_that_the_operator_has_taken_back_since_the_update_left_are_given_nothing(asked):
+    home = first(asked).home
+    settings_file = home.settings
+    text = settings_file.read_text()
+    settings_file.write_text(text.replace('rosters = "any"', 'rosters = "approved"'))
+    assert asked.unmask(first(asked), ALL).refusal == "roster_not_approved"
+    settings_file.write_text(text)
+    assert asked.unmask(first(asked), ALL).status == "unmasked"
+
+
 def test_a_damaged_memory_refuses_and_a_site_that_has_left_does_too(asked):
     home = first(asked).home
     file = home.secure_sums / "run" / "round.json"
