@@ -39,7 +39,10 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
     ("text", "said"),
     [
         ("surprise = 1", "unknown key 'surprise'"),
-        ("[model]\nimage_sise = 32", "unknown key 'model.image_sise'"),
+        ("[model]\nimage_sise = 32", "unknown key 'model.image_sise': is 'model.image_size' meant?"),
+        ("[modle]\nimage_size = 32", "unknown key 'modle': is 'model' meant?"),
+        ("[train]\nlr = 0.1", "unknown key 'train.lr': is 'optim.lr' meant?"),
+        ("[optim]\nweights = 0.1", "unknown key 'optim.weights': remove it"),
         ("[model]\nimage_size = 33", "give 32"),
         ('[data]\nwavelet = "haar"\n[model]\nimage_size = 36', "after the wavelet: give 32"),
         ("[mask]\nratio = 0.5", "give both or neither"),
