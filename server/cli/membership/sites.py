@@ -193,6 +193,31 @@ def sites_remove(
     typer.echo(json.dumps({"alias": alias, "removed": True}) if as_json else f"site {alias} removed: {when}")
 
 
+@sites.command("readmit")
+def sites_readmit(
+    alias: Annotated[str, typer.Argument(help="Name of a site that a run has left out, as `status RUN` shows it.")],
+    run: Annotated[str, typer.Option(help="The run.")],
+    home: Home = DEFAULT_HOME,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Take a site back that a run has left out, from its next round on; this run does not leave it out again."""
+    from deploy.coordinator import read_settings
+    from server.federation.acceptance.left_out import left_out_of, readmit
+    from server.federation.finetune import check_name
+    from server.federation.fleet.admission import recorded
+
+    read_settings(home)
+    check_name(run)
+    folder = home / "runs" / run
+    with recorded(home, f"readmitted to {run}") as aliases:
+        if alias not in (known := left_out_of(folder)):
+            raise InputError(f"run {run} has not left out {alias!r}: it has left out {', '.join(known) or 'nobody'}")
+        readmit(folder, alias)
+        aliases.append(alias)
+    text = f"site {alias} is asked again from the next round of {run} on"
+    typer.echo(json.dumps({"alias": alias, "run": run, "readmitted": True}) if as_json else text)
+
+
 def _line(request: str) -> str:
     """An enrolment line, given itself or as a file."""
     is_file = len(request) < 256 and Path(request).is_file()

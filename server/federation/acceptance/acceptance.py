@@ -13,7 +13,9 @@ from typing import Any
 
 from server.federation.acceptance.bound import MAX_ROLL_BACKS, Rise, worst_rise
 from server.federation.acceptance.check import HeldOutCheck, Question
+from server.federation.acceptance.crowd import Crowd
 from server.federation.acceptance.kept_replies import KeptReplies
+from server.federation.acceptance.left_out import LeftOut
 from server.federation.updates.global_model import GlobalModel, load_global, round_folder, save_candidate
 from shared.experiment.config import Experiment
 
@@ -25,6 +27,7 @@ class Acceptance:
 
     def __init__(self, run_folder: Path, experiment: Experiment) -> None:
         self.experiment, self.checkpoints = experiment, run_folder / "checkpoints"
+        self.crowd, self.left_out = Crowd(run_folder, experiment), LeftOut(run_folder)
         self.check = HeldOutCheck(run_folder)
         self.num_rolled_back = 0
         self._losses: dict[str, float] = {}
@@ -50,6 +53,8 @@ class Acceptance:
             CheckError: the check cannot run.
         """
         shutil.rmtree(self.check.folder, ignore_errors=True)
+        self.crowd.begin(model.server_round)
+        self.left_out = LeftOut(self.left_out.run_folder, model.record.get("left_out"))
         self.num_rolled_back = int(model.record.get("roll_backs", 0))
         if self.is_on:
             place = round_folder(self.checkpoints, model.server_round)
@@ -79,7 +84,20 @@ class Acceptance:
                 self.replies.clear()
         if self.num_rolled_back:
             said["roll_backs"] = self.num_rolled_back
+        said |= self._compare(model.server_round, is_kept=(changes | said)["weights_changed"])
         return said | ({"held_out": self._losses} if self.is_on else {})
+
+    def _compare(self, server_round: int, *, is_kept: bool) -> dict[str, Any]:
+        """What the sites' updates say of each other; an undone round says nothing."""
+        if not is_kept:
+            self.crowd.forget()
+        comparison = self.crowd.take_in(server_round)
+        said: dict[str, Any] = {"persistence": comparison.as_json()} if comparison.persistence else {}
+        above = comparison.above(self.crowd.max_persistence)
+        if named := self.left_out.name(above, server_round, len(comparison.persistence)):
+            said["named"] = named
+        left_out = self.left_out.as_json()
+        return said | ({"left_out": left_out} if left_out else {})
 
     def _judge(self, model: GlobalModel, attend: Callable[[], None]) -> dict[str, Any]:
         before = round_folder(self.checkpoints, model.server_round - 1)

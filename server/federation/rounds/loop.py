@@ -194,6 +194,7 @@ class Rounds:
                     self.exchange.expect(self._secure.reply_bytes(model.weights.nbytes))
             except (TooFewSitesError, RosterError) as error:
                 raise RunFailedError(str(error), is_final=error.is_final) from error
+        here = self._acceptance.left_out.others(here)
         if not self.config.central_noise_multiplier:
             here = self._attendance.willing(here, server_round, max(self.config.min_available, self._secure.num_needed))
         registered = [site.alias for site in self.registry.active()]
@@ -210,7 +211,7 @@ class Rounds:
             question = Question(self.exchange, model, self.experiment, self.run, deadline, self._secure.roster)
             known = self._closings.known(question.digest)
             sites = sites if known is None else [record for record in sites if record.site in known]
-            tally = Tally(question.header, question.digest, sites, self._acceptance.replies)
+            tally = Tally(question.header, question.digest, sites, self._acceptance.replies, self._acceptance.crowd)
         if not self._secure.take_up(tally):
             self.tally = tally
             self._progress(question.header.server_round, "sending", tally)

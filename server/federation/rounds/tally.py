@@ -7,6 +7,7 @@ from typing import Any
 from flwr.app import Message
 from numpy.typing import NDArray
 
+from server.federation.acceptance.crowd import Crowd
 from server.federation.acceptance.kept_replies import KeptReplies, Reply
 from server.federation.messaging.exchange import Arrival
 from server.federation.rounds.site_record import MAX_QUESTIONS, Answers, SiteRecord, State
@@ -27,8 +28,9 @@ class Tally:
         request_digest: str,
         sites: list[SiteRecord],
         kept: KeptReplies | None = None,
+        crowd: Crowd | None = None,
     ) -> None:
-        self.header, self.request_digest, self._kept = header, request_digest, kept
+        self.header, self.request_digest, self._kept, self._crowd = header, request_digest, kept, crowd
         self.sites = {record.site: record for record in sites}
         self.sum = FixedPointSum(header.manifest.num_elements)
         self.masked = None if header.roster is None else MaskedSum.of(header, header.roster)
@@ -194,8 +196,12 @@ class Tally:
         config = self.header.experiment.federation
         norm = check_update(update, config.wire_dtype, self.header.manifest)
         factor = clip_factor(norm, self._bound, config)
+        if self._crowd is not None:
+            factor = min(factor, self._crowd.factor(norm, self.header.server_round))
         weight = site_weight(header.num_examples, config)
         self.sum.fold(update, config.wire_dtype, weight, factor)
+        if self._crowd is not None:
+            self._crowd.add(site, update, norm, factor)
         if self._kept is not None:
             self._kept.keep(Reply(site, weight, factor), update)
         answer: dict[str, Any] = {"weight": weight}
