@@ -4,7 +4,7 @@
 
 Every arm is a file in `--out`; those that are there are not run again. Seeds are of everything: start, division,
 batches, target. Without image sets synthetic faces stand in. An adversary must reach its rate without defences, or it
-is a weak one; with the defaults (bounds, roll-back, sites left out) it must not gain a tenth of that nor cost 2 percent
+is a weak one; with the defaults (bounds, roll-back, doubt) it must not gain a tenth of that nor cost 2 percent
 of the held-out loss, or be named; and no honest round may be undone, no honest site named.
 """
 

@@ -19,7 +19,6 @@ from server.evaluation.held_out.suspects import find_suspects
 from server.federation.acceptance.bound import MAX_ROLL_BACKS, worst_rise
 from server.federation.acceptance.crowd import Crowd
 from server.federation.acceptance.kept_replies import KeptReplies, Reply, StoredReplies
-from server.federation.acceptance.left_out import LeftOut
 from server.federation.updates.aggregation import (
     FixedPointSum,
     UpdateError,
@@ -83,7 +82,7 @@ class Outcome:
     rolled_back: list[int] = field(default_factory=list)
     suspects: list[list[str]] = field(default_factory=list)
     named: list[tuple[int, str]] = field(default_factory=list)
-    """Sites that were left out, with the round that named them."""
+    """Sites that were doubted, with the round that named them."""
     persistence: list[dict[str, Any]] = field(default_factory=list)
     """Median and largest, round by round, where sites were compared."""
     rejected: list[str] = field(default_factory=list)
@@ -118,7 +117,7 @@ class Arm:
         outcome = Outcome()
         with tempfile.TemporaryDirectory(prefix="maskfed-poison-") as folder:
             step = ServerStep(self.experiment, "arm", Path(folder))
-            self.crowd, self.left_out = Crowd(Path(folder), self.experiment), LeftOut(Path(folder))
+            self.crowd = Crowd(Path(folder), self.experiment)
             self.crowd.begin(0)
             before = self.held_out.losses(self._network(self.model.weights)) if self.is_checked else {}
             while outcome.rounds < rounds and len(outcome.rolled_back) < MAX_ROLL_BACKS:
@@ -141,9 +140,8 @@ class Arm:
         comparison = self.crowd.take_in(self.model.server_round)
         if comparison.persistence:
             outcome.persistence.append(comparison.as_json())
-        above = comparison.above(self.crowd.max_persistence)
-        named = self.left_out.name(above, self.model.server_round, len(comparison.persistence))
-        outcome.named += [(outcome.rounds, site) for site in named]
+        known = {site for _, site in outcome.named}
+        outcome.named += [(outcome.rounds, site) for site in sorted(self.crowd.shares.keys() - known)]
         return now
 
     def _checked(
@@ -164,9 +162,9 @@ class Arm:
 
     def _sum(self, outcome: Outcome, kept: KeptReplies, folder: Path) -> FixedPointSum:
         config, total = self.experiment.federation, FixedPointSum(len(self.model.weights))
-        asked = self.left_out.others({f"site-{number}": number for number in range(NUM_SITES)})
         bound, coming = norm_bound(self.experiment, len(self.model.weights)), self.model.server_round + 1
-        for site, number in asked.items():
+        for number in range(NUM_SITES):
+            site = f"site-{number}"
             update = self._local(number, self.sites[number])
             adversary = self.attack.adversary if number in self.attack.sites else None
             if adversary:
@@ -180,8 +178,9 @@ class Arm:
                 continue
             if not adversary:
                 outcome.norms.append(norm)
-            total.fold(update, "float32", weight, factor)
-            kept.keep(Reply(site, weight, factor), update)
+            share = self.crowd.share(site)
+            total.fold(update, "float32", weight, factor * share)
+            kept.keep(Reply(site, weight, factor * share), update)
             self.crowd.add(site, update, norm, factor)
         return total
 

@@ -45,7 +45,7 @@ def summarise(outcomes: Outcomes, attacks: Mapping[str, Attack], seeds: Sequence
 
 
 def _wrong(outcome: Mapping[str, Any], attack: Attack) -> set[str]:
-    """Honest sites that were left out."""
+    """Honest sites that were doubted."""
     return {site for _, site in outcome["named"]} - _names(attack)
 
 

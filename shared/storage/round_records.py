@@ -34,12 +34,13 @@ def dp_epsilon(entry: Mapping[str, Any]) -> float | None:
 
 
 def named_text(site: str, event: Mapping[str, Any]) -> str:
-    """Why a round named a site, which is left out from then on."""
-    persistence = event.get("left_out", {}).get(site, {}).get("persistence", math.nan)
+    """Why a round named a site, which counts less from then on."""
+    doubt = event.get("doubted", {}).get(site, {})
+    persistence, share = (doubt.get(name, math.nan) for name in ("persistence", "share"))
     middle = event.get("persistence", {}).get("median", math.nan)
     return (
-        f"{site} left out from here on: what sets its updates apart from the others' is the same in every round "
-        f"(persistence {persistence:.2f}, median of all sites {middle:.2f})"
+        f"{site} is doubted: what sets its updates apart from the others' is the same in every round (persistence "
+        f"{persistence:.2f}, median of all sites {middle:.2f}), so they count {share:.0%} from here on"
     )
 
 

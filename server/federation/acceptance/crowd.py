@@ -20,6 +20,7 @@ from safetensors.numpy import save
 
 from server.federation.acceptance.persistence import LEAST_SITES, Comparison, Course, compare, deviations
 from server.federation.acceptance.sketches import KEY_BYTES, SKETCH_SIZE, Sketch, sketch
+from server.federation.acceptance.trust import trusted
 from shared.experiment.config import Experiment
 from shared.experiment.federation import FederationConfig
 from shared.experiment.learning_rate import round_lr
@@ -44,13 +45,15 @@ class Crowd:
     """The sites of one run, compared with one another."""
 
     def __init__(self, run_folder: Path, experiment: Experiment) -> None:
-        self.folder, self.experiment = run_folder / FOLDER, experiment
+        self.run_folder, self.folder, self.experiment = run_folder, run_folder / FOLDER, experiment
         config = experiment.federation
         self.max_ratio = _number(config.max_norm_ratio, MAX_NORM_RATIO, config)
         self.max_persistence = _number(config.max_persistence, MAX_PERSISTENCE, config)
         self._key = b""
         self._courses: dict[str, Course] = {}
         self._norms = Norms()
+        self.shares: dict[str, float] = {}
+        """Of sites that are doubted: what their updates are multiplied by, next to what bounds their length."""
         self._sketches_here: dict[str, Sketch] = {}
         self._norms_here: list[float] = []
 
@@ -62,7 +65,7 @@ class Crowd:
     def begin(self, server_round: int) -> None:
         """Take up what is known after `server_round` rounds."""
         self.forget()
-        self._courses, self._norms = {}, Norms()
+        self._courses, self._norms, self.shares = {}, Norms(), {}
         if self.is_on:
             self._key = self._read_key()
             if server_round:
@@ -87,7 +90,7 @@ class Crowd:
         return sum(map(round_lr(self.experiment, max(1, server_round)), range(self.experiment.federation.local_steps)))
 
     def add(self, site: str, wire: NDArray[Any], norm: float, factor: float) -> None:
-        """Look at a good update as it arrives; `norm` is its own, `factor` what it is multiplied by in the sum."""
+        """Look at a good update as it arrives; `norm` is its own, `factor` what the bounds of its length make of it."""
         self._norms_here.append(norm)
         if self.max_persistence:
             self._sketches_here[site] = sketch(self._key, wire, self.experiment.federation.wire_dtype, factor)
@@ -96,8 +99,17 @@ class Crowd:
         """Drop the round: it is undone, or asked again."""
         self._sketches_here, self._norms_here = {}, []
 
+    def share(self, site: str) -> float:
+        """What an update of this site counts: 1, or less where it is doubted and the operator does not trust it."""
+        if site not in self.shares or site in trusted(self.run_folder):
+            return 1.0
+        return self.shares[site]
+
     def take_in(self, server_round: int) -> Comparison:
-        """Remember the round, durably, and compare its sites; an undone round was forgotten and compares nobody."""
+        """Remember the round, durably, and compare its sites; an undone round was forgotten and compares nobody.
+
+        Who was doubted and is not compared now, for it did not answer, stays doubted.
+        """
         comparison = Comparison({})
         if len(self._norms_here) >= LEAST_SITES:
             self._norms = Norms(median(self._norms_here), server_round)
@@ -105,6 +117,8 @@ class Crowd:
             for site, deviation in deviations(self._sketches_here).items():
                 self._courses[site] = self._courses.get(site, Course(np.zeros(SKETCH_SIZE))).after(deviation)
             comparison = compare(self._courses, self._sketches_here)
+            away = {site: share for site, share in self.shares.items() if site not in comparison.persistence}
+            self.shares = away | comparison.shares(self.max_persistence)
         self.forget()
         self._write(server_round)
         return comparison
@@ -118,7 +132,10 @@ class Crowd:
             return
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = {site: [each.square, each.length, each.rounds] for site, each in sorted(self._courses.items())}
-        meta = {"norms": json.dumps(astuple(self._norms)), "courses": json.dumps(facts)}
+        meta = {
+            name: json.dumps(value)
+            for name, value in (("norms", astuple(self._norms)), ("courses", facts), ("shares", self.shares))
+        }
         data = save({site: each.total for site, each in self._courses.items()}, meta)
         write_atomically(self.folder / ROUND_FILE.format(server_round), data, 0o600)
         for old in self.folder.glob("round-*"):
@@ -131,10 +148,10 @@ class Crowd:
                 meta = stored.metadata()
                 facts = json.loads(meta["courses"])
                 self._courses = {site: Course(stored.get_tensor(site), *facts[site]) for site in facts}
-                self._norms = Norms(*json.loads(meta["norms"]))
+                self._norms, self.shares = Norms(*json.loads(meta["norms"])), json.loads(meta["shares"])
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             log.warning("%s is missing or damaged: sites are compared anew from here on", file)
-            self._courses, self._norms = {}, Norms()
+            self._courses, self._norms, self.shares = {}, Norms(), {}
 
     def _read_key(self) -> bytes:
         """The run's secret, drawn when it begins; what was remembered under another one is of no use."""

@@ -11,6 +11,7 @@ That only its history shows an attacker who stays within the spread of a round i
 2012.10333); there sites send momenta, here the coordinator remembers.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -74,13 +75,15 @@ class Comparison:
 
     persistence: dict[str, float]
 
-    def above(self, bound: float) -> dict[str, float]:
-        """Sites whose persistence is more than `bound` above the median of all, with it.
+    def shares(self, bound: float) -> dict[str, float]:
+        """Sites whose persistence is more than `bound` above the median of all, and what they count from now.
 
-        Fewer than half can be, and a minority moves the median within the range of the others only.
+        What a site has moved the model its own way after many rounds is about sqrt(P) times the length of its path, so
+        an excess E over the median is shortened by sqrt(bound / E), to what a site at the bound could have moved it.
+        Fewer than half of the sites can be above, and a minority moves the median within the others' range only.
         """
-        limit = self._middle + bound
-        return {site: value for site, value in self.persistence.items() if value > limit}
+        excess = {site: value - self._middle for site, value in self.persistence.items()}
+        return {site: math.sqrt(bound / each) for site, each in excess.items() if bound and each > bound}
 
     def as_json(self) -> dict[str, Any]:
         """What a round's record says: the median, and the largest with its site."""

@@ -194,7 +194,6 @@ class Rounds:
                     self.exchange.expect(self._secure.reply_bytes(model.weights.nbytes))
             except (TooFewSitesError, RosterError) as error:
                 raise RunFailedError(str(error), is_final=error.is_final) from error
-        here = self._acceptance.left_out.others(here)
         if not self.config.central_noise_multiplier:
             here = self._attendance.willing(here, server_round, max(self.config.min_available, self._secure.num_needed))
         registered = [site.alias for site in self.registry.active()]

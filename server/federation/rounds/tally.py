@@ -196,16 +196,16 @@ class Tally:
         config = self.header.experiment.federation
         norm = check_update(update, config.wire_dtype, self.header.manifest)
         factor = clip_factor(norm, self._bound, config)
+        weight, share = site_weight(header.num_examples, config), 1.0
         if self._crowd is not None:
-            factor = min(factor, self._crowd.factor(norm, self.header.server_round))
-        weight = site_weight(header.num_examples, config)
-        self.sum.fold(update, config.wire_dtype, weight, factor)
+            factor, share = min(factor, self._crowd.factor(norm, self.header.server_round)), self._crowd.share(site)
+        self.sum.fold(update, config.wire_dtype, weight, factor * share)
         if self._crowd is not None:
             self._crowd.add(site, update, norm, factor)
         if self._kept is not None:
-            self._kept.keep(Reply(site, weight, factor), update)
+            self._kept.keep(Reply(site, weight, factor * share), update)
         answer: dict[str, Any] = {"weight": weight}
         if not config.central_noise_multiplier:
             # Under client-level DP the norm of one site's update would be a release without noise.
             answer |= {"norm": norm, "clipped_by": factor} if factor < 1 else {"norm": norm}
-        return answer
+        return answer | ({"share": share} if share < 1 else {})

@@ -13,7 +13,7 @@ from deploy.identity.site_identity import create_identity
 from deploy.processes.process import free_ports
 from server.cli import main as cli
 from server.federation import status
-from server.federation.acceptance.left_out import readmitted
+from server.federation.acceptance.trust import trusted
 from server.federation.fleet import superlink
 from server.federation.fleet.registry import Registry
 from server.federation.fleet.superlink_types import ControlError
@@ -115,33 +115,27 @@ def test_sites_are_removed_with_an_answer_in_json(coordinator, monkeypatch, caps
     assert (code, json.loads(out)) == (0, {"alias": "leaves", "removed": True})
 
 
-def test_a_site_that_a_run_left_out_is_taken_back_once_and_no_other(run_home, monkeypatch, capsys):
+def test_a_site_that_a_run_doubts_is_trusted_once_and_no_other(run_home, monkeypatch, capsys):
     home, _control = run_home
     lists = {state: [] for state in OUTCOMES}
-    RunLog(home / "runs" / "run" / "metrics.jsonl").write(
-        "round",
-        round=3,
-        weights_changed=True,
-        seconds={},
-        left_out={"site-1": {"round": 3, "persistence": 0.8}},
-        **lists,
-    )
+    doubted = {"site-1": {"round": 3, "persistence": 0.8, "share": 0.5}}
+    RunLog(home / "runs" / "run" / "metrics.jsonl").write("round", round=3, doubted=doubted, **lists)
     for words, said in (
-        (("site-0", "--run", "run"), "run run has not left out 'site-0': it has left out site-1"),
+        (("site-0", "--run", "run"), "run run does not doubt 'site-0': it doubts site-1"),
         (("site-1", "--run", "other"), "'other' is unknown"),
         (("site-1", "--run", "../run"), "run name '../run'"),
     ):
-        code, _out, err = call(monkeypatch, capsys, "sites", "readmit", *words, "--home", home)
+        code, _out, err = call(monkeypatch, capsys, "sites", "trust", *words, "--home", home)
         assert (code, err.count("\n")) == (2, 1) and said in err
-    assert readmitted(home / "runs" / "run") == set()
-    words = ("sites", "readmit", "site-1", "--run", "run", "--home", home, "--json")
+    assert trusted(home / "runs" / "run") == set()
+    words = ("sites", "trust", "site-1", "--run", "run", "--home", home, "--json")
     code, out, _err = call(monkeypatch, capsys, *words)
-    assert (code, json.loads(out)) == (0, {"alias": "site-1", "run": "run", "readmitted": True})
-    assert readmitted(home / "runs" / "run") == {"site-1"}
+    assert (code, json.loads(out)) == (0, {"alias": "site-1", "run": "run", "trusted": True})
+    assert trusted(home / "runs" / "run") == {"site-1"}
     assert call(monkeypatch, capsys, *words)[0] == 2
-    events = [json.loads(line) for line in (home / "logs" / "admissions.log").read_text().splitlines()]
-    assert [each["event"] for each in events] == ["readmitted to run refused", "readmitted to other refused",
-                                                  "readmitted to run", "readmitted to run refused"]  # fmt: skip
+    events = [json.loads(line)["event"] for line in (home / "logs" / "admissions.log").read_text().splitlines()]
+    refused = "trusted in run refused"
+    assert events == [refused, "trusted in other refused", "trusted in run", refused]
 
 
 def test_following_a_completed_run_is_exit_code_0_and_json(run_home, monkeypatch, capsys):

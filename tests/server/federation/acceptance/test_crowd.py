@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from server.federation.acceptance.crowd import FOLDER, KEY_FILE, MAX_NORM_RATIO, Crowd
-from server.federation.acceptance.persistence import LEAST_SITES
+from server.federation.acceptance.persistence import LEAST_ROUNDS, LEAST_SITES
+from server.federation.acceptance.trust import trust
 from shared.messages.training import TrainRequest
 from shared.seeding import derive_seed
 from tests.server.fake_federation import (
@@ -56,11 +57,28 @@ def crowd(tmp_path):
 def test_a_site_that_pushes_the_same_way_stands_out_and_honest_ones_do_not(crowd):
     assert go_on(crowd, range(1, 3), ["site-4"]).persistence == {}
     found = go_on(crowd, range(3, 7), ["site-4"])
-    assert set(found.above(0.3)) == {"site-4"} and found.as_json()["site"] == "site-4"
+    assert crowd.shares.keys() == {"site-4"} and found.as_json()["site"] == "site-4"
+    assert crowd.share("site-4") == crowd.shares["site-4"] < 0.6 and crowd.share("site-0") == 1.0
+
+
+def test_whom_the_operator_trusts_counts_in_full(crowd, tmp_path):
+    go_on(crowd, range(1, 6), ["site-4"])
+    trust(tmp_path, "site-4")
+    assert crowd.share("site-4") == 1.0 and crowd.shares.keys() == {"site-4"}
+
+
+def test_who_does_not_answer_stays_doubted_and_who_stops_pushing_does_not(crowd):
+    go_on(crowd, range(1, 6), ["site-4"])
+    share = crowd.share("site-4")
+    go_on(crowd, [6], order=[site for site in SITES if site != "site-4"])
+    assert crowd.share("site-4") == share < 1
+    go_on(crowd, range(7, 20))
+    assert crowd.share("site-4") == 1.0
 
 
 def test_two_that_push_together_stand_out_both(crowd):
-    assert set(go_on(crowd, range(1, 7), ["site-1", "site-4"]).above(0.2)) == {"site-1", "site-4"}
+    go_on(crowd, range(1, 7), ["site-1", "site-4"])
+    assert crowd.shares.keys() == {"site-1", "site-4"}
 
 
 def test_the_order_of_arrival_changes_nothing(tmp_path):
@@ -164,39 +182,61 @@ def test_where_nobody_may_look_nothing_is_kept(tmp_path, federation):
     assert crowd.factor(1e9, 5) == 1.0 and list(tmp_path.iterdir()) == []
 
 
+def sent_by(site, length, *, run, server_round, size=0.0):
+    """As `trained` of the tiny federation makes it; `size` of its length goes one way."""
+    random = np.random.default_rng(derive_seed(7, site, run, server_round))
+    noise = random.normal(scale=0.1, size=length)
+    way = np.random.default_rng(99).normal(scale=0.1, size=length)
+    return ((1 - size**2) ** 0.5 * noise + size * way).astype(np.float32)
+
+
 def pushing(name, size=0.8):
     """A site whose updates are no longer than the others' and share one way."""
 
     def answer(content, _asked):
         request = TrainRequest.from_record(content)
-        random = np.random.default_rng(derive_seed(7, name, request.header.run, request.header.server_round))
-        way = np.random.default_rng(99).normal(scale=0.1, size=request.weights.shape)
-        noise = random.normal(scale=0.1, size=request.weights.shape)
-        return reply(request, ((1 - size**2) ** 0.5 * noise + size * way).astype(np.float32))
+        facts = {"run": request.header.run, "server_round": request.header.server_round}
+        return reply(request, sent_by(name, len(request.weights), size=size, **facts))
 
     return answer
 
 
-def test_rounds_name_who_pushes_ask_it_no_more_and_take_it_back_when_the_operator_says_so(tmp_path):
-    from server.federation.acceptance.left_out import readmit
-
+def test_rounds_name_who_pushes_count_it_less_and_in_full_when_the_operator_trusts_it(tmp_path):
     experiment = make_experiment(rounds=8)
     home = make_home(tmp_path, experiment, num_sites=7)
     grid = FakeGrid(honest_sites(7, site_6=pushing("site-6")))
     run_rounds(home, grid, experiment)
     records = rounds_of(home)
-    (named,) = [record for record in records if "named" in record]
-    assert named["named"] == ["site-6"] and named["left_out"]["site-6"]["round"] == named["round"] <= 6
-    asked = [{entry["site"] for entry in record["asked"]} for record in records]
-    assert all(("site-6" in each) == (number <= named["round"]) for number, each in enumerate(asked, start=1))
-    assert named["persistence"]["site"] == "site-6"
-    longer = make_experiment(rounds=12)
-    readmit(home / "runs" / "run", "site-6")
+    (named,) = [record for record in records if "site-6" in record.get("named", [])]
+    assert named["round"] == LEAST_ROUNDS and named["persistence"]["site"] == "site-6"
+    doubt = named["doubted"]["site-6"]
+    assert doubt["round"] == LEAST_ROUNDS and 0.3 < doubt["share"] < 0.9 and doubt["persistence"] > 0.1
+    for before, record in itertools.pairwise(records):
+        shares = {entry["site"]: entry["share"] for entry in record["answered"] if "share" in entry}
+        assert shares == {site: each["share"] for site, each in before.get("doubted", {}).items()}
+    trust(home / "runs" / "run", "site-6")
+    longer = make_experiment(rounds=10)
     (home / "runs" / "run" / "experiment.toml").write_text(longer.to_toml())
     run_rounds(home, grid, longer)
-    after = rounds_of(home)[8:]
-    assert all({entry["site"] for entry in record["asked"]} == {*(f"site-{n}" for n in range(7))} for record in after)
-    assert not any("named" in record or "left_out" in record for record in after)
+    for record in rounds_of(home)[8:]:
+        assert "site-6" not in record.get("doubted", {})
+        assert not any("share" in entry for entry in record["answered"] if entry["site"] == "site-6")
+
+
+def test_a_share_is_what_the_sum_has_of_an_update(tmp_path):
+    experiment = make_experiment(rounds=5, max_norm_ratio=0)
+    home = make_home(tmp_path, experiment, num_sites=6)
+    run_rounds(home, FakeGrid(honest_sites(6, site_2=pushing("site-2", 0.95))), experiment)
+    last = rounds_of(home)[-1]
+    shares = {entry["site"]: entry.get("share", 1.0) for entry in last["answered"]}
+    assert shares["site-2"] < 0.5
+    before, after = (weights_of(home, number) for number in (4, 5))
+    moved = np.concatenate([(after[name] - before[name]).ravel() for name in sorted(after)])
+    sent = np.zeros(len(moved))
+    for site, share in shares.items():
+        content = {"run": "run", "server_round": 5}
+        sent += share * sent_by(site, len(moved), size=0.95 if site == "site-2" else 0.0, **content) / 6
+    assert moved == pytest.approx(sent, abs=1e-6)
 
 
 def test_a_run_killed_at_any_round_names_the_same_site_in_the_same_round(tmp_path, monkeypatch):
@@ -226,7 +266,7 @@ def test_a_run_killed_at_any_round_names_the_same_site_in_the_same_round(tmp_pat
         monkeypatch.setattr(global_model, "save_checkpoint", save)
         run_rounds(home, grid(), experiment)
         ends.append((weights_of(home, 6), [record.get("named") for record in rounds_of(home)]))
-    assert ends[0][1].count(["site-2"]) == 1
+    assert sum("site-2" in each for each in ends[0][1] if each) == 1
     for weights, named in itertools.islice(ends, 1, None):
         assert named == ends[0][1] and same(weights, ends[0][0])
     assert events_of(home, "end")[-1]["status"] == "completed"

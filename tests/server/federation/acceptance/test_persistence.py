@@ -55,11 +55,12 @@ def test_a_deviation_is_from_the_mean_of_the_others_and_the_same_in_any_order():
     assert all(np.array_equal(found[site], backwards[site]) for site in sketches)
 
 
-def test_who_is_above_the_median_by_more_than_the_bound():
-    comparison = Comparison({"a": 0.1, "b": 0.05, "c": 0.8, "d": 0.36, "e": 0.0})
-    assert comparison.above(0.25) == {"c": 0.8, "d": 0.36} and comparison.above(0.3) == {"c": 0.8}
-    assert comparison.as_json() == {"median": 0.1, "largest": 0.8, "site": "c"}
-    assert Comparison({}).above(0.1) == {}
+def test_who_is_further_above_the_median_than_the_bound_is_shortened_to_what_the_bound_allows():
+    comparison = Comparison({"a": 0.1, "b": 0.05, "c": 0.9, "d": 0.36, "e": 0.0})
+    assert comparison.shares(0.2) == pytest.approx({"c": 0.5, "d": (0.2 / 0.26) ** 0.5})
+    assert comparison.shares(0.3).keys() == {"c"} and comparison.shares(0.8) == {}
+    assert comparison.as_json() == {"median": 0.1, "largest": 0.9, "site": "c"}
+    assert Comparison({}).shares(0.1) == comparison.shares(0) == {}
 
 
 def test_nobody_is_compared_among_too_few_or_before_enough_rounds():
