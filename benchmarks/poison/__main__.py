@@ -42,6 +42,7 @@ ATTACKS = {
         Attack("scaled", Adversary(kind="scaled", strength=3 * OWNS_MEAN)),
         Attack("lazy", Adversary(kind="lazy")),
         Attack("stale", Adversary(kind="stale")),
+        Attack("foreign", is_foreign=True),
     )
 }
 RULES = ("mean", "mean-checked", "clipped-checked", "crowd-checked")
@@ -101,7 +102,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def is_tried(rule: str, attack: Attack) -> bool:
     """Whether a rule is tried on an attack: to hide from no defence makes no sense."""
-    return not (rule == "mean" and attack.hides) and (rule != "mean-checked" or attack.name in DAMAGING)
+    is_bare = rule == "mean"
+    if attack.is_foreign:
+        return rule == DEFENDED
+    return not (is_bare and attack.hides) and (rule != "mean-checked" or attack.name in DAMAGING)
 
 
 def run_job(job: Job) -> None:

@@ -51,12 +51,14 @@ class Attack:
     Attributes:
         hides: the adversary knows the defences: its update is as long as they allow, this share of the length the way
             it wants to go, the rest its honest update; 0: it does not care.
+        is_foreign: all are honest, but the last site has photographs of another kind: those of the public set.
     """
 
     name: str
     adversary: Adversary | None = None
     num_sites: int = 1
     hides: float = 0.0
+    is_foreign: bool = False
 
     @property
     def poisons_pictures(self) -> bool:
@@ -83,6 +85,8 @@ class Outcome:
     suspects: list[list[str]] = field(default_factory=list)
     named: list[tuple[int, str]] = field(default_factory=list)
     """Sites that were doubted, with the round that named them."""
+    least_shares: dict[str, float] = field(default_factory=dict)
+    """Of sites that were doubted: the least that they counted."""
     persistence: list[dict[str, Any]] = field(default_factory=list)
     """Median and largest, round by round, where sites were compared."""
     rejected: list[str] = field(default_factory=list)
@@ -104,6 +108,8 @@ class Arm:
             _poisoned(each, attack, seed) if number in attack.sites else each
             for number, each in enumerate(images.sites)
         ]
+        if attack.is_foreign:
+            self.sites[-1] = images.public.select(range(min(len(self.sites[-1]), len(images.public))))
         self.network = build_model(experiment).eval()
 
     def run(self, rounds: int, yardsticks: Yardsticks, compared_after: int) -> Outcome:
@@ -141,6 +147,8 @@ class Arm:
         if comparison.persistence:
             outcome.persistence.append(comparison.as_json())
         known = {site for _, site in outcome.named}
+        for site, share in self.crowd.shares.items():
+            outcome.least_shares[site] = min(share, outcome.least_shares.get(site, 1.0))
         outcome.named += [(outcome.rounds, site) for site in sorted(self.crowd.shares.keys() - known)]
         return now
 

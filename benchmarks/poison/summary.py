@@ -27,7 +27,10 @@ def summarise(outcomes: Outcomes, attacks: Mapping[str, Attack], seeds: Sequence
     honest = [outcomes[f"{DEFENDED}.none.{seed}"] for seed in seeds]
     undone, looked = sum(len(each["rolled_back"]) for each in honest), sum(each["rounds"] for each in honest)
     wrong = sum(
-        len(_wrong(outcomes[f"{DEFENDED}.{name}.{seed}"], each)) for name, each in attacks.items() for seed in seeds
+        len(_wrong(outcomes[f"{DEFENDED}.{name}.{seed}"], each))
+        for name, each in attacks.items()
+        for seed in seeds
+        if not each.is_foreign
     )
     rise = max(max(each["rises"]) for each in honest)
     largest = max(figures["largest"] - figures["median"] for each in honest for figures in each["persistence"])
@@ -39,6 +42,7 @@ def summarise(outcomes: Outcomes, attacks: Mapping[str, Attack], seeds: Sequence
         f"(needs 0), largest honest rise {rise:.1%}; {wrong} honest sites named (needs 0), largest honest persistence "
         f"{largest:.3f} above the median; "
         + "; ".join(f"{row['attack']} {row['text']}" for row in rows)
+        + _foreign(outcomes, attacks, seeds)
         + (f"; below its rate without defences: {', '.join(weak)}" if weak else "")
     )
     return text, not (open_ or weak or undone or wrong)
@@ -47,6 +51,19 @@ def summarise(outcomes: Outcomes, attacks: Mapping[str, Attack], seeds: Sequence
 def _wrong(outcome: Mapping[str, Any], attack: Attack) -> set[str]:
     """Honest sites that were doubted."""
     return {site for _, site in outcome["named"]} - _names(attack)
+
+
+def _foreign(outcomes: Outcomes, attacks: Mapping[str, Attack], seeds: Sequence[int]) -> str:
+    """What becomes of an honest site whose photographs are of another kind."""
+    found = [
+        outcomes[f"{DEFENDED}.{name}.{seed}"] for name, each in attacks.items() if each.is_foreign for seed in seeds
+    ]
+    if not found:
+        return ""
+    doubted = [each["least_shares"] for each in found if each["least_shares"]]
+    least = min((share for shares in doubted for share in shares.values()), default=1.0)
+    times = f"doubted in {len(doubted)} of {len(found)} runs"
+    return f"; an honest site with another data set {times}, counts {least:.0%} at least"
 
 
 def _names(attack: Attack) -> set[str]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.poison.__main__ import ATTACKS, RULES, Job, defences
+from benchmarks.poison.__main__ import ATTACKS, RULES, Job, defences, is_tried
 from benchmarks.poison.arm import Arm, Attack
 from benchmarks.poison.scale import NUM_SITES, SCALES, Pictures, Scale
 from benchmarks.poison.success import Yardsticks
@@ -29,6 +29,7 @@ def outcome(held_out, implant=0.2, backdoor=0.0, **fields):
         "rolled_back": [],
         "suspects": [],
         "named": [],
+        "least_shares": {},
         "persistence": [{"median": 0.01, "largest": 0.05, "site": "site-3"}],
         "rounds": 35,
     } | fields
@@ -78,6 +79,13 @@ def test_an_attack_that_gains_but_is_named_in_every_run_is_no_open_one(outcomes)
     for wrong in ({"named": [[5, "site-3"]]}, {"rolled_back": [2], "suspects": [["site-3"]]}):
         misled = both | {"crowd-checked.implant.1": outcome(0.1, implant=0.1, **wrong)}
         assert "open: implant" in summarise(outcomes | misled, ATTACKS, SEEDS)[0]
+
+
+def test_an_honest_site_with_other_photographs_may_be_doubted_and_the_line_says_how_much(outcomes):
+    doubted = outcome(0.1, named=[[4, "site-8"]], least_shares={"site-8": 0.75})
+    text, is_reached = summarise(outcomes | {"crowd-checked.foreign.1": doubted}, ATTACKS, SEEDS)
+    assert is_reached and "another data set doubted in 1 of 2 runs, counts 75% at least" in text
+    assert [rule for rule in RULES if is_tried(rule, ATTACKS["foreign"])] == ["crowd-checked"]
 
 
 def test_of_two_that_act_together_both_have_to_be_named(outcomes):
