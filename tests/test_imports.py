@@ -72,6 +72,7 @@ LAYERS = {
             "shared.paths",
             "shared.random_numbers",
             "shared.seeding",
+            "shared.student",
         },
         {"shared.data.portraits", "shared.diffusion", "shared.storage", "shared.updates"},
         {"shared.data", "shared.evaluation", "shared.planning", "shared.secure_aggregation"},
