@@ -48,7 +48,6 @@ def test_too_few_begin_no_round():
 
 
 def test_under_client_level_dp_it_begins_with_those_that_there_are():
-    config = FederationConfig(
-        min_replies=2, central_noise_multiplier=1.0, max_update_norm=1.0, update_norm_action="clip"
-    )
+    noise = {"central_noise_multiplier": 1.0, "max_update_norm": 1.0, "update_norm_action": "clip"}
+    config = FederationConfig(min_replies=2, sites_per_round=3, **noise)
     assert agreeing(["eva"], config)[0].keys() == {"eva"}
