@@ -31,8 +31,9 @@ class Section(BaseModel):
 
 
 def _is_number(kind: object) -> bool:
-    """Whether a field holds a number, or several."""
-    return kind in (int, float) or any(_is_number(each) for each in get_args(kind))
+    """Whether a field holds a number, or several, and no words beside them."""
+    parts = get_args(kind)
+    return kind in (int, float) or (bool not in parts and any(_is_number(each) for each in parts))
 
 
 def explain(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
