@@ -22,7 +22,7 @@ HEADER = "maskfed-caller"
 SHORTEST_SECONDS, WAITED_SHARE = 0.1, 0.25
 """Between two looks: a quarter of what was waited already, so that nobody waits much longer for having looked away."""
 FIRST_PULL_SECONDS = 0.05
-"""Before an object is looked for again that is still on its way, and twice as long each time; Flower begins with 1 s."""
+"""Before an object that is on its way is looked for again, and twice as long each time; Flower begins with 1 s."""
 _PURPOSE = b"maskfed calls of control and runtime paths"
 
 

@@ -1,9 +1,9 @@
 """The short way to Flower's handlers, for the calls that a round makes many times.
 
 Flower sends each call through six layers of middleware and resolves its dependencies anew: 8 ms of processor time
-around a handler that takes 0.1. Here the same handlers are called after the same checks, by Flower's own functions: type
-of content, protobuf, version and token of the caller, or the node that has signed. What goes wrong becomes the answer
-that Flower's own translator makes of it. Every path that is not listed goes to Flower's application.
+around a handler that takes 0.1. Here the same handlers are called after the same checks, by Flower's own functions:
+type of content, protobuf, version and token of the caller, or the node that has signed. What goes wrong becomes the
+answer that Flower's own translator makes of it. Every path that is not listed goes to Flower's application.
 """
 
 import time
@@ -81,12 +81,12 @@ def runtime_work(
     """
     version = VersionDependency(component_name=component, connection_name=f"Caller <-> {component} Runtime API")
     handlers = app.state.runtime_handlers
-    of_tasks = {
+    of_tasks: dict[str, Work] = {
         f"/v1/runtime/{name.replace('_', '-')}": partial(_of_task, app, version, getattr(handlers, name))
         for name in OF_A_TASK
     }
-    for path in PUSHES if answers else ():
-        of_tasks[path] = partial(_then, answers.ring, of_tasks[path])
+    if answers is not None:
+        of_tasks |= {path: partial(_then, answers.ring, of_tasks[path]) for path in PUSHES}
     return {**of_tasks, ACQUIRE: partial(_acquired, app, version, tasks)}
 
 
