@@ -117,7 +117,6 @@ class PrivateDemo(Demo):
         """Write the plan with all its fields, and have each site's operator approve it."""
         num_sites = len(self.aliases)
         overrides = [f"federation.{name}={num_sites}" for name in ("min_available", "min_replies")]
-        overrides += [f"evaluation.every_rounds={self._private().federation.rounds}"]
         plan = self.out / "plan.toml"
         write_atomically(plan, self._private(overrides).to_toml())
         self._title("each site's operator looks at the experiment and approves it")

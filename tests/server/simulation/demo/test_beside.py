@@ -34,7 +34,7 @@ def test_what_the_images_of_a_seed_have_in_common_falls_out():
     ids=["seed", "number", "reference", "network", "groups", "older version"],
 )  # fmt: skip
 def test_what_was_measured_in_another_way_has_no_difference(facts: dict[str, Any]):
-    assert difference(evaluation(0.7, [0.7] * 5, **facts), OWN) is None
+    assert difference(evaluation(0.7, **{"left_out": [0.7] * 5} | facts), OWN) is None
 
 
 def test_the_table_tells_the_difference_and_the_verdict_follows_it():
