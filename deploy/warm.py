@@ -29,7 +29,7 @@ from deploy.guards.forks import LATER, MOST_BYTES
 from deploy.processes.memory import lift_own_limit
 
 IDLE_SECONDS = 300.0
-EVERY_TASK = ("deploy.guards.calls", "deploy.guards.sizes", "deploy.processes.memory")
+EVERY_TASK = ("deploy.guards.web.calls", "deploy.guards.sizes", "deploy.processes.memory")
 """What `deploy.guards.apps` uses, beside the module of the tasks itself."""
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"

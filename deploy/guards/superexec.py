@@ -32,8 +32,8 @@ import deploy
 from deploy.errors import ProvisionError
 from deploy.guards import replace
 from deploy.guards.apps import VERIFY
-from deploy.guards.calls import Pauses, caller_value, send_with_every_call
 from deploy.guards.forks import Forked, Warm
+from deploy.guards.web.calls import Pauses, caller_value, send_with_every_call
 from deploy.observe.scrubber import scrub_journal
 from deploy.processes.memory import limit_own_memory
 from deploy.processes.process import die_with_parent, family

@@ -23,8 +23,8 @@ from flwr.supernode.cli import flower_supernode
 from deploy.checks.answering import is_listening
 from deploy.errors import ProvisionError
 from deploy.guards import replace
-from deploy.guards.calls import News, Pauses, caller_value, look_again_soon
 from deploy.guards.web.asgi import Guard, close_the_silent
+from deploy.guards.web.calls import News, Pauses, caller_value, look_again_soon
 from deploy.guards.web.direct import Direct, runtime_work
 from deploy.identity.addresses import PROXY_VARIABLE
 from deploy.identity.tls import client_context

@@ -1,1 +1,1 @@
-"""What stands before Flower's web applications: who calls, how much, and the short way to Flower's own handlers."""
+"""How Flower's processes call each other, and what stands before their web applications."""

@@ -23,8 +23,8 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES, Protobuf
 from google.protobuf.message import Message
 from starlette.concurrency import run_in_threadpool
 
-from deploy.guards.calls import News
 from deploy.guards.web.asgi import NODE, Receive, Scope, Send, end_if_exhausted
+from deploy.guards.web.calls import News
 
 Work = Callable[[Request, Any], Message]
 """Checks who calls, and gives Flower's answer to a parsed message; runs in a thread."""

@@ -10,8 +10,8 @@ import pytest
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from deploy.guards.calls import News, Pauses
 from deploy.guards.supernode import look_often, loop, main, show_certificate
+from deploy.guards.web.calls import News, Pauses
 
 
 @pytest.fixture

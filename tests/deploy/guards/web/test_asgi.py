@@ -17,9 +17,9 @@ import pytest
 import uvicorn
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
-from deploy.guards.calls import HEADER
 from deploy.guards.web import asgi
 from deploy.guards.web.asgi import FLEET_BYTES, OBJECT_BYTES, PROTOCOLS, PUSH_OBJECT, Guard, Refusal, close_the_silent
+from deploy.guards.web.calls import HEADER
 from deploy.processes.process import free_ports
 
 VALUE = "5" * 64

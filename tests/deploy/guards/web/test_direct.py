@@ -33,9 +33,9 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from flwr.supernode.nodestate import NodeStateFactory
 from google.protobuf.message import Message
 
-from deploy.guards.calls import News
 from deploy.guards.web import direct
 from deploy.guards.web.asgi import NODE, Scope
+from deploy.guards.web.calls import News
 from deploy.guards.web.direct import ACQUIRE, ACQUIRE_METHOD, Direct, fleet_work, runtime_work
 
 SECRET, RUN, NODE_ID = b"s" * 32, 5, 7

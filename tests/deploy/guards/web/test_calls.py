@@ -15,7 +15,7 @@ from flwr.supercore.protobuf.client import ProtobufClient
 
 from deploy.errors import ProvisionError
 from deploy.guards import FLWR_VERSION
-from deploy.guards.calls import (
+from deploy.guards.web.calls import (
     FIRST_PULL_SECONDS,
     HEADER,
     SHORTEST_SECONDS,
@@ -29,7 +29,7 @@ from deploy.identity.keys import create_secret
 from server import entry
 from server.federation.fleet import superlink
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 SERVED = [ROOT / package for package in ("client", "deploy", "server", "shared")]
 
 

@@ -16,7 +16,6 @@ import httpx
 from flwr.supercore.protobuf.client import ProtobufClient
 
 from deploy.errors import ProvisionError
-from deploy.guards import FLWR_VERSION
 
 HEADER = "maskfed-caller"
 SHORTEST_SECONDS, WAITED_SHARE = 0.1, 0.25
@@ -70,7 +69,7 @@ def look_again_soon() -> None:
     for name in ("pull_objects", "pull_and_inflate_object_from_tree"):
         defaults = getattr(pulls, name).__kwdefaults__ or {}
         if "initial_backoff" not in defaults:
-            raise RuntimeError(f"{name} has no initial_backoff: this guard is written for Flower {FLWR_VERSION}")
+            raise RuntimeError(f"{name} has no initial_backoff: this guard is written for another version of Flower")
         defaults["initial_backoff"] = FIRST_PULL_SECONDS
 
 
