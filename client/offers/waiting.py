@@ -60,8 +60,7 @@ def told(facts: Mapping[str, Any]) -> list[str]:
     fields = f"{len(differing)} field{'s' if len(differing) > 1 else ''}"
     return [
         f"asked for by run {facts['run']!r} on {facts['asked']} UTC",
-        f"recipe {recipe}, "
-        + (f"but for {fields}:" if differing else "unchanged"),
+        f"recipe {recipe}, " + (f"but for {fields}:" if differing else "unchanged"),
         *(f"  {line}" for line in differing),
         *facts["in_words"][1:],
     ]

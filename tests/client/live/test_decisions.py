@@ -101,3 +101,10 @@ def test_a_process_that_does_not_end_is_ended(make_site: MakeSite, monkeypatch: 
     site.read()
     assert running[0].poll() is not None
     assert site._decisions._running is None
+
+
+def test_a_machine_that_starts_no_process_shows_the_rest(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch):
+    home, _ = make_site()
+    monkeypatch.setattr(Decisions, "command", ("/no/such/program",))
+    keep_pending(home, ASKED, "first")
+    assert shown(page(home.path)) == []
