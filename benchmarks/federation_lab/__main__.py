@@ -51,12 +51,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read(results: Path) -> list[dict[str, Any]]:
-    """What is there of arms that are still defined as they were."""
+    """What is there of arms that are still defined as they were; what a line does not name was the default."""
     if not results.exists():
         return []
-    known = {arm.name: json.loads(json.dumps(asdict(arm))) for arm in ARMS}
+    known, default = {arm.name: _told(arm) for arm in ARMS}, _told(Arm("any"))
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if known.get(line["arm"]["name"]) == line["arm"]]
+    return [line for line in lines if known.get(line["arm"]["name"]) == default | line["arm"]]
 
 
 def run_missing(arms: Sequence[Arm], worlds: Sequence[World], results: Path) -> None:
@@ -98,7 +98,7 @@ def run(arm: Arm, worlds: Sequence[World]) -> dict[str, Any]:
             raw = [round(loss, 5) for loss, _ in scores[str(point.step)]["raw"]]
             print(f"{arm.name}: step {point.step}, raw {raw}, {time.process_time() - begin:.0f} s", flush=True)
     return {
-        "arm": json.loads(json.dumps(asdict(arm))),
+        "arm": _told(arm),
         "seeds": [world.seed for world in worlds],
         "scores": scores,
         "seconds": round(time.process_time() - begin, 1),
@@ -106,6 +106,12 @@ def run(arm: Arm, worlds: Sequence[World]) -> dict[str, Any]:
         "hardware": hardware(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _told(arm: Arm) -> dict[str, Any]:
+    """An arm as a line of the results has it."""
+    told: dict[str, Any] = json.loads(json.dumps(asdict(arm)))
+    return told
 
 
 if __name__ == "__main__":

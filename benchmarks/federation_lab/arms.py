@@ -3,6 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from shared.updates.int8_blocks import BLOCK, num_bytes
+
+Wire = Literal["float32", "bfloat16", "int8"]
 STEPS, ROUND_STEPS, WARMUP = 1200, 150, 30
 """As in the study `federated` at scale `cpu`: eight rounds, a fifth of a round's steps is its warm-up."""
 
@@ -23,6 +26,12 @@ class Arm:
         steps: of the run.
         start: steps of masked pre-training before it, in thousands.
         server: `fedavg`, `fedavgm`, `fedadam` (the product's), or `nesterov` (SGD of DiLoCo, arXiv 2311.08105).
+        up: numbers of an update; as int8 with what was lost added to the next one.
+        down: numbers of the global weights; as int8 those of the change since they were sent last.
+        optimizer: at the sites: AdamW, the same with the second moment that all sites' batches together would have
+            (`pooled`), or Muon for the matrices of the blocks (as in MuLoCo, arXiv 2505.23725).
+        push: share of the global weights' last change that a site makes again, spread over its steps (as FedCM,
+            arXiv 2106.10874).
     """
 
     name: str
@@ -41,6 +50,10 @@ class Arm:
     server: Literal["fedavg", "fedavgm", "fedadam", "nesterov"] = "fedavg"
     server_lr: float = 1.0
     server_momentum: float = 0.9
+    up: Wire = "float32"
+    down: Wire = "float32"
+    optimizer: Literal["adamw", "pooled", "muon"] = "adamw"
+    push: float = 0.0
 
     @property
     def num_sites(self) -> int:
@@ -52,6 +65,13 @@ class Arm:
         """Seen in the run, by all sites."""
         return self.steps * self.batch * self.num_sites
 
+    @property
+    def bytes_per_weight(self) -> float:
+        """That a site sends and receives in the run; what one site alone would save does not count."""
+        each = {"float32": 4.0, "bfloat16": 2.0, "int8": num_bytes(BLOCK) / BLOCK}
+        moments = 4.0 * each["float32"] if self.keep == "averaged" else 0.0
+        return -(-self.steps // self.local_steps) * (each[self.up] + each[self.down] + moments)
+
 
 _ONE = Arm("one", division="pool", batch=16)
 _ONE_KEPT = replace(_ONE, name="one-kept", keep="site", warmup="run", local_steps=50)
@@ -59,6 +79,8 @@ _ONE_KEPT = replace(_ONE, name="one-kept", keep="site", warmup="run", local_step
 _FOUR = Arm("four")
 _KEPT = replace(_FOUR, name="four-kept", keep="site", warmup="run")
 _KEPT_COSINE = replace(_KEPT, name="four-kept-cosine", decay="cosine")
+_OFTEN = replace(_KEPT, name="four-int8-h40", up="int8", down="int8", local_steps=40)
+"""As many bytes as 8 rounds in float32: an array of int8 with its scales is a quarter."""
 _ONE_COSINE = replace(_ONE_KEPT, name="one-kept-cosine", decay="cosine")
 
 ARMS = (
@@ -100,6 +122,14 @@ ARMS = (
     replace(_KEPT, name="four-fedadam-low", server="fedadam", server_lr=3e-3),
     replace(_KEPT, name="four-fedavgm", server="fedavgm", server_lr=0.5, server_momentum=0.5),
     *(replace(_KEPT, name=f"four-kept-h{steps}", local_steps=steps) for steps in (10, 300, 1200, 1)),
+    # More averages for the same bytes, and what makes a batch of 4 walk as far as one of 16.
+    _OFTEN,
+    replace(_OFTEN, name="four-int8-h40-lr-double", lr=2e-3),
+    replace(_OFTEN, name="four-int8-h40-lr-one-and-half", lr=1.5e-3),
+    replace(_OFTEN, name="four-int8-h40-pooled", optimizer="pooled"),
+    replace(_OFTEN, name="four-int8-h40-push", push=0.5),
+    replace(_OFTEN, name="four-int8-h40-muon", optimizer="muon"),
+    replace(_ONE_KEPT, name="one-muon", optimizer="muon", local_steps=40),
     # A longer start.
     replace(_FOUR, name="four-long-start", start=3),
     replace(_ONE, name="one-long-start", start=3),

@@ -1,0 +1,53 @@
+"""Weights and updates of the stack as they travel: rounded by the product's own code, one network after another."""
+# ruff: noqa: N803, N806 - shape suffixes
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.federation_lab.arms import Wire
+from shared.messages.packing import decode, encode
+from shared.updates.int8_blocks import from_blocks, to_blocks
+
+
+def rounded(rows_MN: Tensor, wire: Wire) -> Tensor:
+    """What arrives of `rows_MN`, (M, N)."""
+    return torch.from_numpy(np.stack([_rounded(row, wire) for row in rows_MN.numpy()]))
+
+
+class Feedback:
+    """Rows that are sent again and again: what a wire of 8 bits loses of one joins the next."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self._lost: Tensor | None = None
+
+    def sent(self, rows_MN: Tensor) -> Tensor:
+        """What arrives."""
+        if self.wire != "int8":
+            return rounded(rows_MN, self.wire)
+        wanted = rows_MN if self._lost is None else rows_MN + self._lost
+        arrived = rounded(wanted, self.wire)
+        self._lost = wanted - arrived
+        return arrived
+
+
+class Download:
+    """The global weights as sites have them: what is sent as int8 is the change, so that nothing is lost for good."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+        self._known: Tensor | None = None
+
+    def sent(self, weights_GN: Tensor) -> Tensor:
+        """What the sites start from; whoever knows nothing gets the numbers as they are."""
+        if self.wire != "int8":
+            return rounded(weights_GN, self.wire)
+        known = weights_GN if self._known is None else self._known
+        self._known = known + rounded(weights_GN - known, self.wire)
+        return self._known
+
+
+def _rounded(row: np.ndarray, wire: Wire) -> np.ndarray:
+    row = np.ascontiguousarray(row)
+    return from_blocks(to_blocks(row)) if wire == "int8" else decode(encode(row, wire), wire)
