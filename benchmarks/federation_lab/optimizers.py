@@ -2,7 +2,7 @@
 
 Shapes: M networks, A rows and B columns of a matrix.
 """
-# ruff: noqa: N803, N806 - shape suffixes
+# ruff: noqa: N803 - shape suffixes
 
 import math
 

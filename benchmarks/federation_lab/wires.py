@@ -1,5 +1,5 @@
 """Weights and updates of the stack as they travel: rounded by the product's own code, one network after another."""
-# ruff: noqa: N803, N806 - shape suffixes
+# ruff: noqa: N803 - shape suffixes
 
 import numpy as np
 import torch

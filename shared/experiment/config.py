@@ -113,6 +113,11 @@ class Experiment(Section):
             )
         if self.privacy.mechanism == "dp-sgd" and self.federation.weighting != "equal":
             raise ValueError("federation.weighting 'examples' does not go with privacy dp-sgd: counts leak, use equal")
+        if self.privacy.mechanism == "dp-sgd" and self.federation.wire_dtype == "int8":
+            raise ValueError(
+                "federation.wire_dtype 'int8' does not go with privacy dp-sgd: a site would keep what it lost of one "
+                "round for the next, use bfloat16"
+            )
         if self.evaluation.steps > self.diffusion.timesteps:
             raise ValueError(
                 f"evaluation.steps {self.evaluation.steps} is above diffusion.timesteps {self.diffusion.timesteps}: "

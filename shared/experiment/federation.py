@@ -60,8 +60,9 @@ class FederationConfig(Section):
     """Weights count in these, rounded up: a public grid, about the images of a small site."""
     max_weight: int = Field(4, ge=1)
     """Largest weight of a site by examples, where the smallest is 1: nobody checks what a site claims."""
-    wire_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Numbers of weights and updates as they travel."""
+    wire_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Numbers of weights and updates as they travel. `int8`: updates as 8-bit integers, 256 of them with one scale, of
+    which a site adds what was lost to its next update; weights as bfloat16. Not with `secure` or DP."""
     trainable: tuple[Annotated[str, Field(max_length=256)], ...] = Field(("*",), max_length=64)
     """Shell patterns over tensor names, or `attention`; only these tensors are trained and travel."""
     max_update_norm: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
@@ -96,6 +97,11 @@ class FederationConfig(Section):
     """Of one masked number: 64 sums as exactly as open updates do, 32 travels as they do and rounds more coarsely."""
     secure_colluding: int = Field(0, ge=0, le=62)
     """Sites that may work together with the coordinator; each takes away half a drop-out that a round can stand."""
+
+    @property
+    def weights_dtype(self) -> Literal["float32", "bfloat16"]:
+        """Of the weights that sites are sent: whoever has missed rounds needs them whole, and 8 bits are too few."""
+        return "bfloat16" if self.wire_dtype == "int8" else self.wire_dtype
 
     @property
     def server_step(self) -> float:
@@ -144,6 +150,13 @@ class FederationConfig(Section):
                 "weighting",
                 self.weighting,
                 "nobody can check what one site claims to weigh: use equal",
+            ),
+            (
+                self.wire_dtype == "int8",
+                "wire_dtype",
+                self.wire_dtype,
+                "masks need one grid for all sites, and each 8-bit block has a scale of its own: leave it out, or use "
+                "secure_bits 32",
             ),
             (self.min_replies < MIN_SECURE, "min_replies", self.min_replies, f"give at least {MIN_SECURE}: {OF_TWO}"),
             (per_round, "sites_per_round", per_round, "all sites of the roster have to be asked: leave it out"),

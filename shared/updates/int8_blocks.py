@@ -6,6 +6,7 @@ half a scale. A scale has 17 significant bits, so that its products with integer
 rounded once are not changed a second time.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -74,6 +75,22 @@ def from_blocks(wire: NDArray[np.uint8]) -> NDArray[np.float32]:
     return flat
 
 
+def rounded_with_feedback(
+    update: NDArray[np.float32], lost: NDArray[np.float32] | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What arrives of an update, and what is lost of it until the next one, both (n,).
+
+    Error feedback (EF-SGD, arXiv 1901.09847, Algorithm 2): what earlier updates have not told joins this one, so that
+    the sum of all that arrives is that of all updates, but for what the last one has lost.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    wanted = update if lost is None else update + lost
+    arrives = from_blocks(to_blocks(wanted))
+    return arrives, wanted - arrives
+
+
 def _scales(largest: NDArray[np.float32]) -> NDArray[np.float32]:
     """Of blocks with these largest numbers, rounded up to 17 significant bits."""
     if not np.isfinite(largest).all():
@@ -86,7 +103,7 @@ def _parts(count: int) -> list[tuple[int, int]]:
     """Whole blocks, many at a time, and the shorter block at the end."""
     full = count // BLOCK * BLOCK
     edges = [*range(0, full, _AT_A_TIME * BLOCK), full, *([count] if count > full else [])]
-    return list(zip(edges, edges[1:], strict=False)) if full else [(0, count)] if count else []
+    return list(itertools.pairwise(edges))
 
 
 def _blocks(wire: NDArray[np.uint8], first: int, last: int) -> NDArray[np.uint8]:

@@ -12,6 +12,7 @@ from benchmarks.federation_lab import training, world
 from benchmarks.federation_lab.__main__ import read
 from benchmarks.federation_lab.arms import ARMS, Arm
 from benchmarks.federation_lab.averages import NAMES, Averages, held_out
+from benchmarks.federation_lab.optimizers import PooledAdamW, StackedMuon
 from benchmarks.federation_lab.table import table
 from benchmarks.federation_lab.training import StackedTraining
 from benchmarks.federation_lab.world import NETWORK, World, experiment, streams_of
@@ -23,7 +24,8 @@ from shared.diffusion.schedule import make_schedule
 from shared.experiment.federation import FederationConfig
 from shared.experiment.learning_rate import round_lr
 from shared.training.engine import Engine, run_training
-from shared.training.optimizer import load_moments, moments_of
+from shared.training.optimizer import load_moments, moments_of, set_lr
+from shared.updates.int8_blocks import from_blocks, rounded_with_feedback, to_blocks
 
 STEPS, WARMUP = 3, 2
 SHAPE = {"in_channels": 3, "grid_size": 4, "patch_size": 4}
@@ -60,13 +62,14 @@ def by_the_product(arm: Arm, one: World) -> dict[str, torch.Tensor]:
     setting = experiment(arm, one.seed)
     federation = setting.federation.model_copy(update={"warmup": arm.warmup, "rounds": 2})
     plan = setting.model_copy(update={"federation": federation})
-    weights, moments, server = one.start(arm.start), {}, ServerState()
+    weights, moments, lost, server = one.start(arm.start), {}, {}, ServerState()
+    known = flat_of(weights)
     config = FederationConfig(server_optimizer=arm.server, server_lr=arm.server_lr, server_momentum=arm.server_momentum)
     for number in range(2):
-        after = []
+        updates = []
         for site, images in enumerate(one.sites(arm)):
             model = NETWORK(**SHAPE)
-            model.load_state_dict(weights)
+            model.load_state_dict(split(known, weights))
             streams = streams_of(one.seed, f"{arm.division}-{site}", number)
             engine = Engine(plan, model, streams, lr=round_lr(plan, number + 1))
             parameters = dict(model.named_parameters())
@@ -74,16 +77,30 @@ def by_the_product(arm: Arm, one: World) -> dict[str, torch.Tensor]:
                 load_moments(engine.optimizer, parameters, moments[site], number * STEPS)
             run_training(engine, images, steps=STEPS)
             moments[site] = {name: array.copy() for name, array in moments_of(engine.optimizer, parameters).items()}
-            after.append(model.state_dict())
-        flat = torch.cat([weights[name].flatten() for name in weights]).numpy().copy()
-        means = torch.cat([torch.stack([each[name] for each in after]).mean(0).flatten() for name in weights]).numpy()
-        flat, server = apply_update(flat, means - flat, server, config)
-        parts = torch.from_numpy(flat).split([weight.numel() for weight in weights.values()])
-        weights = {name: part.view_as(weights[name]) for name, part in zip(weights, parts, strict=True)}
+            after = model.state_dict()
+            update = flat_of({name: after[name] for name in weights}) - known
+            if arm.up == "int8":
+                update, lost[site] = rounded_with_feedback(update, lost.get(site))
+            updates.append(update)
+        flat, server = apply_update(flat_of(weights), np.mean(updates, 0), server, config)
+        weights = split(flat, weights)
+        change = flat - known
+        known = known + (from_blocks(to_blocks(change)) if arm.down == "int8" else change)
     return weights
 
 
-@pytest.mark.parametrize("arm", ["one", "four", "four-kept", "four-fedadam", "four-random"], ids=lambda name: name)
+def flat_of(weights: dict[str, torch.Tensor]) -> np.ndarray:
+    return torch.cat([weight.detach().flatten() for weight in weights.values()]).numpy().copy()
+
+
+def split(flat: np.ndarray, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    parts = torch.from_numpy(flat).split([weight.numel() for weight in like.values()])
+    return {name: part.view_as(like[name]) for name, part in zip(like, parts, strict=True)}
+
+
+@pytest.mark.parametrize(
+    "arm", ["one", "four", "four-kept", "four-fedadam", "four-random", "four-int8-h40"], ids=lambda name: name
+)
 def test_each_network_of_the_stack_is_trained_as_the_product_trains_it(worlds, arm):
     """Up to rounding, which AdamW's first steps make as large as a step where a gradient is about nothing."""
     chosen = named(arm)
@@ -140,6 +157,62 @@ def test_nesterov_is_torchs(worlds):
         sgd.step()
         torch.testing.assert_close(point.weights[name], theirs.detach())
         before = point
+
+
+def test_stacked_matrices_are_trained_as_torchs_muon_trains_each(worlds):
+    """Which computes in bfloat16, to a hundredth."""
+    torch.manual_seed(0)
+    stacks = [torch.nn.Parameter(torch.randn(2, *shape)) for shape in ((5, 3), (3, 7))]
+    single = [[torch.nn.Parameter(stack[network].detach().clone()) for stack in stacks] for network in range(2)]
+    ours = StackedMuon(list(stacks), 0.1)
+    theirs = [torch.optim.Muon(each, 0.3, 0.1, adjust_lr_fn="match_rms_adamw") for each in single]
+    set_lr(ours, 0.3)
+    for _ in range(3):
+        for place, stack in enumerate(stacks):
+            stack.grad = torch.randn_like(stack)
+            for network in range(2):
+                single[network][place].grad = stack.grad[network].clone()
+        for optimizer in (ours, *theirs):
+            optimizer.step()
+    for place, stack in enumerate(stacks):
+        for network in range(2):
+            torch.testing.assert_close(stack[network], single[network][place], rtol=0.02, atol=0.02)
+    chosen = StackedTraining(named("one-muon"), worlds[:1], STEPS, WARMUP).optimizers
+    assert sum(weight.ndim == 3 for group in chosen[1].param_groups for weight in group["params"]) == 13
+    sizes = [weight.numel() for each in chosen for group in each.param_groups for weight in group["params"]]
+    assert sum(sizes) == sum(weight.numel() for weight in NETWORK(**SHAPE).parameters())
+
+
+def test_the_second_moment_of_all_batches_is_adamws_without_noise_and_a_share_of_it_where_all_is_noise():
+    betas, weights = (0.9, 0.95), [torch.nn.Parameter(torch.tensor([0.3])) for _ in range(3)]
+    one, four, adamw = (
+        PooledAdamW([{"params": weights[:1]}], betas, 1),
+        PooledAdamW([{"params": weights[1:2]}], betas, 4),
+        torch.optim.AdamW(weights[2:], 0.01, betas, weight_decay=0.0),
+    )
+    for optimizer in (one, four):
+        set_lr(optimizer, 0.01)
+    for number in range(600):
+        before = [float(weight) for weight in weights]
+        for weight in weights:
+            weight.grad = torch.tensor([0.7 if number < 300 else (-1.0) ** number])
+        for optimizer in (one, four, adamw):
+            optimizer.step()
+        steps = [float(weight) - old for weight, old in zip(weights, before, strict=True)]
+        assert steps[0] == pytest.approx(steps[2], rel=1e-3, abs=1e-6)
+        if number < 300:
+            assert steps[1] == pytest.approx(steps[2], rel=1e-3)
+    assert steps[1] / steps[2] == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_change_that_is_made_again_is_a_share_of_the_last_one_of_all(worlds):
+    """Rounds of one step: the gradient is not changed by it before the next round."""
+    arm = replace(named("four-int8-h40-push"), local_steps=1, steps=2, up="float32", down="float32")
+    start, first, second = (point.weights for point in StackedTraining(arm, worlds, STEPS, WARMUP).run())
+    *_, without = StackedTraining(replace(arm, push=0.0), worlds, STEPS, WARMUP).run()
+    for name, weight in second.items():
+        expected = without.weights[name] + arm.push * (first[name] - start[name])
+        torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_splits_share_no_person_and_sites_no_image(worlds):
@@ -252,4 +325,8 @@ def test_results_of_arms_that_were_changed_do_not_count(tmp_path):
     path = tmp_path / "results.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in (kept, changed)))
     assert [each["arm"]["name"] for each in read(path)] == ["one"]
+    for newer in ("up", "push", "optimizer"):
+        del kept["arm"][newer]
+    path.write_text(json.dumps(kept) + "\n")
+    assert len(read(path)) == 1, "what a line does not name was the default"
     assert read(tmp_path / "none.jsonl") == []

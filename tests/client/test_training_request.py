@@ -24,7 +24,7 @@ from client.records.site_log import site_log
 from client.settings import save_settings
 from client.training import local_round
 from client.training_request import handle
-from shared.messages.packing import decode
+from shared.messages.packing import decode, wire_length
 from shared.messages.training import TrainReply, TrainRequest, experiment_digest
 from shared.storage import room
 from tests import forked
@@ -200,6 +200,23 @@ def test_update_in_bfloat16_is_half_as_large(make_site: MakeSite):
     assert reply.update is not None
     assert reply.update.dtype == np.uint16
     assert np.abs(decode(reply.update, "bfloat16")).max() > 0
+
+
+def test_updates_of_8_bits_are_a_quarter_as_large_and_what_they_lose_is_of_one_plan(make_site: MakeSite):
+    home, _ = make_site()
+    told = {}
+    for dtype in ("float32", "int8"):
+        request = request_for(experiment(federation={"wire_dtype": dtype}))
+        reply = TrainReply.from_record(
+            handle(request.to_record(), home).to_record(), wire_length(len(request.weights), dtype)
+        )
+        told[dtype] = reply.update
+        assert reply.header.status == "trained"
+    assert told["int8"].nbytes == pytest.approx(told["float32"].nbytes / 4, rel=0.02)
+    update = decode(told["int8"], "int8")
+    assert np.abs(update).max() > 0
+    again = handle(request.to_record(), home).update
+    assert np.array_equal(again, told["int8"]), "the stored reply"
 
 
 def test_person_unit_trains(make_site: MakeSite):

@@ -12,7 +12,7 @@ from server.federation.messaging.exchange import Arrival
 from server.federation.rounds.site_record import MAX_QUESTIONS, Answers, SiteRecord, State
 from server.federation.secure.masked_sum import MaskedSum
 from server.federation.updates.aggregation import FixedPointSum, UpdateError, check_update, clip_factor, site_weight
-from shared.messages.packing import MessageError
+from shared.messages.packing import MessageError, wire_length
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
 from shared.storage.runlog import OUTCOMES
 from shared.updates.norm_bound import norm_bound
@@ -156,8 +156,11 @@ class Tally:
 
     def _parse(self, message: Message) -> TrainReply:
         try:
-            item_bytes = 4 if self.masked is None else self.masked.ring.bits // 8
-            return TrainReply.from_record(message.content, self.header.manifest.num_elements, item_bytes)
+            count = self.header.manifest.num_elements
+            if self.masked is not None:
+                return TrainReply.from_record(message.content, count, self.masked.ring.bits // 8)
+            length = wire_length(count, self.header.experiment.federation.wire_dtype)
+            return TrainReply.from_record(message.content, length)
         except MessageError:
             raise
         except Exception as error:
