@@ -32,6 +32,9 @@ class Arm:
             (`pooled`), or Muon for the matrices of the blocks (as in MuLoCo, arXiv 2505.23725).
         push: share of the global weights' last change that a site makes again, spread over its steps (as FedCM,
             arXiv 2106.10874).
+        uneven: sites of 1, 10, 10 and about 100 parts of the images; half of the sites in each round; one that does a
+            tenth of a round's steps; one that joins after half of the run.
+        weighting: of the sites in the mean: alike, by images, or by their root; always times the steps done.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Arm:
     down: Wire = "float32"
     optimizer: Literal["adamw", "pooled", "muon"] = "adamw"
     push: float = 0.0
+    uneven: Literal["no", "sizes", "half", "straggler", "joiner"] = "no"
+    weighting: Literal["equal", "sqrt", "examples"] = "equal"
 
     @property
     def num_sites(self) -> int:
@@ -128,6 +133,17 @@ ARMS = (
     replace(_OFTEN, name="four-int8-h40-lr-one-and-half", lr=1.5e-3),
     replace(_OFTEN, name="four-int8-h40-pooled", optimizer="pooled"),
     replace(_OFTEN, name="four-int8-h40-push", push=0.5),
+    replace(_OFTEN, name="four-int8-h40-push-more", push=0.75),
+    replace(_OFTEN, name="four-int8-h40-lr-double-push", lr=2e-3, push=0.5),
+    replace(_OFTEN, name="four-int8-h40-further", server_lr=1.5),
+    replace(_OFTEN, name="four-int8-h40-momentum", server="nesterov", server_lr=1.0, server_momentum=0.5),
+    *(
+        replace(_OFTEN, name=f"four-int8-h40-lr-double-{world}", lr=2e-3, uneven=world)
+        for world in ("half", "straggler", "joiner", "sizes")
+    ),
+    replace(_OFTEN, name="four-int8-h40-lr-double-sizes-sqrt", lr=2e-3, uneven="sizes", weighting="sqrt"),
+    replace(_OFTEN, name="four-int8-h40-lr-double-sizes-examples", lr=2e-3, uneven="sizes", weighting="examples"),
+    replace(_OFTEN, name="four-mixed-h58-lr-double", down="bfloat16", local_steps=58, lr=2e-3),
     replace(_OFTEN, name="four-int8-h40-muon", optimizer="muon"),
     replace(_ONE_KEPT, name="one-muon", optimizer="muon", local_steps=40),
     # A longer start.

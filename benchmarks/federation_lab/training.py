@@ -12,6 +12,7 @@ from torch import Tensor
 
 from benchmarks.federation_lab.arms import ROUND_STEPS, WARMUP, Arm
 from benchmarks.federation_lab.optimizers import PooledAdamW, StackedMuon
+from benchmarks.federation_lab.participation import Frozen, Participation
 from benchmarks.federation_lab.stacked import StackedUViT
 from benchmarks.federation_lab.wires import Download, Feedback
 from benchmarks.federation_lab.world import NETWORK, SiteDraws, World, experiment
@@ -62,6 +63,8 @@ class StackedTraining:
         self.momentum: Weights = {}
         self.upload, self.download = Feedback(arm.up), Download(arm.down)
         self.push: list[Tensor] = []
+        self.participation = Participation(arm, self.seeds, [len(draws.images) for draws in self.draws])
+        self.shares_M: Tensor | None = None
 
     def run(self, told: Callable[[int], None] = lambda _: None) -> Iterator[Point]:
         """All rounds; the global models after each, the start first."""
@@ -73,9 +76,15 @@ class StackedTraining:
             if self.arm.keep == "no":
                 for optimizer in self.optimizers:
                     optimizer.state.clear()
+            steps_M = self.participation.steps(begin, end)
+            frozen = Frozen(self._tensors_of_sites, steps_M)
             for step in range(begin, end):
+                frozen.stop(step - begin)
                 self.step(step, begin, end)
                 told(step + 1)
+            frozen.take_back()
+            if self.arm.uneven != "no":
+                self.shares_M = self.participation.shares(steps_M)
             after = self._end_round(before)
             self.push = [self._spread((after[name] - before[name]) * self.arm.push / (end - begin)) for name in after]
             before = after
@@ -124,7 +133,7 @@ class StackedTraining:
         if self.arm.up == self.arm.down == "float32":
             return {name: self._mean(weight.detach()) - before[name] for name, weight in self.weights.items()}
         updates = {name: weight.detach() - self._spread(self.sent[name]) for name, weight in self.weights.items()}
-        return _split(self._mean(self.upload.sent(_rows(updates))), before)
+        return _split(self._mean(self.upload.sent(_rows(updates), self.shares_M)), before)
 
     def _server_step(self, before: Weights) -> Weights:
         deltas = self._deltas(before)
@@ -154,7 +163,16 @@ class StackedTraining:
         weights: list[Tensor] = [self.weights[name] for name in matrices]
         return [adamw, *([StackedMuon(weights, optim.weight_decay)] if weights else [])]
 
+    def _tensors_of_sites(self) -> list[Tensor]:
+        """What each site has of its own: weights and the optimizers' moments, with an axis of networks."""
+        states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
+        moments = [moment for state in states for moment in state.values() if torch.is_tensor(moment) and moment.ndim]
+        return [*(weight.detach() for weight in self.weights.values()), *moments]
+
     def _mean(self, tensor: Tensor) -> Tensor:
+        if self.shares_M is not None:
+            shares = self.shares_M.to(tensor.dtype).view(-1, *(1,) * (tensor.ndim - 1))
+            return (tensor * shares).unflatten(0, (-1, self.per_group)).sum(1)
         return tensor.unflatten(0, (-1, self.per_group)).mean(1)
 
     def _spread(self, tensor: Tensor) -> Tensor:

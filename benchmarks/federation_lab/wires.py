@@ -22,13 +22,16 @@ class Feedback:
         self.wire = wire
         self._lost: Tensor | None = None
 
-    def sent(self, rows_MN: Tensor) -> Tensor:
-        """What arrives."""
+    def sent(self, rows_MN: Tensor, shares_M: Tensor | None = None) -> Tensor:
+        """What arrives; who has no share was not asked, and keeps what was lost."""
         if self.wire != "int8":
             return rounded(rows_MN, self.wire)
         wanted = rows_MN if self._lost is None else rows_MN + self._lost
         arrived = rounded(wanted, self.wire)
-        self._lost = wanted - arrived
+        lost = wanted - arrived
+        if shares_M is not None:
+            lost = torch.where(shares_M[:, None] > 0, lost, wanted - rows_MN)
+        self._lost = lost
         return arrived
 
 

@@ -13,6 +13,7 @@ from benchmarks.federation_lab.__main__ import read
 from benchmarks.federation_lab.arms import ARMS, Arm
 from benchmarks.federation_lab.averages import NAMES, Averages, held_out
 from benchmarks.federation_lab.optimizers import PooledAdamW, StackedMuon
+from benchmarks.federation_lab.participation import Participation
 from benchmarks.federation_lab.table import table
 from benchmarks.federation_lab.training import StackedTraining
 from benchmarks.federation_lab.world import NETWORK, World, experiment, streams_of
@@ -213,6 +214,43 @@ def test_a_change_that_is_made_again_is_a_share_of_the_last_one_of_all(worlds):
     for name, weight in second.items():
         expected = without.weights[name] + arm.push * (first[name] - start[name])
         torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("world_", ["half", "straggler", "joiner"])
+def test_who_does_not_take_part_has_no_share_and_keeps_what_it_had(worlds, world_):
+    """Of two rounds of ten steps: a site's weights count by the steps that it did, its moments stay where it stopped."""
+    arm = Arm("any", keep="site", warmup="run", uneven=world_, steps=20, local_steps=10, up="int8")
+    stacked = StackedTraining(arm, worlds, 10, WARMUP)
+    asked = [stacked.participation.steps(begin, begin + 10) for begin in (0, 10)]
+    expected = {
+        "half": [[2] * 2] * 2,
+        "straggler": [[[10, 10, 10, 1]] * 2] * 2,
+        "joiner": [[[10, 10, 10, 0]] * 2, [[10] * 4] * 2],
+    }[world_]
+    for found, wanted in zip(asked, expected, strict=True):
+        groups = [found[:4], found[4:]]
+        assert [sum(map(bool, group)) if world_ == "half" else group for group in groups] == wanted
+    shares = stacked.participation.shares(asked[0])
+    assert shares[:4].sum() == shares[4:].sum() == 1 and (shares > 0).tolist() == [steps > 0 for steps in asked[0]]
+    points, name = stacked.run(), "mid_block.mlp.fc1.weight"
+    next(points)
+    after = next(points)
+    moments = stacked.optimizers[0].state[stacked.weights[name]]["exp_avg"]
+    still = [not float(moment.abs().sum()) for moment in moments]
+    assert still == [steps == 0 for steps in asked[0]]
+    lost = stacked.upload._lost
+    assert [not float(row.abs().sum()) for row in lost] == still
+    if world_ == "straggler":
+        assert shares[3] == pytest.approx(1 / 31)
+    assert torch.isfinite(after.weights[name]).all()
+
+
+def test_an_uneven_mean_weighs_by_steps_and_images(worlds):
+    arm = Arm("any", uneven="straggler", steps=10, local_steps=10)
+    for weighting, sizes in (("equal", [1, 1, 1, 1]), ("sqrt", [1, 2, 3, 4]), ("examples", [1, 4, 9, 16])):
+        participation = Participation(replace(arm, weighting=weighting), [0], [1, 4, 9, 16])
+        work = np.array(sizes) * np.array([10, 10, 10, 1])
+        assert participation.shares([10, 10, 10, 1]).tolist() == pytest.approx((work / work.sum()).tolist())
 
 
 def test_splits_share_no_person_and_sites_no_image(worlds):
