@@ -135,6 +135,13 @@ ARMS = (
     replace(_OFTEN, name="four-int8-h40-push", push=0.5),
     replace(_OFTEN, name="four-int8-h40-push-more", push=0.75),
     replace(_OFTEN, name="four-int8-h40-lr-double-push", lr=2e-3, push=0.5),
+    replace(_OFTEN, name="four-int8-h40-lr-four", lr=4e-3),
+    replace(_OFTEN, name="four-int8-h40-pooled-lr-double", optimizer="pooled", lr=2e-3),
+    replace(_OFTEN, name="four-int8-h40-lr-four-push", lr=4e-3, push=0.5),
+    replace(_ONE_KEPT, name="one-kept-lr-four", lr=4e-3),
+    replace(_ONE_KEPT, name="one-kept-push", push=0.5),
+    replace(_OFTEN, name="four-int8-h40-muon-lr-double", optimizer="muon", lr=2e-3),
+    replace(_ONE_KEPT, name="one-muon-lr-double", optimizer="muon", local_steps=40, lr=2e-3),
     replace(_OFTEN, name="four-int8-h40-further", server_lr=1.5),
     replace(_OFTEN, name="four-int8-h40-momentum", server="nesterov", server_lr=1.0, server_momentum=0.5),
     *(

@@ -218,7 +218,7 @@ def test_a_change_that_is_made_again_is_a_share_of_the_last_one_of_all(worlds):
 
 @pytest.mark.parametrize("world_", ["half", "straggler", "joiner"])
 def test_who_does_not_take_part_has_no_share_and_keeps_what_it_had(worlds, world_):
-    """Of two rounds of ten steps: a site's weights count by the steps that it did, its moments stay where it stopped."""
+    """In rounds of ten steps: weights count by the steps done, moments stay where a site stopped."""
     arm = Arm("any", keep="site", warmup="run", uneven=world_, steps=20, local_steps=10, up="int8")
     stacked = StackedTraining(arm, worlds, 10, WARMUP)
     asked = [stacked.participation.steps(begin, begin + 10) for begin in (0, 10)]
