@@ -331,7 +331,8 @@ def results(**changed: list[float]) -> list[dict]:
 
 def test_a_federation_that_costs_little_and_gains_much_reaches_the_goal(capsys):
     text, is_reached = table(results())
-    assert is_reached and "1.01 [1.00, 1.03]" in text and "51% below" in text
+    assert is_reached and text.count("1.01 [1.00, 1.03]") == 2 and text.count("51% [25%, 68%] below") == 2
+    assert "four sites (four-kept) over one (one-kept)" in text and "site alone (alone-kept)" in text
     printed = capsys.readouterr().out.splitlines()
     assert "alone-kept - four-kept: +0.0030 [+0.0029, +0.0030]" in printed
     row = next(row for row in printed if row.startswith("| one-kept "))
@@ -354,7 +355,19 @@ def test_what_misses_a_goal_is_not_reached(changed):
 
 def test_missing_arms_are_named():
     text, is_reached = table(results()[:2])
-    assert not is_reached and text == "2 arms, not run: four-kept, alone-kept, one-long"
+    assert not is_reached and text == "2 arms, not run: four sites, a site alone, one-long"
+
+
+def test_each_side_is_told_by_its_best_arm_and_only_by_arms_of_its_kind(capsys):
+    """More bytes, gradients averaged in each step, other worlds and longer trainings are no recipe."""
+    others = {"four-kept-h50": 0.1, "four-synchronised": 0.1, "four-int8-h40-lr-double-half": 0.1, "four-b16": 0.1}
+    better = {name: [value] * 3 for name, value in others.items()} | {"four-int8-h40": [2.0, 3.0, 4.0]}
+    assert "four sites (four-int8-h40) over one (one-kept) 1.00" in table(results(**better))[0]
+    averaged = results()
+    averaged[1]["scores"]["1200"]["power-0.10"] = [[0.2 + value / 1000, 0.004] for value in (1.0, 1.5, 2.0)]
+    text, is_reached = table(averaged)
+    assert not is_reached and "last weights: excess of four sites (four-kept) over one (one-kept) 1.01" in text
+    assert "averaged weights: excess of four sites (four-kept) over one (one-kept) 2.0" in text
 
 
 def test_results_of_arms_that_were_changed_do_not_count(tmp_path):
