@@ -18,7 +18,8 @@ import numpy as np
 
 from benchmarks.measure import verdict
 from server.federation.updates.aggregation import FixedPointSum, check_update
-from shared.messages.packing import Manifest, WireDtype, encode, wire_bytes
+from shared.messages.packing import Manifest, encode
+from shared.updates.wire_sizes import WireDtype, wire_bytes
 
 SEED = 0
 SAMPLE = 2**22

@@ -100,10 +100,10 @@ def plan(
     from server.planning.plan import default_refusals, epsilon_after
     from shared.experiment.config import load_experiment
     from shared.experiment.recipes import find_experiment
-    from shared.messages.packing import wire_bytes
     from shared.planning.probe import images_per_second, num_values
     from shared.planning.workload import lines, run_bytes, workload
     from shared.secure_aggregation.roster import choice_in_words
+    from shared.updates.wire_sizes import wire_bytes
 
     loaded = load_experiment(find_experiment(experiment), overrides)
     rounds, privacy = loaded.federation.rounds, loaded.privacy

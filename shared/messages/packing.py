@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,10 @@ from pydantic import Field, model_validator
 from shared.errors import InputError
 from shared.experiment.config import Section
 from shared.messages.text import one_line
-from shared.updates.int8_blocks import from_blocks, num_bytes, to_blocks
+from shared.updates.int8_blocks import from_blocks, to_blocks
+from shared.updates.wire_sizes import ITEMS, WireDtype
 
 MAX_ELEMENTS = 2**31
-_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16), "int8": np.dtype(np.uint8)}
-WireDtype = Literal["float32", "bfloat16", "int8"]
 
 
 class MessageError(InputError):
@@ -102,16 +101,6 @@ def unpack(flat: NDArray[np.float32], manifest: Manifest) -> dict[str, NDArray[n
     return tensors
 
 
-def wire_length(num_elements: int, dtype: WireDtype) -> int:
-    """Items of the array that so many numbers travel in."""
-    return num_bytes(num_elements) if dtype == "int8" else num_elements
-
-
-def wire_bytes(num_elements: int, dtype: WireDtype) -> int:
-    """Bytes of that array."""
-    return wire_length(num_elements, dtype) * _DTYPES[dtype].itemsize
-
-
 def wire_dtype_of(wire: NDArray[Any]) -> WireDtype:
     """Which form an array that is not masked has.
 
@@ -119,7 +108,7 @@ def wire_dtype_of(wire: NDArray[Any]) -> WireDtype:
         MessageError: none.
     """
     for dtype in get_args(WireDtype):
-        if wire.dtype == _DTYPES[dtype]:
+        if wire.dtype == ITEMS[dtype]:
             return cast("WireDtype", dtype)
     raise MessageError(f"array is {wire.dtype}, and nothing travels so")
 
@@ -152,8 +141,8 @@ def decode(wire: NDArray[Any], dtype: WireDtype) -> NDArray[np.float32]:
     Raises:
         MessageError: the array's dtype is not the agreed one, it is not flat, or no whole blocks.
     """
-    if wire.dtype != _DTYPES[dtype] or wire.ndim != 1:
-        raise MessageError(f"array is {wire.dtype} of rank {wire.ndim}, agreed was {_DTYPES[dtype]} of rank 1")
+    if wire.dtype != ITEMS[dtype] or wire.ndim != 1:
+        raise MessageError(f"array is {wire.dtype} of rank {wire.ndim}, agreed was {ITEMS[dtype]} of rank 1")
     if dtype == "float32":
         return wire
     if dtype == "int8":

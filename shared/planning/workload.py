@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from shared.experiment.config import Experiment
 from shared.experiment.federation import FederationConfig
-from shared.messages.packing import wire_bytes
+from shared.updates.wire_sizes import wire_bytes
 
 COHERENCE = 0.5
 """r of model T from the shipped model, all tensors or attention alone (measured 0.52 and 0.56); less after longer

@@ -24,9 +24,10 @@ from client.records.site_log import site_log
 from client.settings import save_settings
 from client.training import local_round
 from client.training_request import handle
-from shared.messages.packing import decode, wire_length
+from shared.messages.packing import decode
 from shared.messages.training import TrainReply, TrainRequest, experiment_digest
 from shared.storage import room
+from shared.updates.wire_sizes import wire_length
 from tests import forked
 from tests.client.conftest import DP, MakeSite, experiment, request_for, weights_of
 

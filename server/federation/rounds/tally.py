@@ -12,10 +12,11 @@ from server.federation.messaging.exchange import Arrival
 from server.federation.rounds.site_record import MAX_QUESTIONS, Answers, SiteRecord, State
 from server.federation.secure.masked_sum import MaskedSum
 from server.federation.updates.aggregation import FixedPointSum, UpdateError, check_update, clip_factor, site_weight
-from shared.messages.packing import MessageError, wire_length
+from shared.messages.packing import MessageError
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
 from shared.storage.runlog import OUTCOMES
 from shared.updates.norm_bound import norm_bound
+from shared.updates.wire_sizes import wire_length
 
 
 class Tally:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from shared.errors import InputError
 from shared.experiment.federation import FederationConfig
-from shared.messages.packing import Manifest, MessageError, WireDtype, decode, wire_length
+from shared.messages.packing import Manifest, MessageError, decode
 from shared.updates.fixed_point import CHUNK_ELEMENTS, MAX_ELEMENT, SCALE_BITS, clipping, to_fixed_point
+from shared.updates.wire_sizes import WireDtype, wire_length
 
 MAX_TOTAL_WEIGHT = 2**20
 

@@ -13,11 +13,10 @@ from shared.messages.packing import (
     encode,
     pack,
     unpack,
-    wire_bytes,
     wire_dtype_of,
-    wire_length,
 )
 from shared.messages.text import MAX_LINE
+from shared.updates.wire_sizes import wire_bytes, wire_length
 
 
 def test_names_and_numbers_of_tensors_are_bounded():

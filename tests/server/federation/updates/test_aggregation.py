@@ -128,7 +128,7 @@ def test_blocks_of_8_bits_are_added_up_as_the_numbers_that_they_say():
 def test_a_hostile_scale_is_rejected_by_the_name_of_its_tensor(scale, code):
     wire = encode(np.array([1, 2, 3, 4, 4, 4, 4], np.float32), "int8")
     wire[:4] = np.array([scale], "<f4").view(np.uint8)
-    with pytest.raises(UpdateError, match="first") as caught:
+    with pytest.raises(UpdateError, match="first" if code == "not_finite" else "second") as caught:
         check_update(wire, "int8", MANIFEST)
     assert caught.value.code == code
 
