@@ -7,7 +7,11 @@ import numpy as np
 from shared.updates.int8_blocks import num_bytes
 
 WireDtype = Literal["float32", "bfloat16", "int8"]
-ITEMS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16), "int8": np.dtype(np.uint8)}
+ITEMS: dict[WireDtype, np.dtype[np.float32] | np.dtype[np.uint16] | np.dtype[np.uint8]] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(np.uint16),
+    "int8": np.dtype(np.uint8),
+}
 """What the array of each form consists of: numbers, their upper halves, bytes of `shared.updates.int8_blocks`."""
 
 
