@@ -86,6 +86,7 @@ _KEPT = replace(_FOUR, name="four-kept", keep="site", warmup="run")
 _KEPT_COSINE = replace(_KEPT, name="four-kept-cosine", decay="cosine")
 _OFTEN = replace(_KEPT, name="four-int8-h40", up="int8", down="int8", local_steps=40)
 """As many bytes as 8 rounds in float32: an array of int8 with its scales is a quarter."""
+_PRODUCT = replace(_KEPT, name="four-product", up="int8", down="bfloat16", local_steps=58, lr=2e-3, betas=(0.9, 0.99))
 _ONE_COSINE = replace(_ONE_KEPT, name="one-kept-cosine", decay="cosine")
 
 ARMS = (
@@ -147,13 +148,19 @@ ARMS = (
     replace(_ONE_KEPT, name="one-muon-lr-double", optimizer="muon", local_steps=40, lr=2e-3),
     replace(_OFTEN, name="four-int8-h40-further", server_lr=1.5),
     replace(_OFTEN, name="four-int8-h40-momentum", server="nesterov", server_lr=1.0, server_momentum=0.5),
+    replace(_OFTEN, name="four-mixed-h58-lr-double", down="bfloat16", local_steps=58, lr=2e-3),
+    # The product's wire: weights whole, as bfloat16.
+    _PRODUCT,
+    replace(_PRODUCT, name="four-product-lr-half-more", lr=3e-3),
+    replace(_PRODUCT, name="four-product-mild", server="nesterov", server_lr=1.0, server_momentum=0.3),
     *(
-        replace(_OFTEN, name=f"four-int8-h40-lr-double-{world}", lr=2e-3, uneven=world)
+        replace(_PRODUCT, name=f"four-product-{world}", uneven=world)
         for world in ("half", "straggler", "joiner", "sizes")
     ),
-    replace(_OFTEN, name="four-int8-h40-lr-double-sizes-sqrt", lr=2e-3, uneven="sizes", weighting="sqrt"),
-    replace(_OFTEN, name="four-int8-h40-lr-double-sizes-examples", lr=2e-3, uneven="sizes", weighting="examples"),
-    replace(_OFTEN, name="four-mixed-h58-lr-double", down="bfloat16", local_steps=58, lr=2e-3),
+    replace(_PRODUCT, name="four-product-sizes-sqrt", uneven="sizes", weighting="sqrt"),
+    replace(_PRODUCT, name="four-product-sizes-examples", uneven="sizes", weighting="examples"),
+    replace(_PRODUCT, name="four-product-float32", up="float32", down="float32"),
+    replace(_KEPT, name="alone-kept-lr-double-beta", alone=True, lr=2e-3, betas=(0.9, 0.99)),
     replace(_OFTEN, name="four-int8-h40-muon", optimizer="muon"),
     replace(_ONE_KEPT, name="one-muon", optimizer="muon", local_steps=40),
     # A longer start.

@@ -194,12 +194,12 @@ def test_the_second_moment_of_all_batches_is_adamws_without_noise_and_a_share_of
     for optimizer in (one, four):
         set_lr(optimizer, 0.01)
     for number in range(600):
-        before = [float(weight) for weight in weights]
+        before = [float(weight.detach()) for weight in weights]
         for weight in weights:
             weight.grad = torch.tensor([0.7 if number < 300 else (-1.0) ** number])
         for optimizer in (one, four, adamw):
             optimizer.step()
-        steps = [float(weight) - old for weight, old in zip(weights, before, strict=True)]
+        steps = [float(weight.detach()) - old for weight, old in zip(weights, before, strict=True)]
         assert steps[0] == pytest.approx(steps[2], rel=1e-3, abs=1e-6)
         if number < 300:
             assert steps[1] == pytest.approx(steps[2], rel=1e-3)
@@ -331,7 +331,7 @@ def results(**changed: list[float]) -> list[dict]:
 
 def test_a_federation_that_costs_little_and_gains_much_reaches_the_goal(capsys):
     text, is_reached = table(results())
-    assert is_reached and text.count("1.01 [1.00, 1.03]") == 2 and text.count("51% [25%, 68%] below") == 2
+    assert is_reached and text.count("1.01 [1.00, 1.03]") == 2 and text.count("51% [23%, 69%] below") == 2
     assert "four sites (four-kept) over one (one-kept)" in text and "site alone (alone-kept)" in text
     printed = capsys.readouterr().out.splitlines()
     assert "alone-kept - four-kept: +0.0030 [+0.0029, +0.0030]" in printed
@@ -360,7 +360,7 @@ def test_missing_arms_are_named():
 
 def test_each_side_is_told_by_its_best_arm_and_only_by_arms_of_its_kind(capsys):
     """More bytes, gradients averaged in each step, other worlds and longer trainings are no recipe."""
-    others = {"four-kept-h50": 0.1, "four-synchronised": 0.1, "four-int8-h40-lr-double-half": 0.1, "four-b16": 0.1}
+    others = {"four-kept-h50": 0.1, "four-synchronised": 0.1, "four-product-half": 0.1, "four-b16": 0.1}
     better = {name: [value] * 3 for name, value in others.items()} | {"four-int8-h40": [2.0, 3.0, 4.0]}
     assert "four sites (four-int8-h40) over one (one-kept) 1.00" in table(results(**better))[0]
     averaged = results()
