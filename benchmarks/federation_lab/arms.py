@@ -5,7 +5,7 @@ from typing import Literal
 
 from shared.updates.int8_blocks import BLOCK, num_bytes
 
-Wire = Literal["float32", "bfloat16", "int8"]
+Wire = Literal["float32", "bfloat16", "int8", "int4"]
 STEPS, ROUND_STEPS, WARMUP = 1200, 150, 30
 """As in the study `federated` at scale `cpu`: eight rounds, a fifth of a round's steps is its warm-up."""
 
@@ -26,8 +26,8 @@ class Arm:
         steps: of the run.
         start: steps of masked pre-training before it, in thousands.
         server: `fedavg`, `fedavgm`, `fedadam` (the product's), or `nesterov` (SGD of DiLoCo, arXiv 2311.08105).
-        up: numbers of an update; as int8 with what was lost added to the next one.
-        down: numbers of the global weights; as int8 those of the change since they were sent last.
+        up: numbers of an update; as int8 or int4 with what was lost added to the next one.
+        down: numbers of the global weights; as int8 or int4 those of the change since they were sent last.
         optimizer: at the sites: AdamW, the same with the second moment that all sites' batches together would have
             (`pooled`), or Muon for the matrices of the blocks (as in MuLoCo, arXiv 2505.23725).
         push: share of the global weights' last change that a site makes again, spread over its steps (as FedCM,
@@ -74,6 +74,7 @@ class Arm:
     def bytes_per_weight(self) -> float:
         """That a site sends and receives in the run; what one site alone would save does not count."""
         each = {"float32": 4.0, "bfloat16": 2.0, "int8": num_bytes(BLOCK) / BLOCK}
+        each["int4"] = each["int8"] - 0.5
         moments = 4.0 * each["float32"] if self.keep == "averaged" else 0.0
         return -(-self.steps // self.local_steps) * (each[self.up] + each[self.down] + moments)
 
@@ -87,6 +88,8 @@ _KEPT_COSINE = replace(_KEPT, name="four-kept-cosine", decay="cosine")
 _OFTEN = replace(_KEPT, name="four-int8-h40", up="int8", down="int8", local_steps=40)
 """As many bytes as 8 rounds in float32: an array of int8 with its scales is a quarter."""
 _PRODUCT = replace(_KEPT, name="four-product", up="int8", down="bfloat16", local_steps=58, lr=2e-3, betas=(0.9, 0.99))
+_FEW = replace(_KEPT, name="four-int4-h20", up="int4", down="int4", local_steps=20, lr=2e-3, betas=(0.9, 0.99))
+"""60 rounds in the bytes of 8: not in the product."""
 _ONE_COSINE = replace(_ONE_KEPT, name="one-kept-cosine", decay="cosine")
 
 ARMS = (
@@ -149,6 +152,9 @@ ARMS = (
     replace(_OFTEN, name="four-int8-h40-further", server_lr=1.5),
     replace(_OFTEN, name="four-int8-h40-momentum", server="nesterov", server_lr=1.0, server_momentum=0.5),
     replace(_OFTEN, name="four-mixed-h58-lr-double", down="bfloat16", local_steps=58, lr=2e-3),
+    _FEW,
+    replace(_FEW, name="four-int4-h20-lr-four", lr=4e-3),
+    replace(_OFTEN, name="four-int8-h40-beta-further", lr=2e-3, betas=(0.9, 0.99), server_lr=1.3),
     # The product's wire: weights whole, as bfloat16.
     _PRODUCT,
     replace(_PRODUCT, name="four-product-lr-half-more", lr=3e-3),

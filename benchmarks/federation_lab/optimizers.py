@@ -14,10 +14,10 @@ MOMENTUM = 0.95
 
 
 class PooledAdamW(torch.optim.Optimizer):
-    """AdamW with the second moment of the mean of `sites` batches: v = m^2 + (v - m^2) / sites.
+    """AdamW with the second moment of the mean of `sites` batches: m^2 + max(v - m^2, 0) / sites.
 
     A site's second moment is that of its own batch, whose noise is `sites` times that of all batches together, so its
-    steps are shorter than theirs. With one site it is AdamW (arXiv 1711.05101, Algorithm 2).
+    steps are shorter than theirs. With one site it is AdamW (arXiv 1711.05101, Algorithm 2) wherever v is at least m^2.
     """
 
     def __init__(self, groups: list[dict], betas: tuple[float, float], sites: int) -> None:

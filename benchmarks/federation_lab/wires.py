@@ -7,7 +7,9 @@ from torch import Tensor
 
 from benchmarks.federation_lab.arms import Wire
 from shared.messages.packing import decode, encode
-from shared.updates.int8_blocks import from_blocks, to_blocks
+from shared.updates.int8_blocks import BLOCK
+
+INTEGERS = ("int8", "int4")
 
 
 def rounded(rows_MN: Tensor, wire: Wire) -> Tensor:
@@ -24,7 +26,7 @@ class Feedback:
 
     def sent(self, rows_MN: Tensor, shares_M: Tensor | None = None) -> Tensor:
         """What arrives; who has no share was not asked, and keeps what was lost."""
-        if self.wire != "int8":
+        if self.wire not in INTEGERS:
             return rounded(rows_MN, self.wire)
         wanted = rows_MN if self._lost is None else rows_MN + self._lost
         arrived = rounded(wanted, self.wire)
@@ -44,7 +46,7 @@ class Download:
 
     def sent(self, weights_GN: Tensor) -> Tensor:
         """What the sites start from; whoever knows nothing gets the numbers as they are."""
-        if self.wire != "int8":
+        if self.wire not in INTEGERS:
             return rounded(weights_GN, self.wire)
         known = weights_GN if self._known is None else self._known
         self._known = known + rounded(weights_GN - known, self.wire)
@@ -53,4 +55,12 @@ class Download:
 
 def _rounded(row: np.ndarray, wire: Wire) -> np.ndarray:
     row = np.ascontiguousarray(row)
-    return from_blocks(to_blocks(row)) if wire == "int8" else decode(encode(row, wire), wire)
+    return _in_four_bits(row) if wire == "int4" else decode(encode(row, wire), wire)
+
+
+def _in_four_bits(row: np.ndarray) -> np.ndarray:
+    """As 8-bit blocks, with integers from -7 to 7: the product has no such wire."""
+    blocks = np.pad(row, (0, -len(row) % BLOCK)).reshape(-1, BLOCK)
+    scales = np.abs(blocks).max(1, keepdims=True) / np.float32(7)
+    integers = np.rint(np.divide(blocks, scales, out=np.zeros_like(blocks), where=scales > 0))
+    return (integers * scales).reshape(-1)[: len(row)]
