@@ -88,6 +88,7 @@ _KEPT_COSINE = replace(_KEPT, name="four-kept-cosine", decay="cosine")
 _OFTEN = replace(_KEPT, name="four-int8-h40", up="int8", down="int8", local_steps=40)
 """As many bytes as 8 rounds in float32: an array of int8 with its scales is a quarter."""
 _PRODUCT = replace(_KEPT, name="four-product", up="int8", down="bfloat16", local_steps=58, lr=2e-3, betas=(0.9, 0.99))
+_MUON = replace(_PRODUCT, name="four-product-muon", optimizer="muon", betas=(0.99, 0.99))
 _FEW = replace(_KEPT, name="four-int4-h20", up="int4", down="int4", local_steps=20, lr=2e-3, betas=(0.9, 0.99))
 """60 rounds in the bytes of 8: not in the product."""
 _ONE_COSINE = replace(_ONE_KEPT, name="one-kept-cosine", decay="cosine")
@@ -159,12 +160,16 @@ ARMS = (
     _PRODUCT,
     replace(_PRODUCT, name="four-product-lr-half-more", lr=3e-3),
     replace(_PRODUCT, name="four-product-mild", server="nesterov", server_lr=1.0, server_momentum=0.3),
-    *(
-        replace(_PRODUCT, name=f"four-product-{world}", uneven=world)
-        for world in ("half", "straggler", "joiner", "sizes")
-    ),
-    replace(_PRODUCT, name="four-product-sizes-sqrt", uneven="sizes", weighting="sqrt"),
-    replace(_PRODUCT, name="four-product-sizes-examples", uneven="sizes", weighting="examples"),
+    _MUON,
+    replace(_ONE_COSINE, name="one-long-muon", optimizer="muon", lr=2e-3, steps=2 * STEPS),
+    replace(_KEPT, name="four-kept-muon", optimizer="muon", lr=2e-3),
+    replace(_ONE_KEPT, name="one-muon-lr-four", optimizer="muon", lr=4e-3),
+    replace(_MUON, name="four-product-muon-lr-four", lr=4e-3),
+    replace(_KEPT, name="alone-muon", alone=True, optimizer="muon", lr=2e-3),
+    *(replace(_MUON, name=f"four-muon-{world}", uneven=world) for world in ("half", "straggler", "joiner", "sizes")),
+    replace(_MUON, name="four-muon-sizes-sqrt", uneven="sizes", weighting="sqrt"),
+    replace(_MUON, name="four-muon-sizes-examples", uneven="sizes", weighting="examples"),
+    replace(_FEW, name="four-int4-h20-muon", optimizer="muon", betas=(0.99, 0.99)),
     replace(_PRODUCT, name="four-product-float32", up="float32", down="float32"),
     replace(_KEPT, name="alone-kept-lr-double-beta", alone=True, lr=2e-3, betas=(0.9, 0.99)),
     replace(_OFTEN, name="four-int8-h40-muon", optimizer="muon"),

@@ -361,7 +361,7 @@ def test_missing_arms_are_named():
 
 def test_each_side_is_told_by_its_best_arm_and_only_by_arms_of_its_kind(capsys):
     """More bytes, gradients averaged in each step, other worlds and longer trainings are no recipe."""
-    others = {"four-kept-h50": 0.1, "four-synchronised": 0.1, "four-product-half": 0.1, "four-b16": 0.1}
+    others = {"four-kept-h50": 0.1, "four-synchronised": 0.1, "four-muon-half": 0.1, "four-b16": 0.1}
     better = {name: [value] * 3 for name, value in others.items()} | {"four-int8-h40": [2.0, 3.0, 4.0]}
     assert "four sites (four-int8-h40) over one (one-kept) 1.00" in table(results(**better))[0]
     averaged = results()
