@@ -1,4 +1,4 @@
-"""Optimizers of the stack that the product does not have: AdamW as all sites' batches would have it, and Muon.
+"""Optimizers of the stack: AdamW as all sites' batches would have it, and the product's Muon for stacks of matrices.
 
 Shapes: M networks, A rows and B columns of a matrix.
 """
@@ -9,8 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-NEWTON_SCHULZ, ROUNDS, EPS = (3.4445, -4.775, 2.0315), 5, 1e-7
-MOMENTUM = 0.95
+from shared.training.optimizer import ITERATIONS, LENGTH, MOMENTUM, NEWTON_SCHULZ, TINY
 
 
 class PooledAdamW(torch.optim.Optimizer):
@@ -44,7 +43,7 @@ class PooledAdamW(torch.optim.Optimizer):
 
 
 class StackedMuon(torch.optim.Optimizer):
-    """`torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`, for stacks (M, A, B) and in float32."""
+    """`shared.training.optimizer.MuonWithAdamW`'s matrices, for stacks (M, A, B)."""
 
     def __init__(self, weights: list[Tensor], weight_decay: float) -> None:
         super().__init__([{"params": weights}], {"lr": 0.0, "weight_decay": weight_decay})
@@ -57,7 +56,7 @@ class StackedMuon(torch.optim.Optimizer):
                 momentum = self.state[weight].setdefault("momentum_buffer", torch.zeros_like(weight))
                 momentum.lerp_(weight.grad, 1 - MOMENTUM)
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                length = 0.2 * math.sqrt(max(weight.shape[1:]))
+                length = LENGTH * math.sqrt(max(weight.shape[1:]))
                 weight.sub_(orthogonal(weight.grad.lerp(momentum, MOMENTUM)), alpha=group["lr"] * length)
 
 
@@ -66,8 +65,8 @@ def orthogonal(matrices_MAB: Tensor) -> Tensor:
     if matrices_MAB.shape[1] > matrices_MAB.shape[2]:
         return orthogonal(matrices_MAB.mT).mT
     a, b, c = NEWTON_SCHULZ
-    x = matrices_MAB / matrices_MAB.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)
-    for _ in range(ROUNDS):
+    x = matrices_MAB / matrices_MAB.norm(dim=(1, 2), keepdim=True).clamp(min=TINY)
+    for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x

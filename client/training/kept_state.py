@@ -1,4 +1,4 @@
-"""What stays at this site from round to round: AdamW's moments, and what 8 bits have lost of the updates. No torch.
+"""What stays at this site from round to round: the optimizer's moments, and what 8 bits have lost. No torch.
 
 Both are as private as the images: those of plain rounds are made of gradients without noise. So a file is of one run,
 one plan (which fixes mechanism, unit and every constant) and one state of the data set, and any other starts without:
@@ -26,17 +26,18 @@ from safetensors.numpy import load, save
 from client.data.dataset import Dataset
 from client.home import Home
 from client.private_files import private_files, write_private
-from shared.experiment.config import Section
+from shared.experiment.config import Experiment, Section
 from shared.experiment.federation import FederationConfig
 from shared.messages.agreement.plan import plan_digest
 from shared.messages.packing import Manifest
 from shared.messages.training import RequestHeader
 from shared.storage.files import canonical_json
+from shared.updates.trainable import is_hidden_matrix
 
 MOST_RUNS, MOST_ROUNDS = 4, 2
 """Newest runs that are kept, each with its newest rounds: the one before is what a repeated round starts from."""
 LABEL_BYTES = 1024
-FIRST, SECOND = ".exp_avg", ".exp_avg_sq"
+FIRST, SECOND, MOMENTUM = ".exp_avg", ".exp_avg_sq", ".momentum_buffer"
 LOST = "lost"
 """No name of a moment, which ends as one."""
 log = logging.getLogger("maskfed.client")
@@ -49,8 +50,8 @@ class State(NamedTuple):
     steps: int
     """Steps that AdamW's moments were gathered in."""
     arrays: Arrays
-    """With `keep_moments` `<tensor>.exp_avg` and `<tensor>.exp_avg_sq` of each trained tensor; with updates of 8 bits
-    `lost`, (num_elements,), what they have not told so far."""
+    """With `keep_moments` `<tensor>.exp_avg` and `<tensor>.exp_avg_sq` of each trained tensor, of Muon's
+    `<tensor>.momentum_buffer`; with updates of 8 bits `lost`, (num_elements,), what they have not told so far."""
 
     @property
     def lost(self) -> NDArray[np.float32] | None:
@@ -78,7 +79,7 @@ class KeptState:
     def __init__(self, home: Home, header: RequestHeader, data: Dataset) -> None:
         """Name the files of a request's run; `data` is what it trains on."""
         self._folder, self._round = home.kept / header.run, header.server_round
-        self._shapes = _shapes(header.experiment.federation, header.manifest)
+        self._shapes = _shapes(header.experiment, header.manifest)
         whose = [header.run, plan_digest(header), data.dataset_id, data.fingerprint]
         self._key = hashlib.sha256(canonical_json(whose)).hexdigest()
         self._is_last = header.server_round >= header.experiment.federation.rounds
@@ -138,10 +139,12 @@ class KeptState:
         return State(label.steps, arrays)
 
 
-def _shapes(federation: FederationConfig, manifest: Manifest) -> dict[str, tuple[int, ...]]:
+def _shapes(experiment: Experiment, manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """Of all arrays that a round of a run leaves."""
-    kept = manifest.tensors if federation.keep_moments else ()
-    shapes = {f"{tensor.name}{end}": tuple(tensor.shape) for tensor in kept for end in (FIRST, SECOND)}
+    federation, shapes = experiment.federation, {}
+    for tensor in manifest.tensors if federation.keep_moments else ():
+        is_muons = experiment.optim.optimizer == "muon" and is_hidden_matrix(tensor.name, tensor.shape)
+        shapes |= {f"{tensor.name}{end}": tensor.shape for end in ((MOMENTUM,) if is_muons else (FIRST, SECOND))}
     return shapes | ({LOST: (manifest.num_elements,)} if federation.wire_dtype == "int8" else {})
 
 

@@ -31,6 +31,9 @@ def norm_bound(experiment: Experiment, num_elements: int) -> float:
 def longest_path(experiment: Experiment) -> float:
     """How far the steps of one round of AdamW can take one weight: learning rates times `largest_step`.
 
+    Muon's are shorter: with singular values of at most 1.21 (`torch.optim.Muon`'s five iterations) a matrix of n
+    elements moves by at most 0.25 sqrt(n) times the learning rate.
+
     Where the warm-up is the run's, later rounds have none; where moments stay at the sites, the last round's are the
     oldest.
     """

@@ -63,9 +63,10 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[torch.optim.Optimizer]:
     return optimizers(monkeypatch, engine)
 
 
-@pytest.mark.parametrize("warmup", ["round", "run"])
-def test_a_round_goes_on_as_torchs_own_state_does(make_site: MakeSite, engines, monkeypatch, warmup):
-    chosen = plan(federation={"warmup": warmup}, optim={"warmup_steps": 3, "betas": (0.8, 0.9)})
+@pytest.mark.parametrize(("warmup", "optimizer"), [("round", "adamw"), ("run", "adamw"), ("run", "muon")])
+def test_a_round_goes_on_as_torchs_own_state_does(make_site: MakeSite, engines, monkeypatch, warmup, optimizer):
+    optim = {"optimizer": optimizer, "warmup_steps": 3, "betas": (0.8, 0.9)}
+    chosen = plan(federation={"warmup": warmup}, optim=optim)
     site = make_site()
     run(site, chosen)
     state = engines[0].state_dict()["state"]
@@ -139,6 +140,7 @@ OTHERS: dict[str, Callable[[tuple], KeptState]] = {
     "a constant": lambda site: kept(site, plan(optim={"lr": 1e-3}), 2),
     "the run": lambda site: kept(site, plan(), 2, "other"),
     "the data set": lambda site: kept(site, plan(), 2, dataset_id="ab" * 16),
+    "the optimizer": lambda site: kept(site, plan(optim={"optimizer": "muon"}), 2),
     "the wire": lambda site: kept(site, plan(federation={"wire_dtype": "int8"}), 2),
     "its pictures": lambda site: kept(site, plan(), 2, fingerprint="ab" * 32),
 }
