@@ -28,8 +28,8 @@ class FederationConfig(Section):
     warmup: Literal["round", "run"] = "round"
     """Whether the learning rate rises at the start of each round, or once in the run."""
     keep_moments: bool = False
-    """Whether AdamW's moments stay at each site from round to round; else each round starts without. Nothing more
-    travels."""
+    """Whether the optimizer's moments stay at each site from round to round; else each round starts without. Nothing
+    more travels."""
     sites_per_round: int = Field(0, ge=0)
     """Sites asked in each round, drawn by seed; 0: all registered."""
     sites_fraction: float = Field(0.0, ge=0, le=1)
@@ -66,7 +66,7 @@ class FederationConfig(Section):
     trainable: tuple[Annotated[str, Field(max_length=256)], ...] = Field(("*",), max_length=64)
     """Shell patterns over tensor names, or `attention`; only these tensors are trained and travel."""
     max_update_norm: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
-    """Largest L2 norm of one site's update; `auto`: the longest that AdamW can make in the steps; 0: no bound."""
+    """Largest L2 norm of one site's update; `auto`: the longest that the steps of a round can make; 0: no bound."""
     update_norm_action: Literal["clip", "reject"] = "reject"
     """What becomes of an update beyond `max_update_norm`; `clip`, by the site itself, with `secure`."""
     max_held_out_rise: float = Field(0.25, gt=0)
