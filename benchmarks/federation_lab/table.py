@@ -25,6 +25,23 @@ PAIRS = (
     ("one-kept", "one"),
     ("four-kept", "one-kept"),
     ("alone-kept", "four-kept"),
+    ("four-int8-h40-lr-double", "four-kept-lr-double"),
+    ("four-mixed-h58-lr-double", "four-kept-lr-double"),
+    ("four-int8-h40-pooled", "four-int8-h40-lr-double"),
+    ("four-int8-h40-push", "four-int8-h40-lr-double"),
+    ("four-int8-h40-lr-double-beta", "four-int8-h40-lr-double"),
+    ("one-kept-lr-double-beta", "one-kept-lr-double"),
+    ("four-int8-h40-lr-double-beta", "one-kept-lr-double-beta"),
+    ("four-int8-h40-muon-lr-double", "four-int8-h40-lr-double"),
+    ("one-muon-lr-double", "one-kept-lr-double"),
+    ("four-int8-h40-muon-lr-double", "one-muon-lr-double"),
+    ("four-product-muon", "one-muon-lr-double"),
+    ("four-product-muon", "one-kept-lr-double-beta"),
+    ("four-product-muon", "four-kept-muon"),
+    ("four-product-muon", "four-muon-float32"),
+    ("four-product-muon", "four-muon-bfloat16"),
+    ("four-int4-h20-muon", "one-muon-lr-double"),
+    ("alone-muon", "four-product-muon"),
 )
 """Arms whose difference is told, paired by seed; the second is what the first changes."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
