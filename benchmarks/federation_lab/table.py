@@ -130,7 +130,7 @@ def row(name: str, arms: Mapping[str, Any]) -> str:
     cells += [f"{raw.mean():.5f}", f"{error:.4f}", f"{raw.std(ddof=1):.5f}", f"{at_end(line, 'ema').mean():.5f}"]
     cells.append(f"{powers[best]:.5f} ({best.removeprefix('power-')})")
     cells.append(in_words(interval(raw - at_end(arms[TODAY])), "+.5f") if TODAY in arms and name != TODAY else "")
-    if LONG in arms and TODAY in arms and name not in (TODAY, LONG):
+    if LONG in arms and TODAY in arms and name != TODAY and arm["steps"] == STEPS:
         floor = best_known(arms)
         cells.append(in_words(ratio(raw - floor, at_end(arms[TODAY]) - floor)))
     return "| " + " | ".join(cells) + " |"

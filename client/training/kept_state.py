@@ -141,7 +141,8 @@ class KeptState:
 
 def _shapes(experiment: Experiment, manifest: Manifest) -> dict[str, tuple[int, ...]]:
     """Of all arrays that a round of a run leaves."""
-    federation, shapes = experiment.federation, {}
+    federation = experiment.federation
+    shapes: dict[str, tuple[int, ...]] = {}
     for tensor in manifest.tensors if federation.keep_moments else ():
         is_muons = experiment.optim.optimizer == "muon" and is_hidden_matrix(tensor.name, tensor.shape)
         shapes |= {f"{tensor.name}{end}": tensor.shape for end in ((MOMENTUM,) if is_muons else (FIRST, SECOND))}
