@@ -35,8 +35,18 @@ class MuonWithAdamW(torch.optim.Optimizer):
         muon = {"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay}
         # The groups are shared, so that a learning rate reaches both, and so is the state: no parameter is of both.
         super().__init__([*(group for part in adamw for group in part.param_groups), muon], {})
-        for part in adamw:
+        self._share()
+
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
+        for part in self._adamw:
+            part.param_groups = [next(groups) for _ in part.param_groups]
             part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of every optimizer; it makes groups and state anew."""
+        super().load_state_dict(state_dict)
+        self._share()
 
     @overload
     def step(self, closure: None = None) -> None: ...

@@ -80,6 +80,10 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
             "[federation]\nsecure = true\nmin_replies = 2",
             "of a sum of two each site could take its own away",
         ),
+        (f"{SECURE}max_norm_ratio = 1.5", "max_norm_ratio 1.5 does not go with secure: nobody sees one update"),
+        (f"{SECURE}max_persistence = 0.2", "max_persistence 0.2 does not go with secure: nobody sees one update"),
+        ("[federation]\nmax_persistence = 1.5", "federation.max_persistence"),
+        ("[federation]\nmax_norm_ratio = -1", "federation.max_norm_ratio"),
         (f"{SECURE}sites_per_round = 4", "all sites of the roster have to be asked"),
         (f"{SECURE}sites_fraction = 0.5", "all sites of the roster have to be asked"),
         (
