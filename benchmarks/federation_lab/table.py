@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from benchmarks.federation_lab.arms import STEPS, Arm
 
-TODAY, LONG = "one", "one-long"
+TODAY, LONG, PRODUCT = "one", "one-long", "four-product-muon"
 BYTES = 64.0
 """A weight, received and sent: of eight rounds in float32. A recipe for sites takes no more."""
 MOST, MOST_UPPER, LEAST_GAIN = 1.05, 1.10, 0.30
@@ -63,6 +63,9 @@ def table(lines: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     missing = [side for side, found in sides.items() if not found] + [LONG] * (LONG not in arms)
     if missing:
         return f"{len(arms)} arms, not run: {', '.join(missing)}", False
+    if PRODUCT in arms:
+        for kind in KINDS:
+            print(in_kind(kind, {**sides, "four sites": [arms[PRODUCT]]}, best_known(arms))[0])
     told = [in_kind(kind, sides, best_known(arms)) for kind in KINDS]
     return "; ".join(text for text, _ in told), all(is_reached for _, is_reached in told)
 
