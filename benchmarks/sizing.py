@@ -22,9 +22,9 @@ from shared.diffusion.schedule import make_schedule
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment
 from shared.planning.probe import num_values
-from shared.planning.workload import BYTES
 from shared.seeding import generator
 from shared.training.flops import train_flops
+from shared.updates.wire_sizes import wire_bytes
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT, ROWS = ROOT / "deploy" / "README.md", ROOT / "benchmarks" / "BENCHMARKS.md"
@@ -72,7 +72,7 @@ def table(shapes: Sequence[tuple[str, int, int]] = SHAPES) -> Iterator[str]:
     for size, pixels, patch in shapes:
         plan = experiment(size, pixels, patch)
         values, share = num_values(plan)[0], train_flops(plan) / anchor
-        bytes_moved = [f"{2 * values * BYTES[kind] / 1e6:.0f}" for kind in ("float32", "bfloat16")]
+        bytes_moved = [f"{2 * wire_bytes(values, kind) / 1e6:.0f}" for kind in ("float32", "bfloat16")]
         gpu = OPTIMIZER_COPIES * 4 * values + BATCH * bytes_kept(plan)
         server = unit_bytes(UNITS["maskfed-server"], values)
         site = unit_bytes(UNITS["maskfed-node"], values) + NEEDS["clientapp"].of(values)

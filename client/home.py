@@ -100,9 +100,9 @@ class Home:
         return self.path / "pending" / "rosters"
 
     @property
-    def moments(self) -> Path:
-        """AdamW's moments of the runs that keep them, by run and round."""
-        return self.path / "moments"
+    def kept(self) -> Path:
+        """What runs have left for their next round, by run and round."""
+        return self.path / "kept"
 
     @property
     def mean_images(self) -> Path:

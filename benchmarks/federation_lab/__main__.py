@@ -1,6 +1,6 @@
 """What dividing the training among sites costs, and why: small networks on real faces, three paired seeds.
 
-    python -m benchmarks.federation_lab --faces FACES [--work FOLDER] [--arms PART] [--seeds N]
+    python -m benchmarks.federation_lab --faces FACES [--work FOLDER] [--arms NAMES] [--seeds N]
 
 Every arm ends as a line of `results.jsonl`; those that are there are not run again. Arms share start, images, time
 steps and noise. Without `--faces` nothing runs and the table of what is there is printed.
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.federation_lab", description=__doc__.splitlines()[0])
     parser.add_argument("--faces", default="", help="real faces, in folders by person")
     parser.add_argument("--work", type=Path, default=Path("runs/federation_lab"), help="of the starts, not for git")
-    parser.add_argument("--arms", default="", help="run those whose name contains this")
+    parser.add_argument("--arms", default="", help="run these, by name, separated by commas; default: all")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
@@ -45,18 +45,24 @@ def main(arguments: list[str] | None = None) -> int:
         install()
         images = open_faces(options.faces)
         worlds = [World(seed, images, options.work) for seed in range(options.seeds)]
-        run_missing([arm for arm in ARMS if options.arms in arm.name], worlds, options.results)
+        run_missing(chosen(options.arms), worlds, options.results)
     text, is_reached = table(read(options.results))
     return verdict("a federation of small networks", text, reached=is_reached)
 
 
+def chosen(names: str) -> list[Arm]:
+    """The arms of these names, in this order."""
+    known = {arm.name: arm for arm in ARMS}
+    return [known[name] for name in names.split(",")] if names else list(ARMS)
+
+
 def read(results: Path) -> list[dict[str, Any]]:
-    """What is there of arms that are still defined as they were."""
+    """What is there of arms that are still defined as they were; what a line does not name was the default."""
     if not results.exists():
         return []
-    known = {arm.name: json.loads(json.dumps(asdict(arm))) for arm in ARMS}
+    known, default = {arm.name: _told(arm) for arm in ARMS}, _told(Arm("any"))
     lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if known.get(line["arm"]["name"]) == line["arm"]]
+    return [line for line in lines if known.get(line["arm"]["name"]) == default | line["arm"]]
 
 
 def run_missing(arms: Sequence[Arm], worlds: Sequence[World], results: Path) -> None:
@@ -98,7 +104,7 @@ def run(arm: Arm, worlds: Sequence[World]) -> dict[str, Any]:
             raw = [round(loss, 5) for loss, _ in scores[str(point.step)]["raw"]]
             print(f"{arm.name}: step {point.step}, raw {raw}, {time.process_time() - begin:.0f} s", flush=True)
     return {
-        "arm": json.loads(json.dumps(asdict(arm))),
+        "arm": _told(arm),
         "seeds": [world.seed for world in worlds],
         "scores": scores,
         "seconds": round(time.process_time() - begin, 1),
@@ -106,6 +112,12 @@ def run(arm: Arm, worlds: Sequence[World]) -> dict[str, Any]:
         "hardware": hardware(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def _told(arm: Arm) -> dict[str, Any]:
+    """An arm as a line of the results has it."""
+    told: dict[str, Any] = json.loads(json.dumps(asdict(arm)))
+    return told
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """The laboratory's table: losses on held-out persons, and what an arm has above the best known, paired by seed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-RECIPE, POOLED, ALONE, TODAY = "four-kept", "one-kept", "alone-kept", "one"
+from benchmarks.federation_lab.arms import STEPS, Arm
+
+TODAY, LONG, PRODUCT = "one", "one-long", "four-product-muon"
+BYTES = 64.0
+"""A weight, received and sent: of eight rounds in float32. A recipe for sites takes no more."""
 MOST, MOST_UPPER, LEAST_GAIN = 1.05, 1.10, 0.30
 """Excess of the recipe over that of pooled training and the upper end of its interval; what a site gains by it."""
 PAIRS = (
@@ -21,6 +25,23 @@ PAIRS = (
     ("one-kept", "one"),
     ("four-kept", "one-kept"),
     ("alone-kept", "four-kept"),
+    ("four-int8-h40-lr-double", "four-kept-lr-double"),
+    ("four-mixed-h58-lr-double", "four-kept-lr-double"),
+    ("four-int8-h40-pooled", "four-int8-h40-lr-double"),
+    ("four-int8-h40-push", "four-int8-h40-lr-double"),
+    ("four-int8-h40-lr-double-beta", "four-int8-h40-lr-double"),
+    ("one-kept-lr-double-beta", "one-kept-lr-double"),
+    ("four-int8-h40-lr-double-beta", "one-kept-lr-double-beta"),
+    ("four-int8-h40-muon-lr-double", "four-int8-h40-lr-double"),
+    ("one-muon-lr-double", "one-kept-lr-double"),
+    ("four-int8-h40-muon-lr-double", "one-muon-lr-double"),
+    ("four-product-muon", "one-muon-lr-double"),
+    ("four-product-muon", "one-kept-lr-double-beta"),
+    ("four-product-muon", "four-kept-muon"),
+    ("four-product-muon", "four-muon-float32"),
+    ("four-product-muon", "four-muon-bfloat16"),
+    ("four-int4-h20-muon", "one-muon-lr-double"),
+    ("alone-muon", "four-product-muon"),
 )
 """Arms whose difference is told, paired by seed; the second is what the first changes."""
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
@@ -38,14 +59,49 @@ def table(lines: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     for above, below in PAIRS:
         if above in arms and below in arms:
             print(f"{above} - {below}: {in_words(interval(at_end(arms[above]) - at_end(arms[below])), '+.4f')}")
-    missing = [name for name in (RECIPE, POOLED, ALONE, "one-long") if name not in arms]
+    sides = {side: [arms[name] for name in arms if is_of(Arm(**arms[name]["arm"]))] for side, is_of in SIDES.items()}
+    missing = [side for side, found in sides.items() if not found] + [LONG] * (LONG not in arms)
     if missing:
         return f"{len(arms)} arms, not run: {', '.join(missing)}", False
-    floor = best_known(arms)
-    price = ratio(at_end(arms[RECIPE]) - floor, at_end(arms[POOLED]) - floor)
-    gain = 1 - ratio(at_end(arms[RECIPE]) - floor, at_end(arms[ALONE]) - floor)[0]
-    text = f"excess of four sites over one {in_words(price)}, {gain:.0%} below that of the best site alone"
-    return text, price[0] <= MOST and price[2] <= MOST_UPPER and gain >= LEAST_GAIN
+    if PRODUCT in arms:
+        for kind in KINDS:
+            print(in_kind(kind, {**sides, "four sites": [arms[PRODUCT]]}, best_known(arms))[0])
+    told = [in_kind(kind, sides, best_known(arms)) for kind in KINDS]
+    return "; ".join(text for text, _ in told), all(is_reached for _, is_reached in told)
+
+
+def in_kind(kind: str, sides: Mapping[str, Sequence[Any]], floor: Losses) -> tuple[str, bool]:
+    """What sites pay and gain with one kind of weights, each side by its own best arm; whether that is the goal."""
+    best = {side: min(((ended(line, kind), line) for line in lines), key=_mean) for side, lines in sides.items()}
+    four, one, alone = (best[side][0] - floor for side in SIDES)
+    price, left = ratio(four, one), ratio(four, alone)
+    names = [best[side][1]["arm"]["name"] for side in SIDES]
+    text = (
+        f"{kind} weights: excess of four sites ({names[0]}) over one ({names[1]}) {in_words(price)}, {1 - left[0]:.0%} "
+        f"[{1 - left[2]:.0%}, {1 - left[1]:.0%}] below that of the best site alone ({names[2]})"
+    )
+    return text, price[0] <= MOST and price[2] <= MOST_UPPER and 1 - left[0] >= LEAST_GAIN
+
+
+def _mean(found: tuple[Losses, Any]) -> float:
+    return float(found[0].mean())
+
+
+def _is_plain(arm: Arm) -> bool:
+    return (arm.steps, arm.start, arm.synchronised, arm.uneven) == (STEPS, 1, False, "no")
+
+
+SIDES: dict[str, Callable[[Arm], bool]] = {
+    "four sites": lambda arm: (
+        _is_plain(arm)
+        and (arm.division, arm.batch, arm.alone) == ("person", 4, False)
+        and arm.bytes_per_weight <= BYTES
+    ),
+    "one site": lambda arm: _is_plain(arm) and (arm.division, arm.batch) == ("pool", 16),
+    "a site alone": lambda arm: _is_plain(arm) and arm.alone,
+}
+"""At equal images, or at equal time of a site: which arms are a side's."""
+KINDS = ("last", "averaged")
 
 
 def head() -> str:
@@ -53,6 +109,7 @@ def head() -> str:
     columns = (
         "arm",
         "images",
+        "bytes",
         "raw",
         "error",
         "spread",
@@ -71,11 +128,12 @@ def row(name: str, arms: Mapping[str, Any]) -> str:
     best = min(powers, key=lambda kind: powers[kind])
     arm, cells = line["arm"], [name]
     cells.append(f"{arm['steps'] * arm['batch'] * (1 if arm['division'] == 'pool' else 4):,}")
+    cells.append("" if arm["division"] == "pool" or arm["alone"] else f"{Arm(**arm).bytes_per_weight:.0f}")
     error = np.mean([error for _, error in end_of(line)["raw"]])
     cells += [f"{raw.mean():.5f}", f"{error:.4f}", f"{raw.std(ddof=1):.5f}", f"{at_end(line, 'ema').mean():.5f}"]
     cells.append(f"{powers[best]:.5f} ({best.removeprefix('power-')})")
     cells.append(in_words(interval(raw - at_end(arms[TODAY])), "+.5f") if TODAY in arms and name != TODAY else "")
-    if "one-long" in arms and TODAY in arms and name not in (TODAY, "one-long"):
+    if LONG in arms and TODAY in arms and name != TODAY and arm["steps"] == STEPS:
         floor = best_known(arms)
         cells.append(in_words(ratio(raw - floor, at_end(arms[TODAY]) - floor)))
     return "| " + " | ".join(cells) + " |"
@@ -90,6 +148,13 @@ def at_end(line: Mapping[str, Any], kind: str = "raw") -> Losses:
     """Loss of each seed; that of the best site where sites are alone."""
     losses = np.array([loss for loss, _ in end_of(line)[kind]])
     return losses.reshape(len(line["seeds"]), -1).min(1)
+
+
+def ended(line: Mapping[str, Any], kind: str) -> Losses:
+    """Loss of each seed with the last weights, or with the one average that is best over the seeds."""
+    if kind == "last":
+        return at_end(line)
+    return min((at_end(line, name) for name in end_of(line) if name != "raw"), key=lambda losses: float(losses.mean()))
 
 
 def best_known(arms: Mapping[str, Any]) -> Losses:

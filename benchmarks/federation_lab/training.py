@@ -2,6 +2,7 @@
 # ruff: noqa: N803, N806 - shape suffixes
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.federation_lab.arms import ROUND_STEPS, WARMUP, Arm
+from benchmarks.federation_lab.optimizers import PooledAdamW, StackedMuon
+from benchmarks.federation_lab.participation import Frozen, Participation
 from benchmarks.federation_lab.stacked import StackedUViT
+from benchmarks.federation_lab.wires import Download, Feedback
 from benchmarks.federation_lab.world import NETWORK, SiteDraws, World, experiment
 from server.federation.updates.server_optimizer import ServerState, apply_update
 from shared.diffusion.losses import Draw, per_image_loss
@@ -19,6 +23,8 @@ from shared.experiment.federation import FederationConfig
 from shared.training.optimizer import make_optimizer, set_lr
 
 Weights = dict[str, Tensor]
+ORTHOGONAL = re.compile(r"_block.*(qkv|projection|fc1|fc2|skip)\.weight$")
+"""Matrices of the blocks: what Muon trains."""
 
 
 @dataclass(frozen=True)
@@ -52,29 +58,43 @@ class StackedTraining:
             name: torch.nn.Parameter(torch.stack([start[name] for start in starts]))
             for name, _ in self.model.named_parameters()
         }
-        self.optimizer = self._new_optimizer()
+        self.optimizers = self._new_optimizers()
         self.server = ServerState()
         self.momentum: Weights = {}
+        self.upload, self.download = Feedback(arm.up), Download(arm.down)
+        self.push: list[Tensor] = []
+        self.participation = Participation(arm, self.seeds, [len(draws.images) for draws in self.draws])
+        self.shares_M: Tensor | None = None
 
     def run(self, told: Callable[[int], None] = lambda _: None) -> Iterator[Point]:
         """All rounds; the global models after each, the start first."""
         before = self._global()
         yield Point(0, before)
+        self._send(before)
         for begin in range(0, self.arm.steps, self.arm.local_steps):
             end = min(begin + self.arm.local_steps, self.arm.steps)
             if self.arm.keep == "no":
-                self.optimizer.state.clear()
+                for optimizer in self.optimizers:
+                    optimizer.state.clear()
+            steps_M = self.participation.steps(begin, end)
+            frozen = Frozen(self._tensors_of_sites, steps_M)
             for step in range(begin, end):
+                frozen.stop(step - begin)
                 self.step(step, begin, end)
                 told(step + 1)
-            self._end_round(before)
-            before = self._global()
+            frozen.take_back()
+            if self.arm.uneven != "no":
+                self.shares_M = self.participation.shares(steps_M)
+            after = self._end_round(before)
+            self.push = [self._spread((after[name] - before[name]) * self.arm.push / (end - begin)) for name in after]
+            before = after
             yield Point(end, before)
 
     def step(self, step: int, begin: int, end: int) -> Tensor:
         """One step of every network, the losses (M,)."""
-        set_lr(self.optimizer, self.arm.lr * rate(self.arm, self.warmup, step, begin, end))
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            set_lr(optimizer, self.arm.lr * rate(self.arm, self.warmup, step, begin, end))
+            optimizer.zero_grad(set_to_none=True)
         batches = [draws.batch(step) for draws in self.draws]
         images_MBCHW, draw = torch.stack([images for images, _ in batches]), stack_draws([draw for _, draw in batches])
         loss_M = losses(self.network, self.schedule, self.setting, self.weights, images_MBCHW, draw).mean(1)
@@ -84,21 +104,39 @@ class StackedTraining:
             for gradient in gradients:
                 gradient.copy_(self._spread(self._mean(gradient)))
         clip_each(gradients, self.setting.optim.grad_clip)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self.arm.push and self.push:
+            torch._foreach_add_([weight.detach() for weight in self.weights.values()], self.push)
         return loss_M.detach()
 
-    def _end_round(self, before: Weights) -> None:
-        """The server's step, and the weights that every site starts the next round from."""
-        if self.per_group > 1 or self.arm.server != "fedavg":
-            for name, after in self._server_step(before).items():
-                self.weights[name].data.copy_(self._spread(after))
+    def _end_round(self, before: Weights) -> Weights:
+        """The server's step, and what every site starts the next round from; the global weights."""
+        if self.per_group == 1 and self.arm.server == "fedavg":
+            return self._global()
+        after = self._server_step(before)
+        self._send(after)
         if self.arm.keep == "averaged":
-            for state in self.optimizer.state.values():
+            for state in self.optimizers[0].state.values():
                 for moment in ("exp_avg", "exp_avg_sq"):
                     state[moment].copy_(self._spread(self._mean(state[moment])))
+        return after
+
+    def _send(self, weights: Weights) -> None:
+        """Every site starts from what arrives of `weights`."""
+        self.sent = _split(self.download.sent(_rows(weights)), weights)
+        for name, arrived in self.sent.items():
+            self.weights[name].data.copy_(self._spread(arrived))
+
+    def _deltas(self, before: Weights) -> Weights:
+        """Mean update of each group's sites, as it arrives."""
+        if self.arm.up == self.arm.down == "float32":
+            return {name: self._mean(weight.detach()) - before[name] for name, weight in self.weights.items()}
+        updates = {name: weight.detach() - self._spread(self.sent[name]) for name, weight in self.weights.items()}
+        return _split(self._mean(self.upload.sent(_rows(updates), self.shares_M)), before)
 
     def _server_step(self, before: Weights) -> Weights:
-        deltas = {name: self._mean(weight.detach()) - before[name] for name, weight in self.weights.items()}
+        deltas = self._deltas(before)
         eta, mu = self.arm.server_lr, self.arm.server_momentum
         if self.arm.server == "nesterov":
             for name, delta in deltas.items():
@@ -110,15 +148,31 @@ class StackedTraining:
         parts = torch.from_numpy(flat).split(sizes)
         return {name: part.view_as(before[name]) for name, part in zip(before, parts, strict=True)}
 
-    def _new_optimizer(self) -> torch.optim.Optimizer:
+    def _new_optimizers(self) -> list[torch.optim.Optimizer]:
         """The product's, over the stack: a bias of a stack has two axes, so the groups are made on one network."""
-        optimizer = make_optimizer(self.model, self.setting.optim)
+        optim = self.setting.optim
+        adamw: torch.optim.Optimizer = make_optimizer(self.model, optim)
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
-        for group in optimizer.param_groups:
-            group["params"] = [self.weights[names[id(parameter)]] for parameter in group["params"]]
-        return optimizer
+        matrices = [name for name in self.weights if ORTHOGONAL.search(name)] if self.arm.optimizer == "muon" else []
+        for group in adamw.param_groups:
+            chosen = [names[id(parameter)] for parameter in group["params"]]
+            group["params"] = [self.weights[name] for name in chosen if name not in matrices]
+        if self.arm.optimizer == "pooled":
+            groups = [{key: group[key] for key in ("params", "weight_decay")} for group in adamw.param_groups]
+            adamw = PooledAdamW(groups, optim.betas, self.arm.num_sites)
+        weights: list[Tensor] = [self.weights[name] for name in matrices]
+        return [adamw, *([StackedMuon(weights, optim.weight_decay)] if weights else [])]
+
+    def _tensors_of_sites(self) -> list[Tensor]:
+        """What each site has of its own: weights and the optimizers' moments, with an axis of networks."""
+        states = [state for optimizer in self.optimizers for state in optimizer.state.values()]
+        moments = [moment for state in states for moment in state.values() if torch.is_tensor(moment) and moment.ndim]
+        return [*(weight.detach() for weight in self.weights.values()), *moments]
 
     def _mean(self, tensor: Tensor) -> Tensor:
+        if self.shares_M is not None:
+            shares = self.shares_M.to(tensor.dtype).view(-1, *(1,) * (tensor.ndim - 1))
+            return (tensor * shares).unflatten(0, (-1, self.per_group)).sum(1)
         return tensor.unflatten(0, (-1, self.per_group)).mean(1)
 
     def _spread(self, tensor: Tensor) -> Tensor:
@@ -169,6 +223,16 @@ def clip_each(gradients: Sequence[Tensor], limit: float) -> None:
     factor_M = (limit / (square_M.sqrt() + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(factor_M.view(-1, *(1,) * (gradient.ndim - 1)))
+
+
+def _rows(weights: Weights) -> Tensor:
+    return torch.cat([weight.flatten(1) for weight in weights.values()], 1)
+
+
+def _split(rows: Tensor, like: Weights) -> Weights:
+    """The inverse of `_rows`; `like` has the shapes."""
+    parts = rows.split([weight[0].numel() for weight in like.values()], 1)
+    return {name: part.reshape(-1, *like[name].shape[1:]) for name, part in zip(like, parts, strict=True)}
 
 
 def _flat(weights: Weights) -> np.ndarray:

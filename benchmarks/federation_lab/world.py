@@ -28,6 +28,8 @@ from shared.training.weights import new_model
 SIZE = 16
 PRETRAIN, SITES = 0.45, 0.35
 NUM_HELD_OUT = 1024
+SIZES = (20, 200, 200)
+"""Images of the smaller sites of an uneven world; the last one has the rest, about 1,700."""
 EMA_DECAY = 0.983
 """Of the rounds: a round leaves as much of the average as 500 steps at 0.995 do in the study."""
 NETWORK = partial(uvit.UViT, width=48, num_blocks=3, num_heads=3)
@@ -84,6 +86,10 @@ class World:
         if arm.division == "random":
             pool = np.random.default_rng(self.seed).permutation(self._between(low, high))
             return [self.images.select(np.sort(pool[part::parts])) for part in range(parts)]
+        if arm.uneven == "sizes":
+            pool = self._between(low, high)
+            pool = pool[np.argsort(self._places[pool], kind="stable")]
+            return [self.images.select(np.sort(part)) for part in np.split(pool, np.cumsum(SIZES))]
         edges = np.linspace(low, high, parts + 1)
         return [self.images.select(self._between(edges[part], edges[part + 1])) for part in range(parts)]
 

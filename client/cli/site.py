@@ -228,7 +228,7 @@ def leave(
         save_settings(place, settings.model_copy(update={"policy": closed}))
         for key in (NODE_KEY, SIGNING_KEY):
             (place.path / key).unlink(missing_ok=True)
-        for folder in (place.replies, place.moments, place.secure_sums):
+        for folder in (place.replies, place.kept, place.secure_sums):
             shutil.rmtree(folder, ignore_errors=True)
         Journal(place.journal).write("left", address=settings.address)
         removed = wiping.wipe(place) if wipe else []

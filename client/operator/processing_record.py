@@ -63,7 +63,11 @@ KEPT = (
         "for good",
     ),
     Kept("the last answer of each run", "the same request again costs nothing", "leave"),
-    Kept("the optimizer's moments of the newest runs that keep them", "the next round goes on with them", "leave"),
+    Kept(
+        "the optimizer's moments, and what updates of 8 bits have lost, of the newest runs that keep them",
+        "the next round goes on with them",
+        "leave",
+    ),
     Kept("keys of the site", "identity", "leave"),
 )
 FIELDS = (

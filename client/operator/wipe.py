@@ -25,7 +25,7 @@ STAYS = (
 
 def picture_folders(home: Home) -> list[Path]:
     """What holds pictures of the site or numbers made of them: caches, audits, answers, logs that may name files."""
-    names = (home.datasets, home.path / "audits", home.replies, home.moments, home.mean_images, home.logs, home.pending)
+    names = (home.datasets, home.path / "audits", home.replies, home.kept, home.mean_images, home.logs, home.pending)
     files = (home.offers, home.spent, home.path / "page.token")
     return [each for each in (*names, *files) if each.exists() or each.is_symlink()]
 

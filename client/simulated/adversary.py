@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from client.private_files import write_private
 from shared.experiment.config import Section
-from shared.messages.packing import WireDtype, decode, encode
+from shared.messages.packing import decode, encode, wire_dtype_of
 from shared.messages.training import TrainReply
 
 ADVERSARIES_FILE = "adversaries.json"
@@ -64,7 +64,7 @@ def poisoned_reply(adversary: Adversary, reply: TrainReply, memory: Path) -> Tra
     """The reply with the adversary's update in it, as it travels; a refusal stays what it is."""
     if reply.update is None:
         return reply
-    dtype: WireDtype = "float32" if reply.update.dtype == np.float32 else "bfloat16"
+    dtype = wire_dtype_of(reply.update)
     return TrainReply(reply.header, encode(poisoned_update(adversary, decode(reply.update, dtype), memory), dtype))
 
 

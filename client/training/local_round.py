@@ -13,7 +13,7 @@ from client.data.dataset import Dataset, open_dataset
 from client.home import Home
 from client.records.data_key import read_data_key
 from client.settings import SiteConfig
-from client.training.kept_moments import KeptMoments, Moments
+from client.training.kept_state import LOST, KeptState, State, keeps_state
 from client.training.parallel import num_processes, run_in_processes
 from client.training.progress import told
 from shared.diffusion.uvit import build_model
@@ -24,6 +24,7 @@ from shared.seeding import Streams
 from shared.training.engine import Engine, StepResult, run_training
 from shared.training.optimizer import load_moments, make_optimizer, moments_of
 from shared.training.processes import World
+from shared.updates.int8_blocks import rounded_with_feedback
 
 log = logging.getLogger("maskfed.client")
 LARGEST = np.float32(3e38)
@@ -54,8 +55,11 @@ class Round:
         self.before = unpack(request.weights, request.header.manifest)
         frozen = {} if base is None else unpack(base, request.header.base_manifest)
         self.model = load_model(build_model(self.experiment), self.before, frozen).to(self.device)
-        self.kept = KeptMoments(home, request.header, data) if self.experiment.federation.keep_moments else None
-        self.moments = self.kept.find() if self.kept else None
+        federation = self.experiment.federation
+        self.kept = KeptState(home, request.header, data) if keeps_state(federation) else None
+        self.state = self.kept.find() if self.kept else None
+        if self.state is None and self.kept and request.header.server_round > 1:
+            log.info("the round starts afresh: this site has kept nothing of an earlier round of this run")
         self.units = data.units(self.experiment.privacy.unit) if self.is_private else []
         if self.is_private:
             from client.privacy.clipping import validate
@@ -65,7 +69,10 @@ class Round:
             clipping_bound(self.experiment.privacy, sum(parameter.numel() for parameter in self._trainable()))
 
     def run(self) -> tuple[NDArray[np.float32], dict[str, float]]:
-        """Train; return the packed update (weights after minus before) and the scalars that policy may release."""
+        """Train; return the packed update (weights after minus before) and the scalars that policy may release.
+
+        The update is what the coordinator will have: of 8 bits it is already rounded.
+        """
         processes = 1 if self.world else num_processes(self.request, self.device)
         if processes > 1:
             log.info("the round runs on %d GPUs", processes)
@@ -80,7 +87,15 @@ class Round:
         if self.is_private:
             # Steps too long for float32 make weights infinite; what leaves is finite all the same.
             update = {name: np.nan_to_num(change, nan=0.0).clip(-LARGEST, LARGEST) for name, change in update.items()}
-        return pack(update, self.request.header.manifest), scalars
+        packed, lost = self._sent(pack(update, self.request.header.manifest))
+        self._keep(lost)
+        return packed, scalars
+
+    def _sent(self, update: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """What arrives of an update, and what is lost of it until the next one."""
+        if self.experiment.federation.wire_dtype != "int8":
+            return update, None
+        return rounded_with_feedback(update, self.state.lost if self.state else None)
 
     def _run_private(self) -> dict[str, float]:
         from client.privacy.dp_sgd import train_private
@@ -93,8 +108,8 @@ class Round:
                 assert parameter.grad is not None
                 parameter.grad.add_(parameter.detach() - start, alpha=mu)
 
-        optimizer = make_optimizer(self.model, self.experiment.optim)
-        self._continue(optimizer)
+        self.optimizer = make_optimizer(self.model, self.experiment.optim)
+        self._continue()
         train_private(
             self.model,
             self.experiment,
@@ -102,12 +117,11 @@ class Round:
             self.units,
             device=self.device,
             precision=self.request.header.precision,
-            optimizer=optimizer,
+            optimizer=self.optimizer,
             lr=round_lr(self.experiment, self.request.header.server_round),
             after_noise=pull_back if mu else lambda: None,
             on_step=self._report,
         )
-        self._keep(optimizer)
         return {}
 
     def _run_plain(self) -> dict[str, float]:
@@ -123,7 +137,8 @@ class Round:
             proximal_mu=self.experiment.federation.proximal_mu,
             lr=round_lr(self.experiment, header.server_round),
         )
-        self._continue(engine.optimizer)
+        self.optimizer = engine.optimizer
+        self._continue()
         losses: list[Tensor] = []
         norms: list[Tensor] = []
 
@@ -138,21 +153,23 @@ class Round:
             steps=self.experiment.federation.local_steps,
             on_step=collect,
         )
-        self._keep(engine.optimizer)
         return {"loss": float(torch.stack(losses).mean()), "grad_norm": float(torch.stack(norms).mean())}
 
-    def _continue(self, optimizer: torch.optim.Optimizer) -> None:
+    def _continue(self) -> None:
         """Give the optimizer the moments of an earlier round, if any are kept."""
-        if self.moments is not None:
-            load_moments(optimizer, self._named(), self.moments.arrays, self.moments.steps)
-            self.moments = Moments(self.moments.steps, {})  # they are as large as two models
-        elif self.kept is not None and self.request.header.server_round > 1:
-            log.info("the optimizer starts without moments: this site has none of an earlier round of this run")
+        if self.state is not None:
+            steps, arrays = self.state
+            load_moments(self.optimizer, self._named(), arrays, steps)
+            # Moments are as large as two models.
+            self.state = State(steps, {name: array for name, array in arrays.items() if name == LOST})
 
-    def _keep(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.kept is not None and (self.world is None or self.world.is_main):
-            steps = self.experiment.federation.local_steps + (self.moments.steps if self.moments else 0)
-            self.kept.keep(Moments(steps, moments_of(optimizer, self._named())))
+    def _keep(self, lost: NDArray[np.float32] | None) -> None:
+        if self.kept is None or not (self.world is None or self.world.is_main):
+            return
+        federation = self.experiment.federation
+        steps = federation.local_steps + (self.state.steps if self.state else 0)
+        arrays = moments_of(self.optimizer, self._named()) if federation.keep_moments else {}
+        self.kept.keep(State(steps, arrays if lost is None else {**arrays, LOST: lost}))
 
     def _named(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}

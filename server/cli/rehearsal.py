@@ -101,8 +101,9 @@ def plan(
     from shared.experiment.config import load_experiment
     from shared.experiment.recipes import find_experiment
     from shared.planning.probe import images_per_second, num_values
-    from shared.planning.workload import BYTES, lines, run_bytes, workload
+    from shared.planning.workload import lines, run_bytes, workload
     from shared.secure_aggregation.roster import choice_in_words
+    from shared.updates.wire_sizes import wire_bytes
 
     loaded = load_experiment(find_experiment(experiment), overrides)
     rounds, privacy = loaded.federation.rounds, loaded.privacy
@@ -110,7 +111,7 @@ def plan(
     refusals = default_refusals(loaded)
     sizes = num_values(loaded)
     work = workload(loaded, sites, units_per_site, sizes, images_per_second(loaded, probe_seconds))
-    disk = run_bytes(loaded, BYTES["float32"] * sizes[0])
+    disk = run_bytes(loaded, wire_bytes(sizes[0], "float32"))
     if as_json:
         told: dict[str, object] = {"epsilon_round": _finite(one), "epsilon_run": _finite(whole), "delta": privacy.delta}
         told |= {"unit": privacy.unit if one is not None else None, "default_refusals": refusals, "disk_bytes": disk}

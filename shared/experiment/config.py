@@ -95,8 +95,12 @@ class Experiment(Section):
                 f"data.wavelet_tokens 'split' does not go with model.backbone {self.model.backbone!r} and mask.kind "
                 f"{self.mask.kind!r}: it needs 'uvit' and no mask, 'patch' or 'block'"
             )
-        if self.model.backbone == "unet" and self.model.patch_init != "normal":
-            raise ValueError("model.patch_init 'uniform' does not go with model.backbone 'unet': it embeds no patches")
+        for is_wrong, what, why in (
+            (self.model.patch_init != "normal", "model.patch_init 'uniform'", "it embeds no patches"),
+            (self.optim.optimizer == "muon", "optim.optimizer 'muon'", "its weights are convolutions, use adamw"),
+        ):
+            if self.model.backbone == "unet" and is_wrong:
+                raise ValueError(f"{what} does not go with model.backbone 'unet': {why}")
         if self.model.backbone == "unet" and self.privacy.mechanism == "dp-sgd" and self.privacy.draws > 1:
             raise ValueError(
                 f"privacy.draws {self.privacy.draws} does not go with model.backbone 'unet': a convolution cannot keep "
@@ -109,6 +113,8 @@ class Experiment(Section):
             )
         if self.privacy.mechanism == "dp-sgd" and self.federation.weighting != "equal":
             raise ValueError("federation.weighting 'examples' does not go with privacy dp-sgd: counts leak, use equal")
+        if self.privacy.mechanism == "dp-sgd" and self.federation.wire_dtype == "int8":
+            raise ValueError("federation.wire_dtype 'int8' does not go with privacy dp-sgd: use bfloat16")
         if self.evaluation.steps > self.diffusion.timesteps:
             raise ValueError(
                 f"evaluation.steps {self.evaluation.steps} is above diffusion.timesteps {self.diffusion.timesteps}: "

@@ -28,8 +28,8 @@ class FederationConfig(Section):
     warmup: Literal["round", "run"] = "round"
     """Whether the learning rate rises at the start of each round, or once in the run."""
     keep_moments: bool = False
-    """Whether AdamW's moments stay at each site from round to round; else each round starts without. Nothing more
-    travels."""
+    """Whether the optimizer's moments stay at each site from round to round; else each round starts without. Nothing
+    more travels."""
     sites_per_round: int = Field(0, ge=0)
     """Sites asked in each round, drawn by seed; 0: all registered."""
     sites_fraction: float = Field(0.0, ge=0, le=1)
@@ -60,12 +60,13 @@ class FederationConfig(Section):
     """Weights count in these, rounded up: a public grid, about the images of a small site."""
     max_weight: int = Field(4, ge=1)
     """Largest weight of a site by examples, where the smallest is 1: nobody checks what a site claims."""
-    wire_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Numbers of weights and updates as they travel."""
+    wire_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    """Numbers of weights and updates as they travel. `int8`: updates as 8-bit integers, 256 of them with one scale, of
+    which a site adds what was lost to its next update; weights as bfloat16. Not with `secure` or DP."""
     trainable: tuple[Annotated[str, Field(max_length=256)], ...] = Field(("*",), max_length=64)
     """Shell patterns over tensor names, or `attention`; only these tensors are trained and travel."""
     max_update_norm: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
-    """Largest L2 norm of one site's update; `auto`: the longest that AdamW can make in the steps; 0: no bound."""
+    """Largest L2 norm of one site's update; `auto`: the longest that the steps of a round can make; 0: no bound."""
     update_norm_action: Literal["clip", "reject"] = "reject"
     """What becomes of an update beyond `max_update_norm`; `clip`, by the site itself, with `secure`."""
     max_held_out_rise: float = Field(0.25, gt=0)
@@ -105,6 +106,11 @@ class FederationConfig(Section):
     """Of one masked number: 64 sums as exactly as open updates do, 32 travels as they do and rounds more coarsely."""
     secure_colluding: int = Field(0, ge=0, le=62)
     """Sites that may work together with the coordinator; each takes away half a drop-out that a round can stand."""
+
+    @property
+    def weights_dtype(self) -> Literal["float32", "bfloat16"]:
+        """Of the weights that sites are sent: whoever has missed rounds needs them whole, and 8 bits are too few."""
+        return "bfloat16" if self.wire_dtype == "int8" else self.wire_dtype
 
     @property
     def server_step(self) -> float:
@@ -160,6 +166,13 @@ class FederationConfig(Section):
                 "weighting",
                 self.weighting,
                 "nobody can check what one site claims to weigh: use equal",
+            ),
+            (
+                self.wire_dtype == "int8",
+                "wire_dtype",
+                self.wire_dtype,
+                "masks need one grid for all sites, and each 8-bit block has a scale of its own: leave it out, or use "
+                "secure_bits 32",
             ),
             *self._looks("nobody sees one update"),
             (self.min_replies < MIN_SECURE, "min_replies", self.min_replies, f"give at least {MIN_SECURE}: {OF_TWO}"),

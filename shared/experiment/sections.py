@@ -142,8 +142,10 @@ class DataConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW and the moving average."""
+    """The optimizer and the moving average."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW; or Muon for the matrices of the U-ViT's blocks, with steps as long as AdamW's, and AdamW for the rest."""
     lr: float = Field(2e-4, gt=0)
     """Learning rate after the warm-up."""
     betas: tuple[Beta, Beta] = (0.99, 0.99)

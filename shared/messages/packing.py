@@ -1,9 +1,9 @@
-"""Tensors as they travel: packed into one flat array in a manifest's order, as float32 or bfloat16. No torch."""
+"""Tensors as they travel: packed into one flat array in a manifest's order, as float32, bfloat16 or int8. No torch."""
 
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,10 @@ from pydantic import Field, model_validator
 from shared.errors import InputError
 from shared.experiment.config import Section
 from shared.messages.text import one_line
+from shared.updates.int8_blocks import from_blocks, to_blocks
+from shared.updates.wire_sizes import ITEMS, WireDtype
 
 MAX_ELEMENTS = 2**31
-_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(np.uint16)}
-WireDtype = Literal["float32", "bfloat16"]
 
 
 class MessageError(InputError):
@@ -101,10 +101,31 @@ def unpack(flat: NDArray[np.float32], manifest: Manifest) -> dict[str, NDArray[n
     return tensors
 
 
+def wire_dtype_of(wire: NDArray[Any]) -> WireDtype:
+    """Which form an array that is not masked has.
+
+    Raises:
+        MessageError: none.
+    """
+    for dtype in get_args(WireDtype):
+        if wire.dtype == ITEMS[dtype]:
+            return cast("WireDtype", dtype)
+    raise MessageError(f"array is {wire.dtype}, and nothing travels so")
+
+
 def encode(flat: NDArray[np.float32], dtype: WireDtype) -> NDArray[Any]:
-    """`flat` in its wire form: float32 as it is, or bfloat16 (round to nearest even) carried as uint16."""
+    """`flat` in its wire form: float32 as it is, bfloat16 (nearest, ties to even) as uint16, int8 blocks as uint8.
+
+    Raises:
+        MessageError: a number that is not finite, as int8.
+    """
     if dtype == "float32":
         return np.ascontiguousarray(flat, np.float32)
+    if dtype == "int8":
+        try:
+            return to_blocks(flat)
+        except ValueError as error:
+            raise MessageError(str(error)) from error
     bits = np.ascontiguousarray(flat, np.float32).view(np.uint32)
     rounded = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
     # Rounding a NaN's payload could carry over into infinity: keep it a (quiet) NaN, so that checks still see it.
@@ -118,12 +139,17 @@ def decode(wire: NDArray[Any], dtype: WireDtype) -> NDArray[np.float32]:
     """The inverse of `encode`, exact.
 
     Raises:
-        MessageError: the array's dtype is not the agreed one, or it is not flat.
+        MessageError: the array's dtype is not the agreed one, it is not flat, or no whole blocks.
     """
-    if wire.dtype != _DTYPES[dtype] or wire.ndim != 1:
-        raise MessageError(f"array is {wire.dtype} of rank {wire.ndim}, agreed was {_DTYPES[dtype]} of rank 1")
+    if wire.dtype != ITEMS[dtype] or wire.ndim != 1:
+        raise MessageError(f"array is {wire.dtype} of rank {wire.ndim}, agreed was {ITEMS[dtype]} of rank 1")
     if dtype == "float32":
         return wire
+    if dtype == "int8":
+        try:
+            return from_blocks(wire)
+        except ValueError as error:
+            raise MessageError(str(error)) from error
     return (wire.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 

@@ -121,7 +121,7 @@ class TrainRequest:
 
     def to_record(self) -> RecordDict:
         """The Flower content; built once per round and shared by all messages, so that it is uploaded once."""
-        dtype = self.header.experiment.federation.wire_dtype
+        dtype = self.header.experiment.federation.weights_dtype
         arrays = {"weights": Array(encode(self.weights, dtype))}
         if self.base is not None:
             arrays["base"] = Array(encode(self.base, "float32"))
@@ -135,7 +135,7 @@ class TrainRequest:
             MessageError: unknown schema, unknown keys, missing or misshapen arrays, hostile sizes.
         """
         header = validated(RequestHeader, read_header(content))
-        dtype = header.experiment.federation.wire_dtype
+        dtype = header.experiment.federation.weights_dtype
         weights = decode(read_array(content, "weights", header.manifest.num_elements), dtype)
         base = None
         if "base" in content.array_records["arrays"]:
@@ -164,21 +164,21 @@ class TrainReply:
         return RecordDict({"arrays": ArrayRecord(arrays), "header": header_record(self.header)})
 
     @classmethod
-    def from_record(cls, content: RecordDict, num_elements: int, item_bytes: int = 4) -> "TrainReply":
+    def from_record(cls, content: RecordDict, length: int, item_bytes: int = 4) -> "TrainReply":
         """Parse a reply; the update is left in wire form and is popped from `content`, so that it can be freed.
 
         Args:
             content: of the message.
-            num_elements: that were agreed.
-            item_bytes: most bytes of one element: 8 for updates that 64-bit masks hide.
+            length: of the update's array, as agreed.
+            item_bytes: most bytes of one item: 8 for updates that 64-bit masks hide.
 
         Raises:
-            MessageError: unknown schema or keys, or an update whose length is not `num_elements`.
+            MessageError: unknown schema or keys, or an update of another length.
         """
         header = validated(ReplyHeader, read_header(content))
         if header.status == "refused":
             return cls(header)
-        update = read_array(content, "update", num_elements, item_bytes)
+        update = read_array(content, "update", length, item_bytes)
         content.array_records["arrays"].pop("update")
         return cls(header, update)
 

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shared.experiment.config import Experiment
+from shared.experiment.federation import FederationConfig
+from shared.updates.wire_sizes import wire_bytes
 
 COHERENCE = 0.5
 """r of model T from the shipped model, all tensors or attention alone (measured 0.52 and 0.56); less after longer
 training, an assumption for every other model."""
 DP_SLOWDOWN = 1.7
 """DP-SGD against the plain step on a CPU (benchmarks.dp_step)."""
-BYTES = {"float32": 4, "bfloat16": 2}
-
 BUFFERS = {"fedavg": 0, "fedavgm": 1, "fedadam": 2}
 """Arrays as large as the model that the server's optimizer keeps."""
 
@@ -32,6 +32,8 @@ class Workload:
     trained_values: int
     megabytes_per_round: float
     """Sent and received."""
+    megabytes_sent: float
+    """Of these the update's."""
     images_per_round: float
     images_per_second: float
     """A plain step of this machine."""
@@ -52,16 +54,25 @@ def workload(experiment: Experiment, num_sites: int, units: int, sizes: tuple[in
     is_private = privacy.mechanism != "none"
     batch = privacy.sample_rate * units if is_private else float(experiment.train.batch)
     images = federation.local_steps * batch * (privacy.draws if is_private else 1)
+    sent = update_bytes(sizes[1], federation)
     noise = privacy.noise_multiplier * math.sqrt(sizes[1] / num_sites)
     return Workload(
         units_per_step=batch,
         signal_to_noise=COHERENCE * batch / noise if is_private else None,
         trained_values=sizes[1],
-        megabytes_per_round=2 * sizes[1] * BYTES[federation.wire_dtype] / 1e6,
+        megabytes_per_round=(wire_bytes(sizes[1], federation.weights_dtype) + sent) / 1e6,
+        megabytes_sent=sent / 1e6,
         images_per_round=images,
         images_per_second=rate,
         seconds_per_round=images / rate * (DP_SLOWDOWN if is_private else 1),
     )
+
+
+def update_bytes(num_values: int, federation: FederationConfig) -> int:
+    """Of one update as it travels, masked or not."""
+    if federation.secure:
+        return num_values * federation.secure_bits // 8
+    return wire_bytes(num_values, federation.wire_dtype)
 
 
 def lines(experiment: Experiment, work: Workload, num_sites: int) -> Iterator[str]:
@@ -77,8 +88,8 @@ def lines(experiment: Experiment, work: Workload, num_sites: int) -> Iterator[st
             f"gradients of units agree to {COHERENCE:g} of their norm (so on model T from the shipped model)"
         )
     yield (
-        f"bytes: {work.trained_values:,} trained values, {work.megabytes_per_round:.1f} MB for each site and round, "
-        f"{work.megabytes_per_round * num_sites * rounds / 1e3:.2f} GB in all"
+        f"bytes: {work.trained_values:,} trained values, {work.megabytes_per_round:.1f} MB for each site and round "
+        f"({work.megabytes_sent:.1f} of it sent), {work.megabytes_per_round * num_sites * rounds / 1e3:.2f} GB in all"
     )
     yield (
         f"time at this machine's speed ({work.images_per_second:.1f} images per second): "

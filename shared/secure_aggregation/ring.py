@@ -73,8 +73,13 @@ def ring_of(experiment: Experiment, num_sites: int) -> Ring:
 
 
 def largest_element(experiment: Experiment) -> float:
-    """Largest magnitude that one element of an update can have, from the bound on its norm or from AdamW's steps."""
+    """Largest magnitude that one element of an update can have, from the bound on its norm or from AdamW's steps.
+
+    Muon bounds the length of a matrix's step and not its elements.
+    """
     bound = experiment.federation.max_update_norm
+    if bound == "auto" and experiment.optim.optimizer == "muon":
+        return MAX_ELEMENT
     if bound == "auto":
         bound = DECAY_MARGIN * longest_path(experiment)
     return min(MAX_ELEMENT, bound) if bound else MAX_ELEMENT

@@ -1,6 +1,11 @@
-"""AdamW as the paper's training uses it."""
+"""AdamW as the paper's training uses it; or Muon for the matrices of the blocks, beside it.
 
-from collections.abc import Mapping
+Shapes: A rows and B columns of a matrix.
+"""
+# ruff: noqa: N803 - shape suffixes
+
+from collections.abc import Callable, Mapping
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -8,19 +13,102 @@ from torch import Tensor, nn
 from shared.diffusion.uvit import Positions
 from shared.experiment.sections import OptimConfig
 from shared.training.weights import Arrays, to_numpy
+from shared.updates.trainable import is_hidden_matrix
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable parameters: weight decay on matrices, none on positions, norms and biases.
+NEWTON_SCHULZ, ITERATIONS, MOMENTUM, LENGTH, TINY = (3.4445, -4.775, 2.0315), 5, 0.95, 0.2, 1e-7
+"""Coefficients and number of the iterations, momentum and the root mean square of a step, as in `torch.optim.Muon`."""
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Muon for some matrices and AdamW for the rest, if any, as one optimizer.
+
+    Muon (arXiv 2502.16982, Eq. 2 and 4) makes each matrix of momenta orthogonal, with the root mean square that a step
+    of AdamW has: both take one learning rate. `torch.optim.Muon` does the same, but in bfloat16 alone, which takes 17
+    times as long as float32 on a CPU without units for it.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], adamw: list[torch.optim.AdamW], config: OptimConfig) -> None:
+        self._adamw = adamw
+        muon = {"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay}
+        # The groups are shared, so that a learning rate reaches both, and so is the state: no parameter is of both.
+        super().__init__([*(group for part in adamw for group in part.param_groups), muon], {})
+        self._share()
+
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
+        for part in self._adamw:
+            part.param_groups = [next(groups) for _ in part.param_groups]
+            part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of every optimizer; it makes groups and state anew."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of both; where `found_inf` is set neither changes anything, for which the device is waited for."""
+        loss = closure() if closure else None
+        skip: Tensor | None = getattr(self, "found_inf", None)
+        if skip is None or not bool(skip):
+            for part in self._adamw:
+                part.step()
+            self._step_matrices(self.param_groups[-1])
+        return loss
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        for matrix in group["params"]:
+            if matrix.grad is None:
+                continue
+            momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+            momentum.lerp_(matrix.grad, 1 - MOMENTUM)
+            matrix.mul_(1 - group["lr"] * group["weight_decay"])
+            step = orthogonal(matrix.grad.lerp(momentum, MOMENTUM))
+            matrix.sub_(step, alpha=group["lr"] * LENGTH * max(matrix.shape) ** 0.5)
+
+
+def orthogonal(matrix_AB: Tensor) -> Tensor:
+    """The matrix with all singular values near 1, from 0.7 to 1.21, by Newton and Schulz's iteration, (A, B).
+
+    In bfloat16 on a GPU, as `torch.optim.Muon`, else in float32.
+    """
+    if matrix_AB.shape[0] > matrix_AB.shape[1]:
+        return orthogonal(matrix_AB.T).T
+    a, b, c = NEWTON_SCHULZ
+    x = matrix_AB.bfloat16() if matrix_AB.is_cuda else matrix_AB
+    x = x / x.norm().clamp(min=TINY)
+    for _ in range(ITERATIONS):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.to(matrix_AB.dtype)
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer of the trainable parameters: weight decay on matrices, none on positions, norms and biases.
 
     Where `decay_all` is set it is on these as well.
-
-    Fused on the CPU too, where it is several times faster than the loop and `foreach` is not.
     """
+    if config.optimizer == "adamw":
+        return _adamw(model, config, [parameter for parameter in model.parameters() if parameter.requires_grad])
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    matrices = [parameter for name, parameter in named.items() if is_hidden_matrix(name, parameter.shape)]
+    others = [parameter for name, parameter in named.items() if not is_hidden_matrix(name, parameter.shape)]
+    adamw = [_adamw(model, config, others)] if others else []
+    return MuonWithAdamW(matrices, adamw, config) if matrices else adamw[0]
+
+
+def _adamw(model: nn.Module, config: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+    """Fused on the CPU too, where it is several times faster than the loop and `foreach` is not."""
     plain = {id(module.weight) for module in model.modules() if isinstance(module, Positions)}
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     is_plain = [not config.decay_all and (p.ndim < 2 or id(p) in plain) for p in parameters]
     groups = [
         {"params": [p for p, plain in zip(parameters, is_plain, strict=True) if plain == wanted], "weight_decay": decay}
@@ -36,7 +124,10 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def moments_of(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> Arrays:
-    """Both moments of each parameter that has made a step, `<name>.exp_avg` and `<name>.exp_avg_sq`; on a CPU views."""
+    """Moments of each parameter that has made a step, `<name>.exp_avg` and `<name>.exp_avg_sq`; on a CPU views.
+
+    Muon has one, `<name>.momentum_buffer`.
+    """
     return {
         f"{name}.{moment}": to_numpy(optimizer.state[parameter][moment])
         for name, parameter in parameters.items()
@@ -50,9 +141,9 @@ def load_moments(
 ) -> None:
     """Go on with `moments_of` after `steps` steps, of which the bias correction depends; others stay without."""
     for name, parameter in parameters.items():
-        if f"{name}.{MOMENTS[0]}" not in moments:
-            continue
-        state: dict[str, Tensor] = {"step": torch.tensor(float(steps), device=parameter.device)}
-        for moment in MOMENTS:
-            state[moment] = torch.from_numpy(moments[f"{name}.{moment}"].copy()).to(parameter.device)
-        optimizer.state[parameter] = state
+        found = {moment: moments[f"{name}.{moment}"] for moment in MOMENTS if f"{name}.{moment}" in moments}
+        state = {moment: torch.from_numpy(array.copy()).to(parameter.device) for moment, array in found.items()}
+        if MOMENTS[0] in found:
+            state["step"] = torch.tensor(float(steps), device=parameter.device)
+        if state:
+            optimizer.state[parameter] = state

@@ -8,23 +8,31 @@ import math
 
 from shared.experiment.config import Experiment
 from shared.experiment.learning_rate import round_lr
+from shared.updates.int8_blocks import LARGEST, ROUNDED
 
 LARGEST_LOG = 700.0
 """Of what a float holds."""
 DECAY_MARGIN = 1.01
 """For the pull of weight decay: it is below 1 percent of a step while weights are below 0.3 in root mean square."""
+INT8_MARGIN = ROUNDED / (1 - ROUNDED / (2 * LARGEST))
+"""What a site adds to an update of 8 bits is at most half a scale a number, that is 1 / 254 of the largest number that
+it has sent before, which is that of an update and again what was added to it: a geometric series."""
 
 
 def norm_bound(experiment: Experiment, num_elements: int) -> float:
     """Largest L2 norm of one site's update of `num_elements` numbers; 0: none is set."""
-    bound = experiment.federation.max_update_norm
-    if bound != "auto":
-        return bound
-    return DECAY_MARGIN * math.sqrt(num_elements) * longest_path(experiment)
+    federation = experiment.federation
+    if federation.max_update_norm != "auto":
+        return federation.max_update_norm
+    margin = DECAY_MARGIN * (INT8_MARGIN if federation.wire_dtype == "int8" else 1.0)
+    return margin * math.sqrt(num_elements) * longest_path(experiment)
 
 
 def longest_path(experiment: Experiment) -> float:
     """How far the steps of one round of AdamW can take one weight: learning rates times `largest_step`.
+
+    Muon's are shorter: with singular values of at most 1.21 (`torch.optim.Muon`'s five iterations) a matrix of n
+    elements moves by at most 0.25 sqrt(n) times the learning rate.
 
     Where the warm-up is the run's, later rounds have none; where moments stay at the sites, the last round's are the
     oldest.

@@ -1,11 +1,16 @@
-"""Which tensors a stage trains: shell patterns over tensor names. No torch: the coordinator decides by names alone."""
+"""Which tensors a stage trains: shell patterns over tensor names; and which of them are matrices inside the network.
+
+No torch: the coordinator decides by names alone.
+"""
 
 import fnmatch
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 from shared.errors import InputError
 
 _PATTERNS = {"attention": "*attention*"}
+_BLOCKS = re.compile(r"(in_blocks|mid_block|out_blocks)\.")
 
 
 def select_trainable(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
@@ -25,3 +30,11 @@ def select_trainable(names: Iterable[str], patterns: Iterable[str]) -> list[str]
             )
         chosen.update(found)
     return sorted(chosen)
+
+
+def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor is a matrix of one of the U-ViT's blocks: what Muon trains.
+
+    Norms and biases are no matrices; embedding, positions and output lie outside of the blocks.
+    """
+    return len(shape) == 2 and _BLOCKS.match(name) is not None

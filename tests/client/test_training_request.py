@@ -27,6 +27,7 @@ from client.training_request import handle
 from shared.messages.packing import decode
 from shared.messages.training import TrainReply, TrainRequest, experiment_digest
 from shared.storage import room
+from shared.updates.wire_sizes import wire_length
 from tests import forked
 from tests.client.conftest import DP, MakeSite, experiment, request_for, weights_of
 
@@ -200,6 +201,22 @@ def test_update_in_bfloat16_is_half_as_large(make_site: MakeSite):
     assert reply.update is not None
     assert reply.update.dtype == np.uint16
     assert np.abs(decode(reply.update, "bfloat16")).max() > 0
+
+
+def test_updates_of_8_bits_are_a_quarter_as_large(make_site: MakeSite):
+    home, _ = make_site()
+    told = {}
+    for dtype in ("float32", "int8"):
+        request = request_for(experiment(federation={"wire_dtype": dtype}), run=dtype)
+        answer = handle(request.to_record(), home).to_record()
+        reply = TrainReply.from_record(answer, wire_length(len(request.weights), dtype))
+        told[dtype] = reply.update
+        assert reply.header.status == "trained"
+    assert told["int8"].nbytes == pytest.approx(told["float32"].nbytes / 4, rel=0.02)
+    update = decode(told["int8"], "int8")
+    assert np.abs(update).max() > 0
+    again = handle(request.to_record(), home).update
+    assert np.array_equal(again, told["int8"]), "the stored reply"
 
 
 def test_person_unit_trains(make_site: MakeSite):

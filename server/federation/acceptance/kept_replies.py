@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.federation.updates.aggregation import FixedPointSum
-from shared.messages.packing import WireDtype
 from shared.storage.files import write_atomically
+from shared.updates.wire_sizes import WireDtype
 
 INDEX_FILE = "replies.json"
 

@@ -8,12 +8,15 @@ different rows with probability 1 / SKETCH_SIZE, which is all that the bound ask
 Signs and offsets come from a secret of the run: who knew them could send an update that its sketch does not show.
 """
 
+from typing import Any
+
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from numpy.typing import NDArray
 
-from shared.messages.packing import WireDtype, decode
+from shared.messages.packing import decode
+from shared.updates.wire_sizes import WireDtype, wire_length
 
 SKETCH_SIZE = 4096
 KEY_BYTES = 32
@@ -22,19 +25,20 @@ _ROWS = 256
 """Rows that are worked on at once, 2^20 elements."""
 
 
-def sketch(key: bytes, wire: NDArray[np.float32], dtype: WireDtype, factor: float = 1.0) -> Sketch:
+def sketch(key: bytes, wire: NDArray[Any], dtype: WireDtype, factor: float = 1.0) -> Sketch:
     """The sketch (SKETCH_SIZE,) of `factor` times an update; the same on every machine, whatever the threads.
 
     Args:
         key: 32 secret bytes, the same for all updates that are compared.
-        wire: (num_elements,) as it travelled, checked to be finite.
+        wire: as it travelled, checked to be finite.
         dtype: of its numbers.
         factor: what the norm bound made of it.
     """
     stream = Cipher(ChaCha20(key, bytes(16)), None).encryptor()
     total = np.zeros(SKETCH_SIZE)
-    for start in range(0, len(wire), _ROWS * SKETCH_SIZE):
-        values = decode(wire[start : start + _ROWS * SKETCH_SIZE], dtype)
+    size = wire_length(_ROWS * SKETCH_SIZE, dtype)
+    for start in range(0, len(wire), size):
+        values = decode(wire[start : start + size], dtype)
         values = np.pad(values, (0, -len(values) % SKETCH_SIZE))
         bits = np.unpackbits(np.frombuffer(stream.update(bytes(len(values) // 8)), np.uint8))
         signed = (values.view(np.uint32) ^ (bits.astype(np.uint32) << np.uint32(31))).view(np.float32)

@@ -36,7 +36,7 @@ class Question:
         roster: Roster | None = None,
     ) -> None:
         self.exchange, self.deadline = exchange, deadline
-        self._model, self._dtype = model, experiment.federation.wire_dtype
+        self._model, self._dtype = model, experiment.federation.weights_dtype
         self.header = header_of(model, experiment, run, roster)
         self.digest = self._request(with_base=False).digest
         self.bytes_sent = 0

@@ -17,6 +17,7 @@ from shared.messages.packing import MessageError
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
 from shared.storage.runlog import OUTCOMES
 from shared.updates.norm_bound import norm_bound
+from shared.updates.wire_sizes import wire_length
 
 
 class Tally:
@@ -158,8 +159,11 @@ class Tally:
 
     def _parse(self, message: Message) -> TrainReply:
         try:
-            item_bytes = 4 if self.masked is None else self.masked.ring.bits // 8
-            return TrainReply.from_record(message.content, self.header.manifest.num_elements, item_bytes)
+            count = self.header.manifest.num_elements
+            if self.masked is not None:
+                return TrainReply.from_record(message.content, count, self.masked.ring.bits // 8)
+            length = wire_length(count, self.header.experiment.federation.wire_dtype)
+            return TrainReply.from_record(message.content, length)
         except MessageError:
             raise
         except Exception as error:

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from shared.errors import InputError
 from shared.experiment.federation import FederationConfig
-from shared.messages.packing import Manifest, MessageError, WireDtype, decode
+from shared.messages.packing import Manifest, MessageError, decode
 from shared.updates.fixed_point import CHUNK_ELEMENTS, MAX_ELEMENT, SCALE_BITS, clipping, to_fixed_point
+from shared.updates.wire_sizes import WireDtype, wire_length
 
 MAX_TOTAL_WEIGHT = 2**20
 
@@ -69,8 +70,9 @@ def check_update(wire: NDArray[Any], dtype: WireDtype, manifest: Manifest) -> fl
     Raises:
         UpdateError: `dtype`, `length`, `not_finite` or `too_large`; the last two name the tensor.
     """
-    if wire.shape != (manifest.num_elements,):
-        raise UpdateError("length", f"update has shape {wire.shape}, agreed was ({manifest.num_elements},)")
+    length = wire_length(manifest.num_elements, dtype)
+    if wire.shape != (length,):
+        raise UpdateError("length", f"update has shape {wire.shape}, agreed was ({length},)")
     square = 0.0
     for start, chunk in _chunks(wire, dtype):
         values = chunk.astype(np.float64)
@@ -166,11 +168,14 @@ class FixedPointSum:
 
 
 def _chunks(wire: NDArray[Any], dtype: WireDtype) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    for start in range(0, len(wire), CHUNK_ELEMENTS):
+    start, size = 0, wire_length(CHUNK_ELEMENTS, dtype)
+    for begin in range(0, len(wire), size):
         try:
-            yield start, decode(wire[start : start + CHUNK_ELEMENTS], dtype)
+            chunk = decode(wire[begin : begin + size], dtype)
         except MessageError as error:
             raise UpdateError("dtype", str(error)) from error
+        yield start, chunk
+        start += len(chunk)
 
 
 def _tensor_at(manifest: Manifest, index: int) -> str:

@@ -55,6 +55,7 @@ SCHEMAS = {
         "signal_to_noise": (float, NoneType),
         "trained_values": int,
         "megabytes_per_round": NUMBER,
+        "megabytes_sent": NUMBER,
         "images_per_round": NUMBER,
         "images_per_second": NUMBER,
         "seconds_per_round": NUMBER,

@@ -379,10 +379,10 @@ def test_leaving_closes_the_policy_and_keeps_the_records(bundle: Path, home: Pat
     join(bundle, home, photos, "--allow-any-experiment")
     call("data", "scan", "--home", home)
     place = Home(home)
-    for made_of_images in (place.replies, place.moments):
+    for made_of_images in (place.replies, place.kept):
         (made_of_images / "run").mkdir(parents=True)
     call("leave", "--yes", "--home", home)
-    assert not place.replies.exists() and not place.moments.exists()
+    assert not place.replies.exists() and not place.kept.exists()
     assert load_settings(place).policy.tasks == ()
     assert not (home / "node.key").exists()
     assert read_ledger(place.ledger).entries

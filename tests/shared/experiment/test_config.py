@@ -91,6 +91,18 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
         ("[federation]\nmax_norm_ratio = -1", "federation.max_norm_ratio"),
         (f"{SECURE}sites_per_round = 4", "all sites of the roster have to be asked"),
         (f"{SECURE}sites_fraction = 0.5", "all sites of the roster have to be asked"),
+        (
+            "[model]\nbackbone = 'unet'\n[optim]\noptimizer = 'muon'",
+            "optim.optimizer 'muon' does not go with model.backbone 'unet'",
+        ),
+        (
+            "[federation]\nsecure = true\nwire_dtype = 'int8'",
+            "wire_dtype 'int8' does not go with secure: masks need one grid",
+        ),
+        (
+            "[federation]\nwire_dtype = 'int8'\n[privacy]\nmechanism = 'dp-sgd'",
+            "wire_dtype 'int8' does not go with privacy dp-sgd",
+        ),
         ("[federation]\nsecure_bits = 16", "federation.secure_bits = 16"),
         ("[evaluation]\nsteps = 1001", "at most 1000"),
         ("[train]\nbatch = 0", "train.batch = 0"),

@@ -13,8 +13,10 @@ from shared.messages.packing import (
     encode,
     pack,
     unpack,
+    wire_dtype_of,
 )
 from shared.messages.text import MAX_LINE
+from shared.updates.wire_sizes import wire_bytes, wire_length
 
 
 def test_names_and_numbers_of_tensors_are_bounded():
@@ -62,15 +64,25 @@ def test_packed_array_of_another_length_is_refused(length: int):
         unpack(np.zeros(length, np.float32), manifest)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_wire_form_is_of_the_agreed_type_and_flat(dtype):
-    wire = encode(np.array([1.0, -2.5], np.float32), dtype)
-    assert (decode(wire, dtype) == [1.0, -2.5]).all()
+    wire = encode(np.array([1.27, -0.63], np.float32), dtype)
+    assert decode(wire, dtype) == pytest.approx([1.27, -0.63], rel=4e-3)
+    assert len(wire) == wire_length(2, dtype) and wire.nbytes == wire_bytes(2, dtype) and wire_dtype_of(wire) == dtype
     # Others of the same size would be read as other numbers.
-    others = {"float32": (np.int32, np.uint32), "bfloat16": (np.float16, np.int16)}[dtype]
+    others = {"float32": (np.int32, np.uint32), "bfloat16": (np.float16, np.int16), "int8": (np.int8, np.bool_)}[dtype]
     for other in (*(wire.view(each) for each in others), wire.astype(np.float64), wire[None]):
         with pytest.raises(MessageError, match="agreed was"):
             decode(other, dtype)
+
+
+def test_a_form_that_nothing_travels_in_and_numbers_that_no_form_holds_are_refused():
+    with pytest.raises(MessageError, match="nothing travels so"):
+        wire_dtype_of(np.zeros(3, np.float64))
+    with pytest.raises(MessageError, match="not finite"):
+        encode(np.array([1.0, np.nan], np.float32), "int8")
+    with pytest.raises(MessageError, match="no whole blocks"):
+        decode(np.zeros(3, np.uint8), "int8")
 
 
 def test_digest_is_of_all_bits_of_the_numbers():

@@ -69,7 +69,7 @@ def test_bfloat16_halves_the_bytes_and_keeps_nan_visible():
     assert np.isnan(decode(wire, "bfloat16")[0])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_a_request_survives_the_wire(dtype: str):
     sent = request(parse_experiment(f'[federation]\nwire_dtype = "{dtype}"'))
     received = TrainRequest.from_record(sent.to_record())

@@ -44,6 +44,21 @@ def test_a_plan_without_dp_has_no_noise():
     assert work.seconds_per_round == pytest.approx(3.5)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "sent", "both"),
+    [
+        (["federation.wire_dtype='float32'"], 4 * 900, 8 * 900),
+        (["federation.wire_dtype='int8'"], 900 + 4 * 4, 900 + 16 + 2 * 900),
+        (["federation.secure=true", "federation.secure_bits=64"], 8 * 900, 10 * 900),
+    ],
+)
+def test_bytes_are_those_of_the_wire(overrides, sent, both):
+    plan = parse_experiment(PLAN, ["privacy.mechanism='none'", *overrides])
+    work = workload(plan, num_sites=4, units=300, sizes=(2000, 900), rate=10.0)
+    assert work.megabytes_sent == pytest.approx(sent / 1e6) and work.megabytes_per_round == pytest.approx(both / 1e6)
+    assert any("MB for each site and round (0.0 of it sent)" in line for line in lines(plan, work, 4))
+
+
 def test_sizes_are_counted_without_allocating_them():
     plan = parse_experiment(PLAN)
     whole, trained = num_values(plan)

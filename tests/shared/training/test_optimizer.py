@@ -1,11 +1,11 @@
-"""AdamW groups and the learning rate."""
+"""AdamW's groups, Muon beside it, and the learning rate."""
 
 import pytest
 import torch
 
 from shared.diffusion.uvit import UViT
 from shared.experiment.sections import OptimConfig
-from shared.training.optimizer import make_optimizer, set_lr
+from shared.training.optimizer import load_moments, make_optimizer, moments_of, orthogonal, set_lr
 
 
 def tiny() -> UViT:
@@ -61,6 +61,98 @@ def test_set_lr_reaches_every_group():
     optimizer = make_optimizer(tiny(), OptimConfig())
     set_lr(optimizer, 0.125)
     assert [group["lr"] for group in optimizer.param_groups] == [0.125, 0.125]
+
+
+MUON = OptimConfig(optimizer="muon", lr=1e-2, betas=(0.9, 0.8), weight_decay=0.1)
+NO_MATRIX_OF_A_BLOCK = {"embedding.weight", "positions.weight", "output.weight"}
+
+
+def with_gradients(model: UViT, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=random)
+
+
+def test_matrices_of_blocks_go_torchs_muons_way_and_the_rest_adamws():
+    """Torch's computes in bfloat16: the same to a hundredth of a step."""
+    ours, theirs = tiny(), tiny()
+    named = dict(theirs.named_parameters())
+    hidden = {name for name, p in named.items() if p.ndim == 2 and name not in NO_MATRIX_OF_A_BLOCK}
+    assert len(hidden) == 13
+    others = torch.nn.ParameterList(p for name, p in named.items() if name not in hidden)
+    chosen = make_optimizer(ours, MUON)
+    muon = torch.optim.Muon([named[name] for name in sorted(hidden)], 1e-2, 0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(others, 1e-2, (0.9, 0.8), weight_decay=0.0)
+    adamw_decayed = torch.optim.AdamW(
+        [named[name] for name in ("embedding.weight", "output.weight")], 1e-2, (0.9, 0.8), weight_decay=0.1
+    )
+    adamw.param_groups[0]["params"] = [p for p in adamw.param_groups[0]["params"] if p.ndim < 2 or len(p) == 17]
+    for seed, lr in enumerate((1e-2, 5e-3, 2e-2)):
+        for model in (ours, theirs):
+            with_gradients(model, seed)
+        for optimizer in (chosen, muon, adamw, adamw_decayed):
+            set_lr(optimizer, lr)
+            optimizer.step()
+    for name, parameter in ours.named_parameters():
+        tolerance = {"rtol": 0.0, "atol": 2e-3} if name in hidden else {}
+        torch.testing.assert_close(parameter, named[name], **tolerance)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 8), (6, 6)])
+def test_singular_values_come_near_one_and_no_step_is_longer_than_adamws(shape):
+    for seed in range(5):
+        matrix = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        u, sizes, vt = torch.linalg.svd(matrix, full_matrices=False)
+        found = orthogonal(matrix)
+        inside = u.T @ found @ vt.T
+        torch.testing.assert_close(inside, torch.diag(torch.diagonal(inside)), atol=1e-4, rtol=0)
+        assert torch.diagonal(inside).max() < 1.21
+        assert (torch.diagonal(inside)[sizes > 0.1 * sizes.max()] > 0.6).all()
+        assert 0.2 * max(shape) ** 0.5 * float(found.norm()) <= 0.25 * matrix.numel() ** 0.5
+    assert orthogonal(torch.zeros(shape)).abs().max() == 0
+
+
+def test_muon_goes_on_from_its_momenta():
+    whole, parts = tiny(), tiny()
+    first, second = make_optimizer(whole, MUON), make_optimizer(parts, MUON)
+    for seed in (0, 1):
+        for model, optimizer in ((whole, first), (parts, second)):
+            with_gradients(model, seed)
+            optimizer.step()
+    kept = {name: array.copy() for name, array in moments_of(second, dict(parts.named_parameters())).items()}
+    assert {name.rsplit(".", 1)[1] for name in kept} == {"exp_avg", "exp_avg_sq", "momentum_buffer"}
+    resumed = make_optimizer(parts, MUON)
+    load_moments(resumed, dict(parts.named_parameters()), kept, 2)
+    for model, optimizer in ((whole, first), (parts, resumed)):
+        with_gradients(model, 2)
+        optimizer.step()
+    for ours, theirs in zip(whole.parameters(), parts.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_of_muons():
+    model = tiny()
+    optimizer, before = make_optimizer(model, MUON), [parameter.detach().clone() for parameter in model.parameters()]
+    with_gradients(model, 0)
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    assert all(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+    assert not moments_of(optimizer, dict(model.named_parameters()))
+    optimizer.found_inf = torch.tensor(0.0)
+    optimizer.step()
+    assert not any(torch.equal(now, then) for now, then in zip(model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize(("pattern", "count"), [("qkv", 3), ("norm", 14)])
+def test_muon_may_have_all_or_none_of_what_is_trained(pattern, count):
+    model = tiny()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(pattern in name)
+    optimizer = make_optimizer(model, MUON)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == count
+    with_gradients(model, 0)
+    optimizer.step()
 
 
 @pytest.mark.parametrize("steps", [3])

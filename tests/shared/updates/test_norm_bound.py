@@ -6,6 +6,7 @@ import torch
 
 from shared.experiment.config import Experiment
 from shared.experiment.learning_rate import round_lr
+from shared.updates.int8_blocks import rounded_with_feedback
 from shared.updates.norm_bound import largest_step, longest_path, norm_bound
 
 
@@ -49,6 +50,22 @@ def test_a_warm_up_from_zero_reaches_as_far_as_its_learning_rates():
     optim = {"lr": 0.02, "warmup_steps": 4, "warmup_from_zero": True}
     plan = experiment(optim=optim, federation={"local_steps": 6})
     assert longest_path(plan) == pytest.approx(sum(map(round_lr(plan, 1), range(6))))
+
+
+def test_what_8_bits_lose_and_tell_later_stays_below_the_bound():
+    """Updates as long as can be, of a site whose every number rounds as badly as a block allows."""
+    federation = {"local_steps": 6, "rounds": 40}
+    plan = experiment(optim={"lr": 0.02}, federation=federation | {"wire_dtype": "int8"})
+    plain = experiment(optim={"lr": 0.02}, federation=federation)
+    assert norm_bound(plan, 256) == pytest.approx(norm_bound(plain, 256) * 254 / 253, rel=1e-4)
+    random, lost, longest = np.random.default_rng(0), None, 0.0
+    for _ in range(40):
+        signs = random.choice([-1.0, 1.0], 256)
+        update = (norm_bound(plain, 256) / 16 * signs * random.choice([1.0, 126.5 / 127], 256)).astype(np.float32)
+        update[0] = norm_bound(plain, 256) / 16
+        arrives, lost = rounded_with_feedback(update, lost)
+        longest = max(longest, float(np.linalg.norm(arrives.astype(np.float64))))
+    assert longest <= norm_bound(plan, 256)
 
 
 def walk(betas, gradients, lr=0.01):

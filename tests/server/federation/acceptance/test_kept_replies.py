@@ -6,7 +6,7 @@ from server.federation.updates.aggregation import FixedPointSum
 from shared.messages.packing import encode
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_the_stored_sum_is_that_of_the_round_and_leaving_a_site_out_leaves_no_trace(tmp_path, dtype):
     random = np.random.default_rng(3)
     wires = {f"site-{k}": encode(random.normal(size=50).astype(np.float32), dtype) for k in range(4)}

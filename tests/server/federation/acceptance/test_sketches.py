@@ -47,8 +47,9 @@ def test_a_sketch_is_linear_and_of_what_travelled():
     together = sketch(KEY, first, "float32") + sketch(KEY, second, "float32")
     assert np.allclose(sketch(KEY, first + second, "float32"), together, atol=1e-4)
     assert np.allclose(sketch(KEY, first, "float32", 0.25), 0.25 * sketch(KEY, first, "float32"), rtol=1e-12)
-    wire = encode(first, "bfloat16")
-    assert np.array_equal(sketch(KEY, wire, "bfloat16"), sketch(KEY, decode(wire, "bfloat16"), "float32"))
+    for dtype in ("bfloat16", "int8"):
+        wire = encode(first, dtype)
+        assert np.array_equal(sketch(KEY, wire, dtype), sketch(KEY, decode(wire, dtype), "float32"))
 
 
 def test_pieces_of_a_long_update_are_one_sketch():
@@ -56,4 +57,6 @@ def test_pieces_of_a_long_update_are_one_sketch():
     long = np.zeros(size, np.float32)
     long[[3, size - 1]] = 2.0, -3.0
     found = sketch(KEY, long, "float32")
+    wire = encode(long, "int8")
+    assert np.array_equal(sketch(KEY, wire, "int8"), sketch(KEY, decode(wire, "int8"), "float32"))
     assert sorted(np.abs(found[found != 0])) in ([2.0, 3.0], [1.0], [5.0])

@@ -412,14 +412,17 @@ def test_frozen_tensors_travel_only_to_a_site_that_lacks_them_and_never_change(t
     assert first > second
 
 
-def test_bfloat16_halves_the_bytes(tmp_path):
-    sizes = {}
-    for dtype in ("float32", "bfloat16"):
+def test_bytes_and_weights_of_each_wire(tmp_path):
+    """Each site's update is told within half a scale of its largest number."""
+    sizes, weights = {}, {}
+    for dtype in ("float32", "bfloat16", "int8"):
         experiment = make_experiment(rounds=1, wire_dtype=dtype)
         home = make_home(tmp_path / dtype, experiment)
         run_rounds(home, FakeGrid(honest_sites()), experiment)
         sizes[dtype] = rounds_of(home)[0]["bytes_received"]
-    assert sizes["float32"] == 2 * sizes["bfloat16"]
+        weights[dtype] = weights_of(home, 1)["a.attention.weight"]
+    assert sizes["float32"] == 2 * sizes["bfloat16"] == 3 * 4 * 58 and sizes["int8"] == 3 * (58 + 4)
+    assert 0 < np.abs(weights["int8"] - weights["float32"]).max() < 0.4 / 127
 
 
 def test_old_checkpoints_go_and_every_kth_stays(tmp_path):

@@ -9,7 +9,7 @@ from server.federation.messaging.exchange import Arrival
 from server.federation.rounds import tally as tally_module
 from server.federation.rounds.site_record import MAX_QUESTIONS, SiteRecord
 from server.federation.rounds.tally import Tally
-from shared.messages.packing import Manifest
+from shared.messages.packing import Manifest, encode
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
 from shared.updates.fixed_point import CLIP_MARGIN
 from tests.server.fake_federation import make_experiment
@@ -47,7 +47,7 @@ def make_tally(*sites, base_digest="", kept=None, crowd=None, **federation):
     header = RequestHeader(
         run="run",
         server_round=ROUND,
-        experiment=make_experiment(wire_dtype="float32", **federation),
+        experiment=make_experiment(**{"wire_dtype": "float32", **federation}),
         precision="float32",
         manifest=Manifest.of({"w": np.zeros(2, np.float32)}),
         base_digest=base_digest,
@@ -95,6 +95,40 @@ def test_an_update_above_the_bound_is_scaled_in_the_sum_and_the_record_says_so()
     (entry,) = tally.as_json()["answered"]
     assert entry["norm"] == 5.0 and entry["clipped_by"] == pytest.approx(CLIP_MARGIN / 5)
     assert tally.sum.mean(1) == pytest.approx([0.6, -0.8], rel=1e-5)
+
+
+HOSTILE_BLOCKS = {
+    "scale nan": ([0, 0, 192, 127, 1, 2], "not finite"),
+    "scale infinite": ([0, 0, 128, 127, 1, 2], "not finite"),
+    "scale huge": ([0, 0, 0, 80, 1, 2], "at most 4"),
+    "one number more": ([0, 0, 128, 58, 1, 2, 3], "shape"),
+    "a block more": ([0, 0, 128, 58, 1, 2] + [0] * 5, "shape"),
+    "no scale": ([1, 2], "shape"),
+    "nothing": ([], "shape"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_BLOCKS)
+def test_hostile_blocks_of_8_bits_cost_their_site_alone(name):
+    numbers, reason = HOSTILE_BLOCKS[name]
+    tally = make_tally(wire_dtype="int8", max_update_norm=0.0)
+    tally.arrive(blocks("a", np.array(numbers, np.uint8)))
+    tally.arrive(blocks("b", encode(np.array([0.127, -0.5], np.float32), "int8")))
+    record = tally.sites["a"]
+    assert record.state == "rejected" and reason in record.reason
+    assert tally.sum.count == 1 and tally.sum.mean(1) == pytest.approx([0.127, -0.5], abs=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int8, np.uint16, np.float64])
+def test_blocks_of_another_type_are_not_read_as_blocks(dtype):
+    tally = make_tally(wire_dtype="int8")
+    tally.arrive(blocks("a", np.zeros(6, dtype)))
+    assert tally.sites["a"].state == "rejected"
+
+
+def blocks(site, wire):
+    header = ReplyHeader(request_digest=DIGEST, status="trained")
+    return Arrival(site, ROUND, SimpleNamespace(content=TrainReply(header, wire).to_record()))
 
 
 def test_under_client_level_dp_no_norm_is_in_the_record():

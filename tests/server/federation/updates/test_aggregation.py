@@ -13,7 +13,7 @@ from server.federation.updates.aggregation import (
 )
 from shared.errors import InputError
 from shared.experiment.federation import FederationConfig
-from shared.messages.packing import Manifest, TensorSpec, encode
+from shared.messages.packing import Manifest, TensorSpec, decode, encode
 from shared.updates.fixed_point import update_norm
 from tests.server.fake_federation import permutations_of
 
@@ -24,7 +24,7 @@ def random_updates(count, size=1000, seed=0):
     return np.random.default_rng(seed).normal(scale=0.3, size=(count, size)).astype(np.float32).clip(-4, 4)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 def test_all_orders_of_five_replies_give_the_same_bits(dtype):
     updates = [encode(update, dtype) for update in random_updates(5)]
     weights = (1, 70, 3, 1000, 12)
@@ -86,6 +86,10 @@ def test_an_element_beyond_four_is_rejected_by_the_name_of_its_tensor():
         (np.zeros((7, 1), np.float32), "float32", "length"),
         (np.zeros(7, np.float64), "float32", "dtype"),
         (np.zeros(7, np.float32), "bfloat16", "dtype"),
+        (np.zeros(7, np.uint8), "int8", "length"),
+        (np.zeros(12, np.uint8), "int8", "length"),
+        (np.zeros(11, np.int8), "int8", "dtype"),
+        (np.zeros(11, np.float32), "int8", "dtype"),
     ],
 )
 def test_the_servers_own_manifest_decides_length_and_dtype(wire, dtype, code):
@@ -100,6 +104,33 @@ def test_the_norm_does_not_depend_on_the_wire_and_spans_all_pieces():
     expected = float(np.linalg.norm(update.astype(np.float64)))
     assert check_update(update, "float32", manifest) == pytest.approx(expected, rel=1e-12)
     assert update_norm(update) == pytest.approx(expected, rel=1e-12)
+
+
+def test_blocks_of_8_bits_are_added_up_as_the_numbers_that_they_say():
+    """Over the pieces that a sum is made in, which hold whole blocks."""
+    updates = random_updates(2, size=aggregation.CHUNK_ELEMENTS + 1000)
+    wires = [encode(update, "int8") for update in updates]
+    total, expected = FixedPointSum(updates.shape[1]), FixedPointSum(updates.shape[1])
+    manifest = Manifest(tensors=(TensorSpec(name="all", shape=updates[0].shape),))
+    for wire in wires:
+        said = decode(wire, "int8")
+        assert check_update(wire, "int8", manifest) == check_update(said, "float32", manifest)
+        total.fold(wire, "int8", 3, 0.7)
+        expected.fold(said, "float32", 3, 0.7)
+    assert total.mean(6).tobytes() == expected.mean(6).tobytes()
+    assert np.abs(total.mean(6) - 0.7 * updates.mean(0)).max() < 0.7 * np.abs(updates).max() / 127
+
+
+@pytest.mark.parametrize(
+    ("scale", "code"),
+    [(np.nan, "not_finite"), (np.inf, "not_finite"), (3e38, "not_finite"), (1.0, "too_large"), (-1.0, "too_large")],
+)
+def test_a_hostile_scale_is_rejected_by_the_name_of_its_tensor(scale, code):
+    wire = encode(np.array([1, 2, 3, 4, 4, 4, 4], np.float32), "int8")
+    wire[:4] = np.array([scale], "<f4").view(np.uint8)
+    with pytest.raises(UpdateError, match="first" if code == "not_finite" else "second") as caught:
+        check_update(wire, "int8", MANIFEST)
+    assert caught.value.code == code
 
 
 def test_weights_are_clamped_and_rounded_up_to_the_public_grid():

@@ -1,4 +1,4 @@
-"""AdamW's moments stay at the site: as torch itself goes on, for one plan and data set alone, whatever is killed."""
+"""What stays at the site, moments and what 8 bits have lost: for one plan and data set alone, whatever is killed."""
 
 import dataclasses
 import hashlib
@@ -16,10 +16,11 @@ from client.data.dataset import open_dataset
 from client.operator.wipe import wipe
 from client.privacy import dp_sgd
 from client.training import local_round
-from client.training.kept_moments import KeptMoments, Moments
+from client.training.kept_state import LOST, KeptState, State
 from client.training.local_round import Round
 from shared.experiment.config import Experiment
 from shared.experiment.learning_rate import lr_at
+from shared.messages.packing import decode, encode
 from tests.client.conftest import DP, SIZE, MakeSite, experiment, request_for
 
 KEEPING = {"keep_moments": True, "rounds": 9}
@@ -36,9 +37,9 @@ def run(site: tuple, chosen: Experiment, server_round: int = 1, name: str = "run
     return Round(request, None, open_dataset(home, SIZE), home, settings).run()[0]
 
 
-def kept(site: tuple, chosen: Experiment, server_round: int, name: str = "run", **data) -> KeptMoments:
+def kept(site: tuple, chosen: Experiment, server_round: int, name: str = "run", **data) -> KeptState:
     header = request_for(chosen, server_round=server_round, run=name).header
-    return KeptMoments(site[0], header, dataclasses.replace(open_dataset(site[0], SIZE), **data))
+    return KeptState(site[0], header, dataclasses.replace(open_dataset(site[0], SIZE), **data))
 
 
 def moments_in(optimizer: torch.optim.Optimizer) -> list[dict[str, torch.Tensor]]:
@@ -62,21 +63,22 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[torch.optim.Optimizer]:
     return optimizers(monkeypatch, engine)
 
 
-@pytest.mark.parametrize("warmup", ["round", "run"])
-def test_a_round_goes_on_as_torchs_own_state_does(make_site: MakeSite, engines, monkeypatch, warmup):
-    chosen = plan(federation={"warmup": warmup}, optim={"warmup_steps": 3, "betas": (0.8, 0.9)})
+@pytest.mark.parametrize(("warmup", "optimizer"), [("round", "adamw"), ("run", "adamw"), ("run", "muon")])
+def test_a_round_goes_on_as_torchs_own_state_does(make_site: MakeSite, engines, monkeypatch, warmup, optimizer):
+    optim = {"optimizer": optimizer, "warmup_steps": 3, "betas": (0.8, 0.9)}
+    chosen = plan(federation={"warmup": warmup}, optim=optim)
     site = make_site()
     run(site, chosen)
     state = engines[0].state_dict()["state"]
     continued = run(site, chosen, 2)
 
-    def go_on(training: Round, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    def go_on(training: Round) -> None:
+        training.optimizer.load_state_dict({**training.optimizer.state_dict(), "state": state})
 
     with monkeypatch.context() as patch:
         patch.setattr(Round, "_continue", go_on)
         np.testing.assert_array_equal(continued, run(site, chosen, 2))
-    shutil.rmtree(site[0].moments)
+    shutil.rmtree(site[0].kept)
     assert not np.array_equal(continued, run(site, chosen, 2))
 
 
@@ -85,7 +87,7 @@ def test_a_repeated_round_starts_where_it_did_and_so_does_the_next(make_site: Ma
     run(site, chosen)
     second, third = run(site, chosen, 2), run(site, chosen, 3)
     np.testing.assert_array_equal(run(site, chosen, 3), third)
-    shutil.rmtree(site[0].moments)
+    shutil.rmtree(site[0].kept)
     run(site, chosen)
     np.testing.assert_array_equal(run(site, chosen, 2), second)
     np.testing.assert_array_equal(run(site, chosen, 2), second)
@@ -129,15 +131,17 @@ def test_what_was_interrupted_leaves_nothing(make_site: MakeSite, monkeypatch: p
     monkeypatch.setattr(dp_sgd, "set_lr", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run(site, chosen)
-    assert not site[0].moments.exists()
+    assert not site[0].kept.exists()
 
 
-OTHERS: dict[str, Callable[[tuple], KeptMoments]] = {
+OTHERS: dict[str, Callable[[tuple], KeptState]] = {
     "mechanism": lambda site: kept(site, plan(privacy=DP), 2),
     "unit": lambda site: kept(site, plan(privacy={"unit": "person"}), 2),
     "a constant": lambda site: kept(site, plan(optim={"lr": 1e-3}), 2),
     "the run": lambda site: kept(site, plan(), 2, "other"),
     "the data set": lambda site: kept(site, plan(), 2, dataset_id="ab" * 16),
+    "the optimizer": lambda site: kept(site, plan(optim={"optimizer": "muon"}), 2),
+    "the wire": lambda site: kept(site, plan(federation={"wire_dtype": "int8"}), 2),
     "its pictures": lambda site: kept(site, plan(), 2, fingerprint="ab" * 32),
 }
 
@@ -148,7 +152,7 @@ def test_nothing_is_carried_over_where_anything_differs(make_site: MakeSite, cha
     site = make_site()
     run(site, plan())
     assert kept(site, plan(), 2).find() is not None
-    shutil.copytree(site[0].moments / "run", site[0].moments / "other")
+    shutil.copytree(site[0].kept / "run", site[0].kept / "other")
     assert OTHERS[changed](site).find() is None
 
 
@@ -166,6 +170,57 @@ def put(end: str, value: float) -> Callable[[dict], None]:
     return lambda arrays: arrays[first(arrays, end)].reshape(-1).__setitem__(0, value)
 
 
+def without_moments(wire_dtype: str) -> Experiment:
+    return plan(federation={"keep_moments": False, "wire_dtype": wire_dtype, "max_update_norm": 0.0})
+
+
+@pytest.fixture
+def rounded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Each update before it is rounded, and what joined it."""
+    seen, before = [], local_round.rounded_with_feedback
+    monkeypatch.setattr(local_round, "rounded_with_feedback", lambda *given: seen.append(given) or before(*given))
+    return seen
+
+
+@pytest.mark.parametrize("with_moments", [False, True])
+def test_what_8_bits_lose_of_an_update_joins_the_next_one(make_site: MakeSite, rounded, with_moments):
+    site, chosen = make_site(), plan(federation={"wire_dtype": "int8", "keep_moments": with_moments})
+    arrived = [run(site, chosen, number) for number in (1, 2, 4)]
+    assert [lost is not None for _, lost in rounded] == [False, True, True]
+    left = kept(site, chosen, 5).find()
+    assert left is not None and left.lost is not None
+    assert left.steps == 6 and (len(left.arrays) > 1) is with_moments
+    total, told = (
+        sum(update.astype(np.float64) for update, _ in rounded),
+        sum(each.astype(np.float64) for each in arrived),
+    )
+    np.testing.assert_allclose(told + left.lost, total, atol=1e-9)
+    assert np.abs(told - total).max() < sum(np.abs(each).max() for each in arrived) / 127
+    for each in arrived:
+        assert np.array_equal(decode(encode(each, "int8"), "int8"), each), "what is sent is what has been counted"
+
+
+def test_a_round_that_is_asked_again_tells_the_same_bits_wherever_it_was_killed(make_site: MakeSite, monkeypatch):
+    site, chosen = make_site(), without_moments("int8")
+    run(site, chosen)
+    second, third = run(site, chosen, 2), run(site, chosen, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptState, "keep", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(site, chosen, 3)
+    for _ in range(2):
+        np.testing.assert_array_equal(run(site, chosen, 3), third)
+    shutil.rmtree(site[0].kept)
+    assert not np.array_equal(run(site, chosen, 2), second)
+
+
+def test_numbers_of_other_widths_leave_nothing_behind(make_site: MakeSite):
+    site = make_site()
+    for dtype in ("float32", "bfloat16"):
+        run(site, without_moments(dtype))
+    assert not site[0].kept.exists()
+
+
 HOSTILE: dict[str, Callable[[bytes], bytes]] = {
     "nothing": lambda _: b"",
     "cut": lambda body: body[:-5],
@@ -177,6 +232,11 @@ HOSTILE: dict[str, Callable[[bytes], bytes]] = {
         body, lambda arrays: arrays.update({first(arrays, ".exp_avg"): np.zeros(3, np.float64)})
     ),
     "no tensors": lambda _: b"\x80\x04pickle",
+    "what was lost not finite": lambda body: forged(body, put(LOST, np.inf)),
+    "what was lost of another model": lambda body: forged(
+        body, lambda arrays: arrays.update({LOST: np.zeros(3, np.float32)})
+    ),
+    "nothing was lost": lambda body: forged(body, lambda arrays: arrays.pop(LOST)),
 }
 
 
@@ -184,17 +244,18 @@ HOSTILE: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("is_signed", [False, True])
 def test_what_no_optimizer_can_have_written_counts_as_not_there(make_site: MakeSite, name, is_signed):
     """With the digest that fits and without: the round before is used, and no number of the file."""
-    site, chosen = make_site(), plan()
+    site, chosen = make_site(), plan(federation={"wire_dtype": "int8"})
     run(site, chosen)
     older = kept(site, chosen, 2).find()
     run(site, chosen, 2)
-    path = max((site[0].moments / "run").iterdir())
+    path = max((site[0].kept / "run").iterdir())
     head, _, body = path.read_bytes().partition(b"\n")
     changed = HOSTILE[name](body)
     label = json.loads(head) | ({"sha256": hashlib.sha256(changed).hexdigest()} if is_signed else {})
     path.write_bytes(json.dumps(label).encode() + b"\n" + changed)
     found = kept(site, chosen, 3).find()
-    assert found is not None and older is not None and found.steps == older.steps
+    assert found is not None and older is not None
+    assert found.steps == older.steps and found.arrays.keys() == older.arrays.keys()
     path.write_bytes(b"[]\n")
     assert kept(site, chosen, 3).find() is not None
 
@@ -204,16 +265,16 @@ def test_files_are_the_sites_own_and_few(make_site: MakeSite):
     for name in "abcde":
         for number in (1, 2, 3, 9):
             last = kept(site, plan(), number, name)
-            last.keep(Moments(number, {}))
-    assert sorted(each.name for each in site[0].moments.iterdir()) == ["b", "c", "d", "e"]
-    files = [each for each in site[0].moments.rglob("*") if each.is_file()]
+            last.keep(State(number, {}))
+    assert sorted(each.name for each in site[0].kept.iterdir()) == ["b", "c", "d", "e"]
+    files = [each for each in site[0].kept.rglob("*") if each.is_file()]
     assert sorted(each.name for each in files) == ["round-000000002"] * 4 + ["round-000000003"] * 4
     assert {stat.S_IMODE(each.stat().st_mode) for each in files} == {0o600}
-    assert {stat.S_IMODE(each.stat().st_mode) for each in site[0].moments.rglob("*") if each.is_dir()} == {0o700}
-    assert "removed moments/" in wipe(site[0])
+    assert {stat.S_IMODE(each.stat().st_mode) for each in site[0].kept.rglob("*") if each.is_dir()} == {0o700}
+    assert "removed kept/" in wipe(site[0])
 
 
 def test_a_run_that_keeps_nothing_writes_nothing(make_site: MakeSite):
     site = make_site()
     run(site, experiment())
-    assert not site[0].moments.exists()
+    assert not site[0].kept.exists()
