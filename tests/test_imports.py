@@ -23,14 +23,14 @@ MAY_USE_FLOWERS_INTERNALS = (
     "server/entry.py",
     "server/simulation/entry.py",
     "server/federation/fleet/superlink.py",
-    "server/federation/fleet/bundle.py",
+    "server/federation/fleet/code_bundle.py",
 )
 WITH_FLWR = ("training", "envelope", "sealing", "agreement/offer", "secure_sum/keys", "secure_sum/unmask")
 INSIDE_FUNCTIONS_ONLY = {"torch_fidelity", "onnxruntime", "diffusers"}
 WITHOUT_TORCH = (
     "client.answers.audit_request",
     "client.answers.statistics.mean_image",
-    "client.answers.statistics.request",
+    "client.answers.statistics.statistics_request",
     "client.app",
     "client.cli",
     "client.entry",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from client.records.chain import Chain, ChainError, Entry, Head, open_chain, read_chain
 from client.records.data_registry import DataRegistry, existing_registry
-from client.records.history import CLOCK_TOLERANCE, History, check_head_file, closure, head_problem, write_head
+from client.records.ledger_history import CLOCK_TOLERANCE, History, check_head_file, closure, head_problem, write_head
 from client.records.spending import Charge, EpsilonOf, Total, total_of
 from client.settings import Unit
 from shared.errors import InputError

@@ -18,7 +18,7 @@ from deploy.guards import replace
 from deploy.guards.asgi import Guard, close_the_silent
 from deploy.guards.calls import caller_value
 from deploy.guards.pushes import AllowanceFiles, NodePushes
-from deploy.processes.memory import limit_own_memory
+from deploy.processes.memory_limits import limit_own_memory
 
 ALLOWANCES_VARIABLE = "MASKFED_ALLOWANCES"
 KEPT_SECONDS = 7 * 86400.0

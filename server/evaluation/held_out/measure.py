@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from server.evaluation.held_out.losses import HeldOut
+from server.evaluation.held_out.round_losses import HeldOut
 from server.evaluation.held_out.suspects import find_suspects
 from server.federation.acceptance.bound import worst_rise
 from server.federation.acceptance.check import ANSWER_FILE, BAD_INPUT, QUESTION_FILE, Question

@@ -36,7 +36,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from server.federation.fleet.bundle import SITES, VIRTUAL_SITES, BundleError, build_bundle
+from server.federation.fleet.code_bundle import SITES, VIRTUAL_SITES, BundleError, build_bundle
 from server.federation.fleet.registry import Site, check_home
 from server.federation.fleet.superlink_types import ControlError, Node, RunState, Simulation
 from shared.experiment.config import Experiment

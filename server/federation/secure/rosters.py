@@ -13,7 +13,7 @@ from server.federation.messaging.asking import Answer, Asked, Asking
 from server.federation.messaging.transport import Grid, Timing
 from shared.errors import InputError
 from shared.experiment.federation import FederationConfig
-from shared.messages.secure_sum.keys import KEYS_ACTION, KeysQuery, keys_record, read_keys_answer
+from shared.messages.secure_sum.key_question import KEYS_ACTION, KeysQuery, keys_record, read_keys_answer
 from shared.secure_aggregation.roster import (
     MIN_SITES,
     Member,

@@ -16,8 +16,8 @@ from shared.messages.secure_sum.unmask import (
     read_unmask_answer,
     unmask_record,
 )
+from shared.secure_aggregation.additive_masks import Mask, add_masks, pairwise_mask
 from shared.secure_aggregation.dealing import is_dealt, recover, revealed_seeds
-from shared.secure_aggregation.masks import Mask, add_masks, pairwise_mask
 from shared.secure_aggregation.roster import SecureSumError
 from shared.updates.fixed_point import CHUNK_ELEMENTS
 

@@ -11,7 +11,7 @@ from shared.diffusion.samplers import time_grid
 from shared.diffusion.schedule import make_schedule
 from shared.experiment.config import Experiment, load_experiment
 from shared.experiment.recipes import find_experiment
-from shared.planning.probe import images_per_second
+from shared.planning.speed_probe import images_per_second
 from shared.planning.workload import duration
 from shared.training.flops import train_flops
 

@@ -15,6 +15,7 @@ import torch
 
 from server.evaluation.drawing import pick_device
 from server.report.pictures import stack
+from server.studies.run.arm_distances import SHOWN_IMAGES, Measure, Measurement
 from server.studies.run.arm_folders import (
     RESULT_FILE,
     claim,
@@ -25,7 +26,6 @@ from server.studies.run.arm_folders import (
 )
 from server.studies.run.arm_settings import ArmSettings
 from server.studies.run.arm_training import Place, Trainer, plan
-from server.studies.run.distances import SHOWN_IMAGES, Measure, Measurement
 from server.studies.run.splits import Part, Splits
 from server.studies.schema import Arm, Scale, Stage, Study, arm_at, load_study
 from server.studies.stored_results import (

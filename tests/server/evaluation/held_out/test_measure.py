@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from server.evaluation.held_out import measure
-from server.evaluation.held_out.losses import HeldOut
 from server.evaluation.held_out.measure import main, weights_after
+from server.evaluation.held_out.round_losses import HeldOut
 from server.federation.acceptance.check import QUESTION_FILE, Question
 from server.federation.acceptance.kept_replies import KeptReplies, Reply
 from server.federation.starting_point import initial_model

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.alerts import watch
-from deploy.alerts.watch import MOST_AT_ONCE, SENT_FILE, Watch, watching
+from deploy.alerts import notifier
+from deploy.alerts.notifier import MOST_AT_ONCE, SENT_FILE, Watch, watching
 from deploy.alerts.webhook import Webhook, WebhookError, write_webhook
 
 Things = list[tuple[str, str, str]]
@@ -18,7 +18,7 @@ Things = list[tuple[str, str, str]]
 def posted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Texts that were posted."""
     texts: list[str] = []
-    monkeypatch.setattr(watch, "post", lambda _webhook, body: texts.append(body["text"]))
+    monkeypatch.setattr(notifier, "post", lambda _webhook, body: texts.append(body["text"]))
     return texts
 
 
@@ -54,7 +54,7 @@ def test_what_could_not_be_sent_is_sent_later_and_told_once(tmp_path, monkeypatc
             raise WebhookError("hooks.example answered 500")
         texts.append(body["text"])
 
-    monkeypatch.setattr(watch, "post", post)
+    monkeypatch.setattr(notifier, "post", post)
     looks = Watch(home, "x", [lambda _since: [("lost", "1", "one")]])
     assert (looks.look(), looks.look(), texts) == (0, 0, [])
     is_away = False
@@ -89,7 +89,7 @@ def test_a_receiver_that_never_answers_holds_up_nobody(tmp_path, monkeypatch):
         is_posting.set()
         is_over.wait(30)
 
-    monkeypatch.setattr(watch, "post", post)
+    monkeypatch.setattr(notifier, "post", post)
     monkeypatch.setattr(logging, "raiseExceptions", False)
     with watching(home_with_webhook(tmp_path), "x", [lambda _since: [("lost", "1", "one")]]):
         assert is_posting.wait(10)

@@ -7,7 +7,7 @@ import pytest
 
 from shared.experiment.config import Experiment, parse_experiment
 from shared.experiment.recipes import find_experiment, recipe_names
-from shared.experiment.reference import json_schema, settings, to_annotated_toml
+from shared.experiment.settings_reference import json_schema, settings, to_annotated_toml
 
 SETTINGS = list(settings())
 

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from shared.secure_aggregation import masks as masks_module
-from shared.secure_aggregation.masks import Keystream, Mask, add_masks, masked, pairwise_mask
+from shared.secure_aggregation import additive_masks as masks_module
+from shared.secure_aggregation.additive_masks import Keystream, Mask, add_masks, masked, pairwise_mask
 from shared.secure_aggregation.ring import Ring
 
 RINGS = (Ring(64, 36, 4.0), Ring(32, 25, 4.0))

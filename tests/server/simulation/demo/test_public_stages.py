@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.simulation.demo.stages import EVALUATIONS, FIRST_STEPS, LEAST_ALIGNED, SET_UP_SECONDS, plan_stages
+from server.simulation.demo.public_stages import EVALUATIONS, FIRST_STEPS, LEAST_ALIGNED, SET_UP_SECONDS, plan_stages
 from server.simulation.demo_budget import END_SECONDS, FORWARD_SPEEDUP, Budget
 from shared.experiment.config import parse_experiment
 from shared.planning.workload import DP_SLOWDOWN
