@@ -127,7 +127,7 @@ def start(
     ] = 0,
 ) -> None:
     """Run the coordinator until Ctrl-C. Processes that exit are restarted, runs that died are submitted again."""
-    from deploy.alerts.notifier import watching
+    from deploy.alerts.notifier import notifying
     from deploy.coordinator import read_coordinator, start_plan
     from deploy.pages.service import page_service, tell_address
     from deploy.processes.process import handle_signals, only_one
@@ -142,7 +142,7 @@ def start(
             services.append(stack.enter_context(page_service(home, page_port, "server.live.coordinator_page")))
         supervisor = Supervisor(services, health_address=f"127.0.0.1:{settings.health_port}")
         handle_signals(supervisor.request_stop)
-        told = watching(home, "coordinator", [RunAlerts(home), lambda _since: ending_certificates(home)])
+        told = notifying(home, "coordinator", [RunAlerts(home), lambda _since: ending_certificates(home)])
         with supervisor, _metrics(metrics_port, lambda: gauges(home)), told:
             tell(f"ready: sites connect to {settings.address}")
             if page_port:

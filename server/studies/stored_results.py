@@ -22,7 +22,7 @@ Metrics = dict[str, dict[str, dict[str, float]]]
 with `_low` and `_high`, their 95 percent intervals over the draw of the generated images, where measured."""
 
 
-class Point(Section):
+class CurvePoint(Section):
     """One place of an arm's curve."""
 
     images: int
@@ -54,7 +54,7 @@ class ArmResult(Section):
     study: str
     arm: str
     scale: Scale
-    curve: tuple[Point, ...] = Field(min_length=1)
+    curve: tuple[CurvePoint, ...] = Field(min_length=1)
     init: Init | None = None
     sites: int = 0
     experiment: dict[str, dict[str, Any]]
@@ -77,7 +77,7 @@ class ArmResult(Section):
     date: str
 
     @property
-    def last(self) -> Point:
+    def last(self) -> CurvePoint:
         """The end of the training."""
         return self.curve[-1]
 

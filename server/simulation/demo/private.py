@@ -15,7 +15,7 @@ from deploy.processes.demo_commands import CommandError
 from server.runs.history import read_run
 from server.simulation.demo.compared_models import compare, measure_distances
 from server.simulation.demo.plain import REFERENCE_IMAGES, RUN, SEED, SHIPPED_MODEL, Demo
-from server.simulation.demo.public_stages import FIRST_STEPS, Stages, plan_stages
+from server.simulation.demo.public_stages import FIRST_STEPS, PublicStages, plan_stages
 from server.simulation.demo_budget import read_speed
 from shared.data.synthetic import write_folder
 from shared.experiment.config import Experiment
@@ -70,7 +70,7 @@ class PrivateDemo(Demo):
         )
         return parts / "reference"
 
-    def _train_public(self, start: Path) -> Stages:
+    def _train_public(self, start: Path) -> PublicStages:
         """Begin the public training, see how fast this machine is, and go on for as long as the plan allows."""
         self._title("public training: how fast is this machine?")
         self._train_on(start, SHIPPED_MODEL, self._public_data(), FIRST_STEPS)
@@ -88,7 +88,7 @@ class PrivateDemo(Demo):
     def _train_on(self, out: Path, init: Path, data: Path | str, steps: int) -> None:
         self.commands.run(*_training(out, init, data, steps), log=f"train-{out.name}.log")
 
-    def _go_on(self, start: Path, stages: Stages) -> tuple[Path, Path]:
+    def _go_on(self, start: Path, stages: PublicStages) -> tuple[Path, Path]:
         """From the start on, side by side: on aligned images, and on public ones as they are."""
         aligned, alone = self.out / "aligned", self.out / "public-only"
         self._title(

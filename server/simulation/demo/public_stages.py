@@ -19,7 +19,7 @@ EVALUATIONS = 4
 
 
 @dataclass(frozen=True)
-class Stages:
+class PublicStages:
     """Steps of each public stage."""
 
     start: int
@@ -30,7 +30,7 @@ class Stages:
     """The time does not suffice even for the shortest stages."""
 
 
-def plan_stages(budget: Budget, rate: float, public: Experiment, private: Experiment, num_sites: int) -> Stages:
+def plan_stages(budget: Budget, rate: float, public: Experiment, private: Experiment, num_sites: int) -> PublicStages:
     """Divide what is left of the budget.
 
     Args:
@@ -47,7 +47,7 @@ def plan_stages(budget: Budget, rate: float, public: Experiment, private: Experi
     left = (budget.left() - SET_UP_SECONDS - END_SECONDS) * rate - 2 * dp_images - measured
     start = _limited(START_SHARE * left / batch, FIRST_STEPS, public.train.steps)
     each = _limited((1 - START_SHARE) / 2 * left / batch, LEAST_ALIGNED, public.train.steps)
-    return Stages(start, each, each + round(dp_images / batch), left < (FIRST_STEPS + 2 * LEAST_ALIGNED) * batch)
+    return PublicStages(start, each, each + round(dp_images / batch), left < (FIRST_STEPS + 2 * LEAST_ALIGNED) * batch)
 
 
 def _limited(steps: float, least: int, most: int) -> int:

@@ -8,7 +8,7 @@ from server.report.svg_charts import Series, is_same_drawing, line_chart, standa
 from server.studies import stored_results
 from server.studies.page.break_even import equal_operations
 from server.studies.page.derived import curve_to_test, derive
-from server.studies.page.results_text import Block, Results, StudyText, grid_rows, read_reported, render
+from server.studies.page.results_text import Results, ScaleSection, StudyText, grid_rows, read_reported, render
 from server.studies.schema import SCALES, Scale, Study, arms_at, load_study, study_names
 from server.studies.stored_results import ArmResult, read_results, result_file
 from shared.errors import InputError
@@ -77,7 +77,7 @@ def make_pages(folder: Path = stored_results.FOLDER) -> Pages:
 
 def _blocks(
     study: Study, name: str, stored: Results, synthetic: Results, folder: Path, texts: dict[Path, str]
-) -> list[Block]:
+) -> list[ScaleSection]:
     """A study scale by scale, synthetic faces after real ones; its plots go to `texts`."""
     found = []
     for scale in (scale for scale in SCALES if scale in study.scales):
@@ -87,7 +87,9 @@ def _blocks(
     return found
 
 
-def _block(study: Study, name: str, scale: Scale, stored: Results, folder: Path, texts: dict[Path, str]) -> Block:
+def _block(
+    study: Study, name: str, scale: Scale, stored: Results, folder: Path, texts: dict[Path, str]
+) -> ScaleSection:
     """The arms in one folder of results."""
     wanted = arms_at(study, name, scale)
     arms = [(arm, stored[name, scale, arm]) for arm in wanted if (name, scale, arm) in stored]
@@ -101,7 +103,7 @@ def _block(study: Study, name: str, scale: Scale, stored: Results, folder: Path,
         for file in [result_file(folder, name, scale, arm).with_suffix(".png")]
         if result.extractors and file.exists()
     ]
-    return Block(
+    return ScaleSection(
         title=f"{study.title}, scale `{scale}`{', synthetic faces' if is_synthetic else ''}",
         command=f"maskfed-server reproduce {name} --scale {scale}",
         arms=arms,

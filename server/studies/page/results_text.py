@@ -53,7 +53,7 @@ class GridRow:
 
 
 @dataclass(frozen=True)
-class Block:
+class ScaleSection:
     """The arms of a study at one scale, on real or on synthetic faces; files are given as the page links them."""
 
     title: str
@@ -86,7 +86,7 @@ class StudyText:
     question: str
     arms: Mapping[str, Arm]
     discussion: str
-    blocks: Sequence[Block]
+    blocks: Sequence[ScaleSection]
 
 
 def render(studies: Sequence[StudyText], reported: Sequence[ReportedTable], results: Sequence[ArmResult]) -> str:
