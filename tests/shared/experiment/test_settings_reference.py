@@ -12,10 +12,8 @@ from shared.experiment.settings_reference import json_schema, settings, to_annot
 SETTINGS = list(settings())
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda each: each.key)
-def test_every_setting_has_a_meaning_and_a_range(setting):
-    assert len(setting.meaning) > 10
-    assert setting.range
+def test_every_setting_has_a_meaning_and_a_range():
+    assert [each.key for each in SETTINGS if len(each.meaning) <= 10 or not each.range] == []
 
 
 def test_every_setting_is_there_once_with_the_default_of_an_empty_file():
