@@ -50,6 +50,12 @@ class Empirical(nn.Module):
         return ((x_t - signal * x_0) / (1 - alpha_bar).sqrt()).view_as(tokens_BVP)
 
 
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """These models are told apart by a fourth of the noises."""
+    monkeypatch.setattr("shared.audits.membership_attack.DRAWS", 4)
+
+
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     """400 images of 200 persons."""
