@@ -2,7 +2,7 @@
 
 One that cannot run here says so by an exit status of its own (77), and leaves the figure of another machine as it is.
 
-A name with options, as one argument, is a row of its own: `python -m benchmarks "chaos --runs 100"`.
+A name with options, as one argument, is a row of its own: `python -m benchmarks "chaos --kills 100"`.
 """
 
 import datetime

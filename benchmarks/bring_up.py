@@ -9,6 +9,7 @@ import time
 
 from benchmarks.hosts import Host, not_measured, prepared_hosts, reason_against, rounds, set_up
 from benchmarks.local import tiny_experiment
+from benchmarks.measure import without_options
 
 MOST_COMMANDS, MOST_SECONDS = 8, 180.0
 
@@ -37,4 +38,4 @@ def bring_up(server: Host, *sites: Host) -> tuple[int, float, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from benchmarks.measure import verdict
+from benchmarks.measure import verdict, without_options
 from client.privacy.canaries import NO_NOISE, audit_canaries
 from shared.experiment.config import Experiment
 
@@ -55,4 +55,4 @@ def plan(sigma: float, rate: float, steps: int) -> Experiment:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

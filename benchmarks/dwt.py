@@ -12,7 +12,7 @@ import pywt
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.measure import Action, cpu_seconds, medians, paired_ratio, verdict
+from benchmarks.measure import Action, cpu_seconds, medians, paired_ratio, verdict, without_options
 from shared.diffusion.dwt import dwt, haar
 
 SEED = 0
@@ -54,4 +54,4 @@ def _by_pywt(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.measure import verdict
+from benchmarks.measure import verdict, without_options
 from client.privacy.accounting import epsilon
 from client.records.ledger import BudgetError, open_ledger
 from client.records.spending import Charge, Spending
@@ -89,4 +89,4 @@ def pld_epsilon(sigma: float, rate: float, steps: int) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

@@ -9,7 +9,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np
 
-from benchmarks.measure import cpu_seconds, medians, paired_ratio, verdict
+from benchmarks.measure import cpu_seconds, medians, paired_ratio, verdict, without_options
 from shared.evaluation.frechet import frechet
 
 SEED = 0
@@ -45,4 +45,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.attacks import ATTACKS, Attack
 from benchmarks.coordinator import Coordinator
-from benchmarks.measure import not_measured
+from benchmarks.measure import not_measured, without_options
 from deploy.checks.answering import is_healthy
 from deploy.coordinator import read_coordinator
 from deploy.errors import ProvisionError
@@ -106,4 +106,4 @@ def fuzz(coordinator: Coordinator) -> tuple[Counter[int], int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.hosts import Host, federation_on_hosts, not_measured, reason_against, rounds, wait_for
 from benchmarks.local import tiny_experiment
+from benchmarks.measure import without_options
 
 SHORT_SECONDS, LONG_SECONDS = 20, 90
 ROUNDS = 4
@@ -71,4 +72,4 @@ def state_of(record: dict[str, Any], site: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

@@ -6,6 +6,7 @@ tries every file of their folders. Needed: no call is accepted, no task token or
 `--off` the coordinator runs Flower's own programs, and calls and tokens must be got.
 """
 
+import argparse
 import http.client
 import json
 import os
@@ -26,7 +27,7 @@ import psutil
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
 from benchmarks.local import LocalFederation, command, make_experiment, random_checkpoint, tiny_experiment
-from benchmarks.measure import verdict
+from benchmarks.measure import not_measured, verdict
 from benchmarks.members import start
 from deploy.guards.calls import caller_value
 
@@ -55,9 +56,11 @@ class Loot:
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Print what was got, then the verdict."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--off", action="store_true", help="without guards: something must get through")
+    is_guarded = not parser.parse_args(arguments).off
     if os.geteuid():
-        return verdict("local user", "needs root to become another user", reached=False)
-    is_guarded = "--off" not in arguments
+        return not_measured("local user", "it needs root, to become another user")
     with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
         loot = watch_a_round(Path(folder), is_guarded=is_guarded)
     print("\n".join(f"  accepted: {each}" for each in loot.accepted))

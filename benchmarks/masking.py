@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from benchmarks.measure import cpu_seconds, not_measured, paired_ratio, train_flops, verdict
+from benchmarks.measure import cpu_seconds, not_measured, paired_ratio, train_flops, verdict, without_options
 from benchmarks.train_step import make_experiment, make_step
 from shared.training.precision import cpu_flags
 
@@ -34,4 +34,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

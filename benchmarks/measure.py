@@ -1,5 +1,6 @@
 """Timing and arithmetic that the benchmarks share."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ __all__ = [
     "paired_ratio",
     "train_flops",
     "verdict",
+    "without_options",
 ]
 
 UNMEASURED = 77
@@ -51,6 +53,12 @@ def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
 def paired_ratio(times: Mapping[str, list[float]], above: str, below: str) -> float:
     """Median over the rounds of one action's time over another's."""
     return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
+
+
+def without_options(main: Callable[[], int], text: str | None) -> int:
+    """Run a benchmark that has no options: `--help` shows its text, and a word too much is refused, not ignored."""
+    argparse.ArgumentParser(description=text).parse_args()
+    return main()
 
 
 def verdict(name: str, text: str, *, reached: bool) -> int:

@@ -7,6 +7,7 @@ expected reply. With `--off` the coordinator runs Flower's own programs (`unguar
 or a refusal above would say nothing.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -71,8 +72,14 @@ class Outcome:
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Print a line per attack, then the verdict; names of attacks choose some of them."""
-    is_guarded = "--off" not in arguments
-    chosen = {name: attack for name, attack in ATTACKS.items() if name in arguments} or ATTACKS
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("attacks", nargs="*", help=f"default: all of {', '.join(ATTACKS)}")
+    parser.add_argument("--off", action="store_true", help="without guards: every attack must succeed")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.attacks) - set(ATTACKS):
+        parser.error(f"{min(unknown)!r} is no attack: there are {', '.join(ATTACKS)}")
+    is_guarded = not options.off
+    chosen = {name: ATTACKS[name] for name in options.attacks or ATTACKS}
     with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
         outcomes, growths = attack_all(Path(folder), chosen, is_guarded=is_guarded)
     for name, outcome in outcomes.items():

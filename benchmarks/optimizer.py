@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from benchmarks.measure import cpu_seconds, medians, not_measured, verdict
+from benchmarks.measure import cpu_seconds, medians, not_measured, verdict, without_options
 from benchmarks.train_step import make_experiment
 from shared.diffusion.uvit import build_model
 from shared.seeding import Streams
@@ -40,4 +40,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

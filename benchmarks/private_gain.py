@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import RecordDict
 
-from benchmarks.measure import verdict
+from benchmarks.measure import verdict, without_options
 from benchmarks.privacy_attacks.question_site import spent
 from client.answers.statistics.mean_image import answer_mean_image
 from client.data.dataset import open_dataset, scan
@@ -134,4 +134,4 @@ def trained(out: Path, init: Path, data: Path | str, steps: int, seed: int) -> P
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

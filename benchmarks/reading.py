@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.measure import Action, cpu_seconds, paired_ratio, verdict
+from benchmarks.measure import Action, cpu_seconds, paired_ratio, verdict, without_options
 from shared.data.image_cache import build_cache
 from shared.data.image_set import ImageCache
 from shared.data.synthetic import generate
@@ -78,4 +78,4 @@ def decode_batch(source: Path, cache: ImageCache, rows: np.ndarray) -> Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

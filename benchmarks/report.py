@@ -7,11 +7,10 @@ private, every hundredth round has a distance.
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import verdict
+from benchmarks.measure import verdict, without_options
 from server.runs.run_directory import RunDir, create
 from shared.experiment.config import parse_experiment
 from shared.storage.runlog import RunLog
@@ -32,7 +31,7 @@ print(time.process_time(), peak.split()[1])
 """The command, and what it took; the kernel's account of a child would begin with the memory of its parent."""
 
 
-def main(arguments: Sequence[str] = ()) -> int:
+def main() -> int:
     """Write the record, then the page of it."""
     with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
         run = create(Path(folder) / "runs" / "long", parse_experiment(f"[federation]\nrounds = {ROUNDS}\n"))
@@ -79,4 +78,4 @@ def measured(run: Path) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(without_options(main, __doc__))

@@ -6,6 +6,7 @@ difference: the error is the mean absolute difference in grey levels, image by i
 DPM-Solver++ is the measure of what its second order is worth: a solver without it would be as far.
 """
 
+import argparse
 import statistics
 import sys
 from collections.abc import Sequence
@@ -33,7 +34,10 @@ SAMPLERS = {
 
 def main(arguments: Sequence[str] = ()) -> int:
     """Print evaluations and errors; 0 when the fast solver is near enough."""
-    checkpoints = [Path(arguments[0])] if arguments else sorted(path.parent for path in MODELS.glob("*/meta.json"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", nargs="?", type=Path, help="default: the shipped model")
+    given = parser.parse_args(arguments).checkpoint
+    checkpoints = [given] if given else sorted(path.parent for path in MODELS.glob("*/meta.json"))
     if not checkpoints:
         return not_measured("sampling", f"no checkpoint under {MODELS.name}/, give one as argument")
     nfe, images = {}, {}

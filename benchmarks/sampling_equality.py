@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.measure import verdict
+from benchmarks.measure import verdict, without_options
 from shared.diffusion.uvit import build_model
 from shared.evaluation.generate import sample_x_0
 from shared.experiment.config import parse_experiment
@@ -58,4 +58,4 @@ def by_ranks(folder: Path, ranks: int) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 import psutil
 
 from benchmarks.local import LocalFederation, make_experiment, random_checkpoint, tiny_experiment
+from benchmarks.measure import without_options
 from server.federation.fleet.code_bundle import build_bundle
 
 ROOT = Path(__file__).parent.parent
@@ -142,4 +143,4 @@ def hits(data: bytes, needles: dict[str, list[bytes]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

@@ -13,6 +13,7 @@ import psutil
 
 from benchmarks.hosts import Host, federation_on_hosts, not_measured, reason_against, rounds, wait_for
 from benchmarks.local import program_of, tiny_experiment
+from benchmarks.measure import without_options
 
 MOST_SECONDS = 240.0
 ROUNDS = 4
@@ -70,4 +71,4 @@ def kill_serverapp(server: Host) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import torch
 
-from benchmarks.measure import verdict
+from benchmarks.measure import verdict, without_options
 from shared.evaluation.feature_statistics import FeatureSpace, statistics_of
 from shared.evaluation.frechet import frechet_distance
 
@@ -41,4 +41,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from benchmarks.measure import Action, cpu_seconds, medians, not_measured, train_flops, verdict
+from benchmarks.measure import Action, cpu_seconds, medians, not_measured, train_flops, verdict, without_options
 from shared.diffusion.uvit import UViT, build_model
 from shared.experiment.config import Experiment
 from shared.seeding import Streams
@@ -96,4 +96,4 @@ def measure_shares(batches: dict[float, int], *, compiled: bool = False) -> dict
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(without_options(main, __doc__))

@@ -1,7 +1,9 @@
 """Keys and signatures for tests: a federation's CA and request key, sites whose keys follow from their aliases."""
 
+import atexit
 import functools
 import hashlib
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +51,7 @@ def renew_request_key(home: Path) -> None:
 def federation() -> Path:
     """One coordinator's folder for all tests that need just any."""
     home = Path(tempfile.mkdtemp(prefix="maskfed-test-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
     make_federation(home)
     return home
 

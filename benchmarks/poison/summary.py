@@ -11,9 +11,11 @@ COST, GAIN = 0.02, 0.1
 """Goals: what one bad site may cost of the held-out loss, and gain of what it gains without defences."""
 HALVED, BACKDOOR_RATE, DAMAGE = 0.5, 0.5, 0.1
 """An adversary's rate without defences: the target's loss halved, half of the triggered faces, a tenth more loss."""
-FIGURE = {"backdoor": "backdoor", "implant": "implant", "colluding": "implant"}
+FIGURE = {"backdoor": "backdoor", "implant": "implant", "colluding": "implant", "careful": "implant"}
 """What an attack is after; the others want damage."""
-DEFENDED = "clipped-checked"
+BARE = {"careful": "implant"}
+"""Attacks that hide gain without defences what this one gains."""
+BOUNDED, DEFENDED = "clipped-checked", "crowd-checked"
 Outcomes = Mapping[str, Mapping[str, Any]]
 
 
@@ -22,46 +24,101 @@ def summarise(outcomes: Outcomes, attacks: Mapping[str, Attack], seeds: Sequence
     rows = [_row(outcomes, attack, seeds) for attack in attacks.values() if attack.adversary]
     for row in rows:
         print(" ".join(f"{key} {value}" for key, value in row.items()))
-    honest = [outcomes[f"{rule}.none.{seed}"] for rule in ("clipped-checked", "mean-checked") for seed in seeds]
-    mistakes, looked = sum(len(each["rolled_back"]) for each in honest), sum(each["rounds"] for each in honest)
+    honest = [outcomes[f"{DEFENDED}.none.{seed}"] for seed in seeds]
+    undone, looked = sum(len(each["rolled_back"]) for each in honest), sum(each["rounds"] for each in honest)
+    wrong = sum(
+        len(_wrong(outcomes[f"{DEFENDED}.{name}.{seed}"], each))
+        for name, each in attacks.items()
+        for seed in seeds
+        if not each.is_foreign
+    )
     rise = max(max(each["rises"]) for each in honest)
+    largest = max(figures["largest"] - figures["median"] for each in honest for figures in each["persistence"])
     weak = [row["attack"] for row in rows if row["rate"] == "weak"]
     open_ = [row["attack"] for row in rows if row["defended"] == "open"]
     text = (
         f"{len(rows) - len(open_)} of {len(rows)} attacks held or named by the defaults"
-        f"{' (open: ' + ', '.join(open_) + ')' if open_ else ''}; {mistakes} of {looked} honest rounds undone "
-        f"(needs 0), largest honest rise {rise:.1%}; "
+        f"{' (open: ' + ', '.join(open_) + ')' if open_ else ''}; {undone} of {looked} honest rounds undone "
+        f"(needs 0), largest honest rise {rise:.1%}; {wrong} honest sites named (needs 0), largest honest persistence "
+        f"{largest:.3f} above the median; "
         + "; ".join(f"{row['attack']} {row['text']}" for row in rows)
+        + _foreign(outcomes, attacks, seeds)
         + (f"; below its rate without defences: {', '.join(weak)}" if weak else "")
     )
-    return text, not open_ and not weak and not mistakes
+    return text, not (open_ or weak or undone or wrong)
+
+
+def _wrong(outcome: Mapping[str, Any], attack: Attack) -> set[str]:
+    """Honest sites that were doubted."""
+    return {site for _, site in outcome["named"]} - _names(attack)
+
+
+def _foreign(outcomes: Outcomes, attacks: Mapping[str, Attack], seeds: Sequence[int]) -> str:
+    """What becomes of an honest site whose photographs are of another kind."""
+    found = [
+        outcomes[f"{DEFENDED}.{name}.{seed}"] for name, each in attacks.items() if each.is_foreign for seed in seeds
+    ]
+    if not found:
+        return ""
+    doubted = [each["least_shares"] for each in found if each["least_shares"]]
+    least = min((share for shares in doubted for share in shares.values()), default=1.0)
+    times = f"doubted in {len(doubted)} of {len(found)} runs"
+    return f"; an honest site with another data set {times}, counts {least:.0%} at least"
+
+
+def _names(attack: Attack) -> set[str]:
+    return {f"site-{number}" for number in attack.sites}
 
 
 def _row(outcomes: Outcomes, attack: Attack, seeds: Sequence[int]) -> dict[str, Any]:
-    figure, names = FIGURE.get(attack.name, "held_out"), {f"site-{number}" for number in attack.sites}
+    figure, bare_name = FIGURE.get(attack.name, "held_out"), BARE.get(attack.name, attack.name)
 
     def average(rule: str, what: str, key: str) -> float:
         return mean(outcomes[f"{rule}.{what}.{seed}"]["after"][key] for seed in seeds)
 
     honest, held_out = average("mean", "none", figure), average("mean", "none", "held_out")
-    bare, clipped, defended = (average(rule, attack.name, figure) for rule in ("mean", "clipped", DEFENDED))
-    costs = {rule: average(rule, attack.name, "held_out") / held_out - 1 for rule in ("mean", "clipped", DEFENDED)}
+    bare = average("mean", bare_name, figure)
+    bounded, defended = (average(rule, attack.name, figure) for rule in (BOUNDED, DEFENDED))
+    costs = {name: average(rule, what, "held_out") / held_out - 1
+             for name, rule, what in (("bare", "mean", bare_name), ("bounded", BOUNDED, attack.name),
+                                      ("defended", DEFENDED, attack.name))}  # fmt: skip
     own = [outcomes[f"{DEFENDED}.{attack.name}.{seed}"] for seed in seeds]
-    is_named = all(each["suspects"] and set(each["suspects"][0]) == names for each in own)
-    noticed = [each["rolled_back"][0] for each in own if each["rolled_back"]]
+    named = [_named_in(each, attack) for each in own]
     gain = abs(bare - honest)
-    is_held = costs[DEFENDED] <= COST and (figure == "held_out" or abs(defended - honest) <= GAIN * gain)
-    found = [outcomes[f"mean-checked.{attack.name}.{seed}"] for seed in seeds]
-    seen = [each["rolled_back"][0] for each in found if each["rolled_back"]]
-    right = sum(bool(each["suspects"]) and set(each["suspects"][0]) == names for each in found)
+    is_held = costs["defended"] <= COST and (figure == "held_out" or abs(defended - honest) <= GAIN * gain)
     text = (
-        f"{_short(figure)} {honest:.3f} honest, {bare:.3f} bare, {clipped:.3f} clipped, {defended:.3f} with roll-back; "
-        f"held-out cost {costs['mean']:+.1%}, {costs['clipped']:+.1%}, {costs[DEFENDED]:+.1%}; noticed in "
-        f"{len(noticed)} of {len(seeds)} runs{f' from round {min(noticed)}' if noticed else ''}, without the bound in "
-        f"{len(seen)}{f' from round {min(seen)}, named rightly in {right}' if seen else ''}"
+        f"{_short(figure)} {honest:.3f} honest, {bare:.3f} bare, {bounded:.3f} bounded, {defended:.3f} by default; "
+        f"held-out cost {costs['bare']:+.1%}, {costs['bounded']:+.1%}, {costs['defended']:+.1%}; "
+        + _found(named)
+        + _checked_alone(outcomes, attack, seeds)
     )
-    rate = _rate(figure, honest, bare, costs["mean"]) if attack.name not in ("lazy", "stale") else "no attack"
-    return {"attack": attack.name, "rate": rate, "defended": "held" if is_held or is_named else "open", "text": text}
+    rate = _rate(figure, honest, bare, costs["bare"]) if attack.name not in ("lazy", "stale") else "no attack"
+    return {"attack": attack.name, "rate": rate, "defended": "held" if is_held or all(named) else "open", "text": text}
+
+
+def _named_in(outcome: Mapping[str, Any], attack: Attack) -> int:
+    """The round in which all of an attack's sites were known, by either defence, and nobody else; 0: they were not."""
+    names = _names(attack)
+    found = {site: number for number, site in outcome["named"]}
+    for number, suspects in zip(outcome["rolled_back"], outcome["suspects"], strict=True):
+        found |= {site: min(number, found.get(site, number)) for site in suspects}
+    return max(found.values()) if found.keys() == names else 0
+
+
+def _found(named: Sequence[int]) -> str:
+    rounds = [number for number in named if number]
+    return f"named in {len(rounds)} of {len(named)} runs" + (
+        f", after round {max(rounds)} at the latest" if rounds else ""
+    )
+
+
+def _checked_alone(outcomes: Outcomes, attack: Attack, seeds: Sequence[int]) -> str:
+    """What the held-out check makes of it without any bound, where that was tried."""
+    found = [outcomes[key] for seed in seeds if (key := f"mean-checked.{attack.name}.{seed}") in outcomes]
+    if not found:
+        return ""
+    right = sum(bool(each["suspects"]) and set(each["suspects"][0]) == _names(attack) for each in found)
+    return f", by the check alone in {right} of {len(found)}"
 
 
 def _rate(figure: str, honest: float, bare: float, cost: float) -> str:

@@ -1,5 +1,6 @@
 """`maskfed-server`: the commands that run studies and write reports. They import heavy packages when they run."""
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +32,10 @@ def reproduce(
     weights_sha256: Annotated[
         str, typer.Option(help="Digest of --weights, where it is not the published file; results are named by it.")
     ] = "",
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(min=0, help="Seed of the training; may be repeated: the page shows the spread. Default: 0."),
+    ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for all runs. After an interruption the same command continues there.")
     ] = Path("runs/reproduce"),
@@ -46,9 +51,9 @@ def reproduce(
     from server.training.progress_bars import decoding_bar
 
     loaded = load_study(study)
-    names = arm or arms_at(loaded, study, scale)
-    typer.echo(estimate(loaded, Path(study).stem, names, scale, out))
-    for name in names:
+    names, seeds = arm or arms_at(loaded, study, scale), tuple(dict.fromkeys(seed or [0]))
+    typer.echo(estimate(loaded, Path(study).stem, names, scale, out, seeds))
+    for each, name in itertools.product(seeds, names):
         with decoding_bar("images") as on_progress:
             settings = ArmSettings(
                 public=public,
@@ -58,6 +63,7 @@ def reproduce(
                 weights_sha256=weights_sha256,
                 root=out,
                 results=results or FOLDER,
+                seed=each,
                 device=device,
                 say=typer.echo,
                 on_progress=on_progress,

@@ -1,4 +1,4 @@
-"""What a coordinator's runs give reason to tell somebody: sites that refuse or are lost, caps, runs given up."""
+"""What a coordinator's runs give reason to tell: sites that refuse, are lost or doubted, caps, runs given up."""
 
 import datetime as dt
 from collections.abc import Iterator
@@ -51,6 +51,8 @@ def _told(run: str, event: dict[str, Any]) -> Iterator[Told]:
     for state, text in LOST.items():
         for site in _names(event[state]):
             yield "lost", f"{state} {run} {site}", f"site {site} {text} in run {run}"
+    for site in map(str, event.get("named", [])):
+        yield "named", f"named {run} {site}", f"run {run} doubts site {site}, which counts less: `report` says why"
     for entry in event["answered"]:
         cap, spent = entry.get("epsilon_cap"), dp_epsilon(entry)
         if isinstance(cap, int | float) and spent is not None and spent >= CAP_SHARE * cap > 0:

@@ -16,6 +16,7 @@ def round_facts(event: dict[str, Any], evaluation: dict[str, Any] | None) -> dic
         **{state: [entry["site"] for entry in event[state]] for state in OUTCOMES},
         "loss": sum(losses) / len(losses) if losses else None,
         **{key: event[key] for key in ("update_norm", "weights_changed", "bytes_sent", "bytes_received")},
+        "doubted": sorted(event.get("doubted", {})),
         **{"undone": event.get("rolled_back"), "reason": event.get("reason", "")},
         "seconds": event["seconds"]["total"] if "total" in event["seconds"] else sum(event["seconds"].values()),
         **_epsilon(event),
@@ -26,7 +27,8 @@ def round_facts(event: dict[str, Any], evaluation: dict[str, Any] | None) -> dic
 def sites_text(line: dict[str, Any]) -> str:
     """How many sites by outcome."""
     parts = [f"{len(line[state])} {state}" for state in OUTCOMES if line[state]]
-    return ", ".join([*parts, *([f"{line['forged']} forged"] if line["forged"] else [])])
+    more = (("forged", line["forged"]), ("doubted", len(line["doubted"])))
+    return ", ".join([*parts, *(f"{count} {what}" for what, count in more if count)])
 
 
 def _epsilon(event: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared.storage.round_records import dp_epsilon
+from shared.storage.round_records import dp_epsilon, named_text
 from shared.storage.runlog import OUTCOMES, RunLogReader, damage_text
 
 CHUNK_BYTES = 4 * 2**20
@@ -142,6 +142,8 @@ class RunFigures:
             del self.matrix[old]
         if "forged" in event:
             self.problems.append(f"round {number}: forged messages were dropped")
+        for named in event.get("named", []):
+            self.problems.append(f"round {number}: {named_text(named, event)}")
         if not event["weights_changed"]:
             self.problems.append(f"round {number}: weights unchanged, {event.get('reason', '')}")
 

@@ -9,7 +9,7 @@ from server.report.formatting import reference_label
 from server.report.pictures import ends, strip
 from server.report.run_charts import Chart, distance_chart, epsilon_chart, training_charts
 from server.runs.history import Evaluation, RunData
-from shared.storage.round_records import dp_epsilon
+from shared.storage.round_records import dp_epsilon, named_text
 from shared.storage.runlog import OUTCOMES
 
 SYMBOLS = {"answered": "✓", "refused": "–", "failed": "!", "late": "…", "lost": "×", "rejected": "≠"}
@@ -130,6 +130,8 @@ def _federation(page: Page) -> None:
                 spent[site] = {"site": site, "round": event["round"], **entry, "share": _share(entry)}
         if "forged" in event:
             page.problems.append(f"Round {event['round']}: {event['forged']['count']} forged messages dropped")
+        for site in event.get("named", []):
+            page.problems.append(f"Round {event['round']}: {named_text(site, event)}")
         if not event.get("weights_changed", True):
             page.problems.append(f"Round {event['round']}: weights unchanged, {event.get('reason', '')}")
         page.traffic.append(_costs(event))

@@ -40,6 +40,8 @@ class Stage(Section):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
+        if "train.seed" in self.settings:
+            raise ValueError("settings: train.seed is what `reproduce --seed` gives: leave it out")
         if list(self.at) != sorted(set(self.at)):
             raise ValueError(f"at {list(self.at)} is not rising: sort it, each number once")
         if self.images and self.at and self.at[-1] > self.images:

@@ -1,4 +1,7 @@
-"""Stored results of a study's arms, `server/results/<study>-<scale>-<arm>.json`: numbers and where they come from."""
+"""Stored results of a study's arms, `server/results/<study>-<scale>-<arm>.json`: numbers and where they come from.
+
+Of another seed than 0 `<study>-<scale>-<arm>-seed-<n>.json`.
+"""
 
 import json
 from pathlib import Path
@@ -77,6 +80,11 @@ class ArmResult(Section):
     date: str
 
     @property
+    def seed(self) -> int:
+        """Of the training: start, order of images, time steps, noise."""
+        return int(self.experiment.get("train", {}).get("seed", 0))
+
+    @property
     def last(self) -> CurvePoint:
         """The end of the training."""
         return self.curve[-1]
@@ -97,9 +105,14 @@ class ArmResult(Section):
         return self.last.flops + (self.init.flops if self.init else 0.0)
 
 
-def result_file(folder: Path, study: str, scale: str, arm: str) -> Path:
+def result_file(folder: Path, study: str, scale: str, arm: str, seed: int = 0) -> Path:
     """Where a stored result lies."""
-    return folder / f"{study}-{scale}-{arm}.json"
+    return folder / f"{study}-{scale}-{seeded(arm, seed)}.json"
+
+
+def seeded(arm: str, seed: int) -> str:
+    """An arm with its seed, as files and folders are named."""
+    return f"{arm}-seed-{seed}" if seed else arm
 
 
 def write_result(result: ArmResult, path: Path) -> None:
@@ -131,18 +144,17 @@ def read_result(path: Path) -> ArmResult:
         raise InputError(f"result {path.name}: {explain(error)}") from error
 
 
-def read_results(folder: Path) -> dict[tuple[str, str, str], ArmResult]:
-    """All stored results by study, scale and arm.
+def read_results(folder: Path) -> dict[tuple[str, str, str], list[ArmResult]]:
+    """All stored results by study, scale and arm; in a list those of all seeds, the smallest first.
 
     Raises:
         InputError: one is damaged, of another schema, or does not have the name of what it holds.
     """
-    found: dict[tuple[str, str, str], ArmResult] = {}
+    found: dict[tuple[str, str, str], list[ArmResult]] = {}
     for path in sorted(folder.glob("*.json")):
         result = read_result(path)
-        if result_file(folder, result.study, result.scale, result.arm) != path:
-            raise InputError(
-                f"result {path.name} holds {result.study}, {result.scale}, {result.arm}: give it that name"
-            )
-        found[result.study, result.scale, result.arm] = result
-    return found
+        right = result_file(folder, result.study, result.scale, result.arm, result.seed)
+        if right != path:
+            raise InputError(f"result {path.name} holds what belongs into {right.name}: give it that name")
+        found.setdefault((result.study, result.scale, result.arm), []).append(result)
+    return {key: sorted(results, key=lambda each: each.seed) for key, results in found.items()}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from shared.errors import InputError
 from shared.evaluation.feature_statistics import Float64, Statistics, check_same_space, statistics_of
+from shared.student import STUDENT_95
 
 
 def _factor(covariance_DD: Float64, is_full_rank: bool) -> Float64:
@@ -117,9 +118,6 @@ def bootstrap_interval(
 
 
 JACKKNIFE_GROUPS = 20
-_STUDENT_95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-               2.120, 2.110, 2.101, 2.093)  # fmt: skip
-"""97.5 percent points of Student's t for 1 to 19 degrees of freedom."""
 
 
 def jackknife_interval(
@@ -145,7 +143,7 @@ def jackknife_interval(
         whole = whole + group
     drawn = np.array([distance(_without(whole, group)) for group in groups])
     deviation = np.sqrt(np.square(drawn - drawn.mean()).sum() * (len(groups) - 1) / len(groups))
-    estimate, half = distance(whole), _STUDENT_95[len(groups) - 2] * float(deviation)
+    estimate, half = distance(whole), STUDENT_95[len(groups) - 2] * float(deviation)
     return estimate - half, estimate + half
 
 

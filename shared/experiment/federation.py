@@ -73,6 +73,15 @@ class FederationConfig(Section):
     keep_replies: bool = True
     """Whether a round's updates lie on the coordinator's disk until its held-out check, to name the site behind a jump.
     """
+    max_norm_ratio: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """An update may be so many times as long as the median of the sites' a round before; what is longer is shortened.
+    0: not looked at; `auto`: 1.25, and 0 where nobody may look, with `secure` and with client-level DP."""
+    max_persistence: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = "auto"
+    """How far above the median of all sites the persistence of one may be; a site beyond it is named and left out.
+
+    Persistence is the mean cosine, between rounds, of what sets a site's updates apart from the others'. 0: not looked
+    at; `auto`: 0.1, and 0 where nobody may look, with `secure` and with client-level DP.
+    """
     proximal_mu: float = Field(0.0, ge=0)
     """FedProx: mu / 2 times the squared distance to the round's start is added to the local loss."""
     server_optimizer: Literal["fedavg", "fedavgm", "fedadam"] = "fedavg"
@@ -126,6 +135,13 @@ class FederationConfig(Section):
             raise ValueError(f"quorum {self.quorum} is below min_replies {self.min_replies}: raise it")
         return self
 
+    def _looks(self, why: str) -> list[tuple[bool, str, object, str]]:
+        """What compares single updates with one another, where that must not be."""
+        return [
+            (value not in ("auto", 0), key, value, f"{why}: leave it out")
+            for key, value in (("max_norm_ratio", self.max_norm_ratio), ("max_persistence", self.max_persistence))
+        ]
+
     @model_validator(mode="after")
     def _secure(self) -> Self:
         """What takes more than a sum, and what would make one update of it."""
@@ -145,6 +161,7 @@ class FederationConfig(Section):
                 self.weighting,
                 "nobody can check what one site claims to weigh: use equal",
             ),
+            *self._looks("nobody sees one update"),
             (self.min_replies < MIN_SECURE, "min_replies", self.min_replies, f"give at least {MIN_SECURE}: {OF_TWO}"),
             (per_round, "sites_per_round", per_round, "all sites of the roster have to be asked: leave it out"),
             (
@@ -170,6 +187,7 @@ class FederationConfig(Section):
                 self.max_update_norm,
                 "noise needs a bound: give one above 0",
             ),
+            *self._looks("what one site's update leads to would be told without noise"),
             (self.update_norm_action != "clip", "update_norm_action", self.update_norm_action, "use clip"),
             (self.weighting != "equal", "weighting", self.weighting, "one site must not weigh more: use equal"),
             (not self.sites_per_round, "sites_per_round", 0, "the denominator must be a public number: give it"),

@@ -1,5 +1,6 @@
 """The rounds of a run: from its log, and where that is damaged, from the checkpoints."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,17 @@ def dp_epsilon(entry: Mapping[str, Any]) -> float | None:
     """Epsilon of a site's releases with DP, from its record in a round; None where it released none."""
     value = entry.get("dp_epsilon", entry.get("epsilon"))
     return float(value) if isinstance(value, int | float) else None
+
+
+def named_text(site: str, event: Mapping[str, Any]) -> str:
+    """Why a round named a site, which counts less from then on."""
+    doubt = event.get("doubted", {}).get(site, {})
+    persistence, share = (doubt.get(name, math.nan) for name in ("persistence", "share"))
+    middle = event.get("persistence", {}).get("median", math.nan)
+    return (
+        f"{site} is doubted: what sets its updates apart from the others' is the same in every round (persistence "
+        f"{persistence:.2f}, median of all sites {middle:.2f}), so they count {share:.0%} from here on"
+    )
 
 
 def _record(folder: Path) -> dict[str, Any]:

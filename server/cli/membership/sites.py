@@ -193,6 +193,31 @@ def sites_remove(
     typer.echo(json.dumps({"alias": alias, "removed": True}) if as_json else f"site {alias} removed: {when}")
 
 
+@sites.command("trust")
+def sites_trust(
+    alias: Annotated[str, typer.Argument(help="Name of a site that a run doubts, as `status RUN --json` shows it.")],
+    run: Annotated[str, typer.Option(help="The run.")],
+    home: Home = DEFAULT_HOME,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Count a site in full that a run doubts, from now on; this run does not doubt it again."""
+    from deploy.coordinator import read_settings
+    from server.federation.acceptance.trust import doubted_by, trust
+    from server.federation.finetune import check_name
+    from server.federation.fleet.admission import recorded
+
+    read_settings(home)
+    check_name(run)
+    folder = home / "runs" / run
+    with recorded(home, f"trusted in {run}") as aliases:
+        if alias not in (known := doubted_by(folder)):
+            raise InputError(f"run {run} does not doubt {alias!r}: it doubts {', '.join(known) or 'nobody'}")
+        trust(folder, alias)
+        aliases.append(alias)
+    text = f"site {alias} counts in full in {run}"
+    typer.echo(json.dumps({"alias": alias, "run": run, "trusted": True}) if as_json else text)
+
+
 def _line(request: str) -> str:
     """An enrolment line, given itself or as a file."""
     is_file = len(request) < 256 and Path(request).is_file()

@@ -13,7 +13,9 @@ from typing import Any
 
 from server.federation.acceptance.bound import MAX_ROLL_BACKS, Rise, worst_rise
 from server.federation.acceptance.check import HeldOutCheck, Question
+from server.federation.acceptance.crowd import Crowd
 from server.federation.acceptance.kept_replies import KeptReplies
+from server.federation.acceptance.trust import trusted
 from server.federation.updates.global_model import GlobalModel, load_global, round_folder, save_candidate
 from shared.experiment.config import Experiment
 
@@ -25,6 +27,8 @@ class Acceptance:
 
     def __init__(self, run_folder: Path, experiment: Experiment) -> None:
         self.experiment, self.checkpoints = experiment, run_folder / "checkpoints"
+        self.crowd = Crowd(run_folder, experiment)
+        self._doubted: dict[str, dict[str, float]] = {}
         self.check = HeldOutCheck(run_folder)
         self.num_rolled_back = 0
         self._losses: dict[str, float] = {}
@@ -50,6 +54,8 @@ class Acceptance:
             CheckError: the check cannot run.
         """
         shutil.rmtree(self.check.folder, ignore_errors=True)
+        self.crowd.begin(model.server_round)
+        self._doubted = dict(model.record.get("doubted", {}))
         self.num_rolled_back = int(model.record.get("roll_backs", 0))
         if self.is_on:
             place = round_folder(self.checkpoints, model.server_round)
@@ -79,7 +85,24 @@ class Acceptance:
                 self.replies.clear()
         if self.num_rolled_back:
             said["roll_backs"] = self.num_rolled_back
+        said |= self._compare(model.server_round, is_kept=(changes | said)["weights_changed"])
         return said | ({"held_out": self._losses} if self.is_on else {})
+
+    def _compare(self, server_round: int, *, is_kept: bool) -> dict[str, Any]:
+        """What the sites' updates say of each other; an undone round says nothing."""
+        if not is_kept:
+            self.crowd.forget()
+        comparison = self.crowd.take_in(server_round)
+        known = trusted(self.crowd.run_folder)
+        before = self._doubted
+        self._doubted = {
+            site: {**before.get(site, {"round": server_round}), "share": share,
+                   **({"persistence": value} if (value := comparison.persistence.get(site)) is not None else {})}
+            for site, share in sorted(self.crowd.shares.items()) if site not in known
+        }  # fmt: skip
+        named = sorted(self._doubted.keys() - before.keys())
+        parts = {"persistence": comparison.persistence and comparison.as_json(), "named": named}
+        return {name: part for name, part in {**parts, "doubted": self._doubted}.items() if part}
 
     def _judge(self, model: GlobalModel, attend: Callable[[], None]) -> dict[str, Any]:
         before = round_folder(self.checkpoints, model.server_round - 1)

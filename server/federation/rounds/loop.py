@@ -210,7 +210,7 @@ class Rounds:
             question = Question(self.exchange, model, self.experiment, self.run, deadline, self._secure.roster)
             known = self._closings.known(question.digest)
             sites = sites if known is None else [record for record in sites if record.site in known]
-            tally = Tally(question.header, question.digest, sites, self._acceptance.replies)
+            tally = Tally(question.header, question.digest, sites, self._acceptance.replies, self._acceptance.crowd)
         if not self._secure.take_up(tally):
             self.tally = tally
             self._progress(question.header.server_round, "sending", tally)

@@ -7,6 +7,7 @@ from typing import Any
 from flwr.app import Message
 from numpy.typing import NDArray
 
+from server.federation.acceptance.crowd import Crowd
 from server.federation.acceptance.kept_replies import KeptReplies, Reply
 from server.federation.messaging.exchange import Arrival
 from server.federation.rounds.site_record import MAX_QUESTIONS, Answers, SiteRecord, State
@@ -27,8 +28,9 @@ class Tally:
         request_digest: str,
         sites: list[SiteRecord],
         kept: KeptReplies | None = None,
+        crowd: Crowd | None = None,
     ) -> None:
-        self.header, self.request_digest, self._kept = header, request_digest, kept
+        self.header, self.request_digest, self._kept, self._crowd = header, request_digest, kept, crowd
         self.sites = {record.site: record for record in sites}
         self.sum = FixedPointSum(header.manifest.num_elements)
         self.masked = None if header.roster is None else MaskedSum.of(header, header.roster)
@@ -194,12 +196,16 @@ class Tally:
         config = self.header.experiment.federation
         norm = check_update(update, config.wire_dtype, self.header.manifest)
         factor = clip_factor(norm, self._bound, config)
-        weight = site_weight(header.num_examples, config)
-        self.sum.fold(update, config.wire_dtype, weight, factor)
+        weight, share = site_weight(header.num_examples, config), 1.0
+        if self._crowd is not None:
+            factor, share = min(factor, self._crowd.factor(norm, self.header.server_round)), self._crowd.share(site)
+        self.sum.fold(update, config.wire_dtype, weight, factor * share)
+        if self._crowd is not None:
+            self._crowd.add(site, update, norm, factor)
         if self._kept is not None:
-            self._kept.keep(Reply(site, weight, factor), update)
+            self._kept.keep(Reply(site, weight, factor * share), update)
         answer: dict[str, Any] = {"weight": weight}
         if not config.central_noise_multiplier:
             # Under client-level DP the norm of one site's update would be a release without noise.
             answer |= {"norm": norm, "clipped_by": factor} if factor < 1 else {"norm": norm}
-        return answer
+        return answer | ({"share": share} if share < 1 else {})

@@ -8,7 +8,8 @@ from server.report.svg_charts import Series, is_same_drawing, line_chart, standa
 from server.studies import stored_results
 from server.studies.page.break_even import equal_operations
 from server.studies.page.derived import curve_to_test, derive
-from server.studies.page.results_text import Results, ScaleSection, StudyText, grid_rows, read_reported, render
+from server.studies.page.results_text import ScaleSection, StudyText, grid_rows, read_reported, render
+from server.studies.page.seed_spread import AllSeeds, spread_of
 from server.studies.schema import SCALES, Scale, Study, arms_at, load_study, study_names
 from server.studies.stored_results import ArmResult, read_results, result_file
 from shared.errors import InputError
@@ -71,12 +72,13 @@ def make_pages(folder: Path = stored_results.FOLDER) -> Pages:
         blocks = _blocks(study, name, stored, synthetic, folder, texts)
         shown.append(StudyText(study.title, study.question.strip(), study.arms, study.discussion.strip(), blocks))
     reported = read_reported(folder / REPORTED_FILE)
-    texts[folder.parent / PAGE_NAME] = render(shown, reported, [*stored.values(), *synthetic.values()])
+    everything = [result for found in (stored, synthetic) for results in found.values() for result in results]
+    texts[folder.parent / PAGE_NAME] = render(shown, reported, everything)
     return Pages(texts, folder)
 
 
 def _blocks(
-    study: Study, name: str, stored: Results, synthetic: Results, folder: Path, texts: dict[Path, str]
+    study: Study, name: str, stored: AllSeeds, synthetic: AllSeeds, folder: Path, texts: dict[Path, str]
 ) -> list[ScaleSection]:
     """A study scale by scale, synthetic faces after real ones; its plots go to `texts`."""
     found = []
@@ -88,9 +90,10 @@ def _blocks(
 
 
 def _block(
-    study: Study, name: str, scale: Scale, stored: Results, folder: Path, texts: dict[Path, str]
+    study: Study, name: str, scale: Scale, seeds: AllSeeds, folder: Path, texts: dict[Path, str]
 ) -> ScaleSection:
-    """The arms in one folder of results."""
+    """The arms in one folder of results: those of the smallest seed one by one, of several their spread."""
+    stored = {key: results[0] for key, results in seeds.items()}
     wanted = arms_at(study, name, scale)
     arms = [(arm, stored[name, scale, arm]) for arm in wanted if (name, scale, arm) in stored]
     is_synthetic = folder.name == stored_results.SYNTHETIC
@@ -113,6 +116,7 @@ def _block(
         grids=[(grid, grid_rows(name, scale, grid, stored)) for grid in study.grids],
         derived=derive(study, name, stored, scale),
         compared=equal_operations(study, name, scale, stored),
+        spread=spread_of(study, name, scale, seeds),
     )
 
 

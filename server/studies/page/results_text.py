@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from server.report.formatting import format_number, format_seconds
 from server.studies.page.break_even import Comparison, count
 from server.studies.page.derived import Derived, chosen_point, distance_to_test
+from server.studies.page.seed_spread import SeedSpread
 from server.studies.schema import Arm, ArmGrid, Scale
 from server.studies.stored_results import ArmResult
 from shared.errors import InputError
@@ -66,6 +67,7 @@ class ScaleSection:
     grids: Sequence[tuple[ArmGrid, list[GridRow]]] = ()
     derived: Sequence[Derived] = ()
     compared: Sequence[Comparison] = ()
+    spread: SeedSpread = field(default_factory=SeedSpread)
 
     @property
     def measured(self) -> Arms:

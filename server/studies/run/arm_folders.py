@@ -8,7 +8,7 @@ from typing import Any
 from server.runs.run_directory import RunDir
 from server.simulation.simulation_folder import run_of as simulated_run
 from server.studies.schema import Scale, Study, load_study
-from server.studies.stored_results import Init, read_result
+from server.studies.stored_results import Init, read_result, seeded
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.storage.checkpoint import load_meta, resolve_checkpoint
@@ -18,9 +18,9 @@ from shared.storage.runlog import read_metrics
 RESULT_FILE, ASKED_FILE = "result.json", "arm.json"
 
 
-def folder_of(root: Path, study: str, scale: Scale, arm: str) -> Path:
+def folder_of(root: Path, study: str, scale: Scale, arm: str, seed: int = 0) -> Path:
     """The folder of an arm at a scale."""
-    return root / f"{study}-{scale}" / arm
+    return root / f"{study}-{scale}" / seeded(arm, seed)
 
 
 def simulation_of(folder: Path) -> Path:
@@ -67,9 +67,11 @@ def training_seconds(folder: Path, sites: int) -> float:
 
 
 def find_init(
-    root: Path, study_name: str, study: Study, scale: Scale, arm_name: str
+    root: Path, study_name: str, study: Study, scale: Scale, arm_name: str, seed: int = 0
 ) -> tuple[Path, Init] | tuple[None, None]:
     """The folder of the finished arm that this one starts from, and what it came to; nothing for a random start.
+
+    It is of the same seed, so that the spread over seeds is that of the whole training.
 
     Raises:
         InputError: it has not run; or it belongs to another division of the images, which could leak.
@@ -80,11 +82,12 @@ def find_init(
         return None, None
     other_name, _, other_arm = named.rpartition("/")
     other_name = other_name or study_name
-    folder = folder_of(root, other_name, scale, other_arm)
+    folder = folder_of(root, other_name, scale, other_arm, seed)
     if not (folder / RESULT_FILE).exists():
         raise InputError(
             f"arm {arm_name} of {study_name} starts from {other_name}/{other_arm}, which has not run: first "
-            f"`maskfed-server reproduce {other_name} --scale {scale} --arm {other_arm}` with the same images and --out"
+            f"`maskfed-server reproduce {other_name} --scale {scale} --arm {other_arm}"
+            f"{f' --seed {seed}' if seed else ''}` with the same images and --out"
         )
     other = study if other_name == study_name else load_study(other_name)
     if (other.seed, other.splits) != (study.seed, study.splits):

@@ -18,6 +18,7 @@ class ArmSettings:
         weights_sha256: their digest, where it is not the published file.
         root: folder of all runs.
         results: folder that a finished result is copied to; that of synthetic faces goes to a folder in it.
+        seed: of the training, and of the arms that it starts from.
         device: for sampling and features; empty: a GPU where there is one.
         say: told what happens.
         on_progress: told items done and in all.
@@ -29,6 +30,7 @@ class ArmSettings:
     weights: Path | None
     root: Path
     results: Path
+    seed: int = 0
     device: str = ""
     say: Callable[[str], None] = field(default=lambda _line: None, compare=False)
     weights_sha256: str = ""
@@ -43,4 +45,5 @@ class ArmSettings:
             kind, is_file, file = spec.partition("onnx:")
             words += ["--extractor", f"{is_file}{Path(file).name}" if is_file else kind]
         words += ["--weights", self.weights.name] if self.weights else []
+        words += ["--seed", str(self.seed)] if self.seed else []
         return shlex.join([*words, *(["--weights-sha256", self.weights_sha256] if self.weights_sha256 else [])])

@@ -1,5 +1,6 @@
 """How long arms will take on this machine, told before they begin."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,9 @@ PROBE_SECONDS = 2.0
 _WHOLE = {"train": {"objective": "dsm"}, "mask": {"kind": "none", "ratio": 0.0}}
 
 
-def estimate(study: Study, study_name: str, names: Sequence[str], scale: str, root: Path) -> str:
+def estimate(
+    study: Study, study_name: str, names: Sequence[str], scale: str, root: Path, seeds: Sequence[int] = (0,)
+) -> str:
     """One line: hours of training and of sampling of all arms without a result, by a probe of one of their steps.
 
     `root` is the folder of all runs. Features are not counted, nor what runs beside this; a federated arm is counted as
@@ -30,9 +33,9 @@ def estimate(study: Study, study_name: str, names: Sequence[str], scale: str, ro
     """
     left, training, sampling = [], 0.0, 0.0
     rate = 0.0
-    for name in names:
+    for seed, name in itertools.product(seeds, names):
         arm, stage, known = arm_at(study, study_name, name, scale)
-        if (folder_of(root, study_name, known, name) / RESULT_FILE).exists():
+        if (folder_of(root, study_name, known, name, seed) / RESULT_FILE).exists():
             continue
         overrides = [f"{key}={json.dumps(value)}" for key, value in stage.settings.items()]
         experiment = load_experiment(find_experiment(stage.recipe), overrides)
@@ -44,8 +47,9 @@ def estimate(study: Study, study_name: str, names: Sequence[str], scale: str, ro
         left.append(name)
     if not left:
         return "estimate: every arm has its result"
+    wanted = len(names) * len(seeds)
     return (
-        f"estimate for {len(left)} of {len(names)} arms on this machine: {duration(training)} of training, "
+        f"estimate for {len(left)} of {wanted} arms on this machine: {duration(training)} of training, "
         f"{duration(sampling)} of sampling, features not counted"
     )
 

@@ -80,8 +80,9 @@ class Job:
     ) -> None:
         self.study_name, self.study, self.arm_name, self.arm = study_name, study, arm_name, arm
         self.stage, self.scale, self.settings = stage, scale, settings
-        self.folder = folder_of(settings.root, study_name, scale, arm_name)
+        self.folder = folder_of(settings.root, study_name, scale, arm_name, settings.seed)
         overrides = [f"{key}={json.dumps(value)}" for key, value in stage.settings.items()]
+        overrides += [f"train.seed={settings.seed}"]
         self.experiment = load_experiment(find_experiment(stage.recipe), overrides)
         self.plan = plan(self.experiment, arm, stage)
 
@@ -102,7 +103,7 @@ class Job:
             )
             for spec, is_taken in zip(settings.extractors, takes_weights, strict=True)
         ]
-        source, init = find_init(settings.root, self.study_name, self.study, self.scale, self.arm_name)
+        source, init = find_init(settings.root, self.study_name, self.study, self.scale, self.arm_name, settings.seed)
         sources = {"public": settings.public, "private": settings.private}
         size, num_synthetic = self.experiment.model.image_size, self.study.scales[self.scale].synthetic
         splits = Splits(self.study, sources, settings.root / "data", size, num_synthetic, settings.on_progress)
@@ -122,7 +123,7 @@ class Job:
     def _store(self, result: Path) -> Path:
         """Copy a result to the others, with its pictures where no real face had a part in them."""
         results = self.settings.results / SYNTHETIC if self._is_synthetic else self.settings.results
-        stored = result_file(results, self.study_name, self.scale, self.arm_name)
+        stored = result_file(results, self.study_name, self.scale, self.arm_name, self.settings.seed)
         write_result(read_result(result), stored)
         rows = [self._point_file(milestone).with_suffix(".png") for milestone in self.plan.milestones]
         if self._is_synthetic and self.arm.test:

@@ -10,7 +10,7 @@ from tests.odd_words import commands
 
 COMMANDS = {" ".join(words): command for words, command in commands(app)}
 FACTS = {"status", "plan", "doctor", "sites list", "experiments list", "check", "verify", "loss", "logs", "alerts"}
-ALSO = {"finetune", "stop", "sites add", "sites remove"}
+ALSO = {"finetune", "stop", "sites add", "sites remove", "sites trust"}
 """Act, and say as JSON what came of it."""
 FILES = {"evaluate", "audit", "release", "report", "reproduce", "train", "simulate", "align", "sample", "data cache"}
 """Their figures lie in files with a schema of their own (`result.json`, `metrics.jsonl`, `meta.json`)."""

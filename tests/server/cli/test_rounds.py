@@ -13,11 +13,12 @@ from deploy.identity.site_identity import create_identity
 from deploy.processes.process import free_ports
 from server.cli import main as cli
 from server.federation import status
+from server.federation.acceptance.trust import trusted
 from server.federation.fleet import superlink
 from server.federation.fleet.registry import Registry
 from server.federation.fleet.superlink_types import ControlError
 from server.federation.resubmission import Wanted
-from shared.storage.runlog import RunLog
+from shared.storage.runlog import OUTCOMES, RunLog
 from tests.server.fake_federation import honest_sites, make_experiment, make_home, run_rounds
 from tests.server.fake_grid import FakeGrid
 from tests.server.federation.test_resubmission import FakeControl
@@ -112,6 +113,29 @@ def test_sites_are_removed_with_an_answer_in_json(coordinator, monkeypatch, caps
     Registry(coordinator / "sites.json").add("leaves", public.decode(), public_of("leaves"))
     code, out, _err = call(monkeypatch, capsys, "sites", "remove", "leaves", "--json", "--home", coordinator)
     assert (code, json.loads(out)) == (0, {"alias": "leaves", "removed": True})
+
+
+def test_a_site_that_a_run_doubts_is_trusted_once_and_no_other(run_home, monkeypatch, capsys):
+    home, _control = run_home
+    lists = {state: [] for state in OUTCOMES}
+    doubted = {"site-1": {"round": 3, "persistence": 0.8, "share": 0.5}}
+    RunLog(home / "runs" / "run" / "metrics.jsonl").write("round", round=3, doubted=doubted, **lists)
+    for words, said in (
+        (("site-0", "--run", "run"), "run run does not doubt 'site-0': it doubts site-1"),
+        (("site-1", "--run", "other"), "'other' is unknown"),
+        (("site-1", "--run", "../run"), "run name '../run'"),
+    ):
+        code, _out, err = call(monkeypatch, capsys, "sites", "trust", *words, "--home", home)
+        assert (code, err.count("\n")) == (2, 1) and said in err
+    assert trusted(home / "runs" / "run") == set()
+    words = ("sites", "trust", "site-1", "--run", "run", "--home", home, "--json")
+    code, out, _err = call(monkeypatch, capsys, *words)
+    assert (code, json.loads(out)) == (0, {"alias": "site-1", "run": "run", "trusted": True})
+    assert trusted(home / "runs" / "run") == {"site-1"}
+    assert call(monkeypatch, capsys, *words)[0] == 2
+    events = [json.loads(line)["event"] for line in (home / "logs" / "admissions.log").read_text().splitlines()]
+    refused = "trusted in run refused"
+    assert events == [refused, "trusted in other refused", "trusted in run", refused]
 
 
 def test_following_a_completed_run_is_exit_code_0_and_json(run_home, monkeypatch, capsys):

@@ -39,6 +39,14 @@ def test_refusals_losses_caps_and_runs_given_up_are_told_once_per_site_and_run(t
     assert len({key for _, key, _ in found}) == len(found)
 
 
+def test_a_site_that_is_doubted_is_told_once(tmp_path: Path):
+    log = RunLog(tmp_path / "runs" / "r" / "metrics.jsonl")
+    doubted = {"a": {"round": 3, "persistence": 0.77, "share": 0.5}}
+    log.write("round", **record(3, named=["a"], doubted=doubted))
+    log.write("round", **record(4, doubted=doubted))
+    assert texts(RunAlerts(tmp_path)(0.0)) == ["run r doubts site a, which counts less: `report` says why"]
+
+
 def test_what_was_before_the_webhook_is_not_told(tmp_path: Path):
     log = RunLog(tmp_path / "runs" / "old" / "metrics.jsonl")
     log.write("round", **record(1, lost=[{"site": "b"}]))

@@ -23,4 +23,6 @@ def test_numbers_are_numbers_and_sites_are_listed_by_outcome():
     assert (line["epsilon"], line["epsilon_unit"], line["is_unbounded"]) == (4.99, "person", False)
     assert (line["central_epsilon"], line["loss"], line["seconds"], line["metrics"]) == (None, 0.5, 3.5, {"fid": 7.0})
     assert (line["answered"], line["refused"], line["lost"]) == (["north"], ["south"], [])
-    assert sites_text(line) == "1 answered, 1 refused, 2 forged"
+    assert sites_text(line) == "1 answered, 1 refused, 2 forged" and line["doubted"] == []
+    fewer = round_facts(event | {"doubted": {"west": {"round": 2, "share": 0.7}}}, None)
+    assert fewer["doubted"] == ["west"] and sites_text(fewer) == "1 answered, 1 refused, 1 doubted"

@@ -39,6 +39,18 @@ def test_rounds_and_sites_are_added_up(tmp_path):
     ]
 
 
+def test_who_is_doubted_is_told_in_the_round_that_named_it(tmp_path):
+    log, figures = RunLog(tmp_path / "metrics.jsonl"), RunFigures(tmp_path / "metrics.jsonl")
+    lists = {state: [] for state in OUTCOMES}
+    doubted = {"west": {"round": 2, "persistence": 0.71, "share": 0.4}}
+    shared = {"median": 0.04, "largest": 0.71, "site": "west"}
+    log.write("round", round=2, asked=[], named=["west"], doubted=doubted, persistence=shared, **lists)
+    log.write("round", round=3, asked=[], doubted=doubted, **lists)
+    figures.catch_up()
+    (told,) = figures.problems
+    assert told.startswith("round 2: west is doubted") and "0.71, median of all sites 0.04), so they count 40%" in told
+
+
 def test_a_long_log_is_caught_up_with_in_bounded_steps_to_the_same_figures(tmp_path):
     path, draw = tmp_path / "metrics.jsonl", random.Random(0)
     log = RunLog(path)

@@ -15,6 +15,7 @@ from server.studies.page.results_page import make_pages
 from server.studies.schema import load_study
 from server.studies.stored_results import ArmResult, read_results, result_file, write_result
 from shared.errors import InputError
+from shared.student import mean_interval
 
 NAME = "fd_onnx:net"
 pytestmark = pytest.mark.usefixtures("charts_drawn_once")
@@ -27,7 +28,7 @@ def metrics(test, validation):
     return {"test": found(test), "validation": found(validation)}
 
 
-def make_result(study, arm, curve, *, init_flops=0.0, per_image=10.0, scale="cpu", copied=None, own=None):
+def make_result(study, arm, curve, *, init_flops=0.0, per_image=10.0, scale="cpu", copied=None, own=None, seed=0):
     """`curve`: (images, test distance, validation distance)."""
     facts = {"set": "faces.zip", "split": "train", "share": "1", "images": 90, "persons": 30, "sha256": "00"}
     init = {"arm": "x/y", "checkpoint": "ab", "images": 5, "steps": 1, "flops": init_flops} if init_flops else None
@@ -47,7 +48,7 @@ def make_result(study, arm, curve, *, init_flops=0.0, per_image=10.0, scale="cpu
             "experiment": {
                 "model": {"size": "T", "image_size": 32, "patch_size": 4},
                 "diffusion": {"prediction": "v"},
-                "train": {"seed": 0},
+                "train": {"seed": seed},
             },
             "data": {"train": facts, "test": facts},
             "training_images": {} if own is None else metrics(own, own),
@@ -167,6 +168,31 @@ def test_the_cost_of_federation_is_a_ratio_with_a_goal_from_above():
     (found,) = derive(load_study("federated"), "federated", stored_of(one, four), "gpu")
     assert found.value == pytest.approx(1.05)
     assert found.is_reached
+
+
+@pytest.mark.usefixtures("words_only")
+def test_several_seeds_give_a_spread_of_arms_and_of_what_they_share(folder):
+    # Ratios 1.05, 1.2 and 1.25; a fourth seed of one arm has no partner, and counts for that arm alone.
+    ends = {0: (2.0, 2.1), 1: (3.0, 3.6), 2: (4.0, 5.0), 7: (5.0, None)}
+    for seed, (one, four) in ends.items():
+        for arm, value in (("one-site", one), ("four-sites", four)):
+            if value is not None:
+                result = make_result("federated", arm, [(100, value, value)], seed=seed)
+                write_result(result, result_file(folder, "federated", "cpu", arm, seed))
+    assert (folder / "federated-cpu-four-sites-seed-2.json").exists()
+    text = make_pages(folder).texts[folder.parent / "RESULTS.md"]
+    mean, low, high = mean_interval([2.0, 3.0, 4.0, 5.0])
+    assert f"| `{NAME}` | one-site | 4 | {mean:.4g} | {low:.4g} to {high:.4g} | 2 | 5 |" in text
+    middle, low, high = map(math.exp, mean_interval([math.log(each) for each in (1.05, 1.2, 1.25)]))
+    assert f"over 3 seeds: **{middle:.3f}** [{low:.3f}, {high:.3f}], not told apart from 1." in text.replace("\n", " ")
+    # What stands elsewhere on the page is of the smallest seed, and every seed says where it comes from.
+    assert "**1.050** (2.1 against 2)" in text
+    assert len(re.findall(r"\| 0123456789 \| a processor, 1 \|.*\| 7 \|", text)) == 1
+
+
+def test_one_seed_has_no_spread(folder):
+    write_result(SCRATCH, result_file(folder, "acceleration", "cpu", "scratch"))
+    assert "Over seeds" not in make_pages(folder).texts[folder.parent / "RESULTS.md"]
 
 
 def test_the_page_holds_what_the_results_say_and_lists_what_has_not_run(folder):
@@ -347,7 +373,7 @@ def test_check_exits_with_1_where_the_page_is_stale(folder, monkeypatch):
 def test_only_synthetic_faces_have_pictures():
     pictures = {path.relative_to(stored_results.FOLDER).as_posix() for path in stored_results.FOLDER.rglob("*.png")}
     assert all(name.startswith(f"{stored_results.SYNTHETIC}/") for name in pictures)
-    for result in read_results(stored_results.FOLDER / stored_results.SYNTHETIC).values():
+    for result, *_ in read_results(stored_results.FOLDER / stored_results.SYNTHETIC).values():
         assert {str(part["set"]) for part in result.data.values()} <= {"4000 synthetic faces", "10000 synthetic faces"}
 
 
@@ -356,7 +382,7 @@ def test_stored_results_hold_numbers_only_and_no_path():
         *read_results(stored_results.FOLDER).items(),
         *read_results(stored_results.FOLDER / stored_results.SYNTHETIC).items(),
     ]
-    for (study, _, arm), result in everything:
+    for (study, _, arm), result in [(key, each) for key, results in everything for each in results]:
         assert arm in load_study(study).arms
         assert "/" not in "".join(str(part["set"]) for part in result.data.values())
         text = json.dumps(result.model_dump(mode="json"))
@@ -377,7 +403,7 @@ def test_stored_results_hold_numbers_only_and_no_path():
 def test_a_result_of_another_kind_is_refused_in_one_line(change, words, folder):
     file = result_file(folder, "acceleration", "cpu", "scratch")
     write_result(SCRATCH, file)
-    assert read_results(folder)["acceleration", "cpu", "scratch"] == SCRATCH
+    assert read_results(folder)["acceleration", "cpu", "scratch"] == [SCRATCH]
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
     with pytest.raises(InputError) as refusal:
         read_results(folder)

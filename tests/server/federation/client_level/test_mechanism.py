@@ -94,6 +94,8 @@ def test_no_update_adds_more_to_the_sum_than_the_sensitivity(bound, num_elements
         ("sites_per_round=0", "public number"),
         ("max_update_norm=1e9", "more than the sum holds"),
         ("quorum=2", "must not decide"),
+        ("max_norm_ratio=1.5", "would be told without noise"),
+        ("max_persistence=0.2", "would be told without noise"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused_with_the_reason(change, words):

@@ -225,6 +225,19 @@ def test_an_arm_whose_start_has_not_run_names_the_command(study, tmp_path):
         run_arm(study, "after", "cpu", settings(tmp_path))
 
 
+def test_another_seed_is_another_training_with_a_folder_result_and_start_of_its_own(study, pretrained, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "out")
+    with pytest.raises(InputError, match=r"--arm pretrain --seed 3` with the same images"):
+        run_arm(study, "after", "cpu", settings(tmp_path, seed=3))
+    stored = run_arm(study, "pretrain", "cpu", settings(tmp_path, seed=3))
+    assert stored is not None
+    assert stored.name == "tiny-cpu-pretrain-seed-3.json"
+    result = read_result(stored)
+    assert (result.seed, result.command.endswith("--seed 3")) == (3, True)
+    first, other = (weights(tmp_path / "out", arm) for arm in ("pretrain", "pretrain-seed-3"))
+    assert any((first[name] != other[name]).any() for name in first)
+
+
 def test_real_faces_leave_no_picture(study, tmp_path):
     write_folder(tmp_path / "faces", 80, 16, 3)
     wanted = settings(tmp_path, private=str(tmp_path / "faces"))
