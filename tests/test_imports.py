@@ -306,9 +306,14 @@ def test_no_folder_has_more_modules_than_one_sees_at_a_glance():
 
 
 def test_no_noun_names_two_things():
-    """Who looks for a word finds one module, but for the same thing in two places."""
+    """Who looks for a word finds one module and one class, but for the same thing in two places."""
     modules = Counter(path.stem for path in CODE.values())
     assert {name for name, count in modules.items() if count > 1} == SAME_AT_BOTH_SIDES | THING_AND_ITS_COMMANDS
+    classes = Counter(
+        node.name for path in CODE.values() for node in ast.walk(syntax(path)) if isinstance(node, ast.ClassDef)
+    )
+    # A site's typed no, and a status of HTTP in place of Flower's answer.
+    assert [name for name, count in classes.items() if count > 1] == ["Refusal"]
 
 
 def test_long_modules_say_why():

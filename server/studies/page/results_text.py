@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from server.report.formatting import format_number, format_seconds
-from server.studies.page.break_even import Comparison, count
+from server.studies.page.break_even import BreakEven, count
 from server.studies.page.derived import Derived, chosen_point, distance_to_test
 from server.studies.page.seed_spread import SeedSpread
 from server.studies.schema import Arm, ArmGrid, Scale
@@ -66,7 +66,7 @@ class ScaleSection:
     pictures: Sequence[tuple[str, ArmResult, str]] = ()
     grids: Sequence[tuple[ArmGrid, list[GridRow]]] = ()
     derived: Sequence[Derived] = ()
-    compared: Sequence[Comparison] = ()
+    compared: Sequence[BreakEven] = ()
     spread: SeedSpread = field(default_factory=SeedSpread)
 
     @property
