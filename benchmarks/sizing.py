@@ -2,9 +2,9 @@
 
 Measured pieces, put together. Values of each model and what a backward pass keeps of one image are counted on a device
 that computes nothing; attention that is not kept whole, as on a GPU, takes less. Memory of processes is what
-`deploy.processes.memory_limits` allows them. Images a second of an H100 are those of the stored row `gpu --round` for model S
-at 64 pixels, in bfloat16 plain and in float32 with DP; for the others they are scaled by the operations of a training
-step, which nobody has measured there.
+`deploy.processes.memory_limits` allows them. Images a second of an H100 are those of the stored row `gpu --round` for
+model S at 64 pixels, in bfloat16 plain and in float32 with DP; for the others they are scaled by the operations of a
+training step, which nobody has measured there.
 """
 
 import argparse

@@ -36,7 +36,6 @@ hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("suite")
 
 _MACHINES = itertools.count(1)
-gc.disable()  # until all is collected: nothing is garbage before
 END_TO_END = "tests/end_to_end/"
 REAL_PROCESSES = (
     "tests/deploy/pages/test_serve.py",
@@ -133,14 +132,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (_turn(item.nodeid), str(item.path)))
 
 
-def pytest_collection_finish() -> None:
-    """What was collected stays: the garbage collector does not look through it again.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is collected stays: the garbage collector neither looks for garbage meanwhile nor goes through it later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
-    The tree of a program's commands takes 30 ms and never changes: commands that are called here share it.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.enable()
+
+def pytest_collection_finish() -> None:
+    """The tree of a program's commands takes 30 ms and never changes: commands that are called here share it."""
     if "typer" in sys.modules:
         import typer.main
         import typer.testing

@@ -9,7 +9,7 @@ from pathlib import Path
 
 _METHOD = "forkserver"
 _CONTEXT = multiprocessing.get_context(_METHOD)
-_CONTEXT.set_forkserver_preload(["torch", "torch._dynamo"])  # the second comes with the first optimizer
+_CONTEXT.set_forkserver_preload(["torch"])
 
 
 def start(main: Callable[[], None], arguments: Sequence[str], said: Path) -> BaseProcess:
