@@ -18,7 +18,32 @@ DIGEST, ROUND = "d" * 64, 3
 CENTRAL = {"central_noise_multiplier": 0.7, "max_update_norm": 3.0, "update_norm_action": "clip", "sites_per_round": 2}
 
 
-def make_tally(*sites, base_digest="", **federation):
+class Doubtful:
+    """A crowd that halves every update and doubts one site."""
+
+    def __init__(self):
+        self.seen = []
+
+    def factor(self, _norm, server_round):
+        assert server_round == ROUND
+        return 0.5
+
+    def share(self, site):
+        return 0.25 if site == "b" else 1.0
+
+    def add(self, site, wire, norm, factor):
+        self.seen.append((site, wire.tolist(), norm, factor))
+
+
+class Keeper:
+    def __init__(self):
+        self.kept = []
+
+    def keep(self, reply, _wire):
+        self.kept.append((reply.site, reply.weight, reply.factor))
+
+
+def make_tally(*sites, base_digest="", kept=None, crowd=None, **federation):
     header = RequestHeader(
         run="run",
         server_round=ROUND,
@@ -27,7 +52,8 @@ def make_tally(*sites, base_digest="", **federation):
         manifest=Manifest.of({"w": np.zeros(2, np.float32)}),
         base_digest=base_digest,
     )
-    return Tally(header, DIGEST, [SiteRecord(site, number, "once") for number, site in enumerate(sites or ("a", "b"))])
+    records = [SiteRecord(site, number, "once") for number, site in enumerate(sites or ("a", "b"))]
+    return Tally(header, DIGEST, records, kept, crowd)
 
 
 def update(site, *values, server_round=ROUND, **header):
@@ -49,6 +75,18 @@ def test_an_arrival_of_another_round_or_of_a_stranger_or_a_second_one_is_dropped
     tally.close()
     assert not tally.arrive(update("b", 3, 3))
     assert tally.sum.count == 1 and tally.sum.mean(1).tolist() == [1.0, 2.0]
+
+
+def test_a_doubted_site_counts_less_in_the_sum_and_where_suspects_are_looked_for_but_is_compared_as_it_came():
+    crowd, keeper = Doubtful(), Keeper()
+    tally = make_tally(crowd=crowd, kept=keeper, weighting="equal")
+    tally.arrive(update("a", 3, -4))
+    tally.arrive(update("b", 0, 4))
+    assert tally.sum.mean(1) == pytest.approx([1.5, -1.5]) and tally.sum.total_weight == 2
+    assert keeper.kept == [("a", 1, 0.5), ("b", 1, 0.125)]
+    assert crowd.seen == [("a", [3.0, -4.0], 5.0, 0.5), ("b", [0.0, 4.0], 4.0, 0.5)]
+    first, second = tally.as_json()["answered"]
+    assert (first["clipped_by"], "share" in first, second["share"]) == (0.5, False, 0.25)
 
 
 def test_an_update_above_the_bound_is_scaled_in_the_sum_and_the_record_says_so():
