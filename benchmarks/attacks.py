@@ -32,7 +32,7 @@ from deploy.identity.request_key import read_request_certificate
 from deploy.identity.site_certificates import create_door_authority, issue_site_certificate
 from deploy.identity.site_identity import accept_certificate, create_identity
 from deploy.identity.tls import client_context
-from server.federation.fleet.bundle import build_bundle
+from server.federation.fleet.code_bundle import build_bundle
 from shared.storage.code_digest import installed_digest
 
 

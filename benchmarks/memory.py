@@ -23,7 +23,7 @@ from benchmarks.nodes import alias_of, key_of
 from deploy.identity.certificates import create_authority
 from deploy.identity.request_key import REQUEST_KEY, issue_request_key
 from deploy.processes.process import free_ports
-from server.federation.fleet.bundle import build_bundle
+from server.federation.fleet.code_bundle import build_bundle
 from server.federation.fleet.registry import Registry, write_json
 from server.federation.fleet.superlink import Control, wait_ready
 from server.federation.starting_point import initial_model

@@ -18,7 +18,7 @@ import psutil
 
 from benchmarks.local import LocalFederation, make_experiment, random_checkpoint, tiny_experiment
 from benchmarks.measure import without_options
-from server.federation.fleet.bundle import build_bundle
+from server.federation.fleet.code_bundle import build_bundle
 
 ROOT = Path(__file__).parent.parent
 MARKER = "marker7f3a9c"

@@ -29,8 +29,8 @@ from server.federation.secure.unmasking import Shares, Unmasking
 from shared.messages.packing import Manifest, TensorSpec, encode
 from shared.messages.signature import public_text
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
+from shared.secure_aggregation.additive_masks import SEED_BYTES, Mask, add_masks, masked, pairwise_mask
 from shared.secure_aggregation.dealing import deal, open_box, revealed_seeds
-from shared.secure_aggregation.masks import SEED_BYTES, Mask, add_masks, masked, pairwise_mask
 from shared.secure_aggregation.ring import ring_of
 from shared.secure_aggregation.roster import Member, Roster, sign_key, threshold_for
 from shared.secure_aggregation.round_keys import RoundKeys

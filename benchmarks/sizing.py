@@ -2,9 +2,9 @@
 
 Measured pieces, put together. Values of each model and what a backward pass keeps of one image are counted on a device
 that computes nothing; attention that is not kept whole, as on a GPU, takes less. Memory of processes is what
-`deploy.processes.memory` allows them. Images a second of an H100 are those of the stored row `gpu --round` for model S
-at 64 pixels, in bfloat16 plain and in float32 with DP; for the others they are scaled by the operations of a training
-step, which nobody has measured there.
+`deploy.processes.memory_limits` allows them. Images a second of an H100 are those of the stored row `gpu --round` for
+model S at 64 pixels, in bfloat16 plain and in float32 with DP; for the others they are scaled by the operations of a
+training step, which nobody has measured there.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deploy.processes.memory import NEEDS, UNITS, unit_bytes
+from deploy.processes.memory_limits import NEEDS, UNITS, unit_bytes
 from shared.diffusion.losses import draw_noise, per_image_loss
 from shared.diffusion.schedule import make_schedule
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import Experiment
-from shared.planning.probe import num_values
+from shared.planning.speed_probe import num_values
 from shared.seeding import generator
 from shared.training.flops import train_flops
 from shared.updates.wire_sizes import wire_bytes

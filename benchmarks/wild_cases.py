@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.wild_pictures import Case, pixels
 from server.evaluation.other_tools import open_samples
-from server.training.foreign.files import read_foreign
+from server.training.foreign.wrapped_files import read_foreign
 from shared.data.identity_file import read_identities
 from shared.data.images import list_images
 from shared.evaluation.onnx_network import onnx_extractor

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from benchmarks.wild_pictures import SIDE, Case, pixels
 from server.evaluation.other_tools import read_arrays, statistics_of_moments
-from server.training.foreign.files import read_foreign
+from server.training.foreign.wrapped_files import read_foreign
 from shared.data.identity_file import read_identities
 from shared.data.images import list_images
 from shared.data.pixels import decode

@@ -6,7 +6,7 @@ from flwr.clientapp import ClientApp
 from client.answers.audit_request import answer_audit
 from client.answers.signed_answer import entry_point
 from client.answers.statistics.mean_image import answer_mean_image
-from client.answers.statistics.request import answer_query
+from client.answers.statistics.statistics_request import answer_query
 from client.home import Home, find_home
 from client.offers.answer import answer_offer
 from client.secure.rosters import answer_keys
@@ -14,7 +14,7 @@ from client.secure.unmask import answer_unmask
 from client.training_request import handle
 from shared.messages.agreement.offer import OFFER_ACTION
 from shared.messages.audit import AUDIT_ACTION
-from shared.messages.secure_sum.keys import KEYS_ACTION
+from shared.messages.secure_sum.key_question import KEYS_ACTION
 from shared.messages.secure_sum.unmask import UNMASK_ACTION
 from shared.messages.statistics import MEAN_IMAGE_ACTION
 

@@ -26,10 +26,10 @@ from typing import Any, NoReturn
 
 from deploy.guards.apps import file_of, run
 from deploy.guards.forks import LATER, MOST_BYTES
-from deploy.processes.memory import lift_own_limit
+from deploy.processes.memory_limits import lift_own_limit
 
 IDLE_SECONDS = 300.0
-EVERY_TASK = ("deploy.guards.web.calls", "deploy.guards.sizes", "deploy.processes.memory")
+EVERY_TASK = ("deploy.guards.web.calls", "deploy.guards.sizes", "deploy.processes.memory_limits")
 """What `deploy.guards.apps` uses, beside the module of the tasks itself."""
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.poison.scale import NUM_SITES, Pictures
 from benchmarks.poison.success import Yardsticks
 from client.simulated.adversary import Adversary, poisoned_update
-from server.evaluation.held_out.losses import HeldOut
+from server.evaluation.held_out.round_losses import HeldOut
 from server.evaluation.held_out.suspects import find_suspects
 from server.federation.acceptance.bound import MAX_ROLL_BACKS, worst_rise
 from server.federation.acceptance.crowd import Crowd

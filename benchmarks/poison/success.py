@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.poison.scale import Pictures
-from server.evaluation.held_out.losses import HeldOut
+from server.evaluation.held_out.round_losses import HeldOut
 from server.simulation.adversaries import PATCH_SHARE, target_picture, with_trigger
 from shared.data.image_set import ImageCache
 from shared.diffusion.losses import to_model_range

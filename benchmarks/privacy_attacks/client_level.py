@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.privacy_attacks.outcome import Outcome
-from server.federation.client_level.ledger import CentralLedger, NoiseKeys
 from server.federation.client_level.mechanism import central_epsilon, grid_noise, sensitivity
+from server.federation.client_level.release_ledger import CentralLedger, NoiseKeys
 from server.federation.rounds.selection import choose
 from server.federation.updates.aggregation import FixedPointSum
 from shared.experiment.config import Experiment, parse_experiment

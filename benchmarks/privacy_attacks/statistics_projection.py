@@ -18,7 +18,7 @@ from safetensors.numpy import save
 from benchmarks.privacy_attacks.outcome import Outcome
 from benchmarks.privacy_attacks.question_site import fresh_copy, make_site, spent
 from benchmarks.privacy_attacks.tiny_sites import new_machine
-from client.answers.statistics.request import answer_query
+from client.answers.statistics.statistics_request import answer_query
 from client.home import Home
 from client.limits import Ranges
 from client.settings import SitePolicy
@@ -65,7 +65,7 @@ def lift_guards(off: ExitStack) -> None:
         return (np.asarray(features, np.float64) - projection.mean_D) @ projection.basis_DP / projection.radius
 
     off.enter_context(mock.patch.object(mechanism, "check_projection", lambda _: None))
-    off.enter_context(mock.patch("client.answers.statistics.release.check_projection", lambda _: None))
+    off.enter_context(mock.patch("client.answers.statistics.site_statistics.check_projection", lambda _: None))
     off.enter_context(mock.patch.object(Ranges, "outside", lambda *_: ""))
     off.enter_context(mock.patch.object(mechanism.Projection, "unit_ball", unclipped))
 

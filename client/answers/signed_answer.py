@@ -22,7 +22,7 @@ from shared.messages.envelope import header_record, read_header
 from shared.messages.packing import MessageError
 from shared.messages.request_key import check_certificate, serial_of
 from shared.messages.sealing import Seal, digests_of, read_seal, seal_reply
-from shared.messages.secure_sum.keys import KeysAnswer
+from shared.messages.secure_sum.key_question import KeysAnswer
 from shared.messages.secure_sum.unmask import UnmaskAnswer
 from shared.messages.signature import Purpose, SignatureError, Statement, check_signature, read_key
 from shared.messages.statistics import MeanImageAnswer, StatisticsAnswer

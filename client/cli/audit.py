@@ -228,7 +228,7 @@ def statistics(
     home: HomeOption = None,
 ) -> None:
     """Write feature statistics for the coordinator; charged. Exact, so of unbounded epsilon, without --projection."""
-    from client.answers.statistics.release import StatisticsPlan, release_statistics
+    from client.answers.statistics.site_statistics import StatisticsPlan, release_statistics
     from client.privacy.epsilon import epsilon_of
     from client.settings import load_settings
     from shared.evaluation.feature_statistics import save_statistics

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from client.cli import site
-from client.cli.persons import PersonsOption, keep_persons, with_unit
+from client.cli.confirm_persons import PersonsOption, keep_persons, with_unit
 from client.cli.policy import describe
 from client.home import Home, find_home
 from shared.commandline import owned
@@ -147,7 +147,7 @@ def join(  # every rule of the policy is one option
 ) -> None:
     """Join a federation: trust its CA, approve its client code, and write your policy to `site.toml`."""
     from client.operator.installed_code import approve_installed, check_installed
-    from client.records.history import check_head_file
+    from client.records.ledger_history import check_head_file
     from client.settings import parse_settings, save_settings
     from deploy.identity.addresses import split_proxy
     from deploy.identity.enrolment import read_bundle

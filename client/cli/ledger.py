@@ -72,8 +72,8 @@ def ledger_verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check that no line was changed or lost, and that this is the newest copy."""
-    from client.records.history import head_problem
     from client.records.ledger import open_ledger, read_ledger
+    from client.records.ledger_history import head_problem
     from client.settings import load_settings
 
     place = find_home(home)
@@ -132,7 +132,7 @@ def ledger_plan(
     from shared.experiment.config import load_experiment
     from shared.experiment.recipes import find_experiment
     from shared.messages.agreement.plan import resolve
-    from shared.planning.probe import images_per_second, num_values
+    from shared.planning.speed_probe import images_per_second, num_values
     from shared.planning.workload import lines, workload
 
     place = find_home(home)

@@ -117,10 +117,10 @@ def figures(place: Home, settings: "SiteConfig", port: int) -> contextlib.Abstra
 def watch_for_alerts(place: Home, alias: str) -> contextlib.AbstractContextManager[None]:
     """What is told to a webhook, if there is one, while the block runs."""
     from client.operator.alerts import SiteAlerts
-    from deploy.alerts.certificates import SITES, certificates_left, ending
-    from deploy.alerts.watch import watching
+    from deploy.alerts.expiry import SITES, certificates_left, ending
+    from deploy.alerts.notifier import notifying
 
     def certificates(_since: float) -> Iterator[tuple[str, str, str]]:
         return ending(certificates_left(place.path, SITES))
 
-    return watching(place.path, f"site {alias}", [SiteAlerts(place), certificates])
+    return notifying(place.path, f"site {alias}", [SiteAlerts(place), certificates])

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from client.cli.persons import PersonsOption, confirm_persons, keep_persons
+from client.cli.confirm_persons import PersonsOption, confirm_persons, keep_persons
 from client.cli.policy import describe
 from client.cli.records import figures, watch_for_alerts
 from client.home import find_home
@@ -123,7 +123,7 @@ def start(
         largest = settings.policy.ranges.parameters[1]
         services = site_services(SitePlan(place.path, settings.address, *ports, largest, settings.proxy))
         if page_port:
-            services.append(stack.enter_context(page_service(place.path, page_port, "client.live.site")))
+            services.append(stack.enter_context(page_service(place.path, page_port, "client.live.site_page")))
         verify_program("client.entry")
         check_door(Way(settings.address, settings.proxy), place.path / "ca.crt", place.path / "node.key")
         supervisor = Supervisor(services, health_address=f"127.0.0.1:{ports[1]}")

@@ -28,8 +28,8 @@ from client.home import Home
 from client.private_files import private_files
 from client.records.data_key import read_data_key
 from client.records.data_registry import DataRegistry, existing_registry, registry_folder
-from client.records.history import History
 from client.records.ledger import open_ledger, read_ledger
+from client.records.ledger_history import History
 from client.settings import SiteConfig, Unit
 from shared.data.image_set import ImageCache, open_cache
 from shared.errors import InputError

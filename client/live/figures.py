@@ -14,7 +14,7 @@ KNOWN_REQUESTS = 500
 ENDS = ("release", "refusal", "resent", "accepted", "failure")
 
 
-class Asked(NamedTuple):
+class SeenRequest(NamedTuple):
     """A request that came to this site."""
 
     time: dt.datetime
@@ -27,7 +27,7 @@ class Released(NamedTuple):
     """What left the site with one answer."""
 
     time: dt.datetime
-    asked: Asked
+    asked: SeenRequest
     numbers: tuple[str, ...]
     bytes: int | None
     epsilon: float | None
@@ -40,14 +40,14 @@ class SiteFigures:
     def __init__(self, home: Home) -> None:
         self._journal, self._ledger = ChainReader(home.journal), ChainReader(home.ledger)
         self.newest: deque[Entry] = deque(maxlen=NEWEST)
-        self.refusals: deque[tuple[Entry, Asked | None]] = deque(maxlen=NEWEST)
+        self.refusals: deque[tuple[Entry, SeenRequest | None]] = deque(maxlen=NEWEST)
         self.releases: deque[Released] = deque(maxlen=NEWEST)
         self.num_releases = 0
         self.epsilons: list[float] = []
         """Of the DP releases that this site has told, in order."""
-        self.open: OrderedDict[str, Asked] = OrderedDict()
+        self.open: OrderedDict[str, SeenRequest] = OrderedDict()
         """Requests without an answer, by digest: the newest is what the site works on."""
-        self._asked: OrderedDict[str, Asked] = OrderedDict()
+        self._asked: OrderedDict[str, SeenRequest] = OrderedDict()
         self.num_charges = 0
         self.uncommitted: set[int] = set()
         self.newest_change = -1
@@ -72,7 +72,7 @@ class SiteFigures:
         digest = str(fields.get("request_digest", ""))
         if entry.kind == "request":
             number = fields.get("server_round")
-            asked = Asked(entry.time, str(fields.get("task", "")), str(fields.get("run", "")), number)
+            asked = SeenRequest(entry.time, str(fields.get("task", "")), str(fields.get("run", "")), number)
             self._asked[digest] = self.open[digest] = asked
             while len(self._asked) > KNOWN_REQUESTS:
                 self.open.pop(self._asked.popitem(last=False)[0], None)
@@ -83,11 +83,11 @@ class SiteFigures:
         if entry.kind == "release":
             self._take_release(entry, self._asked.get(digest))
 
-    def _take_release(self, entry: Entry, asked: Asked | None) -> None:
+    def _take_release(self, entry: Entry, asked: SeenRequest | None) -> None:
         fields: dict[str, Any] = entry.fields
         epsilon = fields.get("epsilon")
         if asked is None:  # by the operator's own hand
-            asked = Asked(entry.time, str(fields.get("task", "")), str(fields.get("run", "")), None)
+            asked = SeenRequest(entry.time, str(fields.get("task", "")), str(fields.get("run", "")), None)
         numbers = tuple(map(str, fields.get("numbers", ())))
         told = float(epsilon) if isinstance(epsilon, int | float) else None
         self.releases.append(

@@ -24,9 +24,9 @@ from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
 from client.policy.rules import Refusal, all_refusals
 from client.privacy.epsilon import epsilon_of
 from client.records.chain import ChainError
-from client.records.history import head_problem
 from client.records.journal import Journal
 from client.records.ledger import read_ledger
+from client.records.ledger_history import head_problem
 from client.records.spending import EpsilonOf, Spending
 from client.settings import SiteConfig, SitePolicy, load_settings
 from shared.errors import InputError

@@ -52,7 +52,7 @@ class Answered(Section):
         return any(reason.code == "policy" for reason in self.answer.reasons)
 
 
-class _File(Section):
+class _AnsweredFile(Section):
     answered: tuple[Answered, ...] = ()
 
 
@@ -85,7 +85,7 @@ class AnsweredOffers:
         entry = Answered(time=self._now, offer=offer, basis=self.basis, num_entries=self._num_entries, answer=answer)
         self._entries = [each for each in self._entries if (each.offer, each.basis) != (offer, self.basis)]
         self._entries.append(entry)
-        write_private(self._home.offers, _File(answered=tuple(self._entries)).model_dump_json().encode())
+        write_private(self._home.offers, _AnsweredFile(answered=tuple(self._entries)).model_dump_json().encode())
 
 
 def too_many(policy: SitePolicy) -> OfferAnswer:
@@ -125,6 +125,6 @@ def _basis(home: Home, policy: SitePolicy) -> str:
 def _read(home: Home) -> tuple[Answered, ...]:
     """A damaged file counts as none: the answers are worked out again, the day's count begins anew."""
     try:
-        return _File.model_validate(json.loads(home.offers.read_bytes())).answered
+        return _AnsweredFile.model_validate(json.loads(home.offers.read_bytes())).answered
     except (FileNotFoundError, ValueError, ValidationError):
         return ()

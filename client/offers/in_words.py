@@ -57,7 +57,7 @@ def in_words(home: Home, settings: SiteConfig, experiment: Experiment, probe_sec
 
 def _work(home: Home, settings: SiteConfig, experiment: Experiment, probe_seconds: float) -> Iterator[str]:
     """Bytes and time; both are inside the policy's ranges, so that building the model harms nobody."""
-    from shared.planning.probe import images_per_second, num_values
+    from shared.planning.speed_probe import images_per_second, num_values
     from shared.planning.workload import lines, workload
 
     try:

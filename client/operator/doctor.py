@@ -15,8 +15,8 @@ from client.policy.approval import read_approved
 from client.private_files import check_private
 from client.records.chain import read_chain
 from client.records.data_registry import MACHINE_FOLDER, DataRegistry, registry_folder
-from client.records.history import head_problem
 from client.records.ledger import read_ledger
+from client.records.ledger_history import head_problem
 from client.settings import CURE_SIGNING_KEY, SiteConfig, load_settings
 from shared.data.images import list_images
 from shared.data.pixels import HAS_HEIF, UnreadableImageError, decode

@@ -13,8 +13,8 @@ from client.data.dataset import current_id, open_dataset
 from client.home import Home
 from client.private_files import private_files
 from client.records.chain import Entry, read_chain
-from client.records.history import History, head_problem
 from client.records.ledger import read_ledger
+from client.records.ledger_history import History, head_problem
 from client.records.spending import TOTAL_CHANGES, Total, read_kept_total
 from client.settings import SiteConfig
 from client.training.progress import Progress, read_progress

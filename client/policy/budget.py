@@ -14,9 +14,9 @@ from client.policy.refusals import RefusedError
 from client.policy.rules import HIDDEN, Refusal, hidden
 from client.private_files import write_private
 from client.records.chain import Entry
-from client.records.history import History
 from client.records.journal import Journal
 from client.records.ledger import BudgetError, Ledger, UnitError
+from client.records.ledger_history import History
 from client.records.spending import Charge, EpsilonOf, KeptTotal, Total, total_of
 from client.settings import SitePolicy, Unit
 from shared.messages.agreement.plan import offer_digest

@@ -7,7 +7,7 @@ from client.home import Home
 from client.policy.approval import read_approved
 from client.policy.budget import has_dp_releases, own_unit
 from client.policy.rules import Facts
-from client.records.history import History
+from client.records.ledger_history import History
 from client.settings import SiteConfig
 
 

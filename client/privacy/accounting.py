@@ -144,9 +144,9 @@ def _discretized(prv: PoissonSubsampledGaussianPRV, domain: Domain) -> tuple[NDA
     first, last = np.searchsorted(edges, [np.log1p(-rate), top])
     cdf = np.zeros(domain.size + 1)
     cdf[first:last], cdf[last:] = prv.cdf(edges[first:last]), 1.0
-    truncated = TruncatedPrivacyRandomVariable(prv, domain.t_min, domain.t_max)
-    pmf = np.diff(cdf) / truncated._remaining_mass
-    shift = float(truncated.mean() - np.dot(domain.ts, pmf))
+    below, up_to_the_end = prv.cdf(np.array([domain.t_min, domain.t_max]))
+    pmf = np.diff(cdf) / (up_to_the_end - below)
+    shift = float(TruncatedPrivacyRandomVariable(prv, domain.t_min, domain.t_max).mean() - np.dot(domain.ts, pmf))
     if not abs(shift) < domain.dt / 2:
         raise RuntimeError("the grid is too coarse for this plan")
     return pmf, shift

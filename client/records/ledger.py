@@ -15,7 +15,7 @@ from pathlib import Path
 
 from client.records.chain import Chain, ChainError, Entry, Head, open_chain, read_chain
 from client.records.data_registry import DataRegistry, existing_registry
-from client.records.history import (
+from client.records.ledger_history import (
     CLOCK_TOLERANCE,
     History,
     check_head_file,

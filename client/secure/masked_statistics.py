@@ -8,7 +8,7 @@ from typing import Literal
 
 from client.policy.refusals import RefusedError
 from client.policy.rules import HIDDEN
-from client.records.history import History
+from client.records.ledger_history import History
 from client.records.spending import Charge
 from client.secure.masked_update import Place, mask_values
 from client.secure.rosters import check_roster
@@ -17,7 +17,7 @@ from client.settings import SiteConfig
 from shared.evaluation.feature_statistics import Statistics
 from shared.messages.statistics import StatisticsAnswer
 from shared.secure_aggregation.roster import Roster, SecureSumError
-from shared.secure_aggregation.statistics import RING, STATISTICS_ROUND, smallest_sum, statistics_values
+from shared.secure_aggregation.summed_statistics import RING, STATISTICS_ROUND, smallest_sum, statistics_values
 
 MASKED_EXACT = "exact feature statistics in a masked sum"
 """Remark of a charge, whose `plan_digest` is then the roster's identity."""

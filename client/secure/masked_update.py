@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from client.home import Home
 from client.secure.run_state import RoundState, open_run
 from shared.messages.training import RequestHeader
+from shared.secure_aggregation.additive_masks import SEED_BYTES, Mask, masked, pairwise_mask
 from shared.secure_aggregation.dealing import Dealing, deal
-from shared.secure_aggregation.masks import SEED_BYTES, Mask, masked, pairwise_mask
 from shared.secure_aggregation.ring import Ring, ring_of
 from shared.secure_aggregation.roster import Roster
 from shared.secure_aggregation.round_keys import RoundKeys

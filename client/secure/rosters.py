@@ -16,7 +16,7 @@ from client.records.journal import Journal
 from client.secure.run_state import RoundState, forget_old_runs, open_run
 from client.settings import CURE_SIGNING_KEY, SiteConfig, load_settings
 from shared.errors import InputError
-from shared.messages.secure_sum.keys import KeysAnswer, KeysQuery, keys_record, read_keys_query
+from shared.messages.secure_sum.key_question import KeysAnswer, KeysQuery, keys_record, read_keys_query
 from shared.messages.signature import public_text, read_key
 from shared.messages.text import one_line
 from shared.messages.training import RequestHeader

@@ -16,7 +16,7 @@ from client.simulated.adversary import adversary_of, poisoned_reply
 from client.simulated.virtual_site import home_of, simulation_folder
 from client.training_request import handle
 from shared.messages.agreement.offer import OFFER_ACTION
-from shared.messages.secure_sum.keys import KEYS_ACTION
+from shared.messages.secure_sum.key_question import KEYS_ACTION
 from shared.messages.secure_sum.unmask import UNMASK_ACTION
 
 

@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from deploy.alerts.watch import Alert, message
+from deploy.alerts.notifier import Alert, message
 from deploy.alerts.webhook import FILE, Webhook, WebhookError, check_webhook, post, read_webhook, write_webhook
 from deploy.errors import ProvisionError
 

@@ -47,7 +47,7 @@ def run(module: str, arguments: Sequence[str]) -> None:
     """
     token, value = read_pipe()
 
-    from deploy.processes.memory import lift_own_limit, limit_own_memory
+    from deploy.processes.memory_limits import lift_own_limit, limit_own_memory
 
     # What was inherited is the superexec's own limit.
     lift_own_limit()

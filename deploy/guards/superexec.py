@@ -35,7 +35,7 @@ from deploy.guards.apps import VERIFY
 from deploy.guards.forks import Forked, Warm
 from deploy.guards.web.calls import Pauses, caller_value, send_with_every_call
 from deploy.observe.scrubber import scrub_journal
-from deploy.processes.memory import limit_own_memory
+from deploy.processes.memory_limits import limit_own_memory
 from deploy.processes.process import die_with_parent, family
 from deploy.processes.services import BEAT_FILE
 

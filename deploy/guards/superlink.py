@@ -19,7 +19,7 @@ from deploy.guards.web.asgi import Guard, close_the_silent
 from deploy.guards.web.calls import caller_value
 from deploy.guards.web.direct import Direct, fleet_work, runtime_work
 from deploy.guards.web.pushes import AllowanceFiles, NodePushes
-from deploy.processes.memory import limit_own_memory
+from deploy.processes.memory_limits import limit_own_memory
 
 ALLOWANCES_VARIABLE = "MASKFED_ALLOWANCES"
 KEPT_SECONDS = 7 * 86400.0

@@ -30,7 +30,7 @@ from deploy.identity.addresses import PROXY_VARIABLE
 from deploy.identity.tls import client_context
 from deploy.observe.health import serve_health
 from deploy.observe.scrubber import scrub_journal
-from deploy.processes.memory import limit_own_memory
+from deploy.processes.memory_limits import limit_own_memory
 
 HEALTH_OPTION = "--health-server-address"
 

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from deploy.observe.logs import set_up_logging
 from deploy.pages.application import Application
 from deploy.pages.token import read_token
-from deploy.processes.memory import limit_own_memory
+from deploy.processes.memory_limits import limit_own_memory
 
 MOST_CONNECTIONS = 64
 PATIENCE_SECONDS = 10.0

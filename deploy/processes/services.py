@@ -24,7 +24,7 @@ from deploy.identity.keys import (
     warn_of_expiry,
 )
 from deploy.identity.site_certificates import CURE_MISSING, SITE_CERTIFICATE
-from deploy.processes.memory import DEFAULT_PARAMETERS, PARAMETERS_VARIABLE
+from deploy.processes.memory_limits import DEFAULT_PARAMETERS, PARAMETERS_VARIABLE
 from deploy.processes.supervision import Service
 
 KEPT_VARIABLES = (

@@ -19,8 +19,8 @@ from safetensors.numpy import save
 from server.federation.fleet.registry import check_home
 from server.federation.messaging.question import collect, reasons, submit
 from server.federation.messaging.transport import Grid, Timing
-from server.planning.epsilon import Steps
-from server.planning.epsilon import epsilon as planned_epsilon
+from server.planning.epsilon_forecast import Steps
+from server.planning.epsilon_forecast import epsilon as planned_epsilon
 from server.runs.lineage import MeanImageCharge
 from server.runs.run_directory import RunDir, create
 from shared.errors import InputError

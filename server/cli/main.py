@@ -17,7 +17,7 @@ from deploy.errors import ProvisionError
 from deploy.observe.logs import set_up_logging, tell
 from server.cli import alignment, distances, evaluation, models, rehearsal, release, rounds, studies
 from server.cli.membership import sites
-from server.cli.membership.door import certificate_checks, ending_certificates, gauges, register_sites
+from server.cli.membership.registry_sync import certificate_checks, ending_certificates, gauges, register_sites
 from shared.commandline import JsonOption, in_panels, new_program, owned, run_app, tell_error, tell_json
 from shared.errors import InputError
 
@@ -127,7 +127,7 @@ def start(
     ] = 0,
 ) -> None:
     """Run the coordinator until Ctrl-C. Processes that exit are restarted, runs that died are submitted again."""
-    from deploy.alerts.watch import watching
+    from deploy.alerts.notifier import notifying
     from deploy.coordinator import read_coordinator, start_plan
     from deploy.pages.service import page_service, tell_address
     from deploy.processes.process import handle_signals, only_one
@@ -139,10 +139,10 @@ def start(
     with only_one(home / "start.lock"), contextlib.ExitStack() as stack:
         services = start_plan(home, settings, lambda: register_sites(home))
         if page_port:
-            services.append(stack.enter_context(page_service(home, page_port, "server.live.coordinator")))
+            services.append(stack.enter_context(page_service(home, page_port, "server.live.coordinator_page")))
         supervisor = Supervisor(services, health_address=f"127.0.0.1:{settings.health_port}")
         handle_signals(supervisor.request_stop)
-        told = watching(home, "coordinator", [RunAlerts(home), lambda _since: ending_certificates(home)])
+        told = notifying(home, "coordinator", [RunAlerts(home), lambda _since: ending_certificates(home)])
         with supervisor, _metrics(metrics_port, lambda: gauges(home)), told:
             tell(f"ready: sites connect to {settings.address}")
             if page_port:
@@ -181,8 +181,8 @@ def demo(
     ] = False,
 ) -> None:
     """Try everything on this machine: public training, a federation of sites, private stages, audit, release."""
+    from server.simulation.demo.demo_options import DemoSettings
     from server.simulation.demo.run import run_demo
-    from server.simulation.demo.settings import DemoSettings
     from server.simulation.demo_budget import parse_budget
 
     settings = DemoSettings(public, faces, sites, rounds, out, port, not non_private)

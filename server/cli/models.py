@@ -76,7 +76,7 @@ def training_plan(experiment: "Experiment") -> list[str]:
     """
     import os
 
-    from shared.planning.probe import images_per_second
+    from shared.planning.speed_probe import images_per_second
     from shared.planning.workload import duration
 
     if "WORLD_SIZE" in os.environ:
@@ -209,7 +209,7 @@ def show_experiment(
     path = find_experiment(name)
     experiment = load_experiment(path, overrides)
     if everything:
-        from shared.experiment.reference import to_annotated_toml
+        from shared.experiment.settings_reference import to_annotated_toml
 
         typer.echo(to_annotated_toml(experiment).rstrip())
         return
@@ -219,7 +219,7 @@ def show_experiment(
 @experiments.command("schema")
 def experiment_schema() -> None:
     """Print a JSON schema of experiment files, for editors that check and complete TOML."""
-    from shared.experiment.reference import json_schema
+    from shared.experiment.settings_reference import json_schema
 
     typer.echo(json_schema().rstrip())
 

@@ -97,10 +97,10 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Say what a federated experiment costs and brings: epsilon, signal to noise, bytes, hours, likely refusals."""
-    from server.planning.plan import default_refusals, epsilon_after
+    from server.planning.plan_cost import default_refusals, epsilon_after
     from shared.experiment.config import load_experiment
     from shared.experiment.recipes import find_experiment
-    from shared.planning.probe import images_per_second, num_values
+    from shared.planning.speed_probe import images_per_second, num_values
     from shared.planning.workload import lines, run_bytes, workload
     from shared.secure_aggregation.roster import choice_in_words
     from shared.updates.wire_sizes import wire_bytes

@@ -31,7 +31,7 @@ class Drawing:
     on_progress: Callable[[int, int], None] = field(default=lambda _done, _total: None, compare=False)
     """Told images done and images in all."""
 
-    def open(self, checkpoint: Path, rank: Rank) -> "Source":
+    def open(self, checkpoint: Path, rank: Rank) -> "SamplingModel":
         """Load the checkpoint on this rank's device.
 
         Raises:
@@ -40,11 +40,11 @@ class Drawing:
         device = pick_device(self.device, rank)
         speed_up_float32()
         loaded = load_model(checkpoint, device=device, weights=self.weights, overrides=self.overrides)
-        return Source(loaded, device, self.batch or loaded.experiment.evaluation.batch, self)
+        return SamplingModel(loaded, device, self.batch or loaded.experiment.evaluation.batch, self)
 
 
 @dataclass(frozen=True)
-class Source:
+class SamplingModel:
     """A model that images come from."""
 
     loaded: LoadedModel

@@ -24,7 +24,7 @@ from shared.messages.envelope import read_bytes, read_header, validated
 from shared.messages.statistics import StatisticsAnswer
 from shared.messages.text import one_line
 from shared.secure_aggregation.roster import MIN_SITES, Roster, SecureSumError
-from shared.secure_aggregation.statistics import (
+from shared.secure_aggregation.summed_statistics import (
     RING,
     STATISTICS_ROUND,
     num_elements,

@@ -57,7 +57,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """A start that fits: what to train, from which checkpoint, under which name."""
 
     experiment: Experiment
@@ -65,7 +65,7 @@ class Prepared:
     run: str
 
 
-def prepare(home: Path, start: Start) -> Prepared:
+def prepare(home: Path, start: Start) -> PreparedRun:
     """Check everything that can be checked before anybody is asked.
 
     Raises:
@@ -78,7 +78,7 @@ def prepare(home: Path, start: Start) -> Prepared:
     check_fits(source, experiment)
     run = start.run or f"{file.stem}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     check_name(run)
-    return Prepared(experiment, source, run)
+    return PreparedRun(experiment, source, run)
 
 
 def start_run(home: Path, start: Start) -> str:

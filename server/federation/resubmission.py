@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 from pydantic import ValidationError
 
 from server.federation.fleet.registry import write_json
-from server.federation.fleet.superlink_types import ControlError, RunState
+from server.federation.fleet.superlink_types import ControlError, SubmittedRun
 from shared.errors import InputError
 from shared.experiment.config import Experiment, Section, explain, parse_experiment
 from shared.storage.checkpoint import checkpoint_number, list_checkpoints
@@ -39,7 +39,7 @@ class RunControl(Protocol):
     def submit(self, experiment: Experiment, run: str) -> int:
         """Start a ServerApp for a run; Flower's run id."""
 
-    def run_state(self, run_id: int) -> RunState:
+    def run_state(self, run_id: int) -> SubmittedRun:
         """How a submission stands."""
 
     def stop(self, run_id: int) -> bool:
@@ -158,7 +158,7 @@ class Wanted:
             return entry.model_copy(update={"status": "failed", "reason": reason})
         return self._again(control, entry, state, reason)
 
-    def _again(self, control: RunControl, entry: WantedRun, state: RunState, reason: str) -> WantedRun:
+    def _again(self, control: RunControl, entry: WantedRun, state: SubmittedRun, reason: str) -> WantedRun:
         if not has_room(self.home / "runs" / entry.run, SPARE_BYTES):
             return entry  # a full disk is no fault of the run: it waits, and the attempt is not counted
         submissions = 0 if self._rounds_done(entry.run) > entry.rounds_done else entry.submissions

@@ -34,7 +34,7 @@ class RoundFigures(NamedTuple):
 
 
 @dataclass
-class SiteFigures:
+class SiteInRun:
     """One site in one run."""
 
     asked: int = 0
@@ -66,7 +66,7 @@ class RunFigures:
         self.rounds: dict[int, RoundFigures] = {}
         self.matrix: dict[int, dict[str, tuple[str, str]]] = {}
         """Of the newest rounds: each site's outcome and why."""
-        self.sites: dict[str, SiteFigures] = {}
+        self.sites: dict[str, SiteInRun] = {}
         self.offers: dict[str, dict[str, Any]] = {}
         self.distances: dict[str, dict[int, float]] = {}
         """By metric, by round."""
@@ -134,7 +134,7 @@ class RunFigures:
         )
         self.matrix[number] = {}
         for entry in event["asked"]:
-            self.sites.setdefault(str(entry["site"]), SiteFigures()).asked += 1
+            self.sites.setdefault(str(entry["site"]), SiteInRun()).asked += 1
         for state in OUTCOMES:
             for entry in event[state]:
                 self._take_outcome(number, state, entry, event["time"])
@@ -149,7 +149,7 @@ class RunFigures:
 
     def _take_outcome(self, number: int, state: str, entry: dict[str, Any], time: str) -> None:
         name = str(entry["site"])
-        site = self.sites.setdefault(name, SiteFigures())
+        site = self.sites.setdefault(name, SiteInRun())
         reason = str(entry.get("reason") or entry.get("code") or "")
         site.state, site.round, site.reason = state, number, reason
         self.matrix[number][name] = (state, reason)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from server.live.figures import MATRIX_ROUNDS, RunFigures, SiteFigures
+from server.live.figures import MATRIX_ROUNDS, RunFigures, SiteInRun
 from server.report.formatting import format_bytes, format_number, format_seconds
 from server.runs.history import spent_text
 from server.runs.run_directory import RunDir
@@ -66,7 +66,7 @@ def when(seconds: float | None) -> str:
     return f"{dt.datetime.fromtimestamp(seconds, dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def spent_cell(site: SiteFigures | None) -> Any:  # noqa: ANN401  # a cell
+def spent_cell(site: SiteInRun | None) -> Any:  # noqa: ANN401  # a cell
     """Epsilon of a site against its cap, with a bar of the part with DP."""
     if site is None or not site.spent:
         return "–"

@@ -25,7 +25,7 @@ Metrics = dict[str, dict[str, dict[str, float]]]
 with `_low` and `_high`, their 95 percent intervals over the draw of the generated images, where measured."""
 
 
-class Point(Section):
+class CurvePoint(Section):
     """One place of an arm's curve."""
 
     images: int
@@ -57,7 +57,7 @@ class ArmResult(Section):
     study: str
     arm: str
     scale: Scale
-    curve: tuple[Point, ...] = Field(min_length=1)
+    curve: tuple[CurvePoint, ...] = Field(min_length=1)
     init: Init | None = None
     sites: int = 0
     experiment: dict[str, dict[str, Any]]
@@ -85,7 +85,7 @@ class ArmResult(Section):
         return int(self.experiment.get("train", {}).get("seed", 0))
 
     @property
-    def last(self) -> Point:
+    def last(self) -> CurvePoint:
         """The end of the training."""
         return self.curve[-1]
 

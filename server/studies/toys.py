@@ -35,7 +35,7 @@ SHOWN_BUDGET = 2000
 """The figure's clouds are drawn at this budget, or at the first one."""
 
 
-class Point(Section):
+class ToyPoint(Section):
     """Both trainings at equal operations."""
 
     operations: int
@@ -55,7 +55,7 @@ class ToyRun(Section):
     """What one seed gives."""
 
     seed: int
-    points: tuple[Point, ...]
+    points: tuple[ToyPoint, ...]
     floor: float
     """Distance of two draws of the data: 0 on average, and how far from it chance may be."""
     independent: float
@@ -116,7 +116,7 @@ def _run(name: ToyName, seed: int, budgets: Sequence[int], count: int) -> tuple[
         proxy, finetuned, scratch, steps = _trainings(name, seed, budget, count)
         distances = [energy_distance(cloud, fresh) for cloud in (proxy, finetuned, scratch)]
         points.append(
-            Point(
+            ToyPoint(
                 operations=budget,
                 masked_steps=steps[0],
                 denoising_steps=steps[1],

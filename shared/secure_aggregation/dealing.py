@@ -13,7 +13,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from shared.experiment.config import Section
-from shared.secure_aggregation.masks import seed_digest
+from shared.secure_aggregation.additive_masks import seed_digest
 from shared.secure_aggregation.roster import MAX_SITES, MIN_SITES, Hex32, Roster, SecureSumError
 from shared.secure_aggregation.round_keys import NONCE_BYTES, TAG_BYTES, RoundKeys
 from shared.secure_aggregation.shamir import SHARE_BYTES, ShareError, combine, element, split

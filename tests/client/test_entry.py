@@ -15,7 +15,7 @@ from client import entry
 from client.home import Home
 from client.policy.approval import Approved, approve
 from client.records.chain import read_chain
-from server.federation.fleet.bundle import build_bundle
+from server.federation.fleet.code_bundle import build_bundle
 from shared.storage.code_digest import files_digest, installed_digest, site_files
 
 # Flower's bundler calls pathspec by a name that is deprecated there.

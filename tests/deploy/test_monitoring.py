@@ -15,7 +15,7 @@ DASHBOARD = json.loads((FOLDER / "dashboard.json").read_text())
 RULES = [rule for group in yaml.safe_load((FOLDER / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]] + [rule["expr"] for rule in RULES]
-COLLECTORS = ("server/federation/fleet/metrics.py", "client/operator/metrics.py", "deploy/alerts/certificates.py")
+COLLECTORS = ("server/federation/fleet/metrics.py", "client/operator/metrics.py", "deploy/alerts/expiry.py")
 FROM_PROMETHEUS = {"up"}
 LABELS = {"job", "run", "state", "direction", "stage", "metric", "site", "unit", "kind", "certificate"}
 KINDS = {"stat": 0, "timeseries": 0, "bargauge": 0}

@@ -12,8 +12,8 @@ from deploy.checks.dial import Way
 from deploy.doctor import site_checks
 from deploy.identity.certificates import create_authority
 from deploy.identity.site_identity import create_identity
-from deploy.processes import memory
-from deploy.processes.memory import unit_bytes
+from deploy.processes import memory_limits
+from deploy.processes.memory_limits import unit_bytes
 from tests.needs import need_binary
 
 UNITS = Path(__file__).parents[2] / "deploy" / "systemd"
@@ -76,15 +76,15 @@ def test_the_half_with_the_key_does_not_see_the_images():
 
 def test_the_half_with_the_key_may_take_what_the_largest_model_of_a_policy_needs():
     text = (UNITS / "maskfed-node.service").read_text()
-    gib = -(-unit_bytes(memory.UNITS["maskfed-node"], memory.DEFAULT_PARAMETERS) // 2**30)
+    gib = -(-unit_bytes(memory_limits.UNITS["maskfed-node"], memory_limits.DEFAULT_PARAMETERS) // 2**30)
     assert f"\nMemoryMax={gib}G\n" in text
 
 
 @pytest.mark.parametrize("name", ["maskfed-server", "maskfed-site", "maskfed-node"])
 def test_limits_for_a_model_are_settings_that_systemd_takes(units: Path, name: str):
-    assert memory.main(["233e6", "--units", str(units)]) == 0
+    assert memory_limits.main(["233e6", "--units", str(units)]) == 0
     written = (units / f"{name}.service.d" / "memory.conf").read_text()
-    assert f"MemoryMax={-(-unit_bytes(memory.UNITS[name], 233e6) // 2**20)}M\n" in written
+    assert f"MemoryMax={-(-unit_bytes(memory_limits.UNITS[name], 233e6) // 2**20)}M\n" in written
     assert "Environment=MASKFED_PARAMETERS=233000000\n" in written
     checked = analyze("verify", "--man=no", str(units / f"{name}.service"))
     assert [line for line in checked.stderr.splitlines() if "maskfed" in line or "memory.conf" in line] == []

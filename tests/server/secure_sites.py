@@ -15,7 +15,7 @@ from client.secure.masked_update import mask_update, remember_leaving
 from client.secure.rosters import answer_keys, check_request
 from client.secure.unmask import answer_unmask
 from client.settings import SiteConfig, SitePolicy, load_settings, save_settings
-from shared.messages.secure_sum.keys import KEYS_ACTION
+from shared.messages.secure_sum.key_question import KEYS_ACTION
 from shared.messages.secure_sum.unmask import UNMASK_ACTION
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 from shared.secure_aggregation.roster import SecureSumError

@@ -31,7 +31,7 @@ Released = tuple[MeanImageAnswer, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedQuery:
     """A question that follows the protocol, at the site that it came to."""
 
     query: MeanImageQuery
@@ -47,14 +47,14 @@ def answer_mean_image(content: RecordDict, home: Home) -> RecordDict:
         query = validated(MeanImageQuery, read_header(content))
         digest = query.digest
         journal.write("request", task="mean_image", run=query.run, request_digest=digest)
-        return _record(*_answer(Asked(query, home, settings), journal))
+        return _record(*_answer(ParsedQuery(query, home, settings), journal))
     except Exception as error:  # every failure becomes a typed refusal
         code, reason = refusal_of(error)
     note_refusal(journal, code, reason, digest)
     return _record(MeanImageAnswer(request_digest=digest, status="refused", refusal=code, reason=reason))
 
 
-def _answer(asked: Asked, journal: Journal) -> Released:
+def _answer(asked: ParsedQuery, journal: Journal) -> Released:
     """Under the ledger's lock: the stored answer, or a new one."""
     with open_ledger(asked.home.ledger, Path(asked.settings.head_file)) as ledger:
         data = open_dataset(asked.home, asked.settings.image_size)
@@ -75,7 +75,7 @@ def _answer(asked: Asked, journal: Journal) -> Released:
         return released
 
 
-def _find_stored(asked: Asked) -> Released | None:
+def _find_stored(asked: ParsedQuery) -> Released | None:
     """The answer that exactly this question got before: one charge, one noise; none if the operator forbids it now."""
     policy = asked.settings.policy
     if "mean_image" not in policy.tasks or not may_run(asked.home, policy, asked.query.experiment):
@@ -83,7 +83,7 @@ def _find_stored(asked: Asked) -> Released | None:
     return find_answer(asked.home.mean_images, asked.query.run, asked.query.digest, MeanImageAnswer)
 
 
-def _review(asked: Asked, data: Dataset, ledger: Ledger) -> None:
+def _review(asked: ParsedQuery, data: Dataset, ledger: Ledger) -> None:
     """Hold the question against the policy; an unknown experiment waits for approval.
 
     Raises:
@@ -99,7 +99,7 @@ def _review(asked: Asked, data: Dataset, ledger: Ledger) -> None:
         raise RefusedError("plan_changed", "this run's mean image was charged before: ask under a new name")
 
 
-def _release(asked: Asked, data: Dataset, ledger: Ledger) -> Released:
+def _release(asked: ParsedQuery, data: Dataset, ledger: Ledger) -> Released:
     """Charge, then sum; torch is loaded here, and what can be refused is refused before the charge."""
     from client.answers.statistics.pixel_sum import PixelSummation
 

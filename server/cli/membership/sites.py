@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.errors import ProvisionError
-from server.cli.membership.door import (
+from server.cli.membership.registry_sync import (
     certificates_left,
     register_sites,
     write_bundles,

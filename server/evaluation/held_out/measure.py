@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from server.evaluation.held_out.losses import HeldOut
+from server.evaluation.held_out.round_losses import HeldOut
 from server.evaluation.held_out.suspects import find_suspects
 from server.federation.acceptance.bound import worst_rise
-from server.federation.acceptance.check import ANSWER_FILE, BAD_INPUT, QUESTION_FILE, Question
+from server.federation.acceptance.check import ANSWER_FILE, BAD_INPUT, QUESTION_FILE, CheckQuestion
 from server.federation.acceptance.kept_replies import StoredReplies
 from server.federation.updates.aggregation import FixedPointSum
 from server.federation.updates.global_model import GlobalModel, load_global
@@ -46,7 +46,7 @@ class Measured:
         return self.held_out.losses(self.network)
 
 
-def answer(question: Question) -> dict[str, Any]:
+def answer(question: CheckQuestion) -> dict[str, Any]:
     """Losses of the checkpoint, and suspects when they have jumped and the updates are kept.
 
     Raises:
@@ -73,7 +73,7 @@ class _TooLongError(Exception):
     pass
 
 
-def _suspects(question: Question, measured: Measured) -> list[str]:
+def _suspects(question: CheckQuestion, measured: Measured) -> list[str]:
     experiment = load_meta(Path(question.checkpoint)).experiment
     start = load_global(Path(question.start), experiment)
     deadline = time.monotonic() + SEARCH_SECONDS
@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
     """Answer the question in a folder."""
     folder = Path(arguments[0])
     try:
-        question = Question(**json.loads((folder / QUESTION_FILE).read_text(encoding="utf-8")))
+        question = CheckQuestion(**json.loads((folder / QUESTION_FILE).read_text(encoding="utf-8")))
         write_atomically(folder / ANSWER_FILE, json.dumps(answer(question)) + "\n")
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")

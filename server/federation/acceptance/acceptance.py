@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from server.federation.acceptance.bound import MAX_ROLL_BACKS, Rise, worst_rise
-from server.federation.acceptance.check import HeldOutCheck, Question
+from server.federation.acceptance.check import CheckQuestion, HeldOutCheck
 from server.federation.acceptance.crowd import Crowd
 from server.federation.acceptance.kept_replies import KeptReplies
 from server.federation.acceptance.trust import trusted
@@ -59,7 +59,7 @@ class Acceptance:
         self.num_rolled_back = int(model.record.get("roll_backs", 0))
         if self.is_on:
             place = round_folder(self.checkpoints, model.server_round)
-            question = Question(str(place), self.check.images)
+            question = CheckQuestion(str(place), self.check.images)
             self._losses = model.record.get("held_out") or self.check.ask(question, attend).losses
 
     def judge(self, model: GlobalModel, changes: dict[str, Any], attend: Callable[[], None]) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Acceptance:
         if self.replies is not None:
             self.replies.close()
             replies = str(self.replies.folder)
-        question = Question(str(candidate), self.check.images, str(before), self._losses, bound, replies)
+        question = CheckQuestion(str(candidate), self.check.images, str(before), self._losses, bound, replies)
         answer = self.check.ask(question, attend)
         shutil.rmtree(candidate)
         rise = worst_rise(self._losses, answer.losses)

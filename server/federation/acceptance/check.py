@@ -35,7 +35,7 @@ class CheckError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Question:
+class CheckQuestion:
     """What the process is asked; paths as text.
 
     Attributes:
@@ -70,7 +70,7 @@ class HeldOutCheck:
         self.folder = run_folder / FOLDER
         self.images = str(RunDir(run_folder).stored_settings.get("held_out", ""))
 
-    def ask(self, question: Question, attend: Callable[[], None]) -> Answer:
+    def ask(self, question: CheckQuestion, attend: Callable[[], None]) -> Answer:
         """The answer of a new process; `attend` is called while it works.
 
         Raises:

@@ -36,9 +36,9 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from server.federation.fleet.bundle import SITES, VIRTUAL_SITES, BundleError, build_bundle
+from server.federation.fleet.code_bundle import SITES, VIRTUAL_SITES, BundleError, build_bundle
 from server.federation.fleet.registry import Site, check_home
-from server.federation.fleet.superlink_types import ControlError, Node, RunState, Simulation
+from server.federation.fleet.superlink_types import ControlError, Node, Simulation, SubmittedRun
 from shared.experiment.config import Experiment
 
 FLWR_VERSION = "1.42.0"
@@ -150,7 +150,7 @@ class Control:
             raise ControlError(f"the SuperLink refused run {run}: {reply.note or 'no reason given'}")
         return int(reply.run_id)
 
-    def run_state(self, run_id: int) -> RunState:
+    def run_state(self, run_id: int) -> SubmittedRun:
         """State of a run; `unknown` for one that the SuperLink does not know (any more)."""
         try:
             with _errors(f"asking for run {run_id}"):
@@ -158,14 +158,14 @@ class Control:
         except ControlError as error:
             if not isinstance(error.__cause__, httpx.HTTPStatusError) or error.__cause__.response.status_code >= 500:
                 raise
-            return RunState(run_id, "unknown", str(error), 0, 0)
+            return SubmittedRun(run_id, "unknown", str(error), 0, 0)
         if run_id not in found:
-            return RunState(run_id, "unknown", "the SuperLink does not know this run", 0, 0)
+            return SubmittedRun(run_id, "unknown", "the SuperLink does not know this run", 0, 0)
         run = found[run_id]
         status = run.status.status
         if status == "finished":
             status = f"finished:{run.status.sub_status}"
-        return RunState(run_id, status, run.status.details, run.bytes_sent, run.bytes_recv)
+        return SubmittedRun(run_id, status, run.status.details, run.bytes_sent, run.bytes_recv)
 
     def stop(self, run_id: int) -> bool:
         """Stop a run; false when it was not running."""

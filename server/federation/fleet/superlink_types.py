@@ -30,7 +30,7 @@ class Simulation:
 
 
 @dataclass(frozen=True)
-class RunState:
+class SubmittedRun:
     """A submitted run as the SuperLink sees it."""
 
     run_id: int

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from flwr.app import MessageType
 
-from server.federation.messaging.asking import Answer, Asked, Asking
+from server.federation.messaging.asking import Asking, SiteAnswer, SiteQuestion
 from server.federation.messaging.transport import Grid, Timing
 from shared.messages.agreement.offer import OFFER_ACTION, OfferAnswer, offer_record, read_answer
 from shared.messages.agreement.plan import plan_digest
@@ -79,7 +79,7 @@ class Agreement:
         if not asked:
             return False
         record, seconds = offer_record(header), self._timing.question_seconds(len(asked))
-        questions = {site: Asked(node_id, record) for site, node_id in asked.items()}
+        questions = {site: SiteQuestion(node_id, record) for site, node_id in asked.items()}
         kind = f"{MessageType.QUERY}.{OFFER_ACTION}"
         asking = Asking(
             self._grid, self._timing, questions, kind, header.server_round, lambda _, each: read_answer(each.content)
@@ -138,7 +138,7 @@ class Agreement:
             log.warning("%s is damaged: all sites are asked again", self._path)
 
 
-def _outcome(found: Answer[OfferAnswer]) -> Outcome:
+def _outcome(found: SiteAnswer[OfferAnswer]) -> Outcome:
     if found.value is None:
         # Code that its operator has to approve is a no like any other: asking again does not change it.
         status: Status = "refused" if "code_not_approved" in found.problem else _STATUS[found.status]

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Asked:
+class SiteQuestion:
     """One site's question: where it goes, and what it says. Sites with the same record are sent it at once."""
 
     node_id: int
@@ -30,7 +30,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answer(Generic[T]):
+class SiteAnswer(Generic[T]):
     """What became of the question to one site; `value` is there when it has answered."""
 
     status: Literal["answered", "rejected", "failed", "late"]
@@ -54,14 +54,14 @@ class Asking(Generic[T]):
         self,
         grid: Grid,
         timing: Timing,
-        questions: Mapping[str, Asked],
+        questions: Mapping[str, SiteQuestion],
         kind: str,
         server_round: int,
         read: Callable[[str, Message], T],
     ) -> None:
         self._timing, self._questions, self._kind, self._round = timing, dict(questions), kind, server_round
         self._read = read
-        self._found: dict[str, Answer[T]] = {}
+        self._found: dict[str, SiteAnswer[T]] = {}
         self._times = dict.fromkeys(questions, 1)
         self._lost: set[str] = set()
         self._lock, self._changed, self._forgeries = threading.Lock(), threading.Event(), Forgeries()
@@ -72,8 +72,8 @@ class Asking(Generic[T]):
         self,
         seconds: float,
         attend: Callable[[], None],
-        is_enough: Callable[[Mapping[str, Answer[T]]], bool] = lambda _: False,
-    ) -> dict[str, Answer[T]]:
+        is_enough: Callable[[Mapping[str, SiteAnswer[T]]], bool] = lambda _: False,
+    ) -> dict[str, SiteAnswer[T]]:
         """Ask and wait; what became of each site.
 
         Args:
@@ -96,13 +96,13 @@ class Asking(Generic[T]):
         forged = self._forgeries.take().get("forged")
         silent = f"no answer within {seconds:g} s" + ("; forged ones were dropped" if forged else "")
         with self._lock:
-            return {site: self._found.get(site, Answer("late", problem=silent)) for site in self._questions}
+            return {site: self._found.get(site, SiteAnswer("late", problem=silent)) for site in self._questions}
 
-    def _is_over(self, is_enough: Callable[[Mapping[str, Answer[T]]], bool]) -> bool:
+    def _is_over(self, is_enough: Callable[[Mapping[str, SiteAnswer[T]]], bool]) -> bool:
         with self._lock:
             return len(self._found) == len(self._questions) or is_enough(self._found)
 
-    def _push(self, questions: Mapping[str, Asked], deadline: float) -> None:
+    def _push(self, questions: Mapping[str, SiteQuestion], deadline: float) -> None:
         records = {id(asked.record): asked.record for asked in questions.values()}
         for key, record in records.items():
             nodes = {site: asked.node_id for site, asked in questions.items() if id(asked.record) == key}
@@ -131,12 +131,12 @@ class Asking(Generic[T]):
                 self._times[site] += 1
                 self._lost.add(site)
             else:
-                self._found[site] = Answer("failed", problem=arrival.problem)
+                self._found[site] = SiteAnswer("failed", problem=arrival.problem)
 
-    def _answer(self, site: str, message: Message) -> Answer[T]:
+    def _answer(self, site: str, message: Message) -> SiteAnswer[T]:
         try:
-            return Answer("answered", self._read(site, message))
+            return SiteAnswer("answered", self._read(site, message))
         except InputError as error:
-            return Answer("rejected", problem=str(error))
+            return SiteAnswer("rejected", problem=str(error))
         except Exception as error:  # whatever one answer makes a parser raise costs that answer only
-            return Answer("rejected", problem=f"the answer cannot be read ({type(error).__name__})")
+            return SiteAnswer("rejected", problem=f"the answer cannot be read ({type(error).__name__})")

@@ -9,11 +9,11 @@ from pathlib import Path
 from flwr.app import Message, MessageType
 
 from server.federation.fleet.registry import Registry
-from server.federation.messaging.asking import Answer, Asked, Asking
+from server.federation.messaging.asking import Asking, SiteAnswer, SiteQuestion
 from server.federation.messaging.transport import Grid, Timing
 from shared.errors import InputError
 from shared.experiment.federation import FederationConfig
-from shared.messages.secure_sum.keys import KEYS_ACTION, KeysQuery, keys_record, read_keys_answer
+from shared.messages.secure_sum.key_question import KEYS_ACTION, KeysQuery, keys_record, read_keys_answer
 from shared.secure_aggregation.roster import (
     MIN_SITES,
     Member,
@@ -94,7 +94,7 @@ class Rosters:
         asking = Asking(
             self._grid,
             self._timing,
-            {site: Asked(node_id, record) for site, node_id in nodes.items()},
+            {site: SiteQuestion(node_id, record) for site, node_id in nodes.items()},
             f"{MessageType.QUERY}.{KEYS_ACTION}",
             0,
             lambda site, message: self._member(message, site, keys[site]),
@@ -113,7 +113,7 @@ class Rosters:
         answer.member.check(self._run)
         return answer.member
 
-    def _of(self, found: Mapping[str, Answer[Member]]) -> Roster:
+    def _of(self, found: Mapping[str, SiteAnswer[Member]]) -> Roster:
         given = {site: answer.value for site, answer in found.items() if answer.value is not None}
         times = Counter(member.public_key for member in given.values())
         # Whoever repeats another's key knows no key of its own.

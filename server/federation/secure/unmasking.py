@@ -6,7 +6,7 @@ import numpy as np
 from flwr.app import Message, MessageType
 from numpy.typing import NDArray
 
-from server.federation.messaging.asking import Answer, Asked, Asking
+from server.federation.messaging.asking import Asking, SiteAnswer, SiteQuestion
 from server.federation.messaging.transport import Grid, Timing
 from server.federation.secure.masked_sum import MaskedSum
 from shared.messages.secure_sum.unmask import (
@@ -16,8 +16,8 @@ from shared.messages.secure_sum.unmask import (
     read_unmask_answer,
     unmask_record,
 )
+from shared.secure_aggregation.additive_masks import Mask, add_masks, pairwise_mask
 from shared.secure_aggregation.dealing import is_dealt, recover, revealed_seeds
-from shared.secure_aggregation.masks import Mask, add_masks, pairwise_mask
 from shared.secure_aggregation.roster import SecureSumError
 from shared.updates.fixed_point import CHUNK_ELEMENTS
 
@@ -48,7 +48,7 @@ class Unmasking:
             SecureSumError: too few have given shares; names why.
         """
         questions = {
-            site: Asked(nodes[site], unmask_record(self.query(site))) for site in self.survivors if site in nodes
+            site: SiteQuestion(nodes[site], unmask_record(self.query(site))) for site in self.survivors if site in nodes
         }
         kind = f"{MessageType.QUERY}.{UNMASK_ACTION}"
         asking = Asking(grid, timing, questions, kind, self._round, self._read)
@@ -135,5 +135,5 @@ class Unmasking:
     def _read(self, site: str, message: Message) -> Shares:
         return self.checked(site, read_unmask_answer(message.content))
 
-    def _is_enough(self, found: Mapping[str, Answer[Shares]]) -> bool:
+    def _is_enough(self, found: Mapping[str, SiteAnswer[Shares]]) -> bool:
         return sum(answer.value is not None for answer in found.values()) >= self._roster.threshold

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.federation.client_level.ledger import CentralLedger, NoiseKeys
 from server.federation.client_level.mechanism import central_epsilon, grid_noise, sensitivity
+from server.federation.client_level.release_ledger import CentralLedger, NoiseKeys
 from server.federation.updates.aggregation import FixedPointSum
 from server.federation.updates.global_model import GlobalModel
 from server.federation.updates.server_optimizer import apply_update, average, ema_decay

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy.processes.demo_commands import CommandError, Commands
-from server.simulation.demo.settings import REPORT, DemoSettings
+from server.simulation.demo.demo_options import REPORT, DemoSettings
 from server.simulation.demo_budget import Budget, Speed, measure_speed, read_speed
 from server.simulation.division import divide_by_person
 from shared.data.synthetic import write_folder

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from deploy.processes.demo_commands import CommandError
 from server.runs.history import read_run
-from server.simulation.demo.beside import compare, half_the_cores_each, measure_distances
+from server.simulation.demo.compared_models import compare, half_the_cores_each, measure_distances
 from server.simulation.demo.plain import REFERENCE_IMAGES, RUN, SEED, SHIPPED_MODEL, Demo
-from server.simulation.demo.stages import FIRST_STEPS, Plan
+from server.simulation.demo.public_stages import FIRST_STEPS, Plan
 from server.simulation.demo_budget import read_speed
 from shared.data.synthetic import write_folder
 from shared.experiment.config import Experiment

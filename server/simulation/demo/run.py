@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy.processes.process import check_port_free, free_ports
+from server.simulation.demo.demo_options import DemoSettings, own_folder
 from server.simulation.demo.plain import Demo
 from server.simulation.demo.private import PrivateDemo
-from server.simulation.demo.settings import DemoSettings, own_folder
 from server.simulation.demo_budget import Budget
 from shared.data.images import list_images
 from shared.errors import InputError

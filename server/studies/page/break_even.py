@@ -76,7 +76,7 @@ def head_start(compared: Sequence[ComparedPoint], arm: ArmResult, baseline: ArmR
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BreakEven:
     """An arm beside a baseline that is trained otherwise, by one distance."""
 
     distance: str
@@ -87,7 +87,7 @@ class Comparison:
 
 def equal_operations(
     study: Study, name: str, scale: Scale, stored: Mapping[tuple[str, str, str], ArmResult]
-) -> list[Comparison]:
+) -> list[BreakEven]:
     """All comparisons at equal operations whose arms have run."""
     found = []
     for figure in study.figures:
@@ -98,7 +98,7 @@ def equal_operations(
             if distance in baseline.extractors:
                 points = compared_points(arm, baseline, distance)
                 said = verdict(points) + head_start(points, arm, baseline)
-                found.append(Comparison(distance, figure, said, points))
+                found.append(BreakEven(distance, figure, said, points))
     return found
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal
 
 from server.studies.schema import Figure, Scale, Study
-from server.studies.stored_results import ArmResult, Point
+from server.studies.stored_results import ArmResult, CurvePoint
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def derive(study: Study, name: str, results: Mapping[tuple[str, str, str], ArmRe
     return found
 
 
-def chosen_point(result: ArmResult) -> Point:
+def chosen_point(result: ArmResult) -> CurvePoint:
     """The point of the least validation distance by the first extractor: what is reported of an arm."""
     first = next(iter(result.extractors), None)
     if first is None:
@@ -83,7 +83,7 @@ def chosen_point(result: ArmResult) -> Point:
     return min(result.curve, key=lambda point: point.metrics["validation"][first]["distance"])
 
 
-def distance_to_test(point: Point, distance: str) -> float:
+def distance_to_test(point: CurvePoint, distance: str) -> float:
     """Distance of a point to the test split."""
     return point.metrics["test"][distance]["distance"]
 

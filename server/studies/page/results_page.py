@@ -8,7 +8,7 @@ from server.report.svg_charts import Series, is_same_drawing, line_chart, standa
 from server.studies import stored_results
 from server.studies.page.break_even import equal_operations
 from server.studies.page.derived import curve_to_test, derive
-from server.studies.page.results_text import Block, StudyText, grid_rows, read_reported, render
+from server.studies.page.results_text import ScaleSection, StudyText, grid_rows, read_reported, render
 from server.studies.page.seed_spread import AllSeeds, spread_of
 from server.studies.schema import SCALES, Scale, Study, arms_at, load_study, study_names
 from server.studies.stored_results import ArmResult, read_results, result_file
@@ -79,7 +79,7 @@ def make_pages(folder: Path = stored_results.FOLDER) -> Pages:
 
 def _blocks(
     study: Study, name: str, stored: AllSeeds, synthetic: AllSeeds, folder: Path, texts: dict[Path, str]
-) -> list[Block]:
+) -> list[ScaleSection]:
     """A study scale by scale, synthetic faces after real ones; its plots go to `texts`."""
     found = []
     for scale in (scale for scale in SCALES if scale in study.scales):
@@ -89,7 +89,9 @@ def _blocks(
     return found
 
 
-def _block(study: Study, name: str, scale: Scale, seeds: AllSeeds, folder: Path, texts: dict[Path, str]) -> Block:
+def _block(
+    study: Study, name: str, scale: Scale, seeds: AllSeeds, folder: Path, texts: dict[Path, str]
+) -> ScaleSection:
     """The arms in one folder of results: those of the smallest seed one by one, of several their spread."""
     stored = {key: results[0] for key, results in seeds.items()}
     wanted = arms_at(study, name, scale)
@@ -104,7 +106,7 @@ def _block(study: Study, name: str, scale: Scale, seeds: AllSeeds, folder: Path,
         for file in [result_file(folder, name, scale, arm).with_suffix(".png")]
         if result.extractors and file.exists()
     ]
-    return Block(
+    return ScaleSection(
         title=f"{study.title}, scale `{scale}`{', synthetic faces' if is_synthetic else ''}",
         command=f"maskfed-server reproduce {name} --scale {scale}",
         arms=arms,

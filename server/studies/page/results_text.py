@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from server.report.formatting import format_number, format_seconds
-from server.studies.page.break_even import Comparison, count
+from server.studies.page.break_even import BreakEven, count
 from server.studies.page.derived import Derived, chosen_point, distance_to_test
 from server.studies.page.seed_spread import SeedSpread
 from server.studies.schema import Arm, ArmGrid, Scale
@@ -54,7 +54,7 @@ class GridRow:
 
 
 @dataclass(frozen=True)
-class Block:
+class ScaleSection:
     """The arms of a study at one scale, on real or on synthetic faces; files are given as the page links them."""
 
     title: str
@@ -66,7 +66,7 @@ class Block:
     pictures: Sequence[tuple[str, ArmResult, str]] = ()
     grids: Sequence[tuple[ArmGrid, list[GridRow]]] = ()
     derived: Sequence[Derived] = ()
-    compared: Sequence[Comparison] = ()
+    compared: Sequence[BreakEven] = ()
     spread: SeedSpread = field(default_factory=SeedSpread)
 
     @property
@@ -88,7 +88,7 @@ class StudyText:
     question: str
     arms: Mapping[str, Arm]
     discussion: str
-    blocks: Sequence[Block]
+    blocks: Sequence[ScaleSection]
 
 
 def render(studies: Sequence[StudyText], reported: Sequence[ReportedTable], results: Sequence[ArmResult]) -> str:

@@ -20,7 +20,7 @@ from shared.storage.checkpoint import load_meta
 
 
 @dataclass(frozen=True)
-class Place:
+class Milestone:
     """Where an arm is measured."""
 
     images: int
@@ -32,9 +32,9 @@ class Place:
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """The places of an arm in order; the last is its end."""
+    """The milestones of an arm in order; the last is its end."""
 
-    places: tuple[Place, ...]
+    milestones: tuple[Milestone, ...]
     sites: int
 
 
@@ -48,17 +48,17 @@ def plan(experiment: Experiment, arm: Arm, stage: Stage) -> ArmPlan:
     if not arm.sites:
         total = stage.images or experiment.train.steps * batch
         steps = sorted({math.ceil(images / batch) for images in (*stage.at, total)})
-        return ArmPlan(tuple(Place(count * batch, count) for count in steps), 0)
+        return ArmPlan(tuple(Milestone(count * batch, count) for count in steps), 0)
     local_steps = experiment.federation.local_steps
     per_round = arm.sites * local_steps * batch
     total = stage.images or experiment.federation.rounds * per_round
     rounds = sorted({math.ceil(images / per_round) for images in (*stage.at, total)})
-    return ArmPlan(tuple(Place(count * per_round, count * local_steps, count) for count in rounds), arm.sites)
+    return ArmPlan(tuple(Milestone(count * per_round, count * local_steps, count) for count in rounds), arm.sites)
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Brings an arm to its next place."""
+    """Brings an arm to its next milestone."""
 
     experiment: Experiment
     plan: ArmPlan
@@ -67,21 +67,21 @@ class Trainer:
     init: Path | None
     """Folder of the arm it starts from."""
 
-    def advance(self, place: Place) -> Path | None:
-        """The checkpoint of a place, trained where it is not there yet; None when the training did not get there."""
-        return self._round(place) if self.plan.sites else self._train(place)
+    def advance(self, milestone: Milestone) -> Path | None:
+        """The checkpoint of a milestone, trained where there is none yet; None when the training did not get there."""
+        return self._round(milestone) if self.plan.sites else self._train(milestone)
 
-    def _train(self, place: Place) -> Path | None:
+    def _train(self, milestone: Milestone) -> Path | None:
         run = run_of(self.folder, 0)
-        if _is_past(run, place.steps):
-            return _kept(run, place)
-        steps = self.experiment.train.model_copy(update={"steps": place.steps})
+        if _is_past(run, milestone.steps):
+            return _kept(run, milestone)
+        steps = self.experiment.train.model_copy(update={"steps": milestone.steps})
         init = newest_checkpoint(self.init) if self.init else None
         train(self.experiment.model_copy(update={"train": steps}), self.data.cache, run.path, init)
         newest = run.latest
-        return newest if newest is not None and load_meta(newest).step == place.steps else None
+        return newest if newest is not None and load_meta(newest).step == milestone.steps else None
 
-    def _round(self, place: Place) -> Path | None:
+    def _round(self, milestone: Milestone) -> Path | None:
         """All rounds at once, or those that are left."""
         out, run = simulation_of(self.folder), run_of(self.folder, self.plan.sites)
         if not is_complete(out):
@@ -91,13 +91,13 @@ class Trainer:
             code = simulate(self._simulation(newest_checkpoint(self.init), out), Console(stderr=True))
             if code:
                 return None
-        return run.round_checkpoint(place.rounds)
+        return run.round_checkpoint(milestone.rounds)
 
     def _simulation(self, init: Path, out: Path) -> Simulate:
         sites = self.plan.sites
         file = self.folder / "rounds.toml"
         overrides = {
-            "federation.rounds": self.plan.places[-1].rounds,
+            "federation.rounds": self.plan.milestones[-1].rounds,
             "federation.min_available": sites,
             "federation.min_replies": sites,
             "evaluation.every_rounds": 0,
@@ -128,11 +128,11 @@ def _is_past(run: RunDir, steps: int) -> bool:
     return newest is not None and (load_meta(newest).step or 0) > steps
 
 
-def _kept(run: RunDir, place: Place) -> Path:
-    checkpoint = run.step_checkpoint(place.steps)
+def _kept(run: RunDir, milestone: Milestone) -> Path:
+    checkpoint = run.step_checkpoint(milestone.steps)
     if not checkpoint.exists():
         raise InputError(
-            f"training {run.path} has gone beyond {place.images} images and kept no checkpoint of them: leave that "
+            f"training {run.path} has gone beyond {milestone.images} images and kept no checkpoint of them: leave that "
             "number out of the study, or give another --out"
         )
     return checkpoint

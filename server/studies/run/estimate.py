@@ -12,7 +12,7 @@ from shared.diffusion.samplers import time_grid
 from shared.diffusion.schedule import make_schedule
 from shared.experiment.config import Experiment, load_experiment
 from shared.experiment.recipes import find_experiment
-from shared.planning.probe import images_per_second
+from shared.planning.speed_probe import images_per_second
 from shared.planning.workload import duration
 from shared.training.flops import train_flops
 
@@ -39,11 +39,11 @@ def estimate(
             continue
         overrides = [f"{key}={json.dumps(value)}" for key, value in stage.settings.items()]
         experiment = load_experiment(find_experiment(stage.recipe), overrides)
-        flops, places = train_flops(experiment), plan(experiment, arm, stage).places
+        flops, milestones = train_flops(experiment), plan(experiment, arm, stage).milestones
         rate = rate or images_per_second(experiment, PROBE_SECONDS) * flops
-        training += places[-1].images * flops / rate
+        training += milestones[-1].images * flops / rate
         if arm.test:
-            sampling += len(places) * study.scales[known].generated * _sampling_flops(experiment) / rate
+            sampling += len(milestones) * study.scales[known].generated * _sampling_flops(experiment) / rate
         left.append(name)
     if not left:
         return "estimate: every arm has its result"

@@ -15,6 +15,7 @@ import torch
 
 from server.evaluation.drawing import pick_device
 from server.report.pictures import stack
+from server.studies.run.arm_distances import SHOWN_IMAGES, Measure, Measurement
 from server.studies.run.arm_folders import (
     RESULT_FILE,
     claim,
@@ -24,16 +25,15 @@ from server.studies.run.arm_folders import (
     training_seconds,
 )
 from server.studies.run.arm_settings import ArmSettings
-from server.studies.run.arm_training import Place, Trainer, plan
-from server.studies.run.distances import SHOWN_IMAGES, Measure, Measurement
+from server.studies.run.arm_training import Milestone, Trainer, plan
 from server.studies.run.splits import Part, Splits
 from server.studies.schema import Arm, Scale, Stage, Study, arm_at, load_study
 from server.studies.stored_results import (
     SYNTHETIC,
     ArmResult,
+    CurvePoint,
     Init,
     Metrics,
-    Point,
     read_result,
     result_file,
     write_result,
@@ -110,7 +110,7 @@ class Job:
         parts = splits.of(self.arm)
         claim(self.folder, self._asked(parts, extractors, init))
         result = self.folder / RESULT_FILE
-        wanted = [place.images for place in self.plan.places]
+        wanted = [milestone.images for milestone in self.plan.milestones]
         if not result.exists() or [point.images for point in read_result(result).curve] != wanted:
             measure = self._measure(parts, extractors, device)
             points = self._points(Trainer(self.experiment, self.plan, self.folder, parts["train"], source), measure)
@@ -125,7 +125,7 @@ class Job:
         results = self.settings.results / SYNTHETIC if self._is_synthetic else self.settings.results
         stored = result_file(results, self.study_name, self.scale, self.arm_name, self.settings.seed)
         write_result(read_result(result), stored)
-        rows = [self._point_file(place).with_suffix(".png") for place in self.plan.places]
+        rows = [self._point_file(milestone).with_suffix(".png") for milestone in self.plan.milestones]
         if self._is_synthetic and self.arm.test:
             stack(rows, stored.with_suffix(".png"))
         return stored
@@ -134,23 +134,23 @@ class Job:
     def _is_synthetic(self) -> bool:
         return not self.settings.public and not self.settings.private
 
-    def _point_file(self, place: Place) -> Path:
-        return self.folder / POINTS_FOLDER / f"{place.images:010d}.json"
+    def _point_file(self, milestone: Milestone) -> Path:
+        return self.folder / POINTS_FOLDER / f"{milestone.images:010d}.json"
 
     def _points(self, trainer: Trainer, measure: Measure) -> list[dict[str, Any]] | None:
         """Train from point to point and measure at each; None when the training stopped before its end."""
         flops, points = train_flops(self.experiment), []
-        for place in self.plan.places:
-            file = self._point_file(place)
+        for milestone in self.plan.milestones:
+            file = self._point_file(milestone)
             if not file.exists():
-                checkpoint = trainer.advance(place)
+                checkpoint = trainer.advance(milestone)
                 if checkpoint is None:
                     return None
                 started, found = time.monotonic(), measure(checkpoint) if self.arm.test else Measurement()
-                point = Point(
-                    images=place.images,
-                    steps=place.steps,
-                    flops=place.images * flops,
+                point = CurvePoint(
+                    images=milestone.images,
+                    steps=milestone.steps,
+                    flops=milestone.images * flops,
                     metrics=found.metrics,
                     copied=found.copied,
                 )
@@ -177,7 +177,7 @@ class Job:
             on_progress=self.settings.on_progress,
         )
 
-    def _say_point(self, point: Point) -> None:
+    def _say_point(self, point: CurvePoint) -> None:
         shown = [f"{name} {values['distance']:.4g}" for name, values in point.metrics.get("test", {}).items()]
         self.settings.say(f"{self.arm_name}: {point.images:,} images: {', '.join(shown) or 'trained'}")
 
@@ -201,7 +201,7 @@ class Job:
             study=self.study_name,
             arm=self.arm_name,
             scale=self.scale,
-            curve=tuple(Point.model_validate(entry["point"]) for entry in points),
+            curve=tuple(CurvePoint.model_validate(entry["point"]) for entry in points),
             init=init,
             sites=self.arm.sites,
             experiment=sections,
@@ -220,7 +220,7 @@ class Job:
         )
 
     def _asked(self, parts: dict[str, Part], extractors: list[Extractor], init: Init | None) -> dict[str, Any]:
-        """What must be the same for the arm to go on; a central one may be asked for more images or other places."""
+        """What must be the same for the arm to go on; a central one may go on to more images or other milestones."""
         not_asked = {"init"} if self.arm.sites else {"init", "images", "at"}
         return {
             "arm": self.arm.model_dump(mode="json", exclude={"title", "scales", "init"}),

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from server.training.foreign import layouts
-from server.training.foreign.files import files_of, read_foreign
 from server.training.foreign.names import Layout
 from server.training.foreign.schedules import ScheduleKind, diffusion_of, schedule_tables
 from server.training.foreign.tensors import dense_numbers
+from server.training.foreign.wrapped_files import files_of, read_foreign
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.storage.checkpoint import load_group, load_meta, resolve_checkpoint, save_checkpoint

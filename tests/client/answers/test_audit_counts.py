@@ -33,6 +33,12 @@ class Broken(nn.Module):
         return torch.where(bright, torch.inf, torch.nan) * torch.ones_like(tokens_BVP)
 
 
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """These models are told apart by a fourth of the noises."""
+    monkeypatch.setattr("shared.audits.membership_attack.DRAWS", 4)
+
+
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faces")

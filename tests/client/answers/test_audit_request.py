@@ -66,13 +66,20 @@ def ask(site, content) -> AuditAnswer:
     return validated(AuditAnswer, read_header(answer_audit(content, site[0])))
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """240 images of as many persons."""
+    folder = tmp_path_factory.mktemp("many")
+    write_folder(folder, 240, 16, 3, site="site0", images_per_person=1)
+    return folder
+
+
 @pytest.fixture
-def site(make_site, tmp_path):
+def site(make_site, many):
     """A site with one completed round of the run `faces`."""
-    write_folder(tmp_path / "many", 240, 16, 3, site="site0", images_per_person=1)
 
     def make(**policy):
-        home, settings = make_site(tmp_path / "many", held_out_ratio=0.5, **{**ALLOWED, **policy})
+        home, settings = make_site(many, held_out_ratio=0.5, **{**ALLOWED, **policy})
         spend(home, settings, task="train", run="faces")
         return home, settings
 

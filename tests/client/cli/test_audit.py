@@ -10,6 +10,7 @@ from client.cli import main as cli
 from client.cli.join import describe
 from client.home import Home
 from client.limits import AuditPolicy
+from client.privacy.canaries import CANARIES, CanaryResult
 from client.records.ledger import read_ledger
 from client.settings import SitePolicy, load_settings
 from shared.errors import InputError
@@ -122,11 +123,11 @@ def test_canaries_print_bound_and_epsilon_and_charge_nothing(make_site, tmp_path
 
 
 def test_accounting_that_promises_too_much_is_exit_code_1(make_site, tmp_path, monkeypatch):
-    monkeypatch.setattr("client.privacy.canaries.epsilon", lambda *_: 0.1)
-    monkeypatch.setattr("client.privacy.canaries.BISECTIONS", 2)
+    """What a training comes to is stood in for: `tests/client/privacy/test_canaries.py` trains."""
+    promised = lambda *_, **__: CanaryResult(2.0, CANARIES, 900, 0.1, p_value=1.0, promise_p_value=1e-9)  # noqa: E731
+    monkeypatch.setattr("client.privacy.canaries.audit_canaries", promised)
     home, _ = make_site()
-    text = "[federation]\nrounds = 1\nlocal_steps = 6\n[privacy]\nmechanism = 'dp-sgd'\nnoise_multiplier = 0.6\n"
-    (tmp_path / "plan.toml").write_text(text + "sample_rate = 0.9\nexpected_batch = 100\nmicro_batch = 64\n")
+    (tmp_path / "plan.toml").write_text("[privacy]\nmechanism = 'dp-sgd'\nnoise_multiplier = 0.6\n")
     result = call("audit", "canaries", tmp_path / "plan.toml", "--home", home.path)
     assert result.exit_code == 1 and "FAIL, noise or accounting is wrong" in result.stdout
 

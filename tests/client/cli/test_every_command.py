@@ -18,7 +18,7 @@ def test_odd_words_are_one_line(words, tmp_path, monkeypatch):
     check_command(cli.main, "maskfed-client", words, COMMANDS[words], USUAL, tmp_path)
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_argument_and_option_is_explained(words):
-    parameters = COMMANDS[words].params
-    assert [each.name for each in parameters if each.name != "help" and not getattr(each, "help", None)] == []
+def test_every_argument_and_option_is_explained():
+    told = [(words, each) for words, command in COMMANDS.items() for each in command.params if each.name != "help"]
+    assert len(told) > len(COMMANDS)
+    assert [(words, each.name) for words, each in told if not getattr(each, "help", None)] == []

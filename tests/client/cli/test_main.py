@@ -13,8 +13,8 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from client.cli import confirm_persons
 from client.cli import main as cli
-from client.cli import persons
 from client.data.dataset import open_dataset
 from client.home import Home
 from client.operator.status import SiteView, hold_site, is_running
@@ -168,7 +168,7 @@ def test_persons_that_nobody_confirms_are_refused_and_write_nothing(bundle: Path
 def test_persons_are_asked_for_at_a_terminal(
     bundle: Path, home: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, answer: str, is_joined: bool
 ):
-    monkeypatch.setattr(persons, "sys", mock.Mock())
+    monkeypatch.setattr(confirm_persons, "sys", mock.Mock())
     monkeypatch.setattr(typer, "confirm", lambda text: answer == "y")
     if is_joined:
         call("join", bundle, "--home", home, "--data", photos, "--image-size", SIZE)
@@ -343,7 +343,7 @@ def test_waiting_experiment_is_approved_by_the_beginning_of_its_digest(make_site
 
 def test_a_roster_that_waits_is_shown_with_its_keys_and_approved_site_by_site(make_site: MakeSite):
     from client.secure.rosters import answer_keys
-    from shared.messages.secure_sum.keys import KeysQuery, keys_record, read_keys_answer
+    from shared.messages.secure_sum.key_question import KeysQuery, keys_record, read_keys_answer
     from shared.secure_aggregation.roster import Peer
     from tests.signing import public_of
 

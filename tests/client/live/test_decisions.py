@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from client.live.decisions import Decisions
-from client.live.site import SitePage, page
+from client.live.site_page import SitePage, page
 from client.offers.waiting import told
 from client.policy.approval import keep_pending
 from client.settings import save_settings

@@ -14,7 +14,6 @@ import pytest
 from client.records import chain
 from client.records.chain import BusyError, ChainError, Entry
 from client.records.data_registry import DataRegistry, Identity, Records, registry_folder
-from client.records.history import History
 from client.records.ledger import (
     BudgetError,
     ClockError,
@@ -24,6 +23,7 @@ from client.records.ledger import (
     open_ledger,
     read_ledger,
 )
+from client.records.ledger_history import History
 from client.records.spending import Charge, Spending
 from shared.errors import InputError
 

@@ -11,7 +11,7 @@ from client.secure.unmask import answer_unmask
 from client.settings import load_settings
 from shared.experiment.config import Experiment
 from shared.messages.packing import Manifest, TensorSpec
-from shared.messages.secure_sum.keys import KeysAnswer, KeysQuery, keys_record, read_keys_answer
+from shared.messages.secure_sum.key_question import KeysAnswer, KeysQuery, keys_record, read_keys_answer
 from shared.messages.secure_sum.unmask import UnmaskAnswer, UnmaskQuery, read_unmask_answer, unmask_record
 from shared.messages.training import RequestHeader, TrainReply, TrainRequest
 from shared.secure_aggregation.roster import Peer, Roster, threshold_for

@@ -10,10 +10,10 @@ from client.secure.masked_update import mask_update
 from client.secure.rosters import answer_keys
 from client.secure.run_state import open_run
 from client.training_request import MASKED, handle
-from shared.messages.secure_sum.keys import KeysQuery, keys_record, read_keys_answer
+from shared.messages.secure_sum.key_question import KeysQuery, keys_record, read_keys_answer
 from shared.messages.training import RequestHeader, TrainReply
+from shared.secure_aggregation.additive_masks import Mask, add_masks, pairwise_mask
 from shared.secure_aggregation.dealing import open_box, recover
-from shared.secure_aggregation.masks import Mask, add_masks, pairwise_mask
 from shared.secure_aggregation.ring import ring_of
 from shared.secure_aggregation.roster import Peer, Roster
 from shared.secure_aggregation.round_keys import RoundKeys

@@ -12,8 +12,8 @@ from client.secure.run_state import RunState, open_run
 from client.settings import load_settings, save_settings
 from server.federation.secure.masked_sum import MaskedSum
 from server.federation.secure.unmasking import Unmasking
+from shared.secure_aggregation.additive_masks import Mask, add_masks, pairwise_mask
 from shared.secure_aggregation.dealing import recover
-from shared.secure_aggregation.masks import Mask, add_masks, pairwise_mask
 from shared.secure_aggregation.roster import SecureSumError
 from tests.client.secure.coordinator import Coordinator, peer
 from tests.server.secure_sites import update_of

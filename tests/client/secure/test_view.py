@@ -14,8 +14,8 @@ import pytest
 
 from client.secure.run_state import ROUND_FILE, RunState, witnesses
 from server.federation.secure.masked_sum import MaskedSum
+from shared.secure_aggregation.additive_masks import Mask, add_masks, pairwise_mask
 from shared.secure_aggregation.dealing import recover, revealed_seeds
-from shared.secure_aggregation.masks import Mask, add_masks, pairwise_mask
 from shared.secure_aggregation.roster import SecureSumError
 from tests.client.secure.coordinator import Coordinator
 from tests.server.secure_sites import update_of

@@ -11,7 +11,7 @@ import client.entry
 from client.simulated import adversary, app
 from client.simulated.adversary import Adversary, adversary_of, poisoned_reply, poisoned_update
 from client.simulated.virtual_site import home_of, simulation_folder
-from server.federation.fleet.bundle import SITES, VIRTUAL_SITES, build_bundle
+from server.federation.fleet.code_bundle import SITES, VIRTUAL_SITES, build_bundle
 from shared.messages.packing import decode, encode
 from shared.messages.training import ReplyHeader, RequestHeader, TrainReply
 from tests.test_imports import CODE, graph

@@ -11,7 +11,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from client.answers.statistics.request import answer_query
+from client.answers.statistics.statistics_request import answer_query
 from client.data.dataset import open_dataset, scan
 from client.home import Home
 from client.policy.approval import approve

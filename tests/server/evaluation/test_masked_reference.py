@@ -11,8 +11,8 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
-from client.answers.statistics import release
-from client.answers.statistics.request import answer_query
+from client.answers.statistics import site_statistics
+from client.answers.statistics.statistics_request import answer_query
 from client.data.dataset import open_dataset, scan
 from client.home import Home
 from client.policy.approval import approve
@@ -169,7 +169,7 @@ def test_the_same_roster_may_ask_again_and_another_one_is_refused_over_restarts_
 
 def test_without_that_memory_two_rosters_tell_one_sites_statistics(sites, extractor, monkeypatch):
     """The attack that the memory forbids works without it, so that the refusals above are what keeps it out."""
-    monkeypatch.setattr(release, "check_earlier_sums", lambda *_: None)
+    monkeypatch.setattr(site_statistics, "check_earlier_sums", lambda *_: None)
     question = exact_question(extractor)
     every, some = (load_statistics(sites.ask(question, absent).path / POOLED_FILE) for absent in ((), (2,)))
     target = own_statistics(sites.homes[2], extractor)

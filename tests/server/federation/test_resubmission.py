@@ -1,6 +1,6 @@
 import pytest
 
-from server.federation.fleet.superlink_types import ControlError, RunState
+from server.federation.fleet.superlink_types import ControlError, SubmittedRun
 from server.federation.resubmission import MAX_SUBMISSIONS, Wanted
 from shared.errors import InputError
 from shared.storage.checkpoint import save_checkpoint
@@ -21,7 +21,7 @@ class FakeControl:
         return run_id
 
     def run_state(self, run_id):
-        return RunState(run_id, self.states.get(run_id, "unknown"), "details", 0, 0)
+        return SubmittedRun(run_id, self.states.get(run_id, "unknown"), "details", 0, 0)
 
     def nodes(self):
         return []

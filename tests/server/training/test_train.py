@@ -276,7 +276,7 @@ def test_stopped_at_once_after_a_checkpoint_is_stopped_and_before_it_failed(tmp_
 
 
 def test_the_plan_of_a_training_is_said_in_days_with_what_else_there_is(monkeypatch):
-    monkeypatch.setattr("shared.planning.probe.images_per_second", lambda *_: 1.8)
+    monkeypatch.setattr("shared.planning.speed_probe.images_per_second", lambda *_: 1.8)
     told = cli_models.training_plan(experiment("train.steps=200000", "train.batch=256"))
     assert told[0] == "200,000 steps of 256 images: 51,200,000 images at 1.8 per second, 329 days here"
     assert "reproduce32-T" in told[1]

@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.neighbors import NearestNeighbors
 
 from shared.audits.memorisation import copies, features_of, nearest_neighbours, pixel_features, views_of
 from shared.data.synthetic import generate
@@ -60,6 +59,8 @@ def test_neighbours_equal_scikit_learn():
     rng = np.random.default_rng(0)
     one, other = (rng.standard_normal((n, 7)).astype(np.float32) for n in (600, 300))
     distances, indices = nearest_neighbours(one, other)
+    from sklearn.neighbors import NearestNeighbors  # loads for seconds
+
     expected, expected_indices = NearestNeighbors(n_neighbors=1).fit(other).kneighbors(one)
     np.testing.assert_allclose(distances, expected[:, 0], rtol=1e-3)
     assert (indices == expected_indices[:, 0]).mean() > 0.99

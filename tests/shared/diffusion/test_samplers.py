@@ -3,8 +3,6 @@ from itertools import repeat
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
-from diffusers.schedulers import scheduling_ddpm
 
 from shared.diffusion.samplers import (
     ddim,
@@ -34,9 +32,11 @@ def gaussian_model(schedule, prediction):
     return denoise
 
 
-def reference(cls, schedule, kind, prediction, clip_x_0, **options):
+def reference(name, schedule, kind, prediction, clip_x_0, **options):
     """A diffusers scheduler on our float64 tables: its own are float32, which alone costs more than 1e-5."""
-    scheduler = cls(
+    import diffusers  # loads for seconds
+
+    scheduler = getattr(diffusers, name)(
         1000, beta_schedule=DIFFUSERS_NAMES[kind], prediction_type=DIFFUSERS_PREDICTIONS[prediction], **options
     )
     if "clip_sample" in scheduler.config:
@@ -61,10 +61,10 @@ def start():
 def test_ddpm_agrees_with_diffusers_on_the_same_noise(kind, prediction, clip_x_0, fixed_noise, monkeypatch):
     schedule = make_schedule(kind, 1000)
     denoise = gaussian_model(schedule, prediction)
-    scheduler = reference(DDPMScheduler, schedule, kind, prediction, clip_x_0, timestep_spacing="trailing")
+    scheduler = reference("DDPMScheduler", schedule, kind, prediction, clip_x_0, timestep_spacing="trailing")
     scheduler.set_timesteps(100)
     noise = iter(fixed_noise)
-    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: next(noise))
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *_, **__: next(noise))
     x = start()
     for t in scheduler.timesteps:
         x = scheduler.step(denoise(x, int(t)), int(t), x).prev_sample
@@ -80,7 +80,7 @@ def test_ddpm_agrees_with_diffusers_on_the_same_noise(kind, prediction, clip_x_0
 def test_ddim_agrees_with_diffusers_on_the_same_noise(kind, prediction, eta, clip_x_0, fixed_noise):
     schedule = make_schedule(kind, 1000)
     denoise = gaussian_model(schedule, prediction)
-    scheduler = reference(DDIMScheduler, schedule, kind, prediction, clip_x_0, timestep_spacing="trailing")
+    scheduler = reference("DDIMScheduler", schedule, kind, prediction, clip_x_0, timestep_spacing="trailing")
     scheduler.set_timesteps(50)
     x = start()
     for t, z in zip(scheduler.timesteps, fixed_noise, strict=False):
@@ -153,7 +153,7 @@ def test_dpm_solver_agrees_with_diffusers_on_the_same_grid(kind, prediction, num
     schedule = make_schedule(kind, 1000)
     denoise = gaussian_model(schedule, prediction)
     scheduler = reference(
-        DPMSolverMultistepScheduler, schedule, kind, prediction, False, algorithm_type="dpmsolver++",
+        "DPMSolverMultistepScheduler", schedule, kind, prediction, False, algorithm_type="dpmsolver++",
         solver_order=2, solver_type="midpoint", final_sigmas_type="zero", lower_order_final=False,
     )  # fmt: skip
     grid = time_grid(schedule, "dpm++", num_steps)

@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
 
 from shared.diffusion.schedule import make_schedule, predict_x_0, q_sample, training_target
 from shared.errors import InputError
@@ -29,6 +28,8 @@ def test_cosine_alpha_bar_follows_its_formula_and_ends_clipped():
 
 @pytest.mark.parametrize(("kind", "name"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
 def test_tables_agree_with_diffusers(kind, name):
+    from diffusers import DDPMScheduler  # loads for seconds
+
     reference = DDPMScheduler(1000, beta_schedule=name)
     schedule = make_schedule(kind, 1000)
     torch.testing.assert_close(schedule.beta.float(), reference.betas, rtol=1e-4, atol=1e-9)
@@ -74,6 +75,8 @@ def test_x_0_comes_back_from_the_training_target(kind, prediction):
 def test_v_agrees_with_diffusers():
     t = torch.tensor([0, 400, 999])
     x_0, eps = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+    from diffusers import DDPMScheduler  # loads for seconds
+
     reference = DDPMScheduler(1000, beta_schedule="linear").get_velocity(x_0, eps, t)
     torch.testing.assert_close(
         training_target(make_schedule("linear", 1000), "v", x_0, t, eps), reference, rtol=1e-4, atol=1e-5

@@ -1,6 +1,7 @@
 """The U-Net on crops: token interface, place of the crop, refusals."""
 
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from shared.diffusion.uvit import build_model
 from shared.errors import InputError
 from shared.experiment.config import parse_experiment
 
-pytest.importorskip("diffusers")
+pytestmark = pytest.mark.skipif(find_spec("diffusers") is None, reason="diffusers is not installed")
 
 
 def tiny() -> CoordinateUNet:

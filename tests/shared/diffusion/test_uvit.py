@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from diffusers.models.embeddings import get_timestep_embedding
 
 from shared.diffusion.uvit import (
     Attention,
@@ -202,6 +201,8 @@ def test_position_gradient_reaches_only_visible_rows():
 
 def test_timestep_embedding_matches_diffusers():
     t = torch.tensor([0.0, 1.5, 999.0])
+    from diffusers.models.embeddings import get_timestep_embedding  # loads for seconds
+
     expected = get_timestep_embedding(t, 64, flip_sin_to_cos=True, downscale_freq_shift=0)
     torch.testing.assert_close(timestep_embedding(t, 64), expected, rtol=1e-5, atol=1e-5)
 

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from shared.errors import InputError
 from shared.evaluation.feature_statistics import FeatureSpace, statistics_of
@@ -27,6 +26,8 @@ def features(n, d, seed, shift=0.0):
 
 
 def torch_fidelity(one, other):
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric  # loads for seconds
+
     statistics = [fid_features_to_statistics(torch.from_numpy(x)) for x in (one, other)]
     return fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
 

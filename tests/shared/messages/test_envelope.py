@@ -18,7 +18,7 @@ from shared.messages.agreement.offer import OfferAnswer, Reason, read_answer, re
 from shared.messages.audit import AuditAnswer, AuditQuery, AuditVerdict
 from shared.messages.envelope import header_record, parse_header, read_bytes, validated
 from shared.messages.packing import Manifest, MessageError, TensorSpec
-from shared.messages.secure_sum.keys import KeysAnswer, KeysQuery
+from shared.messages.secure_sum.key_question import KeysAnswer, KeysQuery
 from shared.messages.secure_sum.unmask import UnmaskAnswer, UnmaskQuery
 from shared.messages.statistics import (
     MeanImageAnswer,

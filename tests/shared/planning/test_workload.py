@@ -5,8 +5,8 @@ import math
 import pytest
 
 from shared.experiment.config import parse_experiment
-from shared.planning import probe
-from shared.planning.probe import images_per_second, num_values
+from shared.planning import speed_probe
+from shared.planning.speed_probe import images_per_second, num_values
 from shared.planning.workload import COHERENCE, DP_SLOWDOWN, duration, lines, run_bytes, workload
 
 PLAN = """
@@ -72,8 +72,8 @@ def test_sizes_are_counted_without_allocating_them():
 
 def test_the_probe_ends_in_its_time_and_does_at_least_one_step(monkeypatch):
     times = iter([0.0, 0.4, 0.9, 1.3, 2.0])
-    monkeypatch.setattr(probe.time, "perf_counter", lambda: next(times))
-    assert images_per_second(parse_experiment(PLAN), 1.0) == pytest.approx(3 * probe.PROBE_BATCH / 2.0)
+    monkeypatch.setattr(speed_probe.time, "perf_counter", lambda: next(times))
+    assert images_per_second(parse_experiment(PLAN), 1.0) == pytest.approx(3 * speed_probe.PROBE_BATCH / 2.0)
 
 
 @pytest.mark.parametrize(

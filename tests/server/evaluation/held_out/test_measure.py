@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from server.evaluation.held_out import measure
-from server.evaluation.held_out.losses import HeldOut
 from server.evaluation.held_out.measure import main, weights_after
-from server.federation.acceptance.check import QUESTION_FILE, Question
+from server.evaluation.held_out.round_losses import HeldOut
+from server.federation.acceptance.check import QUESTION_FILE, CheckQuestion
 from server.federation.acceptance.kept_replies import KeptReplies, Reply
 from server.federation.starting_point import initial_model
 from server.federation.updates.aggregation import FixedPointSum
@@ -38,7 +38,7 @@ def start(tmp_path_factory):
     return model, folder / "before"
 
 
-def ask(folder: Path, question: Question) -> tuple[int, dict]:
+def ask(folder: Path, question: CheckQuestion) -> tuple[int, dict]:
     (folder / QUESTION_FILE).write_text(json.dumps(vars(question)))
     status = main([str(folder)])
     answer = folder / "answer.json"
@@ -48,7 +48,7 @@ def ask(folder: Path, question: Question) -> tuple[int, dict]:
 def test_the_losses_are_those_of_the_candidates_raw_weights(start, tmp_path):
     model, before = start
     save_candidate(tmp_path / "candidate", model, EXPERIMENT)
-    status, answer = ask(tmp_path, Question(str(tmp_path / "candidate"), IMAGES))
+    status, answer = ask(tmp_path, CheckQuestion(str(tmp_path / "candidate"), IMAGES))
     network = build_model(EXPERIMENT)
     load_weights(network, load_group(before, "model"))
     expected = HeldOut(EXPERIMENT, synthetic_images(IMAGES, 8)).losses(network.eval())
@@ -67,8 +67,8 @@ def test_the_site_behind_a_jump_is_named_unless_the_search_takes_too_long(start,
     kept.close()
     after = weights_after(model, total, EXPERIMENT)
     save_checkpoint(tmp_path / "candidate", {"model": after}, {"experiment": EXPERIMENT, "round": 1})
-    _, losses = ask(tmp_path, Question(str(before), IMAGES))
-    question = Question(str(tmp_path / "candidate"), IMAGES, str(before), losses["losses"], 0.2, str(kept.folder))
+    _, losses = ask(tmp_path, CheckQuestion(str(before), IMAGES))
+    question = CheckQuestion(str(tmp_path / "candidate"), IMAGES, str(before), losses["losses"], 0.2, str(kept.folder))
     assert ask(tmp_path, question)[1]["suspects"] == ["site-1"]
     monkeypatch.setattr(measure, "SEARCH_SECONDS", -1.0)
     assert ask(tmp_path, question)[1]["suspects"] == []
@@ -89,7 +89,7 @@ def test_weights_after_a_round_are_the_server_optimizers_and_change_nothing_that
 
 def test_images_that_are_not_there_end_with_one_line_and_exit_code_2(start, tmp_path, capsys):
     _, before = start
-    status, answer = ask(tmp_path, Question(str(before), str(tmp_path / "nowhere.zip")))
+    status, answer = ask(tmp_path, CheckQuestion(str(before), str(tmp_path / "nowhere.zip")))
     assert (status, answer) == (2, {})
     error = capsys.readouterr().err
     assert error.startswith("error: images") and error.count("\n") == 1

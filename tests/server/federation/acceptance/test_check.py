@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from server.federation.acceptance import check
-from server.federation.acceptance.check import Answer, CheckError, HeldOutCheck, Question
+from server.federation.acceptance.check import Answer, CheckError, CheckQuestion, HeldOutCheck
 
-QUESTION = Question("checkpoint", "faces.zip", "start", {"all": 2.0}, 0.25, "replies")
+QUESTION = CheckQuestion("checkpoint", "faces.zip", "start", {"all": 2.0}, 0.25, "replies")
 ANSWERS = """
 import json, pathlib, sys
 folder = pathlib.Path(sys.argv[1])

@@ -9,8 +9,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from server.federation.fleet import bundle as bundles
-from server.federation.fleet.bundle import BundleError, build_bundle
+from server.federation.fleet import code_bundle as bundles
+from server.federation.fleet.code_bundle import BundleError, build_bundle
 from server.federation.fleet.superlink import (
     FLWR_VERSION,
     Control,

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from flwr.app import Error
 
-from server.federation.client_level.ledger import NoiseKeys
+from server.federation.client_level.release_ledger import NoiseKeys
 from server.federation.rounds.loop import RunFailedError
 from server.federation.secure import masked_sum, unmasking
 from server.federation.secure.masked_sum import KeptSum
 from server.federation.secure.unmasking import Unmasking
 from server.federation.updates import global_model
-from shared.messages.secure_sum.keys import KeysQuery, keys_record
+from shared.messages.secure_sum.key_question import KeysQuery, keys_record
 from shared.messages.secure_sum.unmask import read_unmask_answer, unmask_record
 from shared.messages.training import TrainReply
 from shared.secure_aggregation.roster import Peer

@@ -7,7 +7,7 @@ import pytest
 
 from server.report.beside import Beside, Model
 from server.runs.history import Evaluation
-from server.simulation.demo.beside import difference, lines, measure_distances
+from server.simulation.demo.compared_models import difference, lines, measure_distances
 
 
 def evaluation(value: float, left_out: list[float], **facts: Any) -> Evaluation:

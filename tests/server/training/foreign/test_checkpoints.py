@@ -11,8 +11,8 @@ from torch import nn
 
 from server.cli import main as cli
 from server.training.foreign.checkpoints import export_checkpoint, import_checkpoint
-from server.training.foreign.files import read_foreign
 from server.training.foreign.schedules import schedule_tables
+from server.training.foreign.wrapped_files import read_foreign
 from shared.diffusion.losses import draw_noise, per_image_loss
 from shared.diffusion.patches import patchify, unpatchify
 from shared.diffusion.sampling import denoiser

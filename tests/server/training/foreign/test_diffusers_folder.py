@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ from shared.experiment.config import Experiment
 from shared.storage.checkpoint import load_group, load_meta, save_checkpoint
 from shared.storage.synthetic_mark import SyntheticMark, read_mark
 
-pytest.importorskip("diffusers")
-
 # Their loader copies code without a check of its types, and warns of what NumPy 2 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.skipif(find_spec("diffusers") is None, reason="diffusers is not installed"),
+]
 
 VARIANTS = {
     "pixels": {"model": {"image_size": 16}, "evaluation": {"steps": 3, "eta": 1.0}},

@@ -62,7 +62,7 @@ def _release(
     """The answer, and the file or the masked numbers that go with it."""
     if "statistics" not in settings.policy.tasks:
         raise PolicyError("policy.tasks does not list `statistics`: this site releases none")
-    from client.answers.statistics.release import StatisticsPlan, release_statistics
+    from client.answers.statistics.site_statistics import StatisticsPlan, release_statistics
     from client.privacy.epsilon import epsilon_of
     from shared.evaluation.feature_statistics import statistics_bytes
     from shared.evaluation.private_statistics import Projection, load_projection

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from deploy.identity.site_certificates import ISSUED, create_door_authority, issue_site_certificate
-from server.cli.membership.door import certificate_checks, certificates_left
+from server.cli.membership.registry_sync import certificate_checks, certificates_left
 from server.federation.fleet.registry import Registry
 from tests.signing import public_of
 

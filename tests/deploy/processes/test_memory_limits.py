@@ -6,11 +6,13 @@ import sys
 import pytest
 
 from deploy.errors import ProvisionError
-from deploy.processes.memory import DEFAULT_PARAMETERS, NEEDS, PARAMETERS_VARIABLE, SPARE_BYTES, main, parameters
+from deploy.processes.memory_limits import DEFAULT_PARAMETERS, NEEDS, PARAMETERS_VARIABLE, SPARE_BYTES, main, parameters
 
 
 def in_process(code, **environment):
-    head = "import resource, deploy.processes.memory as m\nlimit = lambda: resource.getrlimit(resource.RLIMIT_AS)\n"
+    head = (
+        "import resource, deploy.processes.memory_limits as m\nlimit = lambda: resource.getrlimit(resource.RLIMIT_AS)\n"
+    )
     return subprocess.run(
         [sys.executable, "-I", "-c", head + code], env=environment, capture_output=True, text=True, check=False
     )

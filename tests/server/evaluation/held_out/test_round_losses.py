@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from server.evaluation.held_out import losses
-from server.evaluation.held_out.losses import HeldOut
+from server.evaluation.held_out import round_losses
+from server.evaluation.held_out.round_losses import HeldOut
 from shared.data.image_set import ImageCache, synthetic_images
 from shared.diffusion.schedule import make_schedule
 from shared.diffusion.uvit import build_model
@@ -61,7 +61,7 @@ def test_two_looks_at_the_same_weights_are_equal_bit_by_bit():
 
 
 def test_folders_are_labels_where_they_are_few_and_large_and_their_loss_is_that_of_their_images(monkeypatch):
-    monkeypatch.setattr(losses, "LEAST_LABELLED", 10)
+    monkeypatch.setattr(round_losses, "LEAST_LABELLED", 10)
     codes = np.array([0] * 30 + [1] * 12 + [2] * 5)
     names = tuple(f"{'abc'[code]}/{number}.png" for number, code in enumerate(codes))
     held_out = HeldOut(experiment(), cache(47, codes, names))
@@ -77,11 +77,11 @@ def test_persons_are_no_labels():
 
 
 def test_a_label_without_a_folder_keeps_its_number(monkeypatch):
-    monkeypatch.setattr(losses, "LEAST_LABELLED", 3)
+    monkeypatch.setattr(round_losses, "LEAST_LABELLED", 3)
     assert "label 7" in HeldOut(experiment(), cache(8, np.array([7] * 4 + [9] * 4))).groups
 
 
 def test_of_many_images_a_fixed_draw_is_looked_at(monkeypatch):
-    monkeypatch.setattr(losses, "MAX_IMAGES", 16)
+    monkeypatch.setattr(round_losses, "MAX_IMAGES", 16)
     first, second = HeldOut(experiment(), cache(90)), HeldOut(experiment(), cache(90))
     assert len(first.images_NCHW) == 16 and torch.equal(first.images_NCHW, second.images_NCHW)

@@ -40,7 +40,7 @@ def pairwise_mask(own: int, other: int, seed: bytes) -> Mask:
     return Mask(1 if own < other else -1, seed)
 
 
-class Keystream:
+class MaskStream:
     """Uniform elements of the ring from a seed, one piece after the other."""
 
     def __init__(self, seed: bytes, ring: Ring) -> None:
@@ -61,7 +61,7 @@ class Keystream:
 def add_masks(elements: NDArray[Any], ring: Ring, masks: Iterable[Mask]) -> None:
     """Add masks to elements (n,) of the ring, in place."""
     for mask in masks:
-        stream = Keystream(mask.seed, ring)
+        stream = MaskStream(mask.seed, ring)
         for start in range(0, len(elements), PIECE_ELEMENTS):
             part = elements[start : start + PIECE_ELEMENTS]
             operation = np.add if mask.sign > 0 else np.subtract

@@ -1,6 +1,6 @@
 """What a federated plan costs at a site, and what a site with the default policy would refuse of it."""
 
-from server.planning.epsilon import Steps, epsilon
+from server.planning.epsilon_forecast import Steps, epsilon
 from shared.experiment.config import Experiment
 from shared.messages.agreement import defaults
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shared.secure_aggregation.roster import MAX_SITES
-from shared.secure_aggregation.statistics import (
+from shared.secure_aggregation.summed_statistics import (
     LARGEST,
     RING,
     num_elements,

@@ -42,7 +42,7 @@ Source = Callable[[float], Iterable[tuple[str, str, str]]]
 """Given a Unix time, the fields of an `Alert` for each thing that happened since, or holds now."""
 
 
-class Watch:
+class Notifier:
     """What was sent, and what is still to be sent."""
 
     def __init__(self, home: Path, name: str, sources: Iterable[Source]) -> None:
@@ -86,7 +86,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watching(home: Path, name: str, sources: Iterable[Source]) -> Iterator[None]:
+def notifying(home: Path, name: str, sources: Iterable[Source]) -> Iterator[None]:
     """Look and send in a thread of its own while the block runs; leaving the block waits for nobody.
 
     Args:
@@ -94,11 +94,11 @@ def watching(home: Path, name: str, sources: Iterable[Source]) -> Iterator[None]
         name: who speaks, for the text.
         sources: what there is to tell.
     """
-    watch, is_over = Watch(home, name, sources), Event()
+    notifier, is_over = Notifier(home, name, sources), Event()
 
     def run() -> None:
         while not is_over.is_set():
-            watch.look()
+            notifier.look()
             is_over.wait(LOOK_SECONDS)
 
     Thread(target=run, name="alerts", daemon=True).start()

@@ -23,7 +23,7 @@ FEWEST_MEASURED, MOST_MEASURED = 150, 400
 
 
 @dataclass(frozen=True)
-class Stages:
+class PublicStages:
     """Steps of each public stage."""
 
     start: int
@@ -52,13 +52,13 @@ class Plan:
     num_sites: int
     num_references: int
 
-    def stages(self, budget: Budget) -> Stages:
+    def stages(self, budget: Budget) -> PublicStages:
         """All public stages, when the first one has begun."""
         left = (budget.left() - SET_UP_SECONDS - AFTER_SECONDS - END_SECONDS) * self.rate - self._fixed_images()
         batch = self.public.train.batch
         start = _limited(START_SHARE * left / batch, FIRST_STEPS, self.public.train.steps)
         aligned, alone = self._further((1 - START_SHARE) * left)
-        return Stages(start, aligned, alone, left < (FIRST_STEPS + 2 * LEAST_ALIGNED) * batch)
+        return PublicStages(start, aligned, alone, left < (FIRST_STEPS + 2 * LEAST_ALIGNED) * batch)
 
     def further_stages(self, budget: Budget, set_up_seconds: float) -> tuple[int, int]:
         """Steps on aligned images, and on public ones alone, by the time that is left before them.

@@ -30,7 +30,7 @@ class Steps(NamedTuple):
     steps: int
 
 
-class _Outcomes(NamedTuple):
+class _StepOutcomes(NamedTuple):
     """One step's outcomes x with their probabilities, with the unit and without, and the loss of each."""
 
     loss: Floats
@@ -77,7 +77,7 @@ def epsilon(parts: Sequence[Steps], delta: float) -> float:
     return max(_of_losses(removed, delta), _of_losses(added, delta))
 
 
-def _outcomes(sigma: float, rate: float) -> _Outcomes:
+def _outcomes(sigma: float, rate: float) -> _StepOutcomes:
     """Outcomes so fine that their losses are finer than the grid."""
     reach = 1 + 9 * sigma
     steepest = 1 / sigma**2
@@ -86,7 +86,7 @@ def _outcomes(sigma: float, rate: float) -> _Outcomes:
     zero, one = np.exp(-(x**2) / (2 * sigma**2)), np.exp(-((x - 1) ** 2) / (2 * sigma**2))
     without, with_unit = zero / zero.sum(), (1 - rate) * zero / zero.sum() + rate * one / one.sum()
     outside = math.log1p(-rate) if rate < 1 else -math.inf
-    return _Outcomes(np.logaddexp(outside, math.log(rate) + (2 * x - 1) / (2 * sigma**2)), with_unit, without)
+    return _StepOutcomes(np.logaddexp(outside, math.log(rate) + (2 * x - 1) / (2 * sigma**2)), with_unit, without)
 
 
 def _of_losses(parts: Sequence[_Losses], delta: float) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.simulation.demo.settings import MARK, REPORT, own_folder
+from server.simulation.demo.demo_options import MARK, REPORT, own_folder
 from shared.errors import InputError
 
 
@@ -37,7 +37,7 @@ def test_a_running_demos_folder_is_refused(tmp_path: Path):
     with own_folder(tmp_path, print):
         (tmp_path / "images").mkdir()
         code = (
-            "import sys; from pathlib import Path; from server.simulation.demo.settings import own_folder\n"
+            "import sys; from pathlib import Path; from server.simulation.demo.demo_options import own_folder\n"
             "with own_folder(Path(sys.argv[1]), print): pass"
         )
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)

@@ -3,7 +3,7 @@
 import pytest
 
 from client.answers.audit_power import foreseen, least_units
-from client.cli.persons import warn_of_audits
+from client.cli.confirm_persons import warn_of_audits
 from client.limits import AuditPolicy
 from client.settings import SiteConfig, SitePolicy
 

@@ -84,14 +84,14 @@ def certificate_checks(home: Path) -> "Iterator[Finding]":
 
 def ending_certificates(home: Path) -> "Iterator[tuple[str, str, str]]":
     """Alerts for the coordinator's own certificates and those of its sites."""
-    from deploy.alerts.certificates import ending
+    from deploy.alerts.expiry import ending
 
     yield from ending(_all_left(home))
 
 
 def gauges(home: Path) -> "Iterator[tuple[str, str, str, dict[str, str], float]]":
     """Everything that Prometheus is shown."""
-    from deploy.alerts.certificates import certificate_gauges
+    from deploy.alerts.expiry import certificate_gauges
     from server.federation.fleet.metrics import coordinator_gauges
 
     yield from coordinator_gauges(home)
@@ -99,8 +99,8 @@ def gauges(home: Path) -> "Iterator[tuple[str, str, str, dict[str, str], float]]
 
 
 def _all_left(home: Path) -> dict[str, float]:
-    from deploy.alerts.certificates import COORDINATORS
-    from deploy.alerts.certificates import certificates_left as own_left
+    from deploy.alerts.expiry import COORDINATORS
+    from deploy.alerts.expiry import certificates_left as own_left
 
     own = own_left(home, COORDINATORS)
     return own | {

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.alerts.certificates import COORDINATORS, SITES, certificate_gauges, certificates_left, ending
+from deploy.alerts.expiry import COORDINATORS, SITES, certificate_gauges, certificates_left, ending
 from deploy.identity.certificates import create_authority
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from server.training.foreign.files import read_foreign
+from server.training.foreign.wrapped_files import read_foreign
 from shared.errors import InputError
 
 LIVE, MEAN = torch.arange(3.0), torch.arange(3.0) + 7

@@ -6,7 +6,7 @@ import pytest
 
 from client.privacy import accounting
 from client.records.spending import Spending
-from server.planning.epsilon import Steps, epsilon
+from server.planning.epsilon_forecast import Steps, epsilon
 from shared.errors import InputError
 
 

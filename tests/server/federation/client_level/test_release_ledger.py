@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from server.federation.client_level.ledger import LEDGER_FILE, CentralLedger, NoiseKeys
 from server.federation.client_level.mechanism import KEY_BYTES, central_epsilon
+from server.federation.client_level.release_ledger import LEDGER_FILE, CentralLedger, NoiseKeys
 from server.federation.fleet.registry import Registry
 from server.federation.rounds.selection import choose
 from server.federation.updates import global_model

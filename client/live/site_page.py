@@ -8,7 +8,7 @@ from pathlib import Path
 
 from client.home import Home
 from client.live.decisions import Decisions
-from client.live.figures import Asked, SiteFigures
+from client.live.figures import SeenRequest, SiteFigures
 from client.offers.waiting import Waiting, told, waiting
 from client.operator.status import event_line
 from client.policy.approval import read_approved
@@ -77,7 +77,7 @@ class SitePage:
         rows.append(("free on this disk", f"{free:.0f} GiB" if free >= 10 else f"{free:.1f} GiB"))
         return facts("now", "Now", rows)
 
-    def _progress(self, asked: Asked) -> Iterator[tuple[str, object]]:
+    def _progress(self, asked: SeenRequest) -> Iterator[tuple[str, object]]:
         """How far the round is, by its file; that is not locked here, so its newest sign of life is told, too."""
         path = self._home.path / FILE
         try:
@@ -135,7 +135,7 @@ def _changed(folder: Path) -> int:
         return 0
 
 
-def _what(asked: Asked) -> str:
+def _what(asked: SeenRequest) -> str:
     number = "" if asked.server_round is None else f", round {asked.server_round}"
     return f"{TASKS.get(asked.task, asked.task)}{number}"
 

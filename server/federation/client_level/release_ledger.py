@@ -22,7 +22,7 @@ LEDGER_FILE = "central-ledger.jsonl"
 NOISE_FILE = "central-noise.json"
 
 
-class Release(Section):
+class PaidRelease(Section):
     """One release that was paid for."""
 
     time: str
@@ -48,7 +48,7 @@ class CentralLedger:
     def __init__(self, home: Path) -> None:
         self.path = home / LEDGER_FILE
 
-    def releases(self) -> list[Release]:
+    def releases(self) -> list[PaidRelease]:
         """All releases so far. A line without its end was cut off by a crash, before anything was released for it.
 
         Raises:
@@ -56,14 +56,14 @@ class CentralLedger:
         """
         return [release for _, release in self._entries()]
 
-    def _entries(self) -> list[tuple[bytes, Release]]:
+    def _entries(self) -> list[tuple[bytes, PaidRelease]]:
         """Whole lines and what they say, each checked against the line before."""
         if not self.path.exists():
             return []
-        entries: list[tuple[bytes, Release]] = []
+        entries: list[tuple[bytes, PaidRelease]] = []
         for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], start=1):
             try:
-                release = Release.model_validate_json(line)
+                release = PaidRelease.model_validate_json(line)
             except ValidationError as error:
                 raise self._damaged(f"line {number}: {explain(error)}") from error
             is_chained = any(before.previous for _, before in entries)
@@ -89,7 +89,7 @@ class CentralLedger:
         with open(descriptor, "ab", buffering=0) as file:  # noqa: PTH123  # made with its mode
             fcntl.flock(file, fcntl.LOCK_EX)
             entries = self._entries()
-            release = Release(
+            release = PaidRelease(
                 time=datetime.now(UTC).isoformat(timespec="seconds"),
                 run=run,
                 server_round=server_round,
@@ -101,7 +101,7 @@ class CentralLedger:
             append_whole(descriptor, release.model_dump_json().encode() + b"\n", is_durable=True)
 
 
-def _hash_of_last(entries: list[tuple[bytes, Release]]) -> str:
+def _hash_of_last(entries: list[tuple[bytes, PaidRelease]]) -> str:
     return hashlib.sha256(entries[-1][0]).hexdigest() if entries else ""
 
 

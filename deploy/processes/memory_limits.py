@@ -1,6 +1,6 @@
 """How much memory each process may take, from the size of the largest model: limits that the kernel keeps.
 
-`python -m deploy.processes.memory PARAMETERS [--units FOLDER]` prints them for a model, and writes them for systemd.
+`python -m deploy.processes.memory_limits PARAMETERS [--units FOLDER]` prints or (for systemd) writes them for a model.
 The processes without torch limit their own address space when they start, so that what a member makes them hold ends
 in a refused call and not in the loss of the machine. Torch and CUDA reserve far more addresses than they use: a
 ClientApp watches its resident memory itself.
@@ -105,7 +105,7 @@ def drop_in(unit: str, model: float) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print the limits; write drop-ins when asked to."""
-    parser = argparse.ArgumentParser(prog="python -m deploy.processes.memory", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m deploy.processes.memory_limits", description=__doc__)
     parser.add_argument("parameters", type=float, nargs="?", default=DEFAULT_PARAMETERS)
     parser.add_argument("--units", type=Path, help="write UNIT.service.d/memory.conf below this folder")
     options = parser.parse_args(arguments)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 
-from client.answers.statistics.request import answer_query
+from client.answers.statistics.statistics_request import answer_query
 from client.home import Home
 from client.records.chain import Chain, read_chain
 from client.records.ledger import read_ledger

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.answers.statistics.release import StatisticsPlan, release_statistics
+from client.answers.statistics.site_statistics import StatisticsPlan, release_statistics
 from client.data.dataset import open_dataset
 from client.policy.refusals import RefusedError
 from client.privacy.epsilon import epsilon_of

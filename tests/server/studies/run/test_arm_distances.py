@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from server.evaluation.reference import open_reference
-from server.studies.run import distances
-from server.studies.run.distances import Measure
+from server.studies.run import arm_distances
+from server.studies.run.arm_distances import Measure
 from shared.data.image_cache import build_cache
 from shared.data.synthetic import write_folder
 from shared.evaluation.feature_statistics import accumulate, statistics_of
@@ -57,8 +57,8 @@ def a_model_that_draws(images_NCHW, monkeypatch):
     loaded = SimpleNamespace(
         model=None, experiment=EXPERIMENT, nfe=2, weights="ema", meta=SimpleNamespace(digest="0" * 64)
     )
-    monkeypatch.setattr(distances, "load_model", lambda *_args, **_options: loaded)
-    monkeypatch.setattr(distances, "sample_images", lambda *_args, **_options: images_NCHW)
+    monkeypatch.setattr(arm_distances, "load_model", lambda *_args, **_options: loaded)
+    monkeypatch.setattr(arm_distances, "sample_images", lambda *_args, **_options: images_NCHW)
 
 
 def test_a_model_that_hands_out_its_training_images_gets_their_distance_and_is_called_a_copier(

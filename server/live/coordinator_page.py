@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from server.federation.fleet.online import STALE_SECONDS, read_online
 from server.federation.fleet.registry import Registry
-from server.live.figures import CHUNK_BYTES, RunFigures, SiteFigures
+from server.live.figures import CHUNK_BYTES, RunFigures, SiteInRun
 from server.live.run_parts import grids_of, picture_name, run_parts, spent_cell, when
 from server.report.formatting import format_number
 from server.runs.run_directory import RunDir
@@ -170,7 +170,7 @@ class CoordinatorPage:
             "sites", "Sites", columns, rows, empty=empty, text_columns=["now", "epsilon of its cap", "newest round"]
         )
 
-    def _newest_of(self, alias: str) -> SiteFigures | None:
+    def _newest_of(self, alias: str) -> SiteInRun | None:
         known = [run.figures.sites[alias] for run in self._runs.values() if alias in run.figures.sites]
         return max(known, key=lambda site: (site.last_answer, site.round), default=None)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.simulation.demo.stages import (
+from server.simulation.demo.public_stages import (
     AFTER_SECONDS,
     FEWEST_MEASURED,
     FIRST_STEPS,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from client.live.decisions import Decisions
-from client.live.site import page
+from client.live.site_page import page
 from client.policy.approval import keep_pending
 from client.policy.budget import reserve
 from client.records.journal import Journal
@@ -173,7 +173,7 @@ def test_the_page_holds_no_lock_changes_no_file_and_loads_no_torch(make_site: Ma
         "import sys, fcntl\nfrom pathlib import Path\n"
         "def refuse(*_): raise AssertionError('a lock')\nfcntl.flock = fcntl.lockf = refuse\n"
         "from client.live.decisions import Decisions\nDecisions.catch_up = lambda _: None\n"
-        "from client.live.site import page\nparts = page(Path(sys.argv[1])).read()\nassert len(parts) > 4\n"
+        "from client.live.site_page import page\nparts = page(Path(sys.argv[1])).read()\nassert len(parts) > 4\n"
         "assert not {'torch', 'opacus'} & sys.modules.keys()\n"
     )
     root = Path(__file__).parents[3]

@@ -8,7 +8,7 @@ import pytest
 
 from server.federation.fleet.online import note_online
 from server.federation.fleet.superlink_types import Node
-from server.live.coordinator import MOST_RUNS, page
+from server.live.coordinator_page import MOST_RUNS, page
 from server.runs.run_directory import create
 from shared.experiment.config import parse_experiment
 from shared.storage.runlog import RunLog
@@ -155,7 +155,7 @@ def test_a_page_of_a_hundred_sites_and_two_thousand_rounds_is_bounded(home):
 def test_nothing_is_read_again_that_has_not_changed(home, monkeypatch):
     shown = page(home)
     first = shown.read()
-    monkeypatch.setattr("server.live.coordinator.run_parts", lambda *_: pytest.fail("nothing has changed"))
+    monkeypatch.setattr("server.live.coordinator_page.run_parts", lambda *_: pytest.fail("nothing has changed"))
     assert shown.read() == first
 
 
@@ -164,7 +164,7 @@ def test_the_page_holds_no_lock_changes_no_file_and_loads_no_torch(home):
     code = (
         "import sys, fcntl\nfrom pathlib import Path\n"
         "def refuse(*_): raise AssertionError('a lock')\nfcntl.flock = fcntl.lockf = refuse\n"
-        "from server.live.coordinator import page\npage(Path(sys.argv[1])).read()\n"
+        "from server.live.coordinator_page import page\npage(Path(sys.argv[1])).read()\n"
         "assert not {'torch', 'flwr', 'opacus', 'matplotlib'} & sys.modules.keys()\n"
     )
     root = Path(__file__).parents[3]

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from server.cli.main import app
-from server.planning.plan import default_refusals, epsilon_after
+from server.planning.plan_cost import default_refusals, epsilon_after
 from shared.experiment.config import parse_experiment
 from shared.experiment.recipes import FOLDER
 

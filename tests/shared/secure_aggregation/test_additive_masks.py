@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from shared.secure_aggregation import masks as masks_module
-from shared.secure_aggregation.masks import Keystream, Mask, add_masks, masked, pairwise_mask
+from shared.secure_aggregation import additive_masks as masks_module
+from shared.secure_aggregation.additive_masks import Mask, MaskStream, add_masks, masked, pairwise_mask
 from shared.secure_aggregation.ring import Ring
 
 RINGS = (Ring(64, 36, 4.0), Ring(32, 25, 4.0))
@@ -36,7 +36,7 @@ def test_a_keystream_is_aes_in_counter_mode_whatever_the_pieces(ring):
     seed = b"\x07" * 32
     key = HKDF(hashes.SHA256(), 16, None, b"maskfed mask 1").derive(seed)
     raw = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor().update(bytes(LENGTH * ring.dtype.itemsize))
-    stream = Keystream(seed, ring)
+    stream = MaskStream(seed, ring)
     pieces = [stream.next(count).copy() for count in (1, 20, 0, 16)]
     assert np.concatenate(pieces).tobytes() == raw
 

@@ -7,15 +7,13 @@ import pytest
 
 from shared.experiment.config import Experiment, parse_experiment
 from shared.experiment.recipes import find_experiment, recipe_names
-from shared.experiment.reference import json_schema, settings, to_annotated_toml
+from shared.experiment.settings_reference import json_schema, settings, to_annotated_toml
 
 SETTINGS = list(settings())
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda each: each.key)
-def test_every_setting_has_a_meaning_and_a_range(setting):
-    assert len(setting.meaning) > 10
-    assert setting.range
+def test_every_setting_has_a_meaning_and_a_range():
+    assert [each.key for each in SETTINGS if len(each.meaning) <= 10 or not each.range] == []
 
 
 def test_every_setting_is_there_once_with_the_default_of_an_empty_file():
