@@ -29,7 +29,7 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from benchmarks.local import LocalFederation, command, make_experiment, random_checkpoint, tiny_experiment
 from benchmarks.measure import not_measured, verdict
 from benchmarks.members import start
-from deploy.guards.calls import caller_value
+from deploy.guards.web.calls import caller_value
 
 NOBODY = 65534
 WATCH_SECONDS = 240.0

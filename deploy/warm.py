@@ -8,11 +8,13 @@ forks nothing any more when a file that it has loaded is another one now. Whatev
 the program itself.
 """
 
+import atexit
 import contextlib
 import ctypes
 import gc
 import importlib
 import json
+import logging
 import os
 import resource
 import select
@@ -20,14 +22,14 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from deploy.guards.apps import file_of, run
 from deploy.guards.forks import LATER, MOST_BYTES
 from deploy.processes.memory import lift_own_limit
 
 IDLE_SECONDS = 300.0
-EVERY_TASK = ("deploy.guards.calls", "deploy.guards.sizes", "deploy.processes.memory")
+EVERY_TASK = ("deploy.guards.web.calls", "deploy.guards.sizes", "deploy.processes.memory")
 """What `deploy.guards.apps` uses, beside the module of the tasks itself."""
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
@@ -178,6 +180,16 @@ def report(tell: int, module: str) -> None:
         os.write(tell, told)
 
 
+def leave(code: int) -> NoReturn:
+    """End at once: taking everything apart that was loaded would touch, and so copy, most pages of the parent's."""
+    atexit._run_exitfuncs()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 def _prctl() -> Callable[..., int]:
     call: Callable[..., int] = ctypes.CDLL(None).prctl
     return call
@@ -198,10 +210,16 @@ def main() -> None:
     os.environ |= {name: before[name] for name in (BLAS_THREADS,) if name in before}
     arguments = parent.serve()
     connection.detach()
+    code = 0
     try:
         run(module, arguments)
+    except SystemExit as ended:
+        if not isinstance(ended.code, int | None):
+            raise
+        code = ended.code or 0
     finally:
         report(parent.tell, module)
+    leave(code)
 
 
 if __name__ == "__main__":

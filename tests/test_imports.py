@@ -122,6 +122,7 @@ LAYERS = {
         {"deploy.identity", "deploy.observe"},
         {"deploy.alerts", "deploy.checks"},
         {"deploy.processes"},
+        {"deploy.guards.web"},
         {"deploy.coordinator", "deploy.guards"},
         {"deploy.doctor", "deploy.pages", "deploy.warm"},
     ),

@@ -4,6 +4,7 @@ It is worked out by that very command in a process of its own, since it loads to
 somebody looks at the page, once for each state of what waits, of policy, approvals and ledger.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -45,18 +46,24 @@ class Decisions:
         state.append(_stamp(self._home.ledger))
         if not self._running and state != self._state:
             self._state = state
-            self._begin()
+            # Without room or memory for it the page shows the rest, and names the command.
+            with contextlib.suppress(OSError):
+                self._begin()
 
     def _begin(self) -> None:
         answer = tempfile.TemporaryFile()  # noqa: SIM115  # closed where the process has ended
         argv = [*self.command, "--home", str(self._home.path)]
         quiet = subprocess.DEVNULL
-        process = subprocess.Popen(argv, stdin=quiet, stdout=answer, stderr=quiet)
+        try:
+            process = subprocess.Popen(argv, stdin=quiet, stdout=answer, stderr=quiet)
+        except OSError:
+            answer.close()
+            raise
+        self._running = process, answer, time.monotonic()
         # The page's own memory is limited, what torch needs is not the page's.
         _, most = resource.prlimit(process.pid, resource.RLIMIT_AS)
         resource.prlimit(process.pid, resource.RLIMIT_AS, (most, most))
         os.setpriority(os.PRIO_PROCESS, process.pid, 10)
-        self._running = process, answer, time.monotonic()
 
     def _collect(self, process: subprocess.Popen[bytes], answer: IO[bytes], since: float) -> None:
         if process.poll() is None:

@@ -57,9 +57,10 @@ def differences_to_recipe(experiment: Experiment) -> tuple[str, list[str]]:
 def told(facts: Mapping[str, Any]) -> list[str]:
     """Facts of `in_words.waiting_facts` for people: what `approve list` and the live page show below the digest."""
     recipe, differing = facts["recipe"], facts["differences"]
+    fields = f"{len(differing)} field{'s' if len(differing) > 1 else ''}"
     return [
         f"asked for by run {facts['run']!r} on {facts['asked']} UTC",
-        f"recipe {recipe}, " + (f"but for {len(differing)} fields:" if differing else "unchanged"),
+        f"recipe {recipe}, " + (f"but for {fields}:" if differing else "unchanged"),
         *(f"  {line}" for line in differing),
         *facts["in_words"][1:],
     ]

@@ -54,10 +54,11 @@ def run(module: str, arguments: Sequence[str]) -> None:
     if module in LIMITED:
         limit_own_memory(LIMITED[module])
 
-    from deploy.guards.calls import send_with_every_call
     from deploy.guards.sizes import check_before_inflating
+    from deploy.guards.web.calls import look_again_soon, send_with_every_call
 
     send_with_every_call(value)
+    look_again_soon()
     check_before_inflating()
     leave_out(module)
     sys.argv = [module, *arguments, "--token", token]

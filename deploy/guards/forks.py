@@ -21,8 +21,8 @@ from deploy.processes.process import die_with_parent
 
 START_SECONDS = 12.0
 """A claim of a task holds for 30 s, so this leaves time to start the program directly."""
-HEIR_SECONDS = 8.0
-"""How long a task waits for an heir: it would have to load the same itself."""
+HEIR_SECONDS = 18.0
+"""How long a task waits for an heir: it would have to load the same itself, and both would take longer then."""
 ANSWER_SECONDS = 5.0
 RETRY_SECONDS = 300.0
 """After a parent, or an heir, that could not be started."""
@@ -39,9 +39,8 @@ def program(module: str) -> list[str]:
 
 
 class Forked:
-    """A process that the parent has forked: what the superexec uses of `subprocess.Popen`.
+    """A process that the parent has forked, held by a descriptor of the kernel, which never means a later process.
 
-    It is another process's child, so it is held by a file descriptor of the kernel, which never means a later process.
     `heard` is the end of the pipe in which a task says what it has loaded.
     """
 
@@ -148,10 +147,7 @@ class Warm:
         self._not_before = self._no_heir_before = 0.0
 
     def fork(self, arguments: Sequence[str], *, is_quiet: bool) -> tuple[Forked, int] | None:
-        """A new process for one task, and the end of the pipe that it reads its token from.
-
-        None: there is no parent that could fork, so the program has to be started directly.
-        """
+        """A new process for one task, and the end of the pipe that it reads its token from; None: start it directly."""
         for _ in range(2):  # one that has ended, or will not fork any more, is replaced once
             self.tend(HEIR_SECONDS)
             if not self._is_ready():
@@ -168,6 +164,8 @@ class Warm:
     def tend(self, seconds: float = 0.0) -> None:
         """Have an heir made where one is wanted, and let it take over once it is ready, at most `seconds` from now."""
         self._retired = [each for each in self._retired if each.poll() is None]
+        if self._line is None and not self._not_before:  # so that the first message finds a parent
+            self._start()
         if self._line is not None and self._line.process.poll() is not None:
             self.close()
         if self._heir is None and time.monotonic() >= self._no_heir_before:
@@ -206,6 +204,7 @@ class Warm:
             return False
 
     def _start(self) -> None:
+        self._not_before = time.monotonic()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:

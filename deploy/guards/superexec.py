@@ -32,8 +32,8 @@ import deploy
 from deploy.errors import ProvisionError
 from deploy.guards import replace
 from deploy.guards.apps import VERIFY
-from deploy.guards.calls import Pauses, caller_value, send_with_every_call
 from deploy.guards.forks import Forked, Warm
+from deploy.guards.web.calls import Pauses, caller_value, send_with_every_call
 from deploy.observe.scrubber import scrub_journal
 from deploy.processes.memory import limit_own_memory
 from deploy.processes.process import die_with_parent, family
@@ -134,7 +134,7 @@ class OneProgram(SubprocessExecutor):
         self._module, self._value, self._warm, self._run_id = module, value, warm, 0
         self._children: dict[int, tuple[Process, float]] = {}
         self._lock = threading.Lock()
-        self.pauses = Pauses()
+        self.pauses = Pauses(share=0.0) if warm else Pauses()  # a SuperNode holds the question for a while
 
     def make_room(self, run_id: int) -> None:
         """End the process that is left of `run_id`: its claim is over, so it can do nothing but slow the next one."""

@@ -15,9 +15,10 @@ from flwr.superlink.cli import flower_superlink
 
 from deploy.errors import ProvisionError
 from deploy.guards import replace
-from deploy.guards.asgi import Guard, close_the_silent
-from deploy.guards.calls import caller_value
-from deploy.guards.pushes import AllowanceFiles, NodePushes
+from deploy.guards.web.asgi import Guard, close_the_silent
+from deploy.guards.web.calls import caller_value
+from deploy.guards.web.direct import Direct, fleet_work, runtime_work
+from deploy.guards.web.pushes import AllowanceFiles, NodePushes
 from deploy.processes.memory import limit_own_memory
 
 ALLOWANCES_VARIABLE = "MASKFED_ALLOWANCES"
@@ -53,7 +54,8 @@ def install(value: str, allowances: Path) -> None:
 
     def guarded(*args: Any, **kwargs: Any) -> Guard:  # noqa: ANN401 - Flower's own arguments
         app = create(*args, **kwargs)
-        return Guard(app, value, NodePushes(app.state.linkstate_factory, AllowanceFiles(allowances)))
+        short = Direct(app, {**fleet_work(app), **runtime_work(app, "SuperLink")})
+        return Guard(short, value, NodePushes(app.state.linkstate_factory, AllowanceFiles(allowances)))
 
     replace(application, {"create_app": guarded})
 

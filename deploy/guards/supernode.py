@@ -23,8 +23,9 @@ from flwr.supernode.cli import flower_supernode
 from deploy.checks.answering import is_listening
 from deploy.errors import ProvisionError
 from deploy.guards import replace
-from deploy.guards.asgi import Guard, close_the_silent
-from deploy.guards.calls import Pauses, caller_value
+from deploy.guards.web.asgi import Guard, close_the_silent
+from deploy.guards.web.calls import News, Pauses, caller_value, look_again_soon
+from deploy.guards.web.direct import Direct, runtime_work
 from deploy.identity.addresses import PROXY_VARIABLE
 from deploy.identity.tls import client_context
 from deploy.observe.health import serve_health
@@ -44,9 +45,11 @@ def main() -> None:
         context = client_context(_file("--root-certificates"), _file("--auth-supernode-private-key"))
     except (ProvisionError, ValueError) as error:
         sys.exit(f"error: the SuperNode does not start: {error}")
-    install(value)
+    tasks, answers = News(), News()
+    install(value, tasks, answers)
     close_the_silent()
-    look_often(Pauses())
+    look_again_soon()
+    look_often(Pauses(answers), tasks)
     show_certificate(context, os.environ.get(PROXY_VARIABLE, ""))
     sys.argv[0] = "flower-supernode"
     with own_health(sys.argv):
@@ -64,20 +67,29 @@ def own_health(argv: list[str]) -> contextlib.AbstractContextManager[None]:
     return serve_health(address, lambda: {"supernode": is_listening(runtime, authority)})
 
 
-def install(value: str) -> None:
-    """Let Flower's factory of web applications give guarded ones."""
+def install(value: str, tasks: News, answers: News) -> None:
+    """Let Flower's factory of web applications give guarded ones; `tasks` and `answers` as in `runtime_work`."""
     create = application.create_app
-    replace(application, {"create_app": lambda *args, **kwargs: Guard(create(*args, **kwargs), value)})
+
+    def guarded(*args: Any, **kwargs: Any) -> Guard:  # noqa: ANN401 - Flower's own arguments
+        app = create(*args, **kwargs)
+        return Guard(Direct(app, runtime_work(app, "SuperNode", tasks, answers)), value)
+
+    replace(application, {"create_app": guarded})
 
 
-def look_often(pauses: Pauses) -> None:
-    """Let Flower's loop look for messages and answers more often than every 3 and 0.5 s while a run is active."""
+def look_often(pauses: Pauses, tasks: News) -> None:
+    """Let Flower's loop look for messages and answers more often than every 3 and 0.5 s while a run is active.
+
+    `tasks` rings once a message has come whole, so that its process finds all of it.
+    """
     pull, push = vars(loop)["_pull_and_store_message"], vars(loop)["_push_messages"]
 
     def pulled(**options: Any) -> int | None:  # noqa: ANN401 - Flower's own arguments
         run_id: int | None = pull(**options)
         if run_id is not None:
             pauses.begin()
+            tasks.ring()
         return run_id
 
     def pushed(**options: Any) -> None:  # noqa: ANN401 - Flower's own arguments

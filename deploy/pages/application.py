@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Mapping
 from typing import Protocol
 
-from deploy.guards.asgi import Receive, Refusal, Scope, Send, headers_of
+from deploy.guards.web.asgi import Receive, Refusal, Scope, Send, headers_of
 from deploy.pages.board import Board
 
 LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})

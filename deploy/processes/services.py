@@ -42,7 +42,7 @@ KEPT_VARIABLES = (
     "OMP_WAIT_POLICY",
 )
 POLL_INTERVAL_SECONDS = "1.0"
-"""Of a superexec without work; with work it looks more often (`deploy.guards.calls`)."""
+"""Of a superexec without work; with work it looks more often (`deploy.guards.web.calls`)."""
 ALLOWANCES = "run/allowances"
 """In the coordinator's folder: what the ServerApp lets each asked site push, read by the SuperLink's guard."""
 BEAT_FILE = "alive"

@@ -141,7 +141,7 @@ def facts_of(space: FeatureSpace, reference: Reference, num_images: int) -> dict
 
 def write_result(folder: Path, found: Scores, facts: Mapping[str, Any]) -> Path:
     """Write `result.json`: figures first, then where they come from."""
-    figures = {"metrics": found.metrics, "intervals": found.intervals, "noise": found.noise}
+    figures = {"metrics": found.metrics, "intervals": found.intervals, "left_out": found.left_out, "noise": found.noise}
     origin = {
         "versions": installed_versions(),
         "commit": git_commit(),

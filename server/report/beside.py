@@ -26,6 +26,9 @@ class Model(Section):
     """Its loss less the run's own model's, image by image; None for the run's own."""
     distance: float = Field(allow_inf_nan=False)
     distance_interval: Interval | None = None
+    distance_difference: Interval | None = None
+    """Its distance less the run's own model's, by images of the same seeds; None for the run's own, and where those
+    differ."""
 
 
 class Beside(Section):
@@ -40,16 +43,24 @@ class Beside(Section):
 
     def loss_verdict(self, other: Model) -> Verdict:
         """Whether the run's own model has less loss than another: only when the interval of the difference says so."""
-        if other.loss_difference is None or other.loss_difference[0] <= 0 <= other.loss_difference[1]:
-            return "not told apart"
-        return "better" if other.loss_difference[0] > 0 else "worse"
+        return "not told apart" if other.loss_difference is None else _verdict(other.loss_difference)
 
     def distance_verdict(self, other: Model) -> Verdict:
-        """Whether the run's own model is nearer to the images than another: only when intervals do not overlap."""
+        """Whether the run's own model is nearer to the images than another, as `loss_verdict`.
+
+        Where no interval of the difference is known: only when the two intervals do not overlap.
+        """
+        if other.distance_difference is not None:
+            return _verdict(other.distance_difference)
         own, others = self.models[0].distance_interval, other.distance_interval
-        if own is None or others is None or (own[0] <= others[1] and others[0] <= own[1]):
-            return "not told apart"
-        return "better" if own[1] < others[0] else "worse"
+        return "not told apart" if own is None or others is None else _verdict((others[0] - own[1], others[1] - own[0]))
+
+
+def _verdict(difference: Interval) -> Verdict:
+    """Of the run's own model, by the interval of what another one has more than it."""
+    if difference[0] <= 0 <= difference[1]:
+        return "not told apart"
+    return "better" if difference[0] > 0 else "worse"
 
 
 def write_beside(run: Path, beside: Beside) -> None:

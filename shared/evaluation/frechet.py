@@ -120,30 +120,44 @@ def bootstrap_interval(
 JACKKNIFE_GROUPS = 20
 
 
-def jackknife_interval(
-    groups: Sequence[Statistics], distance: Callable[[Statistics], float]
-) -> tuple[float, float] | None:
-    """95 percent interval of a distance over the draw of the generated images, by leaving out one group at a time.
-
-    As many distances as groups, where a bootstrap needs hundreds; statistics add up, so no image is looked at twice.
-    With g groups the variance is (g - 1) / g times the sum of squared deviations of the g distances (Efron and Stein
-    1981), whatever the bias that all of them share.
+def jackknife_distances(groups: Sequence[Statistics], distance: Callable[[Statistics], float]) -> list[float]:
+    """The distance without each of the groups in turn; statistics add up, so no image is looked at twice.
 
     Args:
         groups: statistics of disjoint groups of near equal size, at most `JACKKNIFE_GROUPS`.
         distance: of statistics to the reference.
 
     Returns:
-        Lower and upper bound; None with fewer than three groups.
+        As many distances as groups; none with fewer than three groups, which say nothing.
     """
     if len(groups) < 3:
-        return None
+        return []
     whole = groups[0]
     for group in groups[1:]:
         whole = whole + group
-    drawn = np.array([distance(_without(whole, group)) for group in groups])
-    deviation = np.sqrt(np.square(drawn - drawn.mean()).sum() * (len(groups) - 1) / len(groups))
-    estimate, half = distance(whole), STUDENT_95[len(groups) - 2] * float(deviation)
+    return [distance(_without(whole, group)) for group in groups]
+
+
+def jackknife_interval(estimate: float, left_out: Sequence[float]) -> tuple[float, float] | None:
+    """95 percent interval of a figure over the draw of the generated images, by leaving out one group at a time.
+
+    As many distances as groups, where a bootstrap needs hundreds. With g groups the variance is (g - 1) / g times the
+    sum of squared deviations of the g figures (Efron and Stein 1981), whatever the bias that all of them share. For two
+    models whose images have the same seeds, the figures may be differences: what images of a seed have in common
+    falls out.
+
+    Args:
+        estimate: the figure on all images.
+        left_out: the figure without each of at most `JACKKNIFE_GROUPS` groups.
+
+    Returns:
+        Lower and upper bound; None with fewer than three groups.
+    """
+    if len(left_out) < 3:
+        return None
+    drawn = np.array(left_out, np.float64)
+    deviation = np.sqrt(np.square(drawn - drawn.mean()).sum() * (len(drawn) - 1) / len(drawn))
+    half = STUDENT_95[len(drawn) - 2] * float(deviation)
     return estimate - half, estimate + half
 
 

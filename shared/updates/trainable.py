@@ -15,8 +15,10 @@ def select_trainable(names: Iterable[str], patterns: Iterable[str]) -> list[str]
         InputError: a pattern matches no tensor, which is a typing error more often than a wish.
     """
     everything, chosen = list(names), set()
+    known = {name for name in everything if not set("*?[") & set(name)} - _PATTERNS.keys()
     for pattern in patterns:
-        found = fnmatch.filter(everything, _PATTERNS.get(pattern, pattern))
+        # A name is no pattern to compile: a round's request names each of its tensors.
+        found = [pattern] if pattern in known else fnmatch.filter(everything, _PATTERNS.get(pattern, pattern))
         if not found:
             raise InputError(
                 f"federation.trainable {pattern!r} matches none of {len(everything)} tensors such as {everything[:2]}"

@@ -20,7 +20,7 @@ from tests.needs import need
 
 TOKEN, VALUE = "ab" * 128, "cd" * 32
 TASK = """
-import json, logging, os, random, resource, signal, sys, threading
+import atexit, json, logging, os, random, resource, signal, sys, threading
 import small
 LEFT, EXPECTED = [], set()
 
@@ -41,6 +41,10 @@ def main():
         "loaded": [each for each in ("heavy", "heavier") if each in sys.modules],
     }
     LEFT.append("something of the first message")
+    class Kept:
+        def __del__(self, write=open, name=name): write(name + ".taken-apart", "w").close()
+    small.kept = Kept()
+    atexit.register(lambda: open(name + ".at-exit", "w").close())
     random.seed(1)
     logging.getLogger().addHandler(logging.StreamHandler())
     logging._acquireLock()
@@ -161,6 +165,22 @@ def test_the_token_is_on_no_command_line_in_no_environment_and_unknown_to_the_pa
     assert TOKEN not in json.dumps([seen["environ"], seen["cmdline"]])
     assert place.parent.name() == "maskfed-warm"
     assert "OPENBLAS_NUM_THREADS" not in seen["environ"] or "OPENBLAS_NUM_THREADS" in os.environ
+
+
+def test_a_task_ends_as_programs_do_but_is_not_taken_apart(place: Place):
+    place.task()
+    assert (place.folder / "seen-1.json.at-exit").exists()
+    assert not (place.folder / "seen-1.json.taken-apart").exists()
+
+
+def test_a_parent_is_there_before_the_first_task_and_not_again_once_it_was_idle(place: Place):
+    place.warm.tend()
+    first = place.parent
+    place.task()
+    assert place.parent.pid == first.pid
+    place.warm.close()
+    place.warm.tend()
+    assert place.warm._line is None
 
 
 def test_a_large_library_is_loaded_only_after_a_task_has_loaded_it_and_by_an_heir(place: Place):
@@ -305,7 +325,7 @@ def test_a_frozen_parent_is_given_up_and_no_task_runs_twice(place: Place, monkey
     place.task()
     assert place.parent.pid != frozen.pid
     assert not frozen.is_running()
-    assert sorted(each.name for each in place.folder.glob("seen-*")) == ["seen-1.json", "seen-2.json"]
+    assert sorted(each.name for each in place.folder.glob("seen-*.json")) == ["seen-1.json", "seen-2.json"]
 
 
 def test_a_task_without_a_token_ends(place: Place):

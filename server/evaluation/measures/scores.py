@@ -12,7 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from shared.evaluation.feature_statistics import FeatureSpace, Statistics, statistics_of
-from shared.evaluation.frechet import bootstrap_interval, frechet_distance, jackknife_groups, jackknife_interval
+from shared.evaluation.frechet import (
+    bootstrap_interval,
+    frechet_distance,
+    jackknife_distances,
+    jackknife_groups,
+    jackknife_interval,
+)
 from shared.evaluation.private_statistics import Projection, private_distance, repaired
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
@@ -27,6 +33,9 @@ class Scores:
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     """95 percent intervals of some of the metrics."""
+    left_out: list[float] = field(default_factory=list)
+    """The Frechet distance without each group of images in turn: with those of another model's images of the same
+    seeds, they give the interval of the difference."""
     noise: dict[str, float | bool] = field(default_factory=dict)
     """Of private reference statistics: `bias` of the distance by their noise, `resolution` below which a distance is
     noise, and `is_resolved`."""
@@ -51,19 +60,19 @@ def scores(
     """
     name = reference.space.distance_name
     metrics = {name: frechet_distance(statistics, reference)}
-    intervals = _named(name, _interval(features_ND, reference, bootstrap))
+    groups = [statistics_of(rows, reference.space) for rows in jackknife_groups(features_ND)]
+    left_out = jackknife_distances(groups, lambda each: frechet_distance(each, reference))
+    interval = (
+        bootstrap_interval(features_ND, reference, resamples=bootstrap)
+        if bootstrap
+        else jackknife_interval(metrics[name], left_out)
+    )
+    intervals = _named(name, interval)
     if reference_features_MD is not None and min(len(features_ND), len(reference_features_MD)) > 2 * NEIGHBOURS:
         kernel = kernel_name(reference.space)
         metrics[kernel], intervals[kernel] = kernel_distance(features_ND, reference_features_MD)
         metrics |= precision_recall(features_ND, reference_features_MD)
-    return Scores(metrics, intervals)
-
-
-def _interval(features_ND: NDArray[np.floating], reference: Statistics, bootstrap: int) -> tuple[float, float] | None:
-    if bootstrap:
-        return bootstrap_interval(features_ND, reference, resamples=bootstrap)
-    groups = [statistics_of(rows, reference.space) for rows in jackknife_groups(features_ND)]
-    return jackknife_interval(groups, lambda each: frechet_distance(each, reference))
+    return Scores(metrics, intervals, left_out)
 
 
 def private_scores(features_ND: NDArray[np.floating], projection: Projection, reference: Statistics) -> Scores:
@@ -76,8 +85,9 @@ def private_scores(features_ND: NDArray[np.floating], projection: Projection, re
     }
     name, mended = reference.space.distance_name, repaired(reference)
     groups = [projection.statistics(rows) for rows in jackknife_groups(features_ND)]
-    interval = jackknife_interval(groups, lambda each: frechet_distance(each, mended))
-    return Scores({name: found.distance}, _named(name, interval), noise)
+    left_out = jackknife_distances(groups, lambda each: frechet_distance(each, mended))
+    interval = jackknife_interval(found.distance, left_out)
+    return Scores({name: found.distance}, _named(name, interval), left_out, noise)
 
 
 def _named(name: str, interval: tuple[float, float] | None) -> dict[str, tuple[float, float]]:

@@ -6,16 +6,13 @@ make of the same compute is trained beside it, and stands in the table at the en
 """
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from deploy.processes.demo_commands import CommandError
 from server.runs.history import read_run
-from server.simulation.demo.beside import compare, measure_distances
+from server.simulation.demo.beside import compare, half_the_cores_each, measure_distances
 from server.simulation.demo.plain import REFERENCE_IMAGES, RUN, SEED, SHIPPED_MODEL, Demo
-from server.simulation.demo.stages import FIRST_STEPS, Stages, plan_stages
+from server.simulation.demo.stages import FIRST_STEPS, Plan
 from server.simulation.demo_budget import read_speed
 from shared.data.synthetic import write_folder
 from shared.experiment.config import Experiment
@@ -24,6 +21,8 @@ from shared.storage.files import write_atomically
 PUBLIC_RECIPE, PRIVATE_RECIPE = "demo-private32-T-public", "demo-private32-T"
 PUBLIC_IMAGES, SITE_IMAGES, IMAGES_PER_PERSON = 6000, 5000, 4
 BAR = 32
+RELEASE_SECONDS = 50.0
+"""On two idle cores: held-out loss, canaries, gate and release, after the distances."""
 
 
 class PrivateDemo(Demo):
@@ -35,20 +34,21 @@ class PrivateDemo(Demo):
         with self.commands.everything_ends():
             reference = self._divide()
             start = self.out / "start"
-            stages = self._train_public(start)
+            timing = self._train_public(start)
+            begun = self.budget.elapsed()
             self._start_coordinator()
             self._start_sites()
             plan = self._approve()
             self._offer("the plan is offered: what would it cost, and who accepts?", plan, start)
             self._align(plan)
-            aligned, alone = self._go_on(start, stages)
+            aligned, alone = self._go_on(start, timing, self.budget.elapsed() - begun)
             self._finetune_privately(plan, aligned, reference)
             self._show_epsilons()
             self._one_round_too_many(plan, aligned)
             models = {"start": start, "public only": alone, "private": self._run_folder}
             self._title("what the private stages were worth, on persons that no model has seen")
-            with self._half_the_cores_each():
-                measure_distances(self.commands, models.values(), reference)
+            num_images = timing.num_measured(self.budget, RELEASE_SECONDS)
+            measure_distances(self.commands, list(reversed(models.values())), reference, num_images)
             compare(self.commands, models, reference, self._run_folder, self.say)
             self._release()
             report = self._report()
@@ -70,12 +70,13 @@ class PrivateDemo(Demo):
         )
         return parts / "reference"
 
-    def _train_public(self, start: Path) -> Stages:
+    def _train_public(self, start: Path) -> Plan:
         """Begin the public training, see how fast this machine is, and go on for as long as the plan allows."""
         self._title("public training: how fast is this machine?")
         self._train_on(start, SHIPPED_MODEL, self._public_data(), FIRST_STEPS)
         public, rate = self._experiment_of(PUBLIC_RECIPE), read_speed(start)
-        stages = plan_stages(self.budget, rate, public, self._private(), len(self.aliases))
+        timing = Plan(rate, public, self._private(), len(self.aliases), REFERENCE_IMAGES)
+        stages = timing.stages(self.budget)
         if stages.is_over:
             self.say(
                 "  the budget does not suffice for what is to be shown: the shortest stages are taken, and it is late"
@@ -83,22 +84,21 @@ class PrivateDemo(Demo):
         self._title(f"public training from the shipped model: {stages.start} steps, {rate:.0f} images per second")
         if stages.start > FIRST_STEPS:
             self._train_on(start, SHIPPED_MODEL, self._public_data(), stages.start)
-        return stages
+        return timing
 
     def _train_on(self, out: Path, init: Path, data: Path | str, steps: int) -> None:
         self.commands.run(*_training(out, init, data, steps), log=f"train-{out.name}.log")
 
-    def _go_on(self, start: Path, stages: Stages) -> tuple[Path, Path]:
+    def _go_on(self, start: Path, timing: Plan, set_up_seconds: float) -> tuple[Path, Path]:
         """From the start on, side by side: on aligned images, and on public ones as they are."""
         aligned, alone = self.out / "aligned", self.out / "public-only"
-        self._title(
-            f"{stages.aligned} steps on aligned images; beside it, to compare, {stages.alone} on public images alone"
-        )
-        with self._half_the_cores_each():
+        steps, further = timing.further_stages(self.budget, set_up_seconds)
+        self._title(f"{steps} steps on aligned images; beside it, to compare, {further} on public images alone")
+        with half_the_cores_each():
             self.commands.together(
                 [
-                    _training(aligned, start, self.out / "aligned-images", stages.aligned),
-                    _training(alone, start, self._public_data(), stages.alone),
+                    _training(aligned, start, self.out / "aligned-images", steps),
+                    _training(alone, start, self._public_data(), further),
                 ]
             )
         return aligned, alone
@@ -117,7 +117,6 @@ class PrivateDemo(Demo):
         """Write the plan with all its fields, and have each site's operator approve it."""
         num_sites = len(self.aliases)
         overrides = [f"federation.{name}={num_sites}" for name in ("min_available", "min_replies")]
-        overrides += [f"evaluation.every_rounds={self._private().federation.rounds}"]
         plan = self.out / "plan.toml"
         write_atomically(plan, self._private(overrides).to_toml())
         self._title("each site's operator looks at the experiment and approves it")
@@ -139,7 +138,7 @@ class PrivateDemo(Demo):
     def _finetune_privately(self, plan: Path, aligned: Path, reference: Path) -> None:
         federation = self._private().federation
         self._title(f"{federation.rounds} round of {federation.local_steps} steps of DP-SGD at each site, per person")
-        start = ("--run", RUN, "--init", str(aligned), "--reference", str(reference))
+        start = ("--run", RUN, "--init", str(aligned), "--held-out", str(reference))
         self.commands.run("maskfed-server", "finetune", str(plan), *self._at(self.home), *start)
 
     def _show_epsilons(self) -> None:
@@ -166,11 +165,6 @@ class PrivateDemo(Demo):
         self.commands.run("maskfed-server", "release", str(self._run_folder), "--out", str(self.out / "release"))
 
     @staticmethod
-    def _half_the_cores_each() -> AbstractContextManager[None]:
-        """Two commands side by side share the cores."""
-        return _threads(max(1, len(os.sched_getaffinity(0)) // 2))
-
-    @staticmethod
     def _public_data() -> str:
         return f"synthetic:public:{PUBLIC_IMAGES}"
 
@@ -185,16 +179,3 @@ def _training(out: Path, init: Path, data: Path | str, steps: int) -> tuple[str,
 
 def _dry_run(init: Path) -> tuple[str, ...]:
     return ("--init", str(init), "--dry-run")
-
-
-@contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Commands that begin now use so many threads each."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = str(number)
-    try:
-        yield
-    finally:
-        os.environ.pop("OMP_NUM_THREADS")
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before

@@ -56,7 +56,7 @@ def test_page_and_command_tell_the_same_of_a_decision(make_site: MakeSite, calls
     assert shown(site) == told(FACTS)
     assert told(FACTS) == [
         "asked for by run 'first' on 2026-01-02 03:04 UTC",
-        "recipe private, but for 1 fields:",
+        "recipe private, but for 1 field:",
         "  model.size = 'T', there 'S'",
         "3 rounds of 2 steps",
         "epsilon of this plan alone: 1.5",
@@ -101,3 +101,10 @@ def test_a_process_that_does_not_end_is_ended(make_site: MakeSite, monkeypatch: 
     site.read()
     assert running[0].poll() is not None
     assert site._decisions._running is None
+
+
+def test_a_machine_that_starts_no_process_shows_the_rest(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch):
+    home, _ = make_site()
+    monkeypatch.setattr(Decisions, "command", ("/no/such/program",))
+    keep_pending(home, ASKED, "first")
+    assert shown(page(home.path)) == []

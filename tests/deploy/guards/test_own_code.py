@@ -13,7 +13,7 @@ import pytest
 from flwr.proto.runtime_pb2 import AcquireTaskResponse
 from flwr.proto.task_pb2 import Task
 
-from deploy.guards.calls import HEADER, caller_value
+from deploy.guards.web.calls import HEADER, caller_value
 from deploy.identity.keys import create_secret
 from tests.needs import need, need_binary
 

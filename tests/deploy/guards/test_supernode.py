@@ -10,8 +10,8 @@ import pytest
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
-from deploy.guards.calls import Pauses
 from deploy.guards.supernode import look_often, loop, main, show_certificate
+from deploy.guards.web.calls import News, Pauses
 
 
 @pytest.fixture
@@ -64,7 +64,8 @@ def test_flowers_loop_looks_again_as_soon_as_something_has_come_or_gone(monkeypa
     monkeypatch.setattr(loop, "_pull_and_store_message", pull)
     monkeypatch.setattr(loop, "_push_messages", lambda **_: events.append("pushed"))
     monkeypatch.setattr(loop, "time", loop.time)
-    look_often(Noted())
+    tasks = News()
+    look_often(Noted(), tasks)
     source = inspect.getsource(loop)
     assert source.count("time.sleep(") == source.count("time.sleep(3)") + source.count("time.sleep(0.5)") == 3
     loop_of = source[source.index("while True:\n            run_id = _pull_and_store_message(") :]
@@ -74,6 +75,7 @@ def test_flowers_loop_looks_again_as_soon_as_something_has_come_or_gone(monkeypa
     with pytest.raises(KeyboardInterrupt):
         exec(body, vars(loop) | dict.fromkeys(names))
     assert events == ["begin", "pushed", "begin", "sleep 3"]
+    assert tasks.count == 1
 
 
 def test_a_supernode_without_its_certificate_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

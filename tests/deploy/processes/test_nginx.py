@@ -18,7 +18,7 @@ import pytest
 from deploy.checks.answering import is_alive_behind
 from deploy.coordinator import Coordinator, create_coordinator, start_plan
 from deploy.errors import ProvisionError
-from deploy.guards.asgi import FLEET_BYTES, PUSH_OBJECT
+from deploy.guards.web.asgi import FLEET_BYTES, PUSH_OBJECT
 from deploy.identity.certificates import create_authority
 from deploy.identity.enrolment import read_request
 from deploy.identity.site_certificates import issue_site_certificate

@@ -34,6 +34,15 @@ def test_distance_is_better_only_when_the_intervals_are_apart(interval, verdict)
     assert beside().distance_verdict(other((0.0, 0.0), interval)) == verdict
 
 
+@pytest.mark.parametrize(
+    ("difference", "verdict"),
+    [((0.01, 0.2), "better"), ((-0.2, -0.01), "worse"), ((-0.01, 0.2), "not told apart")],
+)
+def test_where_the_difference_of_distances_is_known_it_alone_decides(difference, verdict):
+    model = other((0.0, 0.0), (0.1, 0.5)).model_copy(update={"distance_difference": difference})
+    assert beside().distance_verdict(model) == verdict
+
+
 def test_it_is_kept_in_the_run_and_a_damaged_file_is_one_line(tmp_path):
     assert read_beside(tmp_path) is None
     written = beside(other((0.001, 0.002), (0.33, 0.4)))

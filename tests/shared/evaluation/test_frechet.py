@@ -13,6 +13,7 @@ from shared.evaluation.frechet import (
     bootstrap_interval,
     frechet,
     frechet_distance,
+    jackknife_distances,
     jackknife_groups,
     jackknife_interval,
 )
@@ -108,7 +109,8 @@ def test_bootstrap_interval_is_the_spread_of_the_draws_placed_around_the_distanc
 
 def jackknife(rows, reference):
     groups = [statistics_of(group, SPACE) for group in jackknife_groups(rows)]
-    return jackknife_interval(groups, lambda each: frechet_distance(each, reference))
+    left_out = jackknife_distances(groups, lambda each: frechet_distance(each, reference))
+    return jackknife_interval(frechet_distance(statistics_of(rows, SPACE), reference), left_out)
 
 
 def test_jackknife_interval_is_that_of_the_distances_without_each_group():
@@ -126,6 +128,25 @@ def test_jackknife_interval_has_the_width_that_new_draws_show():
     found = np.std([frechet_distance(statistics_of(draw, SPACE), other) for draw in draws], ddof=1)
     told = np.mean([np.diff(jackknife(draw, other)) / 2 / 2.093 for draw in draws])
     assert 0.7 < told / found < 1.4
+
+
+def test_the_interval_of_a_difference_has_the_width_that_new_draws_of_common_seeds_show():
+    """Two models that make nearly the same of each seed: their distances vary together."""
+    other = statistics_of(features(4000, 4, 999, shift=0.6), SPACE)
+
+    def left_out(rows):
+        groups = [statistics_of(group, SPACE) for group in jackknife_groups(rows)]
+        return np.array(jackknife_distances(groups, lambda each: frechet_distance(each, other)))
+
+    noise, differences, widths = np.random.default_rng(5), [], []
+    for _ in range(40):
+        one = noise.standard_normal((200, 4))
+        two = 1.1 * one + 0.1 + 0.02 * noise.standard_normal((200, 4))
+        differences.append(np.subtract(*(frechet_distance(statistics_of(each, SPACE), other) for each in (one, two))))
+        low, high = jackknife_interval(differences[-1], left_out(one) - left_out(two))
+        widths.append((high - low) / 2 / 2.093)
+    assert 0.7 < np.mean(widths) / np.std(differences, ddof=1) < 1.4
+    assert np.diff(jackknife(one, other)) > 3 * (high - low)
 
 
 def test_two_images_have_no_interval_and_three_have():

@@ -28,6 +28,10 @@ def test_statistics_alone_give_the_distance_and_its_interval():
     one, other = features(80, 0), features(90, 1)
     found = scores(one, statistics_of(one, SPACE), statistics_of(other, SPACE), None)
     low, high = found.intervals["fd_random_inception_192"]
+    assert len(found.left_out) == 20
+    assert found.left_out[0] == pytest.approx(
+        frechet_distance(statistics_of(one[4:], SPACE), statistics_of(other, SPACE))
+    )
     assert set(found.metrics) == {"fd_random_inception_192"} and low < found.metrics["fd_random_inception_192"] < high
 
 

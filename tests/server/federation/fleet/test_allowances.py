@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.guards.pushes import Allowance, AllowanceFiles
+from deploy.guards.web.pushes import Allowance, AllowanceFiles
 from server.federation.fleet.allowances import FOLDER, Allowances
 from tests.full_disk import room_for
 

@@ -12,7 +12,7 @@ from server.studies.run.distances import Measure
 from shared.data.image_cache import build_cache
 from shared.data.synthetic import write_folder
 from shared.evaluation.feature_statistics import accumulate, statistics_of
-from shared.evaluation.frechet import frechet_distance, jackknife_groups, jackknife_interval
+from shared.evaluation.frechet import frechet_distance, jackknife_distances, jackknife_groups, jackknife_interval
 from shared.evaluation.networks import load_extractor
 from shared.experiment.config import parse_experiment
 
@@ -96,7 +96,8 @@ def test_distances_are_those_of_the_sampled_images(place, extractor, monkeypatch
     values = found.metrics["test"][extractor.space.distance_name]
     assert values["distance"] == pytest.approx(expected, rel=1e-4)
     groups = [statistics_of(rows, extractor.space) for rows in jackknife_groups(extractor(drawn))]
-    interval = jackknife_interval(groups, lambda each: frechet_distance(each, reference.statistics))
+    left_out = jackknife_distances(groups, lambda each: frechet_distance(each, reference.statistics))
+    interval = jackknife_interval(expected, left_out)
     assert (values["distance_low"], values["distance_high"]) == pytest.approx(interval, rel=1e-4)
     assert values["kernel_low"] < values["kernel"] < values["kernel_high"]
 

@@ -3,21 +3,33 @@
 import ast
 import hashlib
 import hmac
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import flwr.supercore.inflatable.inflatable_utils as pulls
 import httpx
 import pytest
 from flwr.supercore.protobuf.client import ProtobufClient
 
 from deploy.errors import ProvisionError
 from deploy.guards import FLWR_VERSION
-from deploy.guards.calls import HEADER, SHORTEST_SECONDS, Pauses, caller_value, send_with_every_call
+from deploy.guards.web.calls import (
+    FIRST_PULL_SECONDS,
+    HEADER,
+    SHORTEST_SECONDS,
+    News,
+    Pauses,
+    caller_value,
+    look_again_soon,
+    send_with_every_call,
+)
 from deploy.identity.keys import create_secret
 from server import entry
 from server.federation.fleet import superlink
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 SERVED = [ROOT / package for package in ("client", "deploy", "server", "shared")]
 
 
@@ -78,12 +90,24 @@ def test_no_call_in_the_packages_leaves_proxies_to_the_environment():
     assert found >= 4
 
 
+class Clock(News):
+    """Notes what is waited for; the time is its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.now, self.slept = 100.0, list[float]()
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+    def wait(self, seen: int, seconds: float) -> bool:
+        self.slept.append(seconds)
+        self.now += seconds
+        return False
+
+
 def test_pauses_grow_with_what_was_waited_up_to_flowers_own_and_begin_anew(monkeypatch: pytest.MonkeyPatch):
-    now, slept = [100.0], list[float]()
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(time, "sleep", lambda seconds: (slept.append(seconds), now.__setitem__(0, now[0] + seconds)))
-    pauses = Pauses()
-    while now[0] < 120:
+    clock = Clock(monkeypatch)
+    pauses, slept = Pauses(clock), clock.slept
+    while clock.now < 120:
         pauses.sleep(3)
     assert slept[:4] == [SHORTEST_SECONDS] * 4
     assert slept[-1] == 3
@@ -94,3 +118,51 @@ def test_pauses_grow_with_what_was_waited_up_to_flowers_own_and_begin_anew(monke
     pauses.sleep(0.05)
     assert slept[-2:] == [SHORTEST_SECONDS, 0.05]
     assert pauses.perf_counter is time.perf_counter
+    even = Pauses(clock, share=0.0)
+    clock.now += 1000
+    even.sleep(3)
+    assert slept[-1] == SHORTEST_SECONDS
+
+
+def test_news_end_a_pause_also_when_they_came_just_before_it():
+    news = News()
+    pauses = Pauses(news)
+    pauses.begin()
+    news.ring()
+    began = time.monotonic()
+    pauses._since = began - 1e6
+    pauses.sleep(600)  # what came before it began is not slept over
+    threading.Timer(0.05, news.ring).start()
+    pauses.sleep(600)
+    assert time.monotonic() - began < 300
+
+
+def test_an_object_that_is_on_its_way_is_looked_for_again_at_once(monkeypatch: pytest.MonkeyPatch):
+    for function in (pulls.pull_objects, pulls.pull_and_inflate_object_from_tree):
+        monkeypatch.setattr(function, "__kwdefaults__", dict(function.__kwdefaults__))
+    waited: list[float] = []
+
+    class Event(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            waited.append(timeout or 0.0)
+            return False
+
+    look_again_soon()
+    comes = iter([False, False, True])
+
+    def pull(object_id: str) -> bytes:
+        if not next(comes):
+            raise pulls.ObjectUnavailableError(object_id)
+        return b"content"
+
+    monkeypatch.setattr(pulls, "threading", SimpleNamespace(Event=Event, Lock=threading.Lock))
+    assert pulls.pull_objects(["a"], pull) == {"a": b"content"}
+    assert [second for second in waited if second] == [
+        pytest.approx(seconds, rel=0.21) for seconds in (FIRST_PULL_SECONDS, 2 * FIRST_PULL_SECONDS)
+    ]
+
+
+def test_another_flower_without_that_pause_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pulls, "pull_objects", lambda object_ids, pull: None)
+    with pytest.raises(RuntimeError, match="pull_objects has no initial_backoff"):
+        look_again_soon()

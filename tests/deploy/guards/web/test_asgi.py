@@ -17,13 +17,13 @@ import pytest
 import uvicorn
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
-from deploy.guards import asgi
-from deploy.guards.asgi import FLEET_BYTES, OBJECT_BYTES, PROTOCOLS, PUSH_OBJECT, Guard, Refusal, close_the_silent
-from deploy.guards.calls import HEADER
+from deploy.guards.web import asgi
+from deploy.guards.web.asgi import FLEET_BYTES, OBJECT_BYTES, PROTOCOLS, PUSH_OBJECT, Guard, Refusal, close_the_silent
+from deploy.guards.web.calls import HEADER
 from deploy.processes.process import free_ports
 
 VALUE = "5" * 64
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 class Nodes:
@@ -160,7 +160,7 @@ def test_a_site_has_no_fleet_paths():
 
 HOARDER = """
 import asyncio, resource, sys
-from deploy.guards.asgi import Guard
+from deploy.guards.web.asgi import Guard
 
 kept = []
 

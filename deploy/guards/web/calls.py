@@ -7,6 +7,8 @@ lies in. The value is compared before anything of the call is parsed.
 
 import hashlib
 import hmac
+import importlib
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from deploy.errors import ProvisionError
 HEADER = "maskfed-caller"
 SHORTEST_SECONDS, WAITED_SHARE = 0.1, 0.25
 """Between two looks: a quarter of what was waited already, so that nobody waits much longer for having looked away."""
+FIRST_PULL_SECONDS = 0.05
+"""Before an object that is on its way is looked for again, and twice as long each time; Flower begins with 1 s."""
 _PURPOSE = b"maskfed calls of control and runtime paths"
 
 
@@ -55,16 +59,49 @@ def send_with_every_call(value: str) -> None:
     ProtobufClient.__init__ = guarded  # type: ignore[method-assign]
 
 
+def look_again_soon() -> None:
+    """Let this process wait no second for an object that its sender is about to send.
+
+    Raises:
+        RuntimeError: Flower's functions have no such pause, so that nothing would change.
+    """
+    pulls = importlib.import_module("flwr.supercore.inflatable.inflatable_utils")
+    for name in ("pull_objects", "pull_and_inflate_object_from_tree"):
+        defaults = getattr(pulls, name).__kwdefaults__ or {}
+        if "initial_backoff" not in defaults:
+            raise RuntimeError(f"{name} has no initial_backoff: this guard is written for another version of Flower")
+        defaults["initial_backoff"] = FIRST_PULL_SECONDS
+
+
+class News:
+    """Wakes threads of this process that wait for something to come; counts, so that nothing comes unseen."""
+
+    def __init__(self) -> None:
+        self._changed, self.count = threading.Condition(), 0
+
+    def ring(self) -> None:
+        """Something has come."""
+        with self._changed:
+            self.count += 1
+            self._changed.notify_all()
+
+    def wait(self, seen: int, seconds: float) -> bool:
+        """Whether more than `seen` has come, at most `seconds` from now."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.count != seen, max(0.0, seconds))
+
+
 class Pauses:
     """Takes the place of the module `time` in one of Flower's loops: it looks often while a run is active.
 
     After something has come the first looks are `SHORTEST_SECONDS` apart, then ever less often, down to Flower's own
     interval. So a question waits for a fraction of the time that its run spends anyway, and an idle site asks as
-    rarely as before.
+    rarely as before. `news` ends a pause.
     """
 
-    def __init__(self) -> None:
-        self._since = time.monotonic()
+    def __init__(self, news: News | None = None, share: float = WAITED_SHARE) -> None:
+        self._since, self._news, self._share = time.monotonic(), news or News(), share
+        self._seen = self._news.count
 
     def __getattr__(self, name: str) -> object:
         return getattr(time, name)
@@ -76,4 +113,5 @@ class Pauses:
     def sleep(self, longest_seconds: float) -> None:
         """Sleep until the next look, at most `longest_seconds`."""
         waited = time.monotonic() - self._since
-        time.sleep(min(longest_seconds, max(SHORTEST_SECONDS, WAITED_SHARE * waited)))
+        self._news.wait(self._seen, min(longest_seconds, max(SHORTEST_SECONDS, self._share * waited)))
+        self._seen = self._news.count

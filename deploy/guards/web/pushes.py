@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -31,7 +32,7 @@ from flwr.supercore.inflatable.inflatable_object import get_object_id
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from google.protobuf.message import DecodeError
 
-from deploy.guards.asgi import PUSH_OBJECT, Refusal
+from deploy.guards.web.asgi import PUSH_OBJECT, Refusal
 
 log = logging.getLogger("maskfed.guard")
 DEEPEST = 5
@@ -40,6 +41,8 @@ REMEMBERED = 8
 MOST_KNOWN = 100_000
 """Questions that are remembered, the newest: 200 sites and 500 rounds."""
 _OBJECT_ID = re.compile(r"[0-9a-f]{64}")
+_read_key = lru_cache(maxsize=1024)(bytes_to_public_key)
+"""Reading a key takes a third of the time of checking its signature; only registered keys are read."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ class NodePushes:
             node_id = self._states.state().get_node_id_by_public_key(key)
             if not is_timely or node_id is None or len(key) > 1024 or len(signed) > 64:
                 raise ValueError
-            if not verify_signature(bytes_to_public_key(key), signed.encode("ascii"), signature):
+            if not verify_signature(_read_key(key), signed.encode("ascii"), signature):
                 raise ValueError
         except (KeyError, ValueError, TypeError, OverflowError, binascii.Error) as error:
             raise Refusal(401, "no registered node signed this call") from error

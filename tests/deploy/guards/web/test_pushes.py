@@ -19,8 +19,8 @@ from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 
-from deploy.guards.asgi import PUSH_MESSAGES, PUSH_OBJECT, Refusal
-from deploy.guards.pushes import AllowanceFiles, NodePushes, walk
+from deploy.guards.web.asgi import PUSH_MESSAGES, PUSH_OBJECT, Refusal
+from deploy.guards.web.pushes import AllowanceFiles, NodePushes, walk
 from server.federation.fleet.allowances import Allowances
 
 NODE, OTHER, RUN = 77, 78, 5

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from starlette.concurrency import run_in_threadpool
 
-from deploy.guards.calls import HEADER
+from deploy.guards.web.calls import HEADER
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -49,6 +49,8 @@ PROTOCOLS = {
     "uvicorn.protocols.http.httptools_impl": "HttpToolsProtocol",
 }
 """What uvicorn may speak HTTP with."""
+NODE = "maskfed_node"
+"""In the scope of a fleet call: the id of the node whose signature was checked."""
 NEEDED_BYTES = 2**25
 """What a process must be able to get while it runs: less is nothing, threads and buffers take it at once."""
 
@@ -107,6 +109,7 @@ class Guard:
         if self._fleet is None or path not in FLEET_BYTES or scope["method"] != "POST":
             raise Refusal(404, "no such path")
         node_id = await run_in_threadpool(self._fleet.authenticate, headers)
+        scope[NODE] = node_id
         body = await _read(headers, receive, FLEET_BYTES[path])
         if path in {PUSH_MESSAGES, PUSH_OBJECT}:
             await run_in_threadpool(self._fleet.check_push, node_id, path, body)
