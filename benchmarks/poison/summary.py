@@ -88,12 +88,18 @@ def _row(outcomes: Outcomes, attack: Attack, seeds: Sequence[int]) -> dict[str, 
     is_held = costs["defended"] <= COST and (figure == "held_out" or abs(defended - honest) <= GAIN * gain)
     text = (
         f"{_short(figure)} {honest:.3f} honest, {bare:.3f} bare, {bounded:.3f} bounded, {defended:.3f} by default; "
+        f"{_kept(abs(bounded - honest), abs(defended - honest), gain) if figure != 'held_out' else ''}"
         f"held-out cost {costs['bare']:+.1%}, {costs['bounded']:+.1%}, {costs['defended']:+.1%}; "
         + _found(named)
         + _checked_alone(outcomes, attack, seeds)
     )
     rate = _rate(figure, honest, bare, costs["bare"]) if attack.name not in ("lazy", "stale") else "no attack"
     return {"attack": attack.name, "rate": rate, "defended": "held" if is_held or all(named) else "open", "text": text}
+
+
+def _kept(bounded: float, defended: float, bare: float) -> str:
+    """What is left of the gain without defences."""
+    return f"keeps {bounded / bare:.0%} and {defended / bare:.0%} of its gain; " if bare else ""
 
 
 def _named_in(outcome: Mapping[str, Any], attack: Attack) -> int:

@@ -70,6 +70,15 @@ def test_each_goal_that_is_missed_is_named(outcomes, key, changed, words):
     assert not is_reached and words in text
 
 
+def test_the_line_says_what_is_left_of_an_attackers_gain(outcomes):
+    left = {
+        f"{rule}.implant.{seed}": outcome(0.1, implant=value)
+        for rule, value in (("clipped-checked", 0.164), ("crowd-checked", 0.194))
+        for seed in SEEDS
+    }
+    assert "keeps 30% and 5% of its gain" in summarise(outcomes | left, ATTACKS, SEEDS)[0]
+
+
 def test_an_attack_that_gains_but_is_named_in_every_run_is_no_open_one(outcomes):
     one = {"crowd-checked.implant.0": outcome(0.1, implant=0.1, rolled_back=[2], suspects=[["site-8"]])}
     assert "open: implant" in summarise(outcomes | one, ATTACKS, SEEDS)[0]
