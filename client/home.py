@@ -1,8 +1,9 @@
 """Where a site's own files are. Nothing heavy is loaded here: every command begins with this."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from shared.paths import path_variable
 
 HOME_VARIABLE = "MASKFED_CLIENT_HOME"
 
@@ -116,4 +117,4 @@ class Home:
 
 def find_home(path: Path | None = None) -> Home:
     """The home given, else the one of MASKFED_CLIENT_HOME, else ./site; absolute."""
-    return Home((path or Path(os.environ.get(HOME_VARIABLE, "site"))).resolve())
+    return Home((path or Path(path_variable(HOME_VARIABLE) or "site")).resolve())

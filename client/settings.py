@@ -125,7 +125,7 @@ def parse_settings(tree: dict[str, Any], name: str) -> SiteConfig:
     except ValidationError as error:
         cure = "; for a file of an older version `maskfed-client policy migrate`" if "policy" in tree else ""
         is_unknown = error.errors()[0]["type"] == "extra_forbidden"
-        raise InputError(f"{name}: {explain(error)}{cure if is_unknown else ''}") from error
+        raise InputError(f"{name}: {explain(error, SiteConfig)}{cure if is_unknown else ''}") from error
 
 
 def save_settings(home: Home, settings: SiteConfig) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import io
 import json
 import math
@@ -9,16 +10,19 @@ import os
 import pwd
 import shlex
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, TextIO
 
 import click
 import typer
+from click.shell_completion import CompletionItem
 from typer.models import CommandInfo, TyperInfo
 
 from shared.errors import InputError
+from shared.machine_refusals import os_error_text
+from shared.paths import given_path
 
 # What the user cures: a path that is wrong, closed or too long, a full disk, a file that is too large.
 _CURABLE = frozenset(
@@ -116,8 +120,12 @@ def run_app(app: typer.Typer) -> int:
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(ValueError):
                 stream.reconfigure(errors="backslashreplace")
+    command = typer.main.get_command(app)
+    _take_given_paths(command)
+    if {"-h", "--help"} & set(sys.argv) or len(sys.argv) == 1:
+        _load_help()
     try:
-        status = app(standalone_mode=False)
+        status = command(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(error.format_message())
         return error.exit_code
@@ -132,26 +140,49 @@ def run_app(app: typer.Typer) -> int:
     return status if isinstance(status, int) else 0
 
 
+_UNUSED = {"rich.markdown": "Markdown", "rich.traceback": "Traceback"}
+
+
+def _load_help() -> None:
+    """Load typer's help without what no help of ours uses: a hundred modules, a fifth of its processor time."""
+    if "typer.rich_utils" in sys.modules:
+        return
+    absent = [name for name in _UNUSED if name not in sys.modules]
+    for name in absent:
+        sys.modules[name] = ModuleType(name)
+        setattr(sys.modules[name], _UNUSED[name], type(_UNUSED[name], (), {}))
+    importlib.import_module("typer.rich_utils")
+    for name in absent:
+        del sys.modules[name]
+
+
+def _take_given_paths(command: click.Command) -> None:
+    """Read every path of a program's commands by `given_path`, before the library looks at it."""
+    for each in command.params:
+        if isinstance(each.type, click.Path):
+            each.type = _GivenPath(each.type)
+    for part in command.commands.values() if isinstance(command, click.Group) else ():
+        _take_given_paths(part)
+
+
+class _GivenPath(click.ParamType):  # type: ignore[type-arg]  # not generic in older versions
+    def __init__(self, kind: click.Path) -> None:
+        self.name, self._kind = kind.name, kind
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        try:
+            given = given_path(value) if isinstance(value, str) else value
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+        return self._kind.convert(given, param, ctx)  # type: ignore[arg-type]  # as click would call it
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return self._kind.shell_complete(ctx, param, incomplete)
+
+
 def _nowhere() -> TextIO:
     """Takes what is written, for the rest of the process."""
     return Path(os.devnull).open("w", encoding="utf-8")
-
-
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_CURES = {
-    errno.ENOENT: "give a path that exists",
-    errno.ENOTDIR: "give a path whose parts are folders",
-    errno.EISDIR: "give a file",
-    errno.EACCES: "give one that this user may use, or run this as its owner",
-    errno.EPERM: "give one that this user may use, or run this as its owner",
-    errno.EROFS: "this file system is mounted read-only: give a path on another one",
-    errno.ENAMETOOLONG: "give a shorter name",
-    errno.EMFILE: "`ulimit -n` is too small for this: raise it",
-    errno.ENFILE: "this machine has too many files open: end other programs",
-    errno.ENOMEM: "this machine has too little memory free: end other programs",
-    errno.EIO: "the disk fails: see the kernel's log",
-}
-_ROOM_BYTES = 2**20
 
 
 def _told(error: click.UsageError | OSError | RuntimeError | MemoryError | ValueError) -> tuple[str, int]:
@@ -175,39 +206,6 @@ def tell_error(error: BaseException | str) -> None:
     """One line on standard error; what would break it or move the cursor is shown as its code."""
     shown = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(error))
     sys.stderr.write(f"error: {shown}\n")
-
-
-def os_error_text(error: OSError) -> str:
-    """One line of what the machine refused, where, and what to do about it."""
-    places = " and ".join(str(place) for place in (error.filename, error.filename2) if place is not None)
-    if error.errno in _FULL:
-        # Writing to an open file does not tell its name: then whatever the command line points at is looked at.
-        full = " ".join(places.split()) or ", ".join(full_places()) or "a disk"
-        return f"{full}: {error.strerror}; free some space there, then run the command again"
-    places = places or ("the folder that this runs in" if error.errno == errno.ENOENT else "")
-    text = f"{places}: {error.strerror}" if places and error.strerror else error.strerror or str(error)
-    cure = _CURES.get(error.errno or 0)
-    return " ".join(text.split()) + (f"; {cure}" if cure else "")
-
-
-def full_places() -> list[str]:
-    """Folders that this command may write to and that have no megabyte left, with what they have."""
-    found = {}
-    for folder in _folders():
-        room = os.statvfs(folder)
-        if room.f_bavail * room.f_frsize < _ROOM_BYTES or (room.f_files and not room.f_favail):
-            found[folder.stat().st_dev] = f"{folder} ({room.f_bavail * room.f_frsize} bytes free)"
-    return list(found.values())
-
-
-def _folders() -> Iterator[Path]:
-    """Folders that the command line, the environment and the machine name."""
-    named = [argument.rpartition("=")[2] for argument in sys.argv[1:]]
-    named += [value for name, value in os.environ.items() if name.startswith("MASKFED_")]
-    for each in [*named, tempfile.gettempdir(), "."]:
-        with contextlib.suppress(OSError, ValueError):  # most arguments are no paths
-            path = Path(each).resolve()
-            yield from [place for place in (path, path.parent) if place.is_dir()][:1]
 
 
 def owned(default: str | None = None) -> Callable[[typer.Context, Path | None], Path | None]:
@@ -242,8 +240,9 @@ def check_owner(folder: Path) -> None:
     if owner == os.geteuid():
         return
     try:
-        name = pwd.getpwuid(owner).pw_name
-        way = f"runuser -u {name} --"
+        user = pwd.getpwuid(owner)
+        # The other user's own folders: `runuser` leaves HOME as it is.
+        name, way = user.pw_name, f"runuser -u {user.pw_name} -- env HOME={shlex.quote(user.pw_dir)}"
     except KeyError:
         name, way = f"user {owner}", f"setpriv --reuid={owner} --clear-groups --"
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

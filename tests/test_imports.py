@@ -66,7 +66,14 @@ WITHOUT_TORCH = (
 LAYERS = {
     "shared": (
         {"shared.errors"},
-        {"shared.experiment", "shared.random_numbers", "shared.seeding", "shared.student"},
+        {
+            "shared.experiment",
+            "shared.machine_refusals",
+            "shared.paths",
+            "shared.random_numbers",
+            "shared.seeding",
+            "shared.student",
+        },
         {"shared.data.portraits", "shared.diffusion", "shared.storage", "shared.updates"},
         {"shared.data", "shared.evaluation", "shared.planning", "shared.secure_aggregation"},
         {"shared.messages", "shared.training"},

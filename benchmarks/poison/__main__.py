@@ -97,15 +97,21 @@ def main(arguments: list[str] | None = None) -> int:
     text, is_reached = summarise(
         {job.file.stem: json.loads(job.file.read_text()) for job in jobs}, attacks, SEEDS[: options.seeds]
     )
-    return verdict(f"one bad site of {NUM_SITES}, scale {options.scale}", text, reached=is_reached)
+    what = f"one bad site of {NUM_SITES}, scale {options.scale}, {options.seeds} seeds"
+    return verdict(what, text, reached=is_reached)
 
 
 def is_tried(rule: str, attack: Attack) -> bool:
-    """Whether a rule is tried on an attack: to hide from no defence makes no sense."""
-    is_bare = rule == "mean"
-    if attack.is_foreign:
-        return rule == DEFENDED
-    return not (is_bare and attack.hides) and (rule != "mean-checked" or attack.name in DAMAGING)
+    """Whether a rule is tried on an attack, or on honest sites: to hide from no defence makes no sense."""
+    match rule:
+        case "mean":
+            return not (attack.hides or attack.is_foreign)
+        case "mean-checked":
+            return attack.name in DAMAGING
+        case "clipped-checked":
+            return attack.adversary is not None
+        case _:
+            return True
 
 
 def run_job(job: Job) -> None:

@@ -111,15 +111,17 @@ def dropped_twin(root: Path, random: np.random.Generator, is_guarded: bool) -> b
 
 
 def _look_at_kept(*arguments: object) -> Seen:
-    """Records without those of copies, as scans once kept them."""
+    """Records without those of copies and without samples, as scans once kept them."""
     seen = look(*arguments)  # type: ignore[arg-type]  # handed on as they are
+    seen.pictures = [each._replace(records=each.records[:2]) for each in seen.pictures]
+    seen.machine_records = [each[:2] for each in seen.machine_records]
     rows = {each.row for each in first_of_each(seen.pictures)}
     kept = [number for number, each in enumerate(seen.pictures) if each.row in rows]
     return Seen(
         pictures=[seen.pictures[number] for number in kept],
-        machine_pairs=[seen.machine_pairs[number] for number in kept],
-        files=[seen.pictures[number].pair[0] for number in kept],
-        machine_files=[seen.machine_pairs[number][0] for number in kept],
+        machine_records=[seen.machine_records[number] for number in kept],
+        files=[seen.pictures[number].records[0] for number in kept],
+        machine_files=[seen.machine_records[number][0] for number in kept],
         sides=[seen.sides[number] for number in kept],
     )
 

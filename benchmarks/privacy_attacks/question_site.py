@@ -48,8 +48,8 @@ def fresh_copy(home: Home, folder: Path) -> Home:
     """The same site before anything was asked of it, on a machine that knows of no other copy's charges."""
     copied = Home(folder / "home")
     shutil.copytree(home.path, copied.path)
-    for charges in registry_folder().glob("*.charges"):
-        charges.unlink()
+    for file in [*registry_folder().glob("*.charges"), *registry_folder().glob("*.head")]:
+        file.unlink()
     settings = load_settings(copied)
     save_settings(copied, settings.model_copy(update={"head_file": str(folder / "head" / "ledger.json")}))
     return copied

@@ -74,19 +74,13 @@ def approve_list(
 
 
 def _tell_waiting(place: Home, each: "Waiting", probe_seconds: float) -> None:
-    from client.offers.in_words import in_words
-    from client.offers.waiting import differences_to_recipe
+    from client.offers.in_words import waiting_facts
+    from client.offers.waiting import told
     from client.policy.approval import pending_file
-    from client.settings import load_settings
 
-    lines = in_words(place, load_settings(place), each.experiment, probe_seconds)
-    typer.echo(f"\nwaiting {each.number}: {next(lines)}")
-    typer.echo(f"  asked for by run {each.run!r} on {each.asked} UTC; all of it: {pending_file(place, each.digest)}")
-    recipe, differing = differences_to_recipe(each.experiment)
-    typer.echo(f"  recipe {recipe}, " + (f"but for {len(differing)} fields:" if differing else "unchanged"))
-    for line in differing:
-        typer.echo(f"    {line}")
-    for line in lines:
+    typer.echo(f"\nwaiting {each.number}: experiment {each.digest}")
+    typer.echo(f"  all of it: {pending_file(place, each.digest)}")
+    for line in told(waiting_facts(place, each, probe_seconds)):
         typer.echo(f"  {line}")
 
 

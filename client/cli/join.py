@@ -1,7 +1,6 @@
 """The commands that begin and end taking part: enroll, join, certificate."""
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from client.home import Home, find_home
 from shared.commandline import owned
 from shared.errors import InputError
 from shared.messages.agreement.defaults import DELTA, EPSILON_CAP, MAX_ROUNDS, MAX_STEPS, MIN_NOISE
+from shared.paths import user_folder
 
 if TYPE_CHECKING:
     pass
@@ -242,5 +242,5 @@ def default_head_file(home: Home, alias: str) -> Path:
     """A file of this home below the user's state folder."""
     import hashlib
 
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    state = user_folder("XDG_STATE_HOME", ".local", "state")
     return state / "maskfed" / f"{alias}-{hashlib.sha256(str(home.path).encode()).hexdigest()[:12]}.json"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from client.data.held_out import Split
 from client.home import Home
 from client.private_files import private_files, write_private
-from client.records.data_registry import key_id
+from client.records.data_key import key_id
 from client.settings import SiteConfig
 from shared.data.decoding import OnProgress
 from shared.data.image_cache import BuildOptions, build_cache

@@ -1,7 +1,7 @@
 """Which images were set aside for audits, and what is kept of a file so that later scans know it. No torch.
 
-A record is an HMAC under the site's key: of a file's bytes, of decoded pixels, of a person's name. Rows are numbers of
-decoded images. Nothing that is decided for one person depends on the images of another one in the same scan.
+A record is an HMAC under the site's key: of a file's bytes, of pixels, of samples, of a person's name. Rows are
+numbers of decoded images. Nothing that is decided for one person depends on another one's images in the same scan.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ Place = bool | None
 
 
 class Picture(NamedTuple):
-    """One decoded image: its row, the records of its bytes and pixels, and that of its person, if persons are known."""
+    """One decoded image: its row, the records that know it (bytes first), and that of its person, if it is known."""
 
     row: int
-    pair: tuple[str, str]
+    records: tuple[str, ...]
     person: str | None
 
 
@@ -60,20 +60,20 @@ class Split:
         """The bytes of its file; the same facts give the same bytes."""
         return json.dumps({"schema": SCHEMA_VERSION, **asdict(self)}, sort_keys=True).encode()
 
-    def place_of(self, pair: Iterable[str]) -> Place:
-        """Where a picture was placed before, under either of its records; held out wins."""
-        found = [place for record in pair if (place := self.records.get(record)) is not None]
+    def place_of(self, records: Iterable[str]) -> Place:
+        """Where a picture was placed before, under any of its records; held out wins."""
+        found = [place for record in records if (place := self.records.get(record)) is not None]
         return any(found) if found else None
 
     def is_regrouped(self, pictures: Sequence[Picture]) -> bool:
         """Whether pictures that were seen before are now filed under other persons only: another data set."""
-        known = [each for each in pictures if any(record in self.records for record in each.pair)]
+        known = [each for each in pictures if any(record in self.records for record in each.records)]
         if self.owners is None:
             names = {each.person for each in known}
             return not names <= set(self.persons) if self.persons else bool(names - {None})
         now: dict[str, set[str]] = defaultdict(set)
         for each in known:
-            for record in each.pair:
+            for record in each.records:
                 now[record].update([each.person] if each.person else [])
         before = {record: set(self.owners[record]) for record in now if record in self.owners}
         return any(bool(now[record]) != bool(old) or (old and not old & now[record]) for record, old in before.items())
@@ -87,12 +87,12 @@ class Split:
         """
         distinct = [picture for group in _by_owner(pictures).values() for picture in first_of_each(group)]
         sides = {owner: self._side(key, owner, group, ratio) for owner, group in _by_owner(distinct).items()}
-        places = {each.row: self.place_of(each.pair) for each in distinct}
+        places = {each.row: self.place_of(each.records) for each in distinct}
         training = [each for each in distinct if not sides[owner_of(each)] and places[each.row] is not True]
         train = first_of_each(training)
-        taken = {record for each in training for record in each.pair}
+        taken = {record for each in training for record in each.records}
         aside = [each for each in distinct if sides[owner_of(each)] and places[each.row] is not False]
-        held_out = first_of_each([each for each in aside if taken.isdisjoint(each.pair)])
+        held_out = first_of_each([each for each in aside if taken.isdisjoint(each.records)])
         self._remember(pictures, training, held_out, sides)
         rows = {each.row for each in train}
         return Sides(
@@ -104,7 +104,7 @@ class Split:
     def _side(self, key: bytes, owner: str, group: list[Picture], ratio: float) -> bool:
         if owner in self.persons:
             return self.persons[owner]
-        known = [place for each in group if (place := self.place_of(each.pair)) is not None]
+        known = [place for each in group if (place := self.place_of(each.records)) is not None]
         return 2 * sum(known) >= len(known) if known else _chance(key, owner) < ratio
 
     def _remember(
@@ -112,33 +112,33 @@ class Split:
     ) -> None:
         self.owners = self.owners or {}
         for each in pictures:
-            for record in each.pair:
+            for record in each.records:
                 self.records.setdefault(record, None)
                 owners = self.owners.setdefault(record, [])
                 if each.person is not None:
                     self.persons[each.person] = sides[each.person]
                     self.owners[record] = sorted({*owners, each.person})
         for place, group in ((False, training), (True, held_out)):
-            self.records.update({record: place for each in group for record in each.pair})
+            self.records.update({record: place for each in group for record in each.records})
         # A copy that was dropped goes where its picture went: it may be the one that is left next time.
         for each in pictures:
-            place_now = self.place_of(each.pair)
-            self.records.update({record: place_now for record in each.pair if self.records[record] is None})
+            place_now = self.place_of(each.records)
+            self.records.update({record: place_now for record in each.records if self.records[record] is None})
 
 
 def owner_of(picture: Picture) -> str:
     """Whose side a picture is on: its person's, or its own."""
-    return picture.person or picture.pair[0]
+    return picture.person or picture.records[0]
 
 
 def first_of_each(pictures: Sequence[Picture]) -> list[Picture]:
-    """Without those whose file or whose pixels came before."""
+    """Without those of which a record came before."""
     seen: set[str] = set()
     kept = []
     for picture in pictures:
-        if seen.isdisjoint(picture.pair):
+        if seen.isdisjoint(picture.records):
             kept.append(picture)
-        seen.update(picture.pair)
+        seen.update(picture.records)
     return kept
 
 

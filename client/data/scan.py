@@ -24,8 +24,8 @@ from client.data.held_out import Place, Sides, Split
 from client.data.person_mapping import persons_of
 from client.data.scan_report import Scan, report
 from client.home import Home
-from client.records.data_key import create_data_key, read_data_key
-from client.records.data_registry import DataRegistry, Identity, Records, key_id, registry_folder
+from client.records.data_key import create_data_key, key_id, read_data_key
+from client.records.data_registry import DataRegistry, Identity, Records, registry_folder
 from client.records.ledger import Ledger
 from client.settings import SiteConfig
 from shared.data.image_set import ImageCache
@@ -119,13 +119,13 @@ class Scanner:
         known = [(each, self.registry.records(each.dataset_id, self.machine_key_id)) for each in identities]
         anywhere = [records.records for _, records in known if records]
         here = [records.records for each, records in known if records and each.ledger_id == self.ledger.ledger_id]
-        for picture, pair in zip(seen.pictures, seen.machine_pairs, strict=True):
-            if self.split.place_of(picture.pair) is not None:
+        for picture, known_as in zip(seen.pictures, seen.machine_records, strict=True):
+            if self.split.place_of(picture.records) is not None:
                 continue
-            if any(records.get(record) for records in anywhere for record in pair):
-                self.split.records.update(dict.fromkeys(picture.pair, True))
-            elif not self.is_new and any(records.get(record) is False for records in here for record in pair):
-                self.split.records.update(dict.fromkeys(picture.pair, False))
+            if any(records.get(record) for records in anywhere for record in known_as):
+                self.split.records.update(dict.fromkeys(picture.records, True))
+            elif not self.is_new and any(records.get(record) is False for records in here for record in known_as):
+                self.split.records.update(dict.fromkeys(picture.records, False))
 
     def _index(self, dataset_id: str, seen: Seen, sides: Sides, images: ImageCache) -> Index:
         return Index(
@@ -144,7 +144,7 @@ class Scanner:
     def _mapping(self, seen: Seen) -> str:
         if self.persons is None:
             return ""
-        filed = sorted([each.pair[0], str(each.person)] for each in seen.pictures)
+        filed = sorted([each.records[0], str(each.person)] for each in seen.pictures)
         return hmac.new(self.key, canonical_json(filed), hashlib.sha256).hexdigest()
 
     def _codes(self, images: ImageCache) -> list[int] | None:
@@ -186,8 +186,8 @@ class Scanner:
         known = self.registry.records(pointer.dataset_id, self.machine_key_id)
         records: dict[str, Place] = dict(known.records) if known else {}
         records |= dict.fromkeys(set(seen.machine_files) - set(records))
-        for picture, pair in zip(seen.pictures, seen.machine_pairs, strict=True):
-            records |= dict.fromkeys(pair, self.split.place_of(picture.pair))
+        for picture, known_as in zip(seen.pictures, seen.machine_records, strict=True):
+            records |= dict.fromkeys(known_as, self.split.place_of(picture.records))
         return records
 
     def _shares(self, other: Identity, records: dict[str, Place]) -> bool:

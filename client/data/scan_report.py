@@ -78,8 +78,8 @@ def report(
     num_duplicates = 0
     for picture in seen.pictures:
         group = groups.setdefault(picture.person, set())
-        num_duplicates += not group.isdisjoint(picture.pair)
-        group.update(picture.pair)
+        num_duplicates += not group.isdisjoint(picture.records)
+        group.update(picture.records)
     owners = {each.row: each.person for each in seen.pictures}
     return Scan(
         dataset_id=index.dataset_id,

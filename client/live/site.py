@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from client.home import Home
+from client.live.decisions import Decisions
 from client.live.figures import Asked, SiteFigures
-from client.offers.waiting import Waiting, waiting
+from client.offers.waiting import Waiting, told, waiting
 from client.operator.status import event_line
 from client.policy.approval import read_approved
 from client.policy.rules import is_any_allowed
@@ -33,8 +34,9 @@ class SitePage:
     def __init__(self, home: Path) -> None:
         self._home = Home(home)
         self._figures = SiteFigures(self._home)
-        self._pending: tuple[int, list[list[str]]] = (-1, [])
+        self._pending: tuple[int, list[Waiting]] = (-1, [])
         """What waits, and when its folder changed last."""
+        self._decisions = Decisions(self._home)
         self.files: Mapping[str, tuple[str, bytes]] = live_files()
 
     def read(self) -> list[Part]:
@@ -101,13 +103,24 @@ class SitePage:
         return facts("spent", "Privacy spent", rows)
 
     def _waiting(self) -> Iterator[Part]:
+        """What waits, and of each what `approve list` tells of it."""
         stamp = _changed(self._home.pending)
         if stamp != self._pending[0]:
-            self._pending = (stamp, [_waiting_row(each) for each in waiting(self._home)])
-        if rows := self._pending[1]:
-            note = "what each costs here: `maskfed-client approve list`; then `approve experiment` or `approve refuse`"
-            columns = ["number", "asked by run", "when, UTC", "what", "privacy", "digest"]
-            yield table("waiting", "Waiting for your decision", columns, rows, note=note, text_columns=columns[1:])
+            self._pending = (stamp, waiting(self._home))
+        if not (found := self._pending[1]):
+            return
+        self._decisions.catch_up()
+        note = "decide: `maskfed-client approve experiment NUMBER`, or `approve refuse NUMBER`"
+        columns = ["number", "asked by run", "when, UTC", "what", "privacy", "digest"]
+        rows = [_waiting_row(each) for each in found]
+        yield table("waiting", "Waiting for your decision", columns, rows, note=note, text_columns=columns[1:])
+        for each in found:
+            facts = self._decisions.of(each.digest)
+            # Its number changes when an older one is decided on.
+            words = [(line, "") for line in told(facts)] if facts else []
+            empty = "what it costs here is being worked out; `maskfed-client approve list` tells the same"
+            heading = f"Decision {each.number}: experiment {each.digest[:12]}"
+            yield lines(f"decision-{each.digest[:12]}", heading, words, empty=empty)
 
 
 def page(home: Path) -> SitePage:

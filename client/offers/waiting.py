@@ -3,7 +3,7 @@
 import json
 import logging
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,17 @@ def differences_to_recipe(experiment: Experiment) -> tuple[str, list[str]]:
     """The shipped recipe that differs in the fewest fields, and those fields as `section.key = here, there ...`."""
     compared = ((name, _differing(experiment, name)) for name in recipe_names())
     return min(compared, key=lambda each: len(each[1]))
+
+
+def told(facts: Mapping[str, Any]) -> list[str]:
+    """Facts of `in_words.waiting_facts` for people: what `approve list` and the live page show below the digest."""
+    recipe, differing = facts["recipe"], facts["differences"]
+    return [
+        f"asked for by run {facts['run']!r} on {facts['asked']} UTC",
+        f"recipe {recipe}, " + (f"but for {len(differing)} fields:" if differing else "unchanged"),
+        *(f"  {line}" for line in differing),
+        *facts["in_words"][1:],
+    ]
 
 
 def _differing(experiment: Experiment, recipe: str) -> list[str]:

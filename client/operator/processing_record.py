@@ -101,6 +101,7 @@ def record_page(settings: SiteConfig, record: RunRecord) -> str:
         last=_day(record, -1),
         releases=releases,
         refusals=[entry.fields for entry in record.entries if entry.kind == "refusal"],
+        has_masks=any("masked" in release.numbers for release in releases),
         audits=[release for release in releases if "audit" in release.what],
         odds=_odds(record.totals),
         is_unbounded=any(total["is_unbounded"] for total in record.totals.values()),
@@ -127,7 +128,7 @@ def _release(entry: Entry, entries: list[Entry]) -> Release:
         f"{entry.time:%Y-%m-%d %H:%M}",
         what if number is None else f"{what}, round {number}",
         ", ".join(map(str, fields.get("numbers", ()))),
-        "" if size is None else f"{size / 1e6:.1f} MB",
+        "" if size is None else f"{size / 1e6:.1f}\N{NO-BREAK SPACE}MB",
         told,
     )
 

@@ -2,7 +2,8 @@
 
 A line is canonical JSON whose last field is the SHA-256 of everything before that field; it ends with a newline that is
 written in the same call and fsynced before `append` returns. So a last line without newline was never acknowledged and
-may be set aside, while any other irregularity is damage and stops the site.
+may be set aside, while any other irregularity is damage and stops the site. Each line has a random salt: two copies of
+a chain that go on by the same fields end with different hashes.
 """
 
 import datetime as dt
@@ -10,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from shared.storage.files import append_whole, canonical_json, sync_file
 SCHEMA_VERSION = 1
 START = "0" * 64
 _SUFFIX_BYTES = len(',"~hash":""}') + 64
+_SALT_BYTES = 16
 
 
 class ChainError(InputError):
@@ -166,17 +169,18 @@ def parse_chain(data: bytes, name: str, first: int = 0, previous: str = START) -
     *lines, torn = data.split(b"\n")
     entries: list[Entry] = []
     for number, line in enumerate(lines, first):
-        body, digest = line[:-_SUFFIX_BYTES], line[-66:-2]
-        if _seal(body) != line or hashlib.sha256(body).hexdigest().encode() != digest:
+        body, seal = line[:-_SUFFIX_BYTES], line[-_SUFFIX_BYTES:]
+        digest = hashlib.sha256(body).hexdigest()
+        if seal != _seal(digest):
             raise ChainError(f"{name}: line {number + 1} is damaged: stop, keep the file, restore the newest copy")
-        entry = json.loads(line)
+        entry = json.loads(line.decode())
         if entry.get("schema") != SCHEMA_VERSION:
             raise ChainError(
                 f"{name}: line {number + 1} has schema {entry.get('schema')}, this version reads {SCHEMA_VERSION}"
             )
         if entry["sequence"] != number or entry["previous"] != previous:
             raise ChainError(f"{name}: line {number + 1} does not follow the line before: lines are missing or moved")
-        previous = digest.decode()
+        previous = digest
         time = dt.datetime.fromisoformat(entry["time"])
         entries.append(Entry(number, time, entry["kind"], entry["fields"], previous))
     return entries, torn
@@ -184,10 +188,12 @@ def parse_chain(data: bytes, name: str, first: int = 0, previous: str = START) -
 
 def _line(sequence: int, time: dt.datetime, kind: str, fields: dict[str, Any], previous: str) -> tuple[bytes, str]:
     entry = {"fields": fields, "kind": kind, "previous": previous, "schema": SCHEMA_VERSION, "sequence": sequence}
-    body = canonical_json(entry | {"time": time.isoformat(timespec="milliseconds")})[:-1]
-    return _seal(body) + b"\n", hashlib.sha256(body).hexdigest()
+    entry |= {"salt": secrets.token_hex(_SALT_BYTES), "time": time.isoformat(timespec="milliseconds")}
+    body = canonical_json(entry)[:-1]
+    digest = hashlib.sha256(body).hexdigest()
+    return body + _seal(digest) + b"\n", digest
 
 
-def _seal(body: bytes) -> bytes:
+def _seal(digest: str) -> bytes:
     # "~" sorts after every letter, so the sealed line is canonical JSON as well.
-    return body + b',"~hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
+    return b',"~hash":"%s"}' % digest.encode()

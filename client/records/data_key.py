@@ -1,5 +1,6 @@
 """The site's secret key, under which it recognises its images and draws the streams of plain rounds."""
 
+import hashlib
 import os
 
 from client.home import Home
@@ -29,3 +30,8 @@ def read_data_key(home: Home) -> bytes:
 def create_data_key(home: Home) -> None:
     """Draw the site's secret."""
     write_private(home.data_key, os.urandom(DATA_KEY_BYTES))
+
+
+def key_id(key: bytes) -> str:
+    """Public name of a secret key, the site's or the machine's."""
+    return hashlib.sha256(b"maskfed key " + key).hexdigest()[:16]

@@ -6,7 +6,6 @@ The folder belongs to group `maskfed` (mode 2770); where this user has no right 
 """
 
 import fcntl
-import hashlib
 import os
 import stat
 import time
@@ -22,14 +21,14 @@ from client.records.chain import BusyError
 from client.records.spending import Charge
 from shared.errors import InputError
 from shared.experiment.config import Section
+from shared.paths import user_folder
 from shared.storage.files import write_atomically
 
 REGISTRY_VARIABLE = "MASKFED_REGISTRY"
 MACHINE_FOLDER = Path("/var/lib/maskfed-registry")
 KEY_FILE = "machine.key"
 KEY_BYTES = 32
-LOCK_SECONDS = 60.0
-MOST_BYTES = 1 << 30
+LOCK_SECONDS, MOST_BYTES = 60.0, 1 << 30
 """Files of others are not read beyond this; the records of four million images fit."""
 _ID = r"^[0-9a-f]{32}$"
 Model = TypeVar("Model", bound=BaseModel)
@@ -65,11 +64,6 @@ class Charges(Section):
     charges: tuple[tuple[int, Charge], ...]
 
 
-def key_id(key: bytes) -> str:
-    """Public name of a secret key."""
-    return hashlib.sha256(b"maskfed key " + key).hexdigest()[:16]
-
-
 def registry_folder() -> Path:
     """MASKFED_REGISTRY, else the machine's folder where this user may write to it, else one of this user.
 
@@ -82,7 +76,7 @@ def registry_folder() -> Path:
         return Path(named)
     if os.access(MACHINE_FOLDER, os.R_OK | os.W_OK | os.X_OK):
         return MACHINE_FOLDER
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "maskfed", "registry")
+    return user_folder("XDG_STATE_HOME", ".local", "state") / "maskfed" / "registry"
 
 
 class DataRegistry:
@@ -141,8 +135,8 @@ class DataRegistry:
                 raise InputError(
                     f"{path} is missing: restore it; if it is lost, remove {self.folder} and scan again in every home"
                 )
-            self._write(KEY_FILE, os.urandom(KEY_BYTES))
-        key = self._read(KEY_FILE)
+            self.write(KEY_FILE, os.urandom(KEY_BYTES))
+        key = self.read(KEY_FILE)
         if len(key) != KEY_BYTES:
             raise InputError(f"{path} is damaged: restore it, or remove {self.folder} and scan again in every home")
         return key
@@ -155,7 +149,7 @@ class DataRegistry:
         """
         found = {}
         for path in sorted(self.folder.glob("*.json")):
-            identity = self._load(path.name, Identity)
+            identity = self.load(path.name, Identity)
             if path.name != f"{identity.dataset_id}.json":
                 raise self._damaged(path.name)
             found[identity.dataset_id] = identity
@@ -170,21 +164,21 @@ class DataRegistry:
         name = f"{dataset_id}.json"
         if not (self.folder / name).exists():
             return False
-        identity = self._load(name, Identity)
+        identity = self.load(name, Identity)
         return (identity.dataset_id, identity.fingerprint, identity.key_id) == (dataset_id, fingerprint, machine_key_id)
 
     def records(self, dataset_id: str, machine_key_id: str) -> Records | None:
         """What a data set has ever held; None where that is lost, damaged or under another key."""
         try:
-            found = self._load(f"{dataset_id}.records", Records)
+            found = self.load(f"{dataset_id}.records", Records)
         except InputError:
             return None
         return found if found.key_id == machine_key_id else None
 
     def publish(self, identity: Identity, records: Records) -> None:
         """Write a data set, its records first; it counts as shared from then on."""
-        self._write(f"{identity.dataset_id}.records", records.model_dump_json().encode())
-        self._write(f"{identity.dataset_id}.json", identity.model_dump_json().encode())
+        self.write(f"{identity.dataset_id}.records", records.model_dump_json().encode())
+        self.write(f"{identity.dataset_id}.json", identity.model_dump_json().encode())
 
     def charges(self, ledger_id: str) -> tuple[tuple[int, Charge], ...]:
         """What a ledger has published; nothing before its first charge.
@@ -193,23 +187,26 @@ class DataRegistry:
             InputError: the file is damaged.
         """
         name = f"{ledger_id}.charges"
-        return self._load(name, Charges).charges if (self.folder / name).exists() else ()
+        return self.load(name, Charges).charges if (self.folder / name).exists() else ()
 
-    def publish_charges(self, ledger_id: str, charges: list[tuple[int, Charge]]) -> None:
-        """Replace what a ledger has published."""
-        self._write(f"{ledger_id}.charges", Charges(charges=tuple(charges)).model_dump_json().encode())
+    def publish_charges(self, ledger_id: str, charges: list[tuple[int, Charge]]) -> bytes:
+        """Replace what a ledger has published; the bytes of the file."""
+        data = Charges(charges=tuple(charges)).model_dump_json().encode()
+        self.write(f"{ledger_id}.charges", data)
+        return data
 
-    def _load(self, name: str, model: type[Model]) -> Model:
+    def load(self, name: str, model: type[Model]) -> Model:
+        """What a file says; `InputError` where it is missing or damaged."""
         try:
-            return model.model_validate_json(self._read(name))
+            return model.model_validate_json(self.read(name))
         except ValidationError as error:
             raise self._damaged(name) from error
 
     def _damaged(self, name: str) -> InputError:
         return InputError(f"{self.folder / name} is damaged: restore it, or remove it and scan again in its home")
 
-    def _read(self, name: str) -> bytes:
-        # Another member of the group may have put a link or a pipe there.
+    def read(self, name: str) -> bytes:
+        """The bytes of a file; `InputError` for a link or a pipe that somebody of the group has put there."""
         try:
             descriptor = os.open(self.folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -220,24 +217,27 @@ class DataRegistry:
                 raise InputError(f"{self.folder / name} is no file of a registry: remove it")
             return file.read()
 
-    def _write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes) -> None:
+        """Replace a file in one step, for this user or the group."""
+        with self._new_mode() as mode:
+            with_room(lambda: write_atomically(self.folder / name, data, mode), self.folder, len(data))
+
+    @contextmanager
+    def _new_mode(self) -> Iterator[int]:
+        """The mode of a new file, whatever the process masks."""
         before = os.umask(0)
         try:
-            mode = 0o660 if self.is_shared else 0o600
-            with_room(lambda: write_atomically(self.folder / name, data, mode), self.folder, len(data))
+            yield 0o660 if self.is_shared else 0o600
         finally:
             os.umask(before)
 
     @contextmanager
     def _open_lock(self) -> Iterator[int]:
-        before = os.umask(0)
         try:
-            mode = 0o660 if self.is_shared else 0o600
-            descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+            with self._new_mode() as mode:
+                descriptor = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
         except OSError as error:
             raise InputError(f"{self.folder}: {error.strerror}; join its group, or set {REGISTRY_VARIABLE}") from error
-        finally:
-            os.umask(before)
         try:
             yield descriptor
         finally:

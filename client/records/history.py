@@ -4,16 +4,21 @@ Links and charges of other homes count like the ledger's own. Nothing here write
 """
 
 import datetime as dt
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from client.private_files import write_private
-from client.records.chain import Entry, Head
+from client.records.chain import ChainError, Entry, Head
+from client.records.data_registry import DataRegistry
 from client.records.spending import Charge, EpsilonOf, Spending, Total, merged, spending_of, total_of
 from client.settings import Task, Unit
 from shared.errors import InputError
+from shared.experiment.config import Section
 
 CLOCK_TOLERANCE = dt.timedelta(minutes=5)
 
@@ -34,6 +39,15 @@ class History:
     def charges(self) -> list[tuple[Entry, Charge]]:
         """All reservations, oldest first."""
         return [self._charge(entry) for entry in self.entries if entry.kind == "reserve"]
+
+    @property
+    def newest_charge(self) -> Head | None:
+        """Number and hash of the newest reservation."""
+        return next((Head(e.sequence, e.hash) for e in reversed(self.entries) if e.kind == "reserve"), None)
+
+    def has(self, head: Head) -> bool:
+        """Whether the chain has gone through exactly this: an entry's hash covers all before it."""
+        return head.sequence < len(self.entries) and self.entries[head.sequence].hash == head.hash
 
     def _charge(self, entry: Entry) -> tuple[Entry, Charge]:
         """Each entry is read once."""
@@ -176,16 +190,60 @@ def head_problem(history: History, head_path: Path) -> str | None:
         return f"{head_path} is damaged: is this the newest ledger? then `maskfed-client ledger verify --adopt`"
     if history.ledger_id not in (None, ledger_id):
         return f"{head_path} belongs to another ledger: give each site its own head_file"
-    entries = history.entries
-    if seen.sequence < len(entries):
-        is_known = entries[seen.sequence].hash == seen.hash
+    size = len(history.entries)
+    if seen.sequence < size:
+        is_known = history.has(seen)
         return None if is_known else f"entry {seen.sequence} of the ledger is not the one seen: restore the newest copy"
     return (
-        f"this ledger has {len(entries)} entries, one of {seen.sequence + 1} was seen: it is an older copy and has "
-        "forgotten what was spent, restore the newest copy"
+        f"this ledger has {size} entries, one of {seen.sequence + 1} was seen: it is an older copy and has forgotten "
+        "what was spent, restore the newest copy"
     )
 
 
 def write_head(path: Path, ledger_id: str, head: Head) -> None:
     """Keep the newest head, 0600."""
     write_private(path, json.dumps({"ledger_id": ledger_id, **head._asdict()}).encode())
+
+
+class _Shown(Section):
+    """The newest charge that a ledger has shown the other homes, beside the file of all of them."""
+
+    schema_version: int = Field(1, ge=1, le=1)
+    sequence: int = Field(ge=0)
+    hash: str
+    charges_sha256: str
+
+
+def show_charges(history: History, registry: DataRegistry) -> None:
+    """Publish all charges of a ledger, and as the last step how its chain stands with the newest one."""
+    newest = history.newest_charge
+    data = registry.publish_charges(str(history.ledger_id), [(e.sequence, charge) for e, charge in history.charges])
+    if newest is not None:
+        shown = _Shown(**newest._asdict(), charges_sha256=hashlib.sha256(data).hexdigest())
+        registry.write(f"{history.ledger_id}.head", shown.model_dump_json().encode())
+
+
+def shown_head(history: History, registry: DataRegistry) -> Head | None:
+    """The newest charge that a ledger has shown the other homes; None where nothing, or nothing complete, is shown.
+
+    What was shown must be here, or another copy of this ledger has gone on alone. Each line of a chain has a salt, so
+    the hash tells two copies apart that were charged for the same request, too.
+
+    Raises:
+        ChainError: it is not.
+        InputError: a file of the registry is damaged.
+    """
+    names = [f"{history.ledger_id}.{kind}" for kind in ("head", "charges")]
+    shown = registry.load(names[0], _Shown) if (registry.folder / names[0]).exists() else None
+    head = Head(shown.sequence, shown.hash) if shown else None
+    # The hash covers all charges, so they are read only where the two files are not of one writing.
+    data = registry.read(names[1]) if shown and (registry.folder / names[1]).exists() else b""
+    is_whole = shown is not None and hashlib.sha256(data).hexdigest() == shown.charges_sha256
+    published = () if is_whole else registry.charges(str(history.ledger_id))
+    own = [] if is_whole else [(entry.sequence, charge) for entry, charge in history.charges]
+    if (head and not history.has(head)) or list(published) != own[: len(published)]:
+        raise ChainError(
+            f"{registry.folder} knows charges of this ledger that are not in it: it is an older copy, or a copy of "
+            "another home that is in use; restore the newest, a second home needs `enroll` and `join` of its own"
+        )
+    return head if is_whole else None

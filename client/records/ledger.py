@@ -15,7 +15,16 @@ from pathlib import Path
 
 from client.records.chain import Chain, ChainError, Entry, Head, open_chain, read_chain
 from client.records.data_registry import DataRegistry, existing_registry
-from client.records.history import CLOCK_TOLERANCE, History, check_head_file, closure, head_problem, write_head
+from client.records.history import (
+    CLOCK_TOLERANCE,
+    History,
+    check_head_file,
+    closure,
+    head_problem,
+    show_charges,
+    shown_head,
+    write_head,
+)
 from client.records.spending import Charge, EpsilonOf, Total, total_of
 from client.settings import Unit
 from shared.errors import InputError
@@ -150,7 +159,7 @@ class Ledger(History):
         """
         if self._registry is not None and self.entries:
             with self._registry.locked():
-                self._published(self._registry)
+                shown_head(self, self._registry)
 
     @staticmethod
     def _check_unit(charge: Charge, earlier: list[tuple[Entry, Charge]]) -> None:
@@ -165,28 +174,11 @@ class Ledger(History):
             yield
             return
         with self._registry.locked():
-            published = self._published(self._registry)
+            shown = shown_head(self, self._registry)
             self._inherit(self._registry)
             yield
-            if len(own := self._numbered_charges()) != len(published):
-                self._registry.publish_charges(str(self.ledger_id), own)
-
-    def _numbered_charges(self) -> list[tuple[int, Charge]]:
-        return [(entry.sequence, charge) for entry, charge in self.charges]
-
-    def _published(self, registry: DataRegistry) -> list[tuple[int, Charge]]:
-        """What this ledger has shown the other homes: all of it must be here, or another copy has gone on alone.
-
-        Raises:
-            ChainError: it is not.
-        """
-        published = list(registry.charges(str(self.ledger_id)))
-        if published != self._numbered_charges()[: len(published)]:
-            raise ChainError(
-                f"{registry.folder} knows charges of this ledger that are not in it: it is an older copy, or a copy of "
-                "another home that is in use; restore the newest, a second home needs `enroll` and `join` of its own"
-            )
-        return published
+            if self.newest_charge != shown:
+                show_charges(self, self._registry)
 
     def _inherit(self, registry: DataRegistry) -> None:
         identities = registry.identities()

@@ -180,7 +180,7 @@ def load_study(name: str) -> Study:
     try:
         return Study.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"study {path.name}: {explain(error)}") from error
+        raise InputError(f"study {path.name}: {explain(error, Study)}") from error
 
 
 def arm_at(study: Study, study_name: str, arm: str, scale: str) -> tuple[Arm, Stage, Scale]:

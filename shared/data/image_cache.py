@@ -42,6 +42,7 @@ from shared.data.image_set import (
 from shared.data.images import list_images
 from shared.data.pixels import DECODING_VERSION
 from shared.errors import InputError
+from shared.paths import given_path, path_variable, user_folder
 from shared.storage.files import file_digest, locked, write_atomically
 
 PLAN_FILE, STATE_FILE = "building.json", "state.u8"
@@ -207,7 +208,7 @@ def open_images(
     """
     if str(path).startswith(SYNTHETIC_PREFIX):
         return synthetic_images(str(path), size)
-    path = Path(path)
+    path = Path(given_path(path) if isinstance(path, str) else path)
     if (path / CACHE_FILE).exists():
         cache = open_cache(path)
         if cache.size != size:
@@ -223,9 +224,8 @@ def open_images(
 
 def default_cache_home() -> Path:
     """`MASKFED_CACHE`, else `maskfed` below `XDG_CACHE_HOME` or `~/.cache`."""
-    if named := os.environ.get("MASKFED_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskfed"
+    named = path_variable("MASKFED_CACHE")
+    return Path(named) if named else user_folder("XDG_CACHE_HOME", ".cache") / "maskfed"
 
 
 def _finish(

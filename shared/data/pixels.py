@@ -31,7 +31,7 @@ HAS_HEIF = register_heif()
 _DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 # Everything Pillow raises on damaged or hostile files; its own error classes derive from these.
-_DECODE_ERRORS = (
+DECODE_ERRORS = (
     *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, SyntaxError, EOFError, OverflowError),
     *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
@@ -72,7 +72,7 @@ def decode(data: bytes, size: int, crop: int = 0) -> NDArray[np.uint8]:
             _refuse_lost_depth(opened, picture, data)
     except UnreadableImageError:
         raise
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise unreadable(error) from error
     side = min(picture.size)
     side = min(side, crop) if crop else side
@@ -90,7 +90,7 @@ def stored_size(data: bytes) -> tuple[int, int]:
     try:
         with Image.open(BytesIO(data)) as opened:
             return opened.size
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise unreadable(error) from error
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 from pydantic import ValidationError, model_validator
 
 from shared.errors import InputError
-from shared.experiment.base import Section
+from shared.experiment.base import Section, explain
 from shared.experiment.federation import FederationConfig
 from shared.experiment.release import ReleaseConfig
 from shared.experiment.sections import (
@@ -23,10 +23,6 @@ from shared.experiment.sections import (
 )
 
 __all__ = ["Experiment", "Section", "explain", "load_experiment", "parse_experiment"]
-
-
-MAX_SHOWN = 200
-"""Characters of a wrong value that an error repeats."""
 
 
 class Experiment(Section):
@@ -192,7 +188,7 @@ def parse_experiment(text: str, overrides: list[str] | None = None, name: str = 
     try:
         return Experiment.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"{name}: {explain(error)}") from error
+        raise InputError(f"{name}: {explain(error, Experiment)}") from error
 
 
 def load_experiment(path: Path, overrides: list[str] | None = None) -> Experiment:
@@ -206,20 +202,6 @@ def load_experiment(path: Path, overrides: list[str] | None = None) -> Experimen
             f"experiment {path}: {error.strerror}; `maskfed-server experiments list` shows names"
         ) from error
     return parse_experiment(text, overrides, path.name)
-
-
-def explain(error: ValidationError) -> str:
-    """One line for the first problem of a validation: key, value, what is allowed."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"unknown key {key!r}: remove it or correct its spelling"
-    message = first["msg"].removeprefix("Value error, ")
-    if not key:
-        return message
-    value = repr(first["input"])
-    value = value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}..."
-    return f"{key} = {value}: {message}" if not isinstance(first["input"], dict) else f"{key}: {message}"
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from shared.experiment.config import Experiment
+from shared.paths import user_folder
 
 
 def should_compile(experiment: Experiment, device: torch.device) -> bool:
@@ -23,7 +24,7 @@ def keep_caches_private() -> None:
 
     It is loaded as code again, and torch's own choice is the temporary folder, where others may have made it before.
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskfed"
+    folder = user_folder("XDG_CACHE_HOME", ".cache") / "maskfed"
     for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
         os.environ.setdefault(name, str(folder / name.lower()))
 

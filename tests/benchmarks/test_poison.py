@@ -85,7 +85,13 @@ def test_an_honest_site_with_other_photographs_may_be_doubted_and_the_line_says_
     doubted = outcome(0.1, named=[[4, "site-8"]], least_shares={"site-8": 0.75})
     text, is_reached = summarise(outcomes | {"crowd-checked.foreign.1": doubted}, ATTACKS, SEEDS)
     assert is_reached and "another data set doubted in 1 of 2 runs, counts 75% at least" in text
-    assert [rule for rule in RULES if is_tried(rule, ATTACKS["foreign"])] == ["crowd-checked"]
+
+
+def test_no_arm_is_run_that_nothing_is_read_of():
+    tried = {name: {rule for rule in RULES if is_tried(rule, each)} for name, each in ATTACKS.items()}
+    assert tried["foreign"] == {"crowd-checked"} and tried["none"] == {"mean", "crowd-checked"}
+    assert tried["careful"] == {"clipped-checked", "crowd-checked"} and tried["scaled"] == set(RULES)
+    assert tried["implant"] == set(RULES) - {"mean-checked"}
 
 
 def test_of_two_that_act_together_both_have_to_be_named(outcomes):

@@ -3,8 +3,10 @@
 import errno
 import importlib
 import io
+import json
 import os
 import pwd
+import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -13,9 +15,11 @@ from typing import Annotated
 import pytest
 import typer
 
-from shared.commandline import in_panels, os_error_text, owned, run_app, tell_error
+from shared.commandline import in_panels, owned, run_app, tell_error
 from shared.errors import InputError
+from shared.machine_refusals import os_error_text
 
+ROOT = Path(__file__).parents[2]
 app = typer.Typer(no_args_is_help=True)
 
 
@@ -167,9 +171,9 @@ def test_a_command_in_another_users_folder_is_refused_with_the_line_that_works(m
     home = tmp_path / "site"
     home.mkdir()
     monkeypatch.setattr(os, "geteuid", lambda: home.stat().st_uid + 1)
-    owner = pwd.getpwuid(home.stat().st_uid).pw_name
+    owner, folder = pwd.getpwuid(home.stat().st_uid).pw_name, pwd.getpwuid(home.stat().st_uid).pw_dir
     monkeypatch.setattr(sys, "argv", ["/bin/prog", "write", "--home", str(home)])
-    with pytest.raises(InputError, match=rf"belongs to {owner}.*: runuser -u {owner} -- prog write --home {home}$"):
+    with pytest.raises(InputError, match=rf": runuser -u {owner} -- env HOME={folder} prog write --home {home}$"):
         run_app(app)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["/bin/prog", "write"])
@@ -218,3 +222,67 @@ def test_closed_output_changes_no_exit_status(monkeypatch):
         assert run_app(app) == 2
         sys.stdout.close()
         sys.stderr.close()
+
+
+@app.command()
+def take(
+    out: Annotated[Path, typer.Option()] = Path(),
+    many: Annotated[list[Path] | None, typer.Option()] = None,
+    place: Annotated[Path | None, typer.Argument()] = None,
+) -> None:
+    """Tell which paths were understood."""
+    typer.echo(json.dumps([str(out), [str(each) for each in many or ()], str(place)]))
+
+
+@pytest.mark.parametrize("arguments", [["--out", ""], ["--out="], ["--many", "x", "--many", " "], [""]])
+def test_an_empty_path_is_not_the_current_folder(monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", ["prog", "take", *arguments])
+    assert run_app(app) == 2
+    told = capsys.readouterr().err
+    assert "an empty path was given" in told
+    assert told.count("\n") == 1
+
+
+def test_the_users_folder_is_found_where_no_shell_has_put_it_in(monkeypatch, capsys):
+    monkeypatch.setenv("HOME", "/home/ann")
+    monkeypatch.setattr(sys, "argv", ["prog", "take", "--out=~/x", "--many=~", "--many=./~", "~/y z"])
+    assert run_app(app) == 0
+    assert json.loads(capsys.readouterr().out) == ["/home/ann/x", ["/home/ann", "~"], "/home/ann/y z"]
+
+
+def test_a_default_path_is_taken_as_it_is(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["prog", "take"])
+    assert run_app(app) == 0
+    assert json.loads(capsys.readouterr().out) == [".", [], "None"]
+
+
+HELP = """
+import sys
+from {program}.cli.main import app
+from shared import commandline
+if {is_whole}:
+    import rich.markdown, rich.traceback
+sys.argv = ["prog", *{arguments}]
+commandline.run_app(app)
+loaded = {{name.partition(".")[0] for name in sys.modules}}
+print("LOADED", *sorted(loaded & {{"markdown_it", "pygments", "torch", "flwr"}}))
+from rich.markdown import Markdown
+from rich.traceback import Traceback
+assert Markdown("# a").__class__.__module__ == "rich.markdown" and Traceback.__module__ == "rich.traceback"
+"""
+
+
+@pytest.mark.parametrize(("program", "arguments"), [("server", ["--help"]), ("client", ["data", "scan", "-h"])])
+def test_help_loads_little_and_says_the_same(program, arguments):
+    told = []
+    for is_whole in (False, True):
+        code = HELP.format(program=program, arguments=arguments, is_whole=is_whole)
+        found = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120, cwd=ROOT
+        )
+        text, _, loaded = found.stdout.rpartition("LOADED")
+        assert len(text) > 500
+        told.append((text, loaded.split()))
+    assert told[0][0] == told[1][0]
+    assert told[0][1] == []
+    assert told[1][1] == ["markdown_it", "pygments"]

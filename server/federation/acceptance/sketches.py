@@ -32,13 +32,15 @@ def sketch(key: bytes, wire: NDArray[np.float32], dtype: WireDtype, factor: floa
         factor: what the norm bound made of it.
     """
     stream = Cipher(ChaCha20(key, bytes(16)), None).encryptor()
-    places, total = np.arange(SKETCH_SIZE), np.zeros(SKETCH_SIZE)
+    total = np.zeros(SKETCH_SIZE)
     for start in range(0, len(wire), _ROWS * SKETCH_SIZE):
         values = decode(wire[start : start + _ROWS * SKETCH_SIZE], dtype)
-        rows = np.zeros((-(-len(values) // SKETCH_SIZE), SKETCH_SIZE))
-        rows.reshape(-1)[: len(values)] = values
-        signs = np.unpackbits(np.frombuffer(stream.update(bytes(rows.size // 8)), np.uint8)).reshape(rows.shape)
+        values = np.pad(values, (0, -len(values) % SKETCH_SIZE))
+        bits = np.unpackbits(np.frombuffer(stream.update(bytes(len(values) // 8)), np.uint8))
+        signed = (values.view(np.uint32) ^ (bits.astype(np.uint32) << np.uint32(31))).view(np.float32)
+        rows = signed.reshape(-1, SKETCH_SIZE)
         shifts = np.frombuffer(stream.update(bytes(2 * len(rows))), np.dtype("<u2")) % SKETCH_SIZE
-        np.negative(rows, out=rows, where=signs.astype(bool))
-        total += np.take_along_axis(rows, (places + shifts[:, None]) % SKETCH_SIZE, axis=1).sum(axis=0)
+        for row, shift in zip(rows, shifts, strict=True):
+            total[: SKETCH_SIZE - shift] += row[shift:]
+            total[SKETCH_SIZE - shift :] += row[:shift]
     return factor * total

@@ -27,7 +27,7 @@ def units(split: Split, pictures: list[Picture], ratio: float) -> dict[str, set[
     by_row = {each.row: each for each in pictures}
     found: dict[str, list[str]] = {}
     for row in [*sides.train, *sides.twins]:
-        found.setdefault(str(by_row[row].person), []).append(by_row[row].pair[1])
+        found.setdefault(str(by_row[row].person), []).append(by_row[row].records[1])
     assert all(len(set(unit)) == len(unit) for unit in found.values()), "a copy inside one person is dropped"
     return {person: set(unit) for person, unit in found.items()}
 
@@ -50,14 +50,14 @@ def test_what_was_held_out_is_never_trained_on_and_the_other_way_round(
         by_row = {each.row: each for each in pictures}
         for rows, place in ((sides.train + sides.twins, False), (sides.held_out, True)):
             for row in rows:
-                assert placed.setdefault(by_row[row].pair[1], place) == place
+                assert placed.setdefault(by_row[row].records[1], place) == place
 
 
 @given(FILED)
 def test_every_file_is_remembered_copies_too(filed: list[tuple[int, int, int]]):
     split, pictures = Split(), pictures_of(filed)
     split.divide(KEY, pictures, 0.3)
-    assert split.records.keys() == {record for each in pictures for record in each.pair}
+    assert split.records.keys() == {record for each in pictures for record in each.records}
     assert not split.is_regrouped(pictures)
 
 
@@ -75,8 +75,8 @@ def test_pictures_under_other_persons_only_are_regrouped(filed: list[tuple[int, 
 def test_without_persons_each_picture_is_there_once(filed: list[tuple[int, int]], ratio: float):
     pictures = [each._replace(person=None) for each in pictures_of([(0, *each) for each in filed])]
     sides = Split().divide(KEY, pictures, ratio)
-    pixels = [pictures[row].pair[1] for row in [*sides.train, *sides.held_out]]
-    assert sorted(pixels) == sorted({each.pair[1] for each in pictures})
+    pixels = [pictures[row].records[1] for row in [*sides.train, *sides.held_out]]
+    assert sorted(pixels) == sorted({each.records[1] for each in pictures})
     assert sides.twins == []
 
 

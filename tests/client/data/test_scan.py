@@ -306,6 +306,27 @@ def test_twin_of_a_file_that_was_trained_on_is_remembered(make_site: MakeSite, f
     assert total(home, larger) == SPENT
 
 
+def test_photographs_saved_again_without_loss_are_the_same_data_at_any_size(make_site: MakeSite, folder: Path):
+    for path in sorted(folder.rglob("*.png")):
+        with Image.open(path) as picture:
+            picture.resize((5 * SIZE, 4 * SIZE)).save(path.with_suffix(".jpg"))
+        path.unlink()
+    home, settings = make_site(folder, held_out_ratio=0.3)
+    spend(home, settings)
+    data = open_dataset(home, SIZE)
+    held_out = {Path(data.images.names[row]).with_suffix("") for row in data.held_out}
+    for path in sorted(folder.rglob("*.jpg")):
+        with Image.open(path) as picture:
+            picture.transpose(Image.Transpose.ROTATE_90).save(path.with_suffix(".png"))
+        path.unlink()
+    larger = settings.model_copy(update={"image_size": 2 * SIZE, "held_out_ratio": 0.0})
+    assert scan(home, larger, is_new=True).linked
+    assert total(home, larger) == SPENT
+    data = open_dataset(home, 2 * SIZE)
+    assert held_out
+    assert held_out.isdisjoint(Path(data.images.names[row]).with_suffix("") for row in data.train)
+
+
 def test_held_out_images_are_never_trained_on_by_a_new_data_set(make_site: MakeSite):
     home, settings = make_site(held_out_ratio=0.7)
     held_out = pixels(home, settings, "held_out")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from client.live.decisions import Decisions
 from client.live.site import page
 from client.policy.approval import keep_pending
 from client.policy.budget import reserve
@@ -42,6 +43,12 @@ def spend(home, settings, *charges, rate=1.5):
     with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
         for each in charges:
             ledger.commit(reserve(ledger, each, settings.policy, steps_times(rate), home))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits costs no processor time here; `test_decisions` has it."""
+    monkeypatch.setattr(Decisions, "catch_up", lambda _: None)
 
 
 def by_id(parts):
@@ -165,6 +172,7 @@ def test_the_page_holds_no_lock_changes_no_file_and_loads_no_torch(make_site: Ma
     code = (
         "import sys, fcntl\nfrom pathlib import Path\n"
         "def refuse(*_): raise AssertionError('a lock')\nfcntl.flock = fcntl.lockf = refuse\n"
+        "from client.live.decisions import Decisions\nDecisions.catch_up = lambda _: None\n"
         "from client.live.site import page\nparts = page(Path(sys.argv[1])).read()\nassert len(parts) > 4\n"
         "assert not {'torch', 'opacus'} & sys.modules.keys()\n"
     )

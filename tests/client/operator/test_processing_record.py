@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from dataclasses import replace
 
 import pytest
 
@@ -42,6 +43,18 @@ def test_a_release_without_dp_is_called_what_it_is(make_site: MakeSite):
     handle(request_for(experiment()).to_record(), home)
     text = text_of(record_page(settings, gather(home, settings, "run", steps)))
     assert "nothing bounds what it tells about a single person" in text and "at most a factor" not in text
+
+
+def test_that_the_number_of_images_stays_is_said_only_where_it_does(make_site: MakeSite):
+    said = "nor does the exact number of images"
+    home, settings = make_site()
+    handle(request_for(experiment(privacy=DP)).to_record(), home)
+    record = gather(home, settings, "run", steps)
+    assert said in text_of(record_page(settings, record))
+    told = settings.model_copy(update={"policy": settings.policy.model_copy(update={"image_count": "exact"})})
+    assert said not in text_of(record_page(told, record))
+    totals = {name: total | {"is_unbounded": True} for name, total in record.totals.items()}
+    assert said not in text_of(record_page(settings, replace(record, totals=totals)))
 
 
 def test_it_names_no_folder_and_no_number_of_images(make_site: MakeSite, photos):

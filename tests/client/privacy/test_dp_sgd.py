@@ -141,6 +141,17 @@ def test_micro_batches_have_one_shape_from_before_the_first_image_is_read(clippi
     assert len({shape for _, shape in shapes}) == 1
 
 
+def test_no_stream_of_any_step_has_the_key_of_another(monkeypatch: pytest.MonkeyPatch):
+    keys: list[bytes] = []
+    for name in ("SecretRandom", "Keystream"):
+        made = getattr(dp_sgd, name)
+        monkeypatch.setattr(dp_sgd, name, lambda key, *rest, made=made: (keys.append(key), made(key, *rest))[1])
+    noised_gradients(plan(2), 6)
+    # Units, images, draws and noise of two steps: equal keys would add noise that the coordinator can work out.
+    assert len(keys) >= 8
+    assert len(set(keys)) == len(keys)
+
+
 def test_each_unit_is_taken_with_the_planned_rate():
     photos, ends = Photos(200), [0]
     settings = plan(4, sample_rate=0.1, micro_batch=8, expected_batch=32)

@@ -1,11 +1,13 @@
 """Hash-chained files under damage, tears and competition."""
 
+import datetime as dt
 import errno
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,6 +70,17 @@ def test_line_of_another_chain_is_noticed(path: Path, tmp_path: Path):
     lines, others = (each.read_bytes().splitlines(keepends=True) for each in (path, tmp_path / "other.jsonl"))
     with pytest.raises(ChainError, match="line 2 does not follow"):
         parse_chain(lines[0] + others[1] + others[2], "x")
+
+
+def test_same_entry_at_the_same_moment_ends_two_chains_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    moment = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
+    monkeypatch.setattr(chain, "dt", SimpleNamespace(UTC=dt.UTC, datetime=SimpleNamespace(now=lambda _zone: moment)))
+    heads = []
+    for name in "ab":
+        with open_chain(tmp_path / name, wait=False) as opened:
+            opened.append("event", number=1)
+            heads.append(opened.head)
+    assert heads[0] != heads[1]
 
 
 def test_entry_is_forced_to_disk_before_append_returns(path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,7 +7,8 @@ import pytest
 
 from client.records import data_registry as registry_module
 from client.records.chain import BusyError
-from client.records.data_registry import DataRegistry, Identity, Records, existing_registry, key_id, registry_folder
+from client.records.data_key import key_id
+from client.records.data_registry import DataRegistry, Identity, Records, existing_registry, registry_folder
 from client.records.spending import Charge
 from shared.errors import InputError
 

@@ -373,9 +373,68 @@ def test_copy_that_was_charged_as_often_is_told_by_what_was_charged(homes: dict[
     path.write_bytes(kept[0])
     head.write_bytes(kept[1])
     registry.publish_charges(str(read_ledger(path).ledger_id), [])
+    (registry.folder / f"{read_ledger(path).ledger_id}.head").unlink()
     with open_ledger(path, head) as ledger:
         spend(ledger, dataset_id=ONE, steps=3)
     registry.publish_charges(str(read_ledger(path).ledger_id), list(newest))
+    with pytest.raises(ChainError, match="charges of this ledger that are not in it"), open_ledger(path, head):
+        pass
+
+
+def test_copies_charged_for_the_same_request_at_the_same_moment_are_told_apart(
+    homes: dict[str, tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch
+):
+    path, head = homes[ONE]
+    with open_ledger(path, head) as ledger:
+        ledger_id = str(ledger.ledger_id)
+
+    moment = dt.datetime.now(dt.UTC)
+
+    class Stopped(dt.datetime):
+        @classmethod
+        def now(cls, _zone: dt.tzinfo | None = None) -> dt.datetime:
+            return moment
+
+    monkeypatch.setattr(chain.dt, "datetime", Stopped)
+    registry, before = DataRegistry(registry_folder()), (path.read_bytes(), head.read_bytes())
+    with open_ledger(path, head) as ledger:
+        spend(ledger, dataset_id=ONE)
+    first = {name: (registry.folder / f"{ledger_id}.{name}").read_bytes() for name in ("charges", "head")}
+    path.write_bytes(before[0])
+    head.write_bytes(before[1])
+    for name in first:
+        (registry.folder / f"{ledger_id}.{name}").unlink()
+    with open_ledger(path, head) as ledger:
+        spend(ledger, dataset_id=ONE)
+    assert (registry.folder / f"{ledger_id}.charges").read_bytes() == first["charges"], "the same in all but the salt"
+    with open_ledger(path, head):
+        pass
+    for name, data in first.items():
+        registry.write(f"{ledger_id}.{name}", data)
+    with pytest.raises(ChainError, match="charges of this ledger that are not in it"), open_ledger(path, head):
+        pass
+
+
+@pytest.mark.parametrize("cut", ["between the two files", "an older version"])
+def test_charges_published_without_their_head_are_still_compared(homes: dict[str, tuple[Path, Path]], cut: str):
+    path, head = homes[ONE]
+    with open_ledger(path, head) as ledger:
+        spend(ledger, dataset_id=ONE, steps=3)
+    registry, ledger_id = DataRegistry(registry_folder()), str(read_ledger(path).ledger_id)
+    older = (registry.folder / f"{ledger_id}.head").read_bytes()
+    kept = path.read_bytes(), head.read_bytes()
+    with open_ledger(path, head) as ledger:
+        spend(ledger, dataset_id=ONE, steps=4)
+    if cut == "an older version":
+        (registry.folder / f"{ledger_id}.head").unlink()
+    else:
+        registry.write(f"{ledger_id}.head", older)
+    with open_ledger(path, head) as ledger:
+        assert spend(ledger, dataset_id=ONE, steps=5) == 12.0, "the newest goes on, and shows its head again"
+    assert (registry.folder / f"{ledger_id}.head").exists()
+    registry.write(f"{ledger_id}.head", older)
+    path.write_bytes(kept[0])
+    head.write_bytes(kept[1])
     with pytest.raises(ChainError, match="charges of this ledger that are not in it"), open_ledger(path, head):
         pass
 

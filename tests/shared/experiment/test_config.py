@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from pydantic import Field, ValidationError
 
 from shared.errors import InputError
+from shared.experiment.base import Section
 from shared.experiment.config import Experiment, load_experiment, parse_experiment
 
 SECURE = "[federation]\nsecure = true\n"
@@ -39,7 +41,10 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
     ("text", "said"),
     [
         ("surprise = 1", "unknown key 'surprise'"),
-        ("[model]\nimage_sise = 32", "unknown key 'model.image_sise'"),
+        ("[model]\nimage_sise = 32", "unknown key 'model.image_sise': is 'model.image_size' meant?"),
+        ("[modle]\nimage_size = 32", "unknown key 'modle': is 'model' meant?"),
+        ("[train]\nlr = 0.1", "unknown key 'train.lr': is 'optim.lr' meant?"),
+        ("[optim]\nweights = 0.1", "unknown key 'optim.weights': remove it"),
         ("[model]\nimage_size = 33", "give 32"),
         ('[data]\nwavelet = "haar"\n[model]\nimage_size = 36', "after the wavelet: give 32"),
         ("[mask]\nratio = 0.5", "give both or neither"),
@@ -152,3 +157,16 @@ def test_two_sequences_have_twice_the_tokens_and_as_many_channels():
     assert (experiment.num_tokens, experiment.num_visible, experiment.sequences) == (128, 64, (3, 9))
     joint = parse_experiment('[model]\nimage_size = 64\n[data]\nwavelet = "haar"')
     assert (joint.num_tokens, joint.num_visible, joint.sequences) == (64, 64, (12,))
+
+
+def test_a_word_is_no_number_wherever_it_stands():
+    class Numbers(Section):
+        one: int = 0
+        some: dict[str, float] = Field(default_factory=dict)
+        several: tuple[float, ...] = ()
+        any_of_them: dict[str, bool | float] = Field(default_factory=dict)
+
+    assert Numbers(any_of_them={"a": True, "b": 2.5}).any_of_them == {"a": True, "b": 2.5}
+    for wrong in ({"one": True}, {"some": {"a": 1.0, "b": False}}, {"several": [1, True]}):
+        with pytest.raises(ValidationError, match="give a number, not true or false"):
+            Numbers(**wrong)

@@ -83,3 +83,10 @@ def test_shapes_are_those_asked_for():
         for made in (source().rand(shape), source().randn(shape), source().randint(9, shape)):
             assert made.shape == shape
     assert int(source().randint(2**62, (1,))) <= POSITIVE
+
+
+def test_no_unit_is_taken_more_often_than_it_was_charged_for(monkeypatch: pytest.MonkeyPatch):
+    random = source(8)
+    monkeypatch.setattr(random._stream, "bits", lambda count: torch.zeros(count, dtype=torch.int64))
+    assert len(random.sample(5, 1e-30)) == 0, "the smallest word is taken at rates of 2^-63 and more"
+    assert len(random.sample(5, 2.0**-63)) == 5
