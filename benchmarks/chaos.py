@@ -40,6 +40,7 @@ Kill = tuple[int, str]
 DEADLINE_SECONDS = 900.0
 DISK_BYTES = 2**30
 """Of the disk that everything lies on."""
+BAD = ("runs unfinished", "runs DIFFERENT", "runs with a WRONG SUM")
 SECURE = """secure = true
 available_deadline_seconds = 60.0
 """
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--secure", action="store_true", help="five sites with masked updates")
     parser.add_argument("--targets", nargs="*", choices=(*TARGETS, *LOSSES), help="of what is done; default: all")
     parser.add_argument("--jobs", type=int, default=1, help="federations side by side, which share the runs")
+    parser.add_argument("--keep", type=Path, help="folder that runs which went wrong are kept in, with all logs")
     parser.add_argument("--done", type=Path, help="file of outcomes, a line per run: those are not run again")
     options = parser.parse_args(arguments)
     targets = tuple(options.targets or (*(LOSSES if options.secure else ()), *TARGETS))
@@ -79,12 +81,12 @@ def main(arguments: Sequence[str] = ()) -> int:
     runs = plan(options.kills, options.per_run, targets)
     counts = read_outcomes(options.done)
     open_runs = [(number, kills) for number, kills in runs.items() if number not in counts]
-    shares = [(options.seed, open_runs[job :: options.jobs], options.done, options.secure)
+    shares = [(options.seed, open_runs[job :: options.jobs], options.done, options.keep, options.secure)
               for job in range(options.jobs)]  # fmt: skip
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), initializer=die_with_parent) as pool:
         total = sum(pool.map(series, *zip(*shares, strict=True)), sum(counts.values(), Counter()))
     figure = ", ".join(f"{count} {name}" for name, count in sorted(total.items()) if count)
-    bad = total["runs unfinished"] + total["runs DIFFERENT"] + total["runs with a WRONG SUM"] + total["processes left"]
+    bad = sum(total[name] for name in (*BAD, "processes left"))
     name = "chaos, masked updates" if options.secure else "chaos"
     return verdict(f"{name}, {options.kills} kills", figure, reached=not bad)
 
@@ -107,13 +109,15 @@ def read_outcomes(done: Path | None) -> dict[int, Counter[str]]:
     return {each["run"]: Counter(each["counts"]) for each in map(json.loads, lines)}
 
 
-def series(seed: int, runs: Sequence[tuple[int, list[Kill]]], done: Path | None, is_secure: bool) -> Counter[str]:
+def series(
+    seed: int, runs: Sequence[tuple[int, list[Kill]]], done: Path | None, keep: Path | None, is_secure: bool
+) -> Counter[str]:
     """Counts of `runs`, one after the other in a federation of their own."""
     counts: Counter[str] = Counter()
     with federation(NUM_SITES if is_secure else 2, is_behind_door=True, disk_bytes=DISK_BYTES) as local:
         chaos = Chaos(local, seed, is_secure=is_secure)
         for number, kills in runs:
-            outcome = chaos.outcome(kills)
+            outcome = chaos.outcome(kills, keep / f"run-{number}" if keep else None)
             counts.update(outcome)
             if done:
                 with done.open("a", encoding="utf-8") as file:
@@ -136,7 +140,7 @@ class Chaos:
         self._recount = Recount(local)
         self._undisturbed: dict[int, tuple[float, bytes]] = {}
 
-    def outcome(self, kills: Sequence[Kill]) -> Counter[str]:
+    def outcome(self, kills: Sequence[Kill], keep: Path | None) -> Counter[str]:
         """Kills that were done or could not be, and what became of the run, which is printed too."""
         seconds, expected = self._of_undisturbed(len(kills))
         self._begin(len(kills))
@@ -152,6 +156,12 @@ class Chaos:
             print(f"{number + 1:3d}: {target:28s} after {since:5.1f} s{'' if is_done else ': not done'}", flush=True)
         end, facts = self._judge(expected, [target for _, target in kills])
         print(f"     run of {time.monotonic() - start:.0f} s: {end}, {facts}", flush=True)
+        if keep and end in BAD:
+            shutil.copytree(self._local.home / "runs" / RUN, keep / RUN, dirs_exist_ok=True)
+            for log in (*self._local.root.glob("*.log"), *self._local.root.glob("*/logs/*.log")):
+                shutil.copy(log, keep / f"{log.parent.parent.name}-{log.name}")
+        if self._status() == "running":
+            self._local.call("maskfed-server", "stop", RUN, "--home", str(self._local.home))
         clear(self._local, self._remembered)
         return outcome + Counter([end])
 
