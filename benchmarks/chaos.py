@@ -23,12 +23,11 @@ from pathlib import Path
 
 from benchmarks.disks import reason_against
 from benchmarks.disturbances import FILL, LOSSES, MOST_LOST, NUM_SITES, OFFERING, TARGETS, disturb
+from benchmarks.forgetting import clear, memories
 from benchmarks.local import LocalFederation, federation, leftovers, make_experiment, random_checkpoint
 from benchmarks.measure import die_with_parent, verdict
 from benchmarks.recount import Recount
-from benchmarks.victims import victims
 from client.home import Home
-from client.secure.run_state import ROUND_FILE, witnesses
 from server.runs.run_directory import RunDir
 from shared.storage.checkpoint import load_group
 from shared.storage.runlog import read_metrics
@@ -157,12 +156,12 @@ class Chaos:
         end, facts = self._judge(expected, [target for _, target in kills])
         print(f"     run of {time.monotonic() - start:.0f} s: {end}, {facts}", flush=True)
         if keep and end in BAD:
-            shutil.copytree(self._local.home / "runs" / RUN, keep / RUN, dirs_exist_ok=True)
-            for log in (*self._local.root.glob("*.log"), *self._local.root.glob("*/logs/*.log")):
-                shutil.copy(log, keep / f"{log.parent.parent.name}-{log.name}")
+            shutil.copytree(
+                self._local.root, keep, ignore=shutil.ignore_patterns("images", "*.sock"), dirs_exist_ok=True
+            )
         if self._status() == "running":
             self._local.call("maskfed-server", "stop", RUN, "--home", str(self._local.home))
-        clear(self._local, self._remembered)
+        clear(self._local, RUN, self._remembered)
         return outcome + Counter([end])
 
     def _of_undisturbed(self, num_kills: int) -> tuple[float, bytes]:
@@ -174,7 +173,7 @@ class Chaos:
                 raise RuntimeError(f"the undisturbed run is {status}: see {self._local.root}/*.log")
             self._undisturbed[num_kills] = time.monotonic() - start, final_weights(self._local)
             print(f"undisturbed, {num_kills + 1} rounds: {time.monotonic() - start:.0f} s", flush=True)
-            clear(self._local, self._remembered)
+            clear(self._local, RUN, self._remembered)
         return self._undisturbed[num_kills]
 
     def _begin(self, num_kills: int) -> None:
@@ -217,29 +216,6 @@ def trust_all(local: LocalFederation) -> None:
     for index in range(local.num_sites):
         file = Home(local.site(index)).settings
         file.write_text(file.read_text(encoding="utf-8").replace('rosters = "approved"', 'rosters = "any"'))
-
-
-def memories(local: LocalFederation) -> list[Path]:
-    """Files by which sites remember what they were asked: ledgers, their heads, journals."""
-    return [*local.root.glob("site-*/*.jsonl"), *local.root.glob("heads/*.json")]
-
-
-def clear(local: LocalFederation, remembered: dict[Path, bytes]) -> None:
-    """Make room for the next run of the same name: no run directory, and sites that remember nothing of it."""
-    shutil.rmtree(local.home / "runs" / RUN)
-    local.start()
-    deadline = time.monotonic() + 120
-    while local.num_online() < local.num_sites or victims(local, "flwr-clientapp"):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"the sites are not back: see {local.root}/*.log")
-        time.sleep(0.5)
-    for path in memories(local):
-        path.write_bytes(remembered[path]) if path in remembered else path.unlink()
-    for site in range(local.num_sites):
-        home = Home(local.site(site))
-        shutil.rmtree(home.replies, ignore_errors=True)
-        for file in (home.secure_sums / RUN / ROUND_FILE, witnesses(home) / RUN):
-            file.unlink(missing_ok=True)
 
 
 def final_weights(local: LocalFederation) -> bytes:

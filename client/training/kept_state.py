@@ -44,7 +44,7 @@ log = logging.getLogger("maskfed.client")
 Arrays = dict[str, NDArray[Any]]
 
 
-class State(NamedTuple):
+class SiteState(NamedTuple):
     """After some round."""
 
     steps: int
@@ -84,14 +84,14 @@ class KeptState:
         self._key = hashlib.sha256(canonical_json(whose)).hexdigest()
         self._is_last = header.server_round >= header.experiment.federation.rounds
 
-    def find(self) -> State | None:
+    def find(self) -> SiteState | None:
         """The newest of an earlier round, or None: the round then starts without."""
         for path in reversed(self._paths()):
             if path.name < self._path.name and (found := self._read(path)) is not None:
                 return found
         return None
 
-    def keep(self, state: State) -> None:
+    def keep(self, state: SiteState) -> None:
         """Write it after this round (0600); after the last one of the run nobody needs it.
 
         Raises:
@@ -121,7 +121,7 @@ class KeptState:
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob("round-*"))
 
-    def _read(self, path: Path) -> State | None:
+    def _read(self, path: Path) -> SiteState | None:
         with path.open("rb") as file:
             head, body = file.readline(LABEL_BYTES), file.read()
         try:
@@ -136,7 +136,7 @@ class KeptState:
         if not _fit(arrays, self._shapes):
             log.info("the state in %s is of another plan or data set and not used", path.name)
             return None
-        return State(label.steps, arrays)
+        return SiteState(label.steps, arrays)
 
 
 def _shapes(experiment: Experiment, manifest: Manifest) -> dict[str, tuple[int, ...]]:

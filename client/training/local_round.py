@@ -13,7 +13,7 @@ from client.data.dataset import Dataset, open_dataset
 from client.home import Home
 from client.records.data_key import read_data_key
 from client.settings import SiteConfig
-from client.training.kept_state import LOST, KeptState, State, keeps_state
+from client.training.kept_state import LOST, KeptState, SiteState, keeps_state
 from client.training.parallel import num_processes, run_in_processes
 from client.training.progress import told
 from shared.diffusion.uvit import build_model
@@ -161,7 +161,7 @@ class Round:
             steps, arrays = self.state
             load_moments(self.optimizer, self._named(), arrays, steps)
             # Moments are as large as two models.
-            self.state = State(steps, {name: array for name, array in arrays.items() if name == LOST})
+            self.state = SiteState(steps, {name: array for name, array in arrays.items() if name == LOST})
 
     def _keep(self, lost: NDArray[np.float32] | None) -> None:
         if self.kept is None or not (self.world is None or self.world.is_main):
@@ -169,7 +169,7 @@ class Round:
         federation = self.experiment.federation
         steps = federation.local_steps + (self.state.steps if self.state else 0)
         arrays = moments_of(self.optimizer, self._named()) if federation.keep_moments else {}
-        self.kept.keep(State(steps, arrays if lost is None else {**arrays, LOST: lost}))
+        self.kept.keep(SiteState(steps, arrays if lost is None else {**arrays, LOST: lost}))
 
     def _named(self) -> dict[str, nn.Parameter]:
         return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}

@@ -16,7 +16,7 @@ from client.data.dataset import open_dataset
 from client.operator.wipe import wipe
 from client.privacy import dp_sgd
 from client.training import local_round
-from client.training.kept_state import LOST, KeptState, State
+from client.training.kept_state import LOST, KeptState, SiteState
 from client.training.local_round import Round
 from shared.experiment.config import Experiment
 from shared.experiment.learning_rate import lr_at
@@ -265,7 +265,7 @@ def test_files_are_the_sites_own_and_few(make_site: MakeSite):
     for name in "abcde":
         for number in (1, 2, 3, 9):
             last = kept(site, plan(), number, name)
-            last.keep(State(number, {}))
+            last.keep(SiteState(number, {}))
     assert sorted(each.name for each in site[0].kept.iterdir()) == ["b", "c", "d", "e"]
     files = [each for each in site[0].kept.rglob("*") if each.is_file()]
     assert sorted(each.name for each in files) == ["round-000000002"] * 4 + ["round-000000003"] * 4
