@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Mapping
 from typing import Protocol
 
-from deploy.guards.web.asgi import Receive, Refusal, Scope, Send, headers_of
+from deploy.guards.web.asgi import HttpRefusal, Receive, Scope, Send, headers_of
 from deploy.pages.board import Board
 
 LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -65,7 +65,7 @@ class Application:
             return
         try:
             await self._answer(scope, receive, send)
-        except Refusal as refusal:
+        except HttpRefusal as refusal:
             await _send(send, refusal.status, "text/plain; charset=utf-8", str(refusal).encode())
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,22 +80,22 @@ class Application:
         elif path.startswith(PICTURES):
             picture = await asyncio.to_thread(self._source.picture, path.removeprefix(PICTURES))
             if picture is None:
-                raise Refusal(404, "no such picture")
+                raise HttpRefusal(404, "no such picture")
             await _send(send, 200, "image/png", picture)
         else:
-            raise Refusal(404, "no such path")
+            raise HttpRefusal(404, "no such path")
 
     def _check_token(self, headers: Mapping[str, str]) -> None:
         kind, _, shown = headers.get("authorization", "").partition(" ")
         # Compared whatever `kind` is, in a time that tells nothing of the token.
         is_right = hmac.compare_digest(shown.encode(), self._token)
         if not is_right or kind.lower() != "bearer":
-            raise Refusal(401, "show the token that `start` has printed, or that lies in page.token")
+            raise HttpRefusal(401, "show the token that `start` has printed, or that lies in page.token")
 
     async def _stream(self, receive: Receive, send: Send) -> None:
         """A line of JSON for each part, and again for each that has changed, until the browser goes."""
         if self._streams >= MOST_STREAMS:
-            raise Refusal(503, f"{MOST_STREAMS} windows show this page already: close one")
+            raise HttpRefusal(503, f"{MOST_STREAMS} windows show this page already: close one")
         self._streams += 1
         gone = asyncio.ensure_future(_disconnected(receive))
         try:
@@ -115,17 +115,19 @@ def check_request(method: str, headers: Mapping[str, str]) -> None:
     """Refuse what no browser that shows this page sends.
 
     Raises:
-        Refusal: another method than GET, a body, or a `Host` that is not this machine's name.
+        HttpRefusal: another method than GET, a body, or a `Host` that is not this machine's name.
     """
     if method != "GET":
-        raise Refusal(405, "this page is read only: GET")
+        raise HttpRefusal(405, "this page is read only: GET")
     if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-        raise Refusal(413, "no body is taken here")
+        raise HttpRefusal(413, "no body is taken here")
     name, colon, port = headers.get("host", "").lower().rpartition(":")
     if not colon or not port.isdecimal():
         name = headers.get("host", "").lower()
     if name not in LOCAL_NAMES:
-        raise Refusal(421, "this page answers at 127.0.0.1 and localhost only; from elsewhere forward the port by SSH")
+        raise HttpRefusal(
+            421, "this page answers at 127.0.0.1 and localhost only; from elsewhere forward the port by SSH"
+        )
 
 
 async def _disconnected(receive: Receive) -> None:

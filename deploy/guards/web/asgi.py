@@ -55,7 +55,7 @@ NEEDED_BYTES = 2**25
 """What a process must be able to get while it runs: less is nothing, threads and buffers take it at once."""
 
 
-class Refusal(Exception):  # noqa: N818 - an answer, not a fault
+class HttpRefusal(Exception):  # noqa: N818 - an answer, not a fault
     """The answer in place of Flower's: an HTTP status and one line."""
 
     def __init__(self, status: int, text: str) -> None:
@@ -67,7 +67,7 @@ class Fleet(Protocol):
     """Who calls a fleet path, and whether what is pushed may be."""
 
     def authenticate(self, headers: dict[str, str]) -> int:
-        """Node id of the caller; `Refusal` 401 otherwise."""
+        """Node id of the caller; `HttpRefusal` 401 otherwise."""
 
     def check_push(self, node_id: int, path: str, body: bytes) -> None:
         """Refuse what the node was not asked for."""
@@ -88,7 +88,7 @@ class Guard:
             return
         try:
             body = await self._admit(scope, receive)
-        except Refusal as refusal:
+        except HttpRefusal as refusal:
             await _answer(send, refusal)
             return
         try:
@@ -104,10 +104,10 @@ class Guard:
             return await _read(headers, receive, 0)
         if path.startswith(("/v1/control/", "/v1/runtime/")):
             if not hmac.compare_digest(headers.get(HEADER, "").encode(), self._value.encode()):
-                raise Refusal(401, "the caller is not known")
+                raise HttpRefusal(401, "the caller is not known")
             return await _read(headers, receive, OWN_BYTES)
         if self._fleet is None or path not in FLEET_BYTES or scope["method"] != "POST":
-            raise Refusal(404, "no such path")
+            raise HttpRefusal(404, "no such path")
         node_id = await run_in_threadpool(self._fleet.authenticate, headers)
         scope[NODE] = node_id
         body = await _read(headers, receive, FLEET_BYTES[path])
@@ -172,15 +172,15 @@ async def _read(headers: dict[str, str], receive: Receive, limit: int) -> bytes:
     """The whole body, at most `limit` bytes."""
     declared = headers.get("content-length", "0")
     if not declared.isascii() or not declared.isdigit() or len(declared) > 12 or int(declared) > limit:
-        raise Refusal(413, f"at most {limit} bytes are taken here")
+        raise HttpRefusal(413, f"at most {limit} bytes are taken here")
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise Refusal(400, "the caller is gone")
+            raise HttpRefusal(400, "the caller is gone")
         body += message.get("body", b"")
         if len(body) > limit:
-            raise Refusal(413, f"at most {limit} bytes are taken here")
+            raise HttpRefusal(413, f"at most {limit} bytes are taken here")
         if not message.get("more_body", False):
             return bytes(body)
 
@@ -197,7 +197,7 @@ def _again(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _answer(send: Send, refusal: Refusal) -> None:
+async def _answer(send: Send, refusal: HttpRefusal) -> None:
     text = str(refusal).encode()
     headers = [
         (b"content-type", b"text/plain"),

@@ -32,7 +32,7 @@ from flwr.supercore.inflatable.inflatable_object import get_object_id
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
 from google.protobuf.message import DecodeError
 
-from deploy.guards.web.asgi import PUSH_OBJECT, Refusal
+from deploy.guards.web.asgi import PUSH_OBJECT, HttpRefusal
 
 log = logging.getLogger("maskfed.guard")
 DEEPEST = 5
@@ -138,7 +138,7 @@ class NodePushes:
         """Node id of the registered key that signed the time in the headers.
 
         Raises:
-            Refusal: 401, no such key, no such signature, or not this time.
+            HttpRefusal: 401, no such key, no such signature, or not this time.
         """
         try:
             key = b64decode(headers[FLEET_HTTP_PUBLIC_KEY_HEADER], validate=True)
@@ -152,14 +152,14 @@ class NodePushes:
             if not verify_signature(_read_key(key), signed.encode("ascii"), signature):
                 raise ValueError
         except (KeyError, ValueError, TypeError, OverflowError, binascii.Error) as error:
-            raise Refusal(401, "no registered node signed this call") from error
+            raise HttpRefusal(401, "no registered node signed this call") from error
         return node_id
 
     def check_push(self, node_id: int, path: str, body: bytes) -> None:
         """Refuse a push that no question asked `node_id` for.
 
         Raises:
-            Refusal: 400 for a malformed one, 403 for one that is not allowed; Flower's node then drops the answer.
+            HttpRefusal: 400 for a malformed one, 403 for one that is not allowed; Flower's node then drops the answer.
         """
         try:
             if path == PUSH_OBJECT:
@@ -167,28 +167,28 @@ class NodePushes:
             else:
                 self._take_message(node_id, PushMessagesRequest.FromString(body))
         except DecodeError as error:
-            raise Refusal(400, "the body is no message of this path") from error
-        except Refusal as refusal:
+            raise HttpRefusal(400, "the body is no message of this path") from error
+        except HttpRefusal as refusal:
             log.warning("a push of node %d is refused: %s", node_id, refusal)
             raise
 
     def _take_message(self, node_id: int, request: PushMessagesRequest) -> None:
         if len(request.messages_list) != 1 or len(request.message_object_trees) != 1:
-            raise Refusal(400, "one message and its tree are taken at a time")
+            raise HttpRefusal(400, "one message and its tree are taken at a time")
         message, tree = request.messages_list[0], request.message_object_trees[0]
         metadata = message.metadata
         if metadata.src_node_id != node_id or metadata.dst_node_id != SUPERLINK_NODE_ID:
-            raise Refusal(403, "a node speaks for itself and to the coordinator only")
+            raise HttpRefusal(403, "a node speaks for itself and to the coordinator only")
         question = metadata.reply_to_message_id
         allowance = self._allowances.find(question)
         if allowance is None or allowance.node != node_id:
-            raise Refusal(403, "the node was not asked this")
+            raise HttpRefusal(403, "the node was not asked this")
         if metadata.message_id != tree.object_id or message.content.ByteSize():
-            raise Refusal(400, "the message is not the root of its tree")
+            raise HttpRefusal(400, "the message is not the root of its tree")
         with self._lock:
             self._check_tree(tree, allowance)
             if self._answered.setdefault(question, tree.object_id) != tree.object_id:
-                raise Refusal(403, "the question is answered already")
+                raise HttpRefusal(403, "the question is answered already")
             if len(self._answered) > MOST_KNOWN:
                 del self._answered[next(iter(self._answered))]
             self._begin(node_id, question, tree, allowance)
@@ -197,16 +197,16 @@ class NodePushes:
         store, seen = self._states.state().object_store, set[str]()
         for node, depth in walk(tree):
             if depth > DEEPEST or len(seen) >= allowance.most_objects:
-                raise Refusal(400, f"at most {allowance.most_objects} objects, {DEEPEST} deep, are taken")
+                raise HttpRefusal(400, f"at most {allowance.most_objects} objects, {DEEPEST} deep, are taken")
             if not _OBJECT_ID.fullmatch(node.object_id) or node.object_id in seen:
-                raise Refusal(400, "every object has an id of its own and is listed once")
+                raise HttpRefusal(400, "every object has an id of its own and is listed once")
             seen.add(node.object_id)
         for node, _ in walk(tree):
             known = [upload.nodes.get(node.object_id, node) for uploads in self._open.values() for upload in uploads]
             if node.object_id in store:
                 known.append(store.get_object_tree(node.object_id))
             if any(other != node for other in known):
-                raise Refusal(400, "an object that is known has other children")
+                raise HttpRefusal(400, "an object that is known has other children")
 
     def _begin(self, node_id: int, question: str, tree: ObjectTree, allowance: Allowance) -> None:
         uploads = self._open.setdefault(node_id, deque(maxlen=REMEMBERED))
@@ -217,16 +217,16 @@ class NodePushes:
     def _take_object(self, node_id: int, request: PushObjectRequest) -> None:
         # Flower drops what is not what its id says: counted as that object, it would leave the real one uncounted.
         if get_object_id(request.object_content) != request.object_id:
-            raise Refusal(400, "an object is not what its id says")
+            raise HttpRefusal(400, "an object is not what its id says")
         with self._lock:
             for upload in self._open.get(node_id, ()):
                 if request.object_id in upload.nodes:
                     upload.left_bytes -= len(request.object_content) * (request.object_id in upload.missing)
                     upload.missing.discard(request.object_id)
                     if upload.left_bytes < 0:
-                        raise Refusal(403, "the answer is larger than the question allows")
+                        raise HttpRefusal(403, "the answer is larger than the question allows")
                     return
-        raise Refusal(403, "no answer of this node has this object")
+        raise HttpRefusal(403, "no answer of this node has this object")
 
 
 def walk(tree: ObjectTree, depth: int = 1) -> Iterator[tuple[ObjectTree, int]]:

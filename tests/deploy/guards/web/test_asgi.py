@@ -18,7 +18,15 @@ import uvicorn
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
 from deploy.guards.web import asgi
-from deploy.guards.web.asgi import FLEET_BYTES, OBJECT_BYTES, PROTOCOLS, PUSH_OBJECT, Guard, Refusal, close_the_silent
+from deploy.guards.web.asgi import (
+    FLEET_BYTES,
+    OBJECT_BYTES,
+    PROTOCOLS,
+    PUSH_OBJECT,
+    Guard,
+    HttpRefusal,
+    close_the_silent,
+)
 from deploy.guards.web.calls import HEADER
 from deploy.processes.process import free_ports
 
@@ -34,13 +42,13 @@ class Nodes:
 
     def authenticate(self, headers: dict[str, str]) -> int:
         if headers.get("ticket") != "7":
-            raise Refusal(401, "no ticket")
+            raise HttpRefusal(401, "no ticket")
         return 7
 
     def check_push(self, node_id: int, path: str, body: bytes) -> None:
         self.pushed.append(body)
         if body == b"bad":
-            raise Refusal(403, "not allowed")
+            raise HttpRefusal(403, "not allowed")
 
 
 class Caller:

@@ -19,7 +19,7 @@ from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id, get_object_tree
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 
-from deploy.guards.web.asgi import PUSH_MESSAGES, PUSH_OBJECT, Refusal
+from deploy.guards.web.asgi import PUSH_MESSAGES, PUSH_OBJECT, HttpRefusal
 from deploy.guards.web.pushes import AllowanceFiles, NodePushes, walk
 from server.federation.fleet.allowances import Allowances
 
@@ -73,7 +73,7 @@ def pushed(message: Message, tree: ObjectTree | None = None) -> bytes:
 
 
 def refused(pushes: NodePushes, body: bytes, path: str = PUSH_MESSAGES, node: int = NODE) -> int:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(HttpRefusal) as caught:
         pushes.check_push(node, path, body)
     return caught.value.status
 
@@ -223,6 +223,6 @@ def test_only_a_registered_key_that_signed_this_time_is_known(pushes: NodePushes
     assert pushes.authenticate(good) == NODE
     swapped = {**good, "flwr-signature": headers(stranger)["flwr-signature"]}
     for bad in ({}, headers(stranger), swapped, headers(key, -400), headers(key, 60), {**good, "flwr-timestamp": "x"}):
-        with pytest.raises(Refusal) as caught:
+        with pytest.raises(HttpRefusal) as caught:
             pushes.authenticate(bad)
         assert caught.value.status == 401
