@@ -24,7 +24,7 @@ from deploy.checks.answering import is_listening
 from deploy.errors import ProvisionError
 from deploy.guards import replace
 from deploy.guards.web.asgi import Guard, close_the_silent
-from deploy.guards.web.calls import News, Pauses, caller_value, look_again_soon
+from deploy.guards.web.calls import News, Pauses, StalledError, caller_value, look_again_soon
 from deploy.guards.web.direct import Direct, runtime_work
 from deploy.identity.addresses import PROXY_VARIABLE
 from deploy.identity.tls import client_context
@@ -32,6 +32,8 @@ from deploy.observe.health import serve_health
 from deploy.observe.scrubber import scrub_journal
 from deploy.processes.memory_limits import limit_own_memory
 
+STALLED_SECONDS = 60.0
+"""Between two parts of an answer, which are sent over loopback, before its process counts as frozen."""
 HEALTH_OPTION = "--health-server-address"
 
 
@@ -84,6 +86,7 @@ def look_often(pauses: Pauses, tasks: News) -> None:
     `tasks` rings once a message has come whole, so that its process finds all of it.
     """
     pull, push = vars(loop)["_pull_and_store_message"], vars(loop)["_push_messages"]
+    send = vars(loop)["push_object_contents_from_iterable"]
 
     def pulled(**options: Any) -> int | None:  # noqa: ANN401 - Flower's own arguments
         run_id: int | None = pull(**options)
@@ -96,7 +99,28 @@ def look_often(pauses: Pauses, tasks: News) -> None:
         push(**options)
         pauses.begin()
 
-    replace(loop, {"_pull_and_store_message": pulled, "_push_messages": pushed, "time": pauses})
+    def sent(*args: Any, **options: Any) -> None:  # noqa: ANN401 - Flower's own arguments
+        try:
+            with pauses.waiting_for_parts(STALLED_SECONDS):
+                send(*args, **options)
+        except StalledError:
+            give_up()
+
+    replace(loop, {"_pull_and_store_message": pulled, "_push_messages": pushed, "time": pauses,
+                   "push_object_contents_from_iterable": sent})  # fmt: skip
+
+
+def give_up() -> None:
+    """End this process: Flower's would wait without end for the rest of an answer whose process has stopped.
+
+    A process that has died is noticed there (`client.entry`), one that was frozen is not. The supervisor starts the
+    SuperNode again, the coordinator asks again, and the stored answer is sent by another process.
+    """
+    line = (
+        f"error: no part of an answer has come for {STALLED_SECONDS:g} s: its process is frozen; the SuperNode ends\n"
+    )
+    os.write(2, line.encode())
+    os._exit(1)
 
 
 def show_certificate(context: ssl.SSLContext, proxy: str) -> None:

@@ -10,6 +10,8 @@ import hmac
 import importlib
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -91,6 +93,10 @@ class News:
             return self._changed.wait_for(lambda: self.count != seen, max(0.0, seconds))
 
 
+class StalledError(Exception):
+    """Who was sending has stopped in the middle."""
+
+
 class Pauses:
     """Takes the place of the module `time` in one of Flower's loops: it looks often while a run is active.
 
@@ -99,9 +105,12 @@ class Pauses:
     rarely as before. `news` ends a pause.
     """
 
+    patience: float | None = None
+    """Seconds without news after which what is waited for counts as stopped, while something is waited for."""
+
     def __init__(self, news: News | None = None, share: float = WAITED_SHARE) -> None:
         self._since, self._news, self._share = time.monotonic(), news or News(), share
-        self._seen = self._news.count
+        self._seen, self._heard = self._news.count, self._since
 
     def __getattr__(self, name: str) -> object:
         return getattr(time, name)
@@ -111,7 +120,23 @@ class Pauses:
         self._since = time.monotonic()
 
     def sleep(self, longest_seconds: float) -> None:
-        """Sleep until the next look, at most `longest_seconds`."""
+        """Sleep until the next look, at most `longest_seconds`.
+
+        Raises:
+            StalledError: what is waited for has stopped.
+        """
         waited = time.monotonic() - self._since
-        self._news.wait(self._seen, min(longest_seconds, max(SHORTEST_SECONDS, self._share * waited)))
-        self._seen = self._news.count
+        has_news = self._news.wait(self._seen, min(longest_seconds, max(SHORTEST_SECONDS, self._share * waited)))
+        self._seen, now = self._news.count, time.monotonic()
+        self._heard = now if has_news else self._heard
+        if self.patience is not None and now - self._heard > self.patience:
+            raise StalledError
+
+    @contextmanager
+    def waiting_for_parts(self, patience: float) -> Iterator[None]:
+        """Inside the block sleep no longer than `patience` seconds without news."""
+        self._heard, self.patience = time.monotonic(), patience
+        try:
+            yield
+        finally:
+            self.patience = None

@@ -1,15 +1,19 @@
 """The SuperNode's way to the coordinator: Flower's own client, with our certificate and proxy."""
 
 import inspect
+import math
 import ssl
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
+from deploy.guards import supernode
 from deploy.guards.supernode import look_often, loop, main, show_certificate
 from deploy.guards.web.calls import News, Pauses
 
@@ -64,6 +68,7 @@ def test_flowers_loop_looks_again_as_soon_as_something_has_come_or_gone(monkeypa
     monkeypatch.setattr(loop, "_pull_and_store_message", pull)
     monkeypatch.setattr(loop, "_push_messages", lambda **_: events.append("pushed"))
     monkeypatch.setattr(loop, "time", loop.time)
+    monkeypatch.setattr(loop, "push_object_contents_from_iterable", loop.push_object_contents_from_iterable)
     tasks = News()
     look_often(Noted(), tasks)
     source = inspect.getsource(loop)
@@ -92,3 +97,51 @@ def test_a_supernode_without_its_certificate_does_not_start(tmp_path: Path, monk
     monkeypatch.setattr("sys.argv", ["supernode", *(str(part) for pair in options.items() for part in pair)])
     with pytest.raises(SystemExit, match=r"does not start: .*node.crt"):
         main()
+
+
+class _Store:
+    """Of one answer in three parts, the second of which comes after some looks, or never."""
+
+    def __init__(self, looks: float) -> None:
+        self.tree = ObjectTree(object_id="head", children=[ObjectTree(object_id="first"), ObjectTree(object_id="body")])
+        self._looks, self.deleted = looks, False
+
+    def get_object_tree(self, _: str) -> ObjectTree:
+        return self.tree
+
+    def get(self, object_id: str) -> bytes:
+        self._looks -= object_id == "body"
+        return b"" if object_id == "body" and self._looks > 0 else object_id.encode()
+
+    def delete(self, _: str) -> None:
+        self.deleted = True
+
+
+@pytest.mark.parametrize(("looks", "ends"), [(3, 0), (math.inf, 1)])
+def test_an_answer_whose_process_freezes_in_the_middle_ends_the_supernode(
+    looks: float, ends: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Flower's own function runs: it would look for the second part for ever."""
+    sent: list[str] = []
+    ended: list[int] = []
+    for name in ("_pull_and_store_message", "_push_messages", "push_object_contents_from_iterable", "time"):
+        monkeypatch.setattr(loop, name, vars(loop)[name])
+    monkeypatch.setattr(supernode, "STALLED_SECONDS", 0.6)
+    monkeypatch.setattr(supernode.os, "_exit", ended.append)
+    look_often(Pauses(), News())
+    metadata = SimpleNamespace(run_id=1, group_id="", message_type="train", message_id="m", reply_to_message_id="q")
+    state = SimpleNamespace(
+        get_messages_legacy=lambda **_: [SimpleNamespace(metadata=metadata)],
+        get_message_processing_duration=lambda **_: 1.0,
+        delete_messages=lambda **_: None,
+    )
+    store = _Store(looks)
+    loop._push_messages(
+        state=state,
+        object_store=store,
+        send=lambda *_: ({"head", "first", "body"}, "session"),
+        push_object=lambda _run, _session, name, _content: sent.append(name),
+    )
+    assert len(ended) == ends
+    assert sorted(sent) == (["first"] if ends else ["body", "first", "head"])
+    assert store.deleted
