@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.federation_lab.arms import STEPS, Arm
+from shared.student import mean_interval
 
 TODAY, LONG, PRODUCT = "one", "one-long", "four-product-muon"
 BYTES = 64.0
@@ -44,8 +45,6 @@ PAIRS = (
     ("alone-muon", "four-product-muon"),
 )
 """Arms whose difference is told, paired by seed; the second is what the first changes."""
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""97.5 percent point of Student's t by the number of values, which has one degree of freedom less."""
 Losses = NDArray[np.float64]
 Interval = tuple[float, float, float]
 
@@ -165,8 +164,7 @@ def best_known(arms: Mapping[str, Any]) -> Losses:
 
 def interval(values: Losses) -> Interval:
     """Mean of a value per seed, with its 95 percent interval by Student's t."""
-    half = STUDENT[len(values)] * values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+    return mean_interval(values.tolist())
 
 
 def ratio(above: Losses, below: Losses) -> Interval:
