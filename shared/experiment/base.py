@@ -1,6 +1,7 @@
 """What sections of an experiment, settings and messages have in common: how strictly they are read."""
 
 import difflib
+import re
 from typing import TypeGuard, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -8,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 MAX_SHOWN = 200
 """Characters of a wrong value that an error repeats."""
 
+_FORM = re.compile(r"[\[-]|^(float|int|str)$")
+"""How pydantic names a form that a value may have, at the end of its place; no key looks so."""
 _PLAIN = frozenset({str, int, float, type(None)})
 
 
@@ -43,12 +46,18 @@ def explain(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
         error: what went wrong.
         kind: what was read; an unknown key is then told with the one that was meant.
     """
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    first, *others = error.errors()
+    place, message = first["loc"], first["msg"].removeprefix("Value error, ")
+    if place and _FORM.search(str(place[-1])):
+        # A value that may have one of several forms has been held against each: all of them are allowed.
+        forms = [
+            each["msg"] for each in others if each["loc"][:-1] == place[:-1] and _FORM.search(str(each["loc"][-1]))
+        ]
+        place, message = place[:-1], " or ".join([message, *(form[0].lower() + form[1:] for form in forms)])
+    key = ".".join(str(part) for part in place)
     if first["type"] == "extra_forbidden":
         meant = _meant(kind, [str(part) for part in first["loc"]]) if kind else ""
         return f"unknown key {key!r}{f': is {meant!r} meant?' if meant else ':'} remove it or correct its spelling"
-    message = first["msg"].removeprefix("Value error, ")
     if not key:
         return message
     value = repr(first["input"])

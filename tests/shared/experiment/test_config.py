@@ -106,6 +106,15 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path):
         ("[federation]\nsecure_bits = 16", "federation.secure_bits = 16"),
         ("[evaluation]\nsteps = 1001", "at most 1000"),
         ("[train]\nbatch = 0", "train.batch = 0"),
+        # What may have several forms is told with all of them; equal values of two settings are not mixed up.
+        (
+            "[federation]\nserver_lr = 0",
+            "federation.server_lr = 0: Input should be 'auto' or input should be greater than 0",
+        ),
+        (
+            "[federation]\nrounds = -1\nlocal_steps = -1",
+            "federation.rounds = -1: Input should be greater than or equal to 1",
+        ),
         # Checked before anything counts up to them: whoever asks must not keep a site busy for ever.
         ("[diffusion]\ntimesteps = 1000000000000000000", "less than or equal to 100000"),
         ("[model]\nimage_size = 1000000000", "less than or equal to 4096"),
