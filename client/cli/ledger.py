@@ -122,6 +122,7 @@ def ledger_plan(
 ) -> None:
     """Say what an experiment would cost here, how many rounds fit under the cap, and which noise would fit all."""
     from client.data.dataset import open_dataset
+    from client.offers.waiting import length_in_words
     from client.policy.facts import gather_facts
     from client.policy.rules import experiment_refusals
     from client.privacy.accounting import epsilon
@@ -166,7 +167,7 @@ def ledger_plan(
     typer.echo(f"spent: {total}, cap {policy.epsilon_cap:g}")
     if epsilon_image is not None:
         typer.echo(f"one mean image at sigma {image:g}: epsilon {epsilon_image:.3f}")
-    typer.echo(f"{rounds} rounds of {steps} steps at sigma {sigma:g}, q {rate:g}: epsilon {after:.3f}")
+    typer.echo(f"{length_in_words(rounds, steps)} at sigma {sigma:g}, q {rate:g}: epsilon {after:.3f}")
     typer.echo(f"epsilon after one round: {one:.3f}")
     typer.echo(f"rounds that fit under the cap: {fit} of {rounds}")
     fitting = f"{noise:.4g}" if math.isfinite(noise) else "none; fewer rounds or steps, or a lower q"

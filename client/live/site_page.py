@@ -9,7 +9,7 @@ from pathlib import Path
 from client.home import Home
 from client.live.decisions import Decisions
 from client.live.figures import SeenRequest, SiteFigures
-from client.offers.waiting import Waiting, told, waiting
+from client.offers.waiting import Waiting, length_in_words, told, waiting
 from client.operator.status import event_line
 from client.policy.approval import read_approved
 from client.policy.rules import is_any_allowed
@@ -208,7 +208,7 @@ def _refusals(figures: SiteFigures) -> Iterator[tuple[str, str]]:
 
 def _waiting_row(each: Waiting) -> list[str]:
     federation, model, privacy = each.experiment.federation, each.experiment.model, each.experiment.privacy
-    what = f"{federation.rounds} rounds of {federation.local_steps} steps, model {model.size} at {model.image_size} px"
+    what = f"{length_in_words(federation.rounds, federation.local_steps)}, model {model.size} at {model.image_size} px"
     dp = "WITHOUT differential privacy"
     if privacy.mechanism != "none":
         dp = f"DP-SGD per {privacy.unit}: sigma {privacy.noise_multiplier:g}, q {privacy.sample_rate:g}"

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from client.data.dataset import open_dataset
 from client.home import Home
 from client.offers.answer import NOT_COMPUTED, plan_costs
-from client.offers.waiting import Waiting, differences_to_recipe
+from client.offers.waiting import Waiting, differences_to_recipe, length_in_words
 from client.policy.facts import gather_facts
 from client.policy.rules import Refusal, experiment_refusals
 from client.privacy.epsilon import epsilon_of
@@ -32,7 +32,7 @@ def in_words(home: Home, settings: SiteConfig, experiment: Experiment, probe_sec
         without = "" if is_allowed else "; policy.tasks has no mean_image, so none is released"
         yield f"one mean image of all training images, with noise multiplier {noise:g}{without}"
     yield (
-        f"{federation.rounds} rounds of {federation.local_steps} steps, model {model.size} at {model.image_size} "
+        f"{length_in_words(federation.rounds, federation.local_steps)}, model {model.size} at {model.image_size} "
         f"pixels, learning rate {experiment.optim.lr:g}, trains {', '.join(federation.trainable)}"
     )
     if federation.keep_moments:

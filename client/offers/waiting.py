@@ -95,3 +95,8 @@ def _who_asked(path: Path) -> tuple[str, str]:
         return str(told["run"]), str(told["asked"])
     except (ValueError, KeyError, TypeError):
         return "", ""
+
+
+def length_in_words(rounds: int, steps: int) -> str:
+    """How long a plan is, such as `1 round of 2 steps`."""
+    return f"{rounds} round{'s' if rounds != 1 else ''} of {steps} step{'s' if steps != 1 else ''}"

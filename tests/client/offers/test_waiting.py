@@ -4,7 +4,7 @@ import pytest
 
 from client.cli.approvals import approve_experiment, approve_list, approve_refuse
 from client.offers.answer import answer_offer
-from client.offers.waiting import Waiting, differences_to_recipe, waiting
+from client.offers.waiting import Waiting, differences_to_recipe, length_in_words, waiting
 from client.policy.approval import keep_pending, pending, read_approved
 from client.records.journal import Journal
 from shared.errors import InputError
@@ -104,3 +104,11 @@ def test_who_asked_cannot_write_into_the_experiment(make_site: MakeSite):
     (found,) = waiting(home)
     assert isinstance(found, Waiting)
     assert found.experiment == FIRST
+
+
+@pytest.mark.parametrize(
+    ("rounds", "steps", "words"),
+    [(1, 2, "1 round of 2 steps"), (3, 1, "3 rounds of 1 step"), (1, 1, "1 round of 1 step")],
+)
+def test_a_plans_length_is_counted_in_words(rounds: int, steps: int, words: str):
+    assert length_in_words(rounds, steps) == words
