@@ -19,6 +19,7 @@ import flwr.supernode.start_client_internal as loop
 import httpx
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supernode.cli import flower_supernode
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 from deploy.checks.answering import is_listening
 from deploy.errors import ProvisionError
@@ -83,7 +84,9 @@ def install(value: str, tasks: News, answers: News) -> None:
 def look_often(pauses: Pauses, tasks: News) -> None:
     """Let Flower's loop look for messages and answers more often than every 3 and 0.5 s while a run is active.
 
-    `tasks` rings once a message has come whole, so that its process finds all of it.
+    `tasks` rings once a message has come whole, so that its process finds all of it. Flower's loop sends one answer
+    for each message that it has taken. Where a run ends while a message of it is being taken there is one more, and
+    each answer would wait until the next message comes; so an answer that is there is sent without one, too.
     """
     pull, push = vars(loop)["_pull_and_store_message"], vars(loop)["_push_messages"]
     send = vars(loop)["push_object_contents_from_iterable"]
@@ -93,7 +96,7 @@ def look_often(pauses: Pauses, tasks: News) -> None:
         if run_id is not None:
             pauses.begin()
             tasks.ring()
-        return run_id
+        return answered_run(options["state"]) if run_id is None else run_id
 
     def pushed(**options: Any) -> None:  # noqa: ANN401 - Flower's own arguments
         push(**options)
@@ -108,6 +111,13 @@ def look_often(pauses: Pauses, tasks: News) -> None:
 
     replace(loop, {"_pull_and_store_message": pulled, "_push_messages": pushed, "time": pauses,
                    "push_object_contents_from_iterable": sent})  # fmt: skip
+
+
+def answered_run(state: InMemoryNodeState) -> int | None:
+    """The run of an answer that nobody has begun to send; None: there is none."""
+    with state.lock_msg_store:
+        waiting = [each.message.metadata for each in state.msg_store.values() if not each.is_retrieved]
+    return next((each.run_id for each in waiting if each.reply_to_message_id), None)
 
 
 def give_up() -> None:

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from flwr.supercore.protobuf.client import ProtobufClient
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 from deploy.guards import supernode
 from deploy.guards.supernode import look_often, loop, main, show_certificate
@@ -47,7 +49,33 @@ def test_flowers_fleet_client_shows_the_certificate_and_takes_the_sites_proxy_on
         assert made[-1]["follow_redirects"] is False
 
 
-def test_flowers_loop_looks_again_as_soon_as_something_has_come_or_gone(monkeypatch: pytest.MonkeyPatch):
+def run_loop(**given: object) -> None:
+    """Flower's own loop, until something in it raises."""
+    source = inspect.getsource(loop)
+    assert source.count("time.sleep(") == source.count("time.sleep(3)") + source.count("time.sleep(0.5)") == 3
+    loop_of = source[source.index("while True:\n            run_id = _pull_and_store_message(") :]
+    body = textwrap.dedent(" " * 8 + loop_of[: loop_of.index("\n\ndef ")])
+    names = ("state", "store", "node_config", "receive", "get_run", "get_fab", "pull_object", "push_object", "send",
+             "confirm_message_received", "trusted_entities")  # fmt: skip
+    exec(body, vars(loop) | dict.fromkeys(names) | given)
+
+
+@pytest.fixture
+def own_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is put into Flower's loop is taken out with the test."""
+    for name in ("_pull_and_store_message", "_push_messages", "push_object_contents_from_iterable", "time"):
+        monkeypatch.setattr(loop, name, vars(loop)[name])
+
+
+@pytest.fixture
+def state() -> InMemoryNodeState:
+    return InMemoryNodeState(InMemoryObjectStore())
+
+
+@pytest.mark.usefixtures("own_loop")
+def test_flowers_loop_looks_again_as_soon_as_something_has_come_or_gone(
+    monkeypatch: pytest.MonkeyPatch, state: InMemoryNodeState
+):
     """The loop itself runs: a message, the wait for its answer, and nothing after it."""
     events: list[str] = []
     pulled = iter([7, None])
@@ -67,18 +95,10 @@ def test_flowers_loop_looks_again_as_soon_as_something_has_come_or_gone(monkeypa
 
     monkeypatch.setattr(loop, "_pull_and_store_message", pull)
     monkeypatch.setattr(loop, "_push_messages", lambda **_: events.append("pushed"))
-    monkeypatch.setattr(loop, "time", loop.time)
-    monkeypatch.setattr(loop, "push_object_contents_from_iterable", loop.push_object_contents_from_iterable)
     tasks = News()
     look_often(Noted(), tasks)
-    source = inspect.getsource(loop)
-    assert source.count("time.sleep(") == source.count("time.sleep(3)") + source.count("time.sleep(0.5)") == 3
-    loop_of = source[source.index("while True:\n            run_id = _pull_and_store_message(") :]
-    body = textwrap.dedent(" " * 8 + loop_of[: loop_of.index("\n\ndef ")])
-    names = ("state", "store", "node_config", "receive", "get_run", "get_fab", "pull_object", "push_object", "send",
-             "confirm_message_received", "trusted_entities")  # fmt: skip
     with pytest.raises(KeyboardInterrupt):
-        exec(body, vars(loop) | dict.fromkeys(names))
+        run_loop(state=state)
     assert events == ["begin", "pushed", "begin", "sleep 3"]
     assert tasks.count == 1
 
@@ -117,6 +137,7 @@ class _Store:
         self.deleted = True
 
 
+@pytest.mark.usefixtures("own_loop")
 @pytest.mark.parametrize(("looks", "ends"), [(3, 0), (math.inf, 1)])
 def test_an_answer_whose_process_freezes_in_the_middle_ends_the_supernode(
     looks: float, ends: int, monkeypatch: pytest.MonkeyPatch
@@ -124,8 +145,6 @@ def test_an_answer_whose_process_freezes_in_the_middle_ends_the_supernode(
     """Flower's own function runs: it would look for the second part for ever."""
     sent: list[str] = []
     ended: list[int] = []
-    for name in ("_pull_and_store_message", "_push_messages", "push_object_contents_from_iterable", "time"):
-        monkeypatch.setattr(loop, name, vars(loop)[name])
     monkeypatch.setattr(supernode, "STALLED_SECONDS", 0.6)
     monkeypatch.setattr(supernode.os, "_exit", ended.append)
     look_often(Pauses(), News())
@@ -145,3 +164,37 @@ def test_an_answer_whose_process_freezes_in_the_middle_ends_the_supernode(
     assert len(ended) == ends
     assert sorted(sent) == (["first"] if ends else ["body", "first", "head"])
     assert store.deleted
+
+
+@pytest.mark.usefixtures("own_loop")
+def test_an_answer_too_many_does_not_hold_back_the_next_ones(monkeypatch: pytest.MonkeyPatch, state: InMemoryNodeState):
+    """A message was given up while it was taken, yet its task answers: Flower's loop would stay one answer behind."""
+    sent: list[str] = []
+    answers = [
+        SimpleNamespace(metadata=SimpleNamespace(message_id=f"a{number}", reply_to_message_id=f"q{number}", run_id=7))
+        for number in range(3)
+    ]
+    # Of what is pulled, and of the answer that has come meanwhile.
+    coming = iter([(None, 0), ("q1", None), (None, 1), (None, None), ("q2", 2), (None, None)])
+
+    def pull(**_: object) -> int | None:
+        question, answer = next(coming, ("end", None))
+        if question == "end":
+            raise KeyboardInterrupt
+        if answer is not None:
+            state.store_message(answers[answer])  # type: ignore[arg-type]
+        return 7 if question else None
+
+    def push(state: InMemoryNodeState, **_: object) -> None:
+        """As Flower's: all that is there; where nothing is it would wait."""
+        found = [each.metadata.message_id for each in state.get_messages_legacy(is_reply=True)]
+        sent.append(" ".join(found) or "waits")
+        state.delete_messages(message_ids=found)
+
+    monkeypatch.setattr(loop, "_pull_and_store_message", pull)
+    monkeypatch.setattr(loop, "_push_messages", push)
+    look_often(Pauses(), News())
+    monkeypatch.setattr(loop, "time", SimpleNamespace(sleep=lambda _: None))
+    with pytest.raises(KeyboardInterrupt):
+        run_loop(state=state)
+    assert sent == ["a0", "waits", "a1", "a2"]
