@@ -216,9 +216,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process more than cores where one starts programs: it mostly waits for them."""
-    return (os.cpu_count() or 1) + (config.option.markexpr != "not slow")
+def pytest_xdist_auto_num_workers() -> int:
+    """One process more than cores: the one that starts programs waits for them, and rounds wait for deadlines."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_report_header() -> list[str]:
