@@ -13,7 +13,6 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -31,9 +30,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _DRAWN = random.Random()
 # What a test calls drawn by the system (keys, noise, names) is the same in each run: no bound is missed by chance.
 os.urandom = random._urandom = _DRAWN.randbytes  # type: ignore[attr-defined]
-# The same examples each time, however long one takes on a busy machine.
-hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
-hypothesis.settings.load_profile("suite")
+
+
+def _fsync(file: Any) -> None:
+    """As the system's for all that a test can see: nobody pulls the plug, so nothing has to reach the disk."""
+    os.fstat(file if isinstance(file, int) else file.fileno())
+
+
+# The disk would be waited for thousands of times. Programs that tests start have the real one.
+os.fsync = _fsync
 
 _MACHINES = itertools.count(1)
 END_TO_END = "tests/end_to_end/"
@@ -95,6 +100,19 @@ SLOW = (
     "tests/test_api.py",
 )
 """Files that train, sample, draw, start programs or take seconds otherwise; `make test-fast` leaves them out."""
+LONG = (
+    "tests/test_imports.py",
+    "tests/client/privacy/",
+    "tests/client/secure/",
+    "tests/client/simulated/",
+    "tests/client/test_entry.py",
+    "tests/server/federation/messaging/",
+    "tests/server/federation/rounds/test_loop.py",
+    "tests/server/federation/test_evaluation_queue.py",
+    "tests/shared/diffusion/test_samplers.py",
+    "tests/shared/messages/",
+)
+"""Of the others, those of some seconds: at the end of a run they would keep one process busy and the rest idle."""
 FULL_SIZE = (END_TO_END, "tests/server/simulation/")
 """Files whose models are trained by programs that they start, which know the real sizes only."""
 
@@ -133,15 +151,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_collection() -> Generator[None, object, object]:
+def pytest_collection(session: pytest.Session) -> Generator[None, object, object]:
     """What is collected stays: the garbage collector neither looks for garbage meanwhile nor goes through it later."""
     gc.disable()
+    if not session.config.getoption("numprocesses", None):
+        _settle_hypothesis()
     try:
         return (yield)
     finally:
         gc.collect()
         gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
         gc.enable()
+
+
+def _settle_hypothesis() -> None:
+    """The same examples each time, however long one takes on a busy machine; what only distributes tests needs none."""
+    import hypothesis
+
+    hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
+    hypothesis.settings.load_profile("suite")
 
 
 def pytest_collection_finish() -> None:
@@ -163,7 +192,7 @@ def _group(file: str) -> str:
 
 def _turn(name: str) -> int:
     """What takes longest, and mostly waits, begins: at the end short tests fill all processes."""
-    order = (END_TO_END, REAL_PROCESSES, SLOW)
+    order = (END_TO_END, REAL_PROCESSES, SLOW, LONG)
     return next((turn for turn, group in enumerate(order) if name.startswith(group)), len(order))
 
 
@@ -188,7 +217,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores: the one that starts programs mostly waits for them."""
+    """One process more than cores: the one that starts programs waits for them, and rounds wait for deadlines."""
     return (os.cpu_count() or 1) + 1
 
 

@@ -44,7 +44,7 @@ def choose_images(units: Sequence[Ids], experiment: Experiment, random: Random) 
     A person with fewer than K images shows some of them more than once.
     """
     per_unit = experiment.privacy.draws if experiment.privacy.unit == "person" else 1
-    ids_BK = np.array([_pick(unit, per_unit, random) for unit in units], np.int64).reshape(len(units), per_unit)
+    ids_BK = _pick(units, per_unit, random)
     coins_BK = randint(random, 2, len(units), per_unit).bool().cpu()
     return Shown(ids_BK, coins_BK if experiment.data.horizontal_flip else torch.zeros_like(coins_BK))
 
@@ -57,7 +57,16 @@ def read_images(images: ImageReader, shown: Shown, draws: int) -> Tensor:
     return x_BCHW.view(*shown.ids_BK.shape, *x_BCHW.shape[1:]).expand(-1, draws, -1, -1, -1)
 
 
-def _pick(members: Ids, count: int, random: Random) -> Ids:
-    rounds = [randint(random, 2**62, len(members)).argsort().numpy() for _ in range(-(-count // len(members)))]
-    picked: Ids = members[np.concatenate(rounds)[:count]]
-    return picked
+def _pick(units: Sequence[Ids], count: int, random: Random) -> Ids:
+    """`count` images of each unit, (units, count): all of them in a random order, as often as it takes."""
+    if not units:
+        return np.empty((0, count), np.int64)
+    rounds = [-(-count // len(members)) for members in units]
+    lists = [members for members, times in zip(units, rounds, strict=True) for _ in range(times)]
+    ids, sizes = np.concatenate(lists), [len(each) for each in lists]
+    # One draw for all: a word for each image of each round, which decides its place there.
+    words = randint(random, 2**62, len(ids)).cpu().numpy()
+    order = np.lexsort((words, np.repeat(np.arange(len(lists)), sizes)))
+    ends = np.cumsum([len(members) * times for members, times in zip(units, rounds, strict=True)])
+    first = np.concatenate([[0], ends[:-1]])
+    return np.asarray(ids[order][first[:, None] + np.arange(count)], np.int64)

@@ -10,11 +10,11 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from opacus.accountants import RDPAccountant
 from opacus.accountants.analysis import rdp as renyi
 from opacus.accountants.analysis.prv import DiscretePRV, Domain, PoissonSubsampledGaussianPRV
 from opacus.accountants.analysis.prv.prvs import TruncatedPrivacyRandomVariable
 
+from client.privacy.divergences import ORDERS, divergences
 from client.records.spending import Spending, merged
 from shared.errors import InputError
 
@@ -117,22 +117,15 @@ def safe_reach(history: Sequence[tuple[float, float, int]], eps_error: float, de
     Renyi divergences are most of the time that an epsilon takes, and they are the same at every number of steps: here
     they are computed once for each mechanism.
     """
-    of_one = [_divergences(rate, sigma) for sigma, rate, _ in history]
+    of_one = [divergences(rate, sigma) for sigma, rate, _ in history]
     counts = [steps for _, _, steps in history]
     total = np.sum([steps * each for steps, each in zip(counts, of_one, strict=True)], axis=0)
     reach = _renyi_epsilon(total, delta_error / 4)
     return max(reach, eps_error, *(_renyi_epsilon(each, delta_error / (8 * sum(counts))) for each in of_one)) + 3
 
 
-def _renyi_epsilon(divergences: NDArray[np.float64], delta: float) -> float:
-    return float(renyi.get_privacy_spent(orders=RDPAccountant.DEFAULT_ALPHAS, rdp=divergences, delta=delta)[0])
-
-
-@lru_cache(maxsize=1024)
-def _divergences(rate: float, sigma: float) -> NDArray[np.float64]:
-    """Renyi divergence of one step, at each of Opacus' orders."""
-    orders = RDPAccountant.DEFAULT_ALPHAS
-    return np.asarray(renyi.compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=orders), np.float64)
+def _renyi_epsilon(of_orders: NDArray[np.float64], delta: float) -> float:
+    return float(renyi.get_privacy_spent(orders=list(ORDERS), rdp=of_orders, delta=delta)[0])
 
 
 def _discretized(prv: PoissonSubsampledGaussianPRV, domain: Domain) -> tuple[NDArray[np.float64], float]:

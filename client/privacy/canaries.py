@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import bdtrc, betaincinv
 from torch import Tensor, nn
 
 from client.privacy.accounting import epsilon, guess_success
@@ -186,18 +187,13 @@ def lower_bound(correct: int, plan: Spending, delta: float) -> float:
 
 
 def lower_success(correct: int) -> float:
-    """Lower confidence bound of the probability to guess right (Clopper and Pearson, one-sided), by bisection."""
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        middle = (low + high) / 2
-        low, high = (middle, high) if tail(correct, middle) < 1 - CONFIDENCE else (low, middle)
-    return low
+    """Lower confidence bound of the probability to guess right (Clopper and Pearson, one-sided)."""
+    return float(betaincinv(correct, CANARIES - correct + 1, 1 - CONFIDENCE)) if correct else 0.0
 
 
 def tail(correct: int, chance: float) -> float:
     """Probability of at least so many right guesses, each right with probability `chance`."""
-    counts = range(correct, CANARIES + 1)
-    return math.fsum(math.comb(CANARIES, k) * chance**k * (1 - chance) ** (CANARIES - k) for k in counts)
+    return float(bdtrc(correct - 1, CANARIES, chance)) if correct else 1.0
 
 
 def promise_p_value(correct: int, promised: float, delta: float) -> float:

@@ -86,10 +86,15 @@ def _fit_move(public_mean: Float64, site_mean: Float64) -> tuple[float, float, f
     best, least = (1.0, 0.0, 0.0), (1 - LEAST_GAIN) * float(np.square(site - public).sum())
     for scale in SCALES:
         matrices = np.stack([_moving(size, scale, shift) for shift in shifts])
-        rows = np.einsum("aij,cjk->acik", matrices, public)
-        for down, moved in zip(shifts, rows, strict=True):
-            found = np.einsum("cik,bjk->bcij", moved, matrices)
-            errors = np.square(found - found.mean(axis=(2, 3), keepdims=True) - site).sum(axis=(1, 2, 3))
+        squares, totals = (matrices.transpose(0, 2, 1) @ matrices).reshape(len(shifts), -1), matrices.sum(axis=1)
+        for down, matrix in zip(shifts, matrices, strict=True):
+            # |X N'|^2 = <N'N, X'X> and <site, X N'> = <N, site' X>: no image is moved to the right N by itself.
+            rows = matrix @ public
+            means = rows.sum(axis=1) @ totals.T / size**2
+            lengths = squares @ (rows.transpose(0, 2, 1) @ rows).sum(axis=0).ravel()
+            products = matrices.reshape(len(shifts), -1) @ (site.transpose(0, 2, 1) @ rows).sum(axis=0).ravel()
+            # The site's structure has mean 0, so that the mean of the moved image counts once.
+            errors = lengths - size**2 * np.square(means).sum(axis=0) - 2 * products + np.square(site).sum()
             if errors.min() < least:
                 best, least = (scale, down, shifts[int(errors.argmin())]), float(errors.min())
     return best

@@ -1,5 +1,6 @@
 """A complete small site in a temporary folder, and requests to it."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,15 @@ def experiment(**sections: dict[str, Any]) -> Experiment:
 
 def weights_of(plan: Experiment) -> dict[str, Any]:
     """Seeded initial tensors of the experiment's model."""
+    from shared.diffusion import uvit
+
+    made = _drawn_weights(plan, uvit.SIZES.get(plan.model.size))
+    return {name: array.copy() for name, array in made.items()}
+
+
+@functools.lru_cache(maxsize=100)
+def _drawn_weights(plan: Experiment, _network: object) -> dict[str, Any]:
+    """The same each time, but for what network a size stands for: `tests/small_network.py`."""
     import torch
 
     from shared.diffusion.uvit import build_model

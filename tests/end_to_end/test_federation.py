@@ -67,7 +67,7 @@ class Federation(LocalFederation):
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """Two sites and a coordinator, started."""
-    made = Federation(tmp_path_factory.mktemp("federation"), num_sites=2, image_size=8, num_images=160)
+    made = Federation(tmp_path_factory.mktemp("federation"), num_sites=2, image_size=8, num_images=112)
     try:
         made.set_up()
         allow_questions(made)
@@ -199,7 +199,7 @@ def allow_questions(local: LocalFederation) -> None:
         home = Home(local.site(index))
         settings = load_settings(home)
         allowed = {"tasks": ("train", "statistics", "audit"), "extractors": ("random-inception",)}
-        audit = AuditPolicy(max_per_run=1 - index, noise_multiplier=0.5, max_auc=0.51, num_images=10, control_steps=40)
+        audit = AuditPolicy(max_per_run=1 - index, noise_multiplier=0.5, max_auc=0.51, num_images=10, control_steps=10)
         limits = {"min_images_statistics": 2, "audit": audit, "epsilon_cap": 50.0}
         policy = settings.policy.model_copy(update={**allowed, **limits})
         save_settings(home, settings.model_copy(update={"policy": policy, "held_out_ratio": 0.5}))

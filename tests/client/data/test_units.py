@@ -19,6 +19,20 @@ def test_draws_of_a_person_take_different_images_of_that_person():
     assert sorted(numbers[2].tolist()) == [5, 6, 7]
 
 
+def test_every_order_of_a_persons_images_comes_and_a_round_is_over_before_an_image_comes_again():
+    settings = plan(unit="person", draws=4)
+    rows = choose_images(units_of(*[3] * 300), settings, torch.Generator().manual_seed(0)).ids_BK
+    orders = [tuple(row - 3 * number) for number, row in enumerate(rows)]
+    assert all(sorted(order[:3]) == [0, 1, 2] for order in orders)
+    # Six orders, and one of three begins again: each of 18 is expected 17 times, and missing with probability 2e-7.
+    assert len(set(orders)) == 18
+
+
+def test_a_step_without_units_shows_nothing():
+    shown = choose_images([], plan(unit="person", draws=3), torch.Generator())
+    assert shown.ids_BK.shape == shown.is_flipped_BK.shape == (0, 3)
+
+
 def test_draws_of_an_image_share_it():
     photos = Photos(8)
     batch = read_images(photos, choose_images(units_of(1, 1), plan(draws=3), torch.Generator()), 3)

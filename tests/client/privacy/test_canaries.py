@@ -1,12 +1,13 @@
 """Canaries: DP-SGD without noise is caught, with noise the ledger's epsilon holds."""
 
 import math
+from fractions import Fraction
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import beta, binom
+from scipy.stats import binom
 
 from client.privacy import canaries
 from client.privacy.accounting import epsilon
@@ -96,8 +97,11 @@ def test_bound_is_the_epsilon_of_the_gaussian_whose_guesses_are_that_good():
 
 
 def test_confidence_is_that_of_clopper_and_pearson():
-    assert lower_success(760) == pytest.approx(beta.ppf(0.05, 760, 241), abs=1e-9)
-    assert tail(760, 0.7) == pytest.approx(binom.sf(759, 1000, 0.7), rel=1e-9)
+    for correct in (1, 760, 1000):
+        assert tail(correct, lower_success(correct)) == pytest.approx(0.05, rel=1e-9)
+    assert (lower_success(0), tail(0, 0.3)) == (0.0, 1.0)
+    exact = Fraction(sum(math.comb(1000, k) * 7**k * 3 ** (1000 - k) for k in range(760, 1001)), 10**1000)
+    assert tail(760, 0.7) == pytest.approx(float(exact), rel=1e-9)
 
 
 @pytest.mark.parametrize(("correct", "promised"), [(560, 0.3), (731, 1.1), (498, 2.0)])

@@ -1,5 +1,6 @@
 """What a coordinator may not ask of a site after a masked round, each refused with its own reason; and what it may."""
 
+import copy
 import itertools
 import shutil
 from pathlib import Path
@@ -21,12 +22,26 @@ from tests.server.secure_sites import update_of
 ALL = tuple(f"site-{number}" for number in range(5))
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Coordinator]:
+    """Five sites that have sent their masked updates, in `live`, and a copy of their folders in `kept`."""
+    root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASKFED_REGISTRY", str(root / "live" / "registry"))
+        coordinator = Coordinator(root / "live")
+        coordinator.train_all()
+    shutil.copytree(root / "live", root / "kept", symlinks=True)
+    return root, coordinator
+
+
 @pytest.fixture
-def asked(tmp_path: Path) -> Coordinator:
-    """Five sites that have sent their masked updates."""
-    coordinator = Coordinator(tmp_path)
-    coordinator.train_all()
-    return coordinator
+def asked(trained: tuple[Path, Coordinator], monkeypatch: pytest.MonkeyPatch) -> Coordinator:
+    """These sites as they were before any question."""
+    root, coordinator = trained
+    shutil.rmtree(root / "live")
+    shutil.copytree(root / "kept", root / "live", symlinks=True)
+    monkeypatch.setenv("MASKFED_REGISTRY", str(root / "live" / "registry"))
+    return copy.deepcopy(coordinator)
 
 
 def first(coordinator: Coordinator):

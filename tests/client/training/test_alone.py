@@ -35,6 +35,13 @@ def start(tmp_path: Path) -> Path:
     return saved(tmp_path / "start", PLAN, step=7)
 
 
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For models that are told apart at a glance."""
+    monkeypatch.setattr(alone, "LEAST_DRAWS", 64)
+
+
+@pytest.mark.usefixtures("few_draws")
 def test_a_ruined_model_loses_against_one_trained_here_and_nothing_is_left(make_site: MakeSite, tmp_path, start):
     home, _ = make_site(held_out_ratio=0.5)
     model = saved(tmp_path / "model", PLAN, 0.3, round=2)
@@ -67,6 +74,7 @@ def test_the_federated_loss_is_the_products_on_held_out_images_alone(make_site: 
     assert found.federated == pytest.approx(float(torch.stack(losses).mean()), rel=0.1)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_frozen_tensors_stay(make_site: MakeSite, tmp_path, monkeypatch):
     made, engine = [], alone.Engine
     monkeypatch.setattr(alone, "Engine", lambda *given, **options: made.append(engine(*given, **options)) or made[-1])

@@ -71,6 +71,15 @@ def poison(content):
     return reply(request, request.weights * 0 + 1)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The home after a round in which nobody forges anything."""
+    experiment = make_experiment(rounds=1)
+    home = make_home(tmp_path_factory.mktemp("quiet"), experiment)
+    run_rounds(home, FakeGrid(honest_sites()), experiment)
+    return home
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -84,22 +93,18 @@ def poison(content):
         lambda content, _: [message(RecordDict(), source=1)] * 3,
     ],
 )
-def test_a_forged_reply_is_counted_and_dropped_and_the_honest_one_counts(tmp_path, make):
+def test_a_forged_reply_is_counted_and_dropped_and_the_honest_one_counts(tmp_path, make, undisturbed):
     experiment = make_experiment(rounds=1)
-    quiet, attacked = (make_home(tmp_path / name, experiment) for name in ("quiet", "attacked"))
-    run_rounds(quiet, FakeGrid(honest_sites()), experiment)
+    attacked = make_home(tmp_path, experiment)
     (record,) = attack(attacked, experiment, make)
     assert [entry["site"] for entry in record["answered"]] == ["site-0", "site-1", "site-2"]
     assert record["forged"]["count"] >= 1
     assert {entry["site"] for entry in record["forged"]["first"]} <= {"site-0", "site-1", "site-2"}
-    assert same(weights_of(attacked, 1), weights_of(quiet, 1))
+    assert same(weights_of(attacked, 1), weights_of(undisturbed, 1))
 
 
-def test_an_honest_round_has_no_word_of_forgery(tmp_path):
-    experiment = make_experiment(rounds=1)
-    home = make_home(tmp_path, experiment)
-    run_rounds(home, FakeGrid(honest_sites()), experiment)
-    assert "forged" not in rounds_of(home)[0]
+def test_an_honest_round_has_no_word_of_forgery(undisturbed):
+    assert "forged" not in rounds_of(undisturbed)[0]
 
 
 @pytest.mark.parametrize("kind", ["audit", "statistics"])

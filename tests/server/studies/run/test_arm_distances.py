@@ -35,6 +35,12 @@ def extractor():
     return load_extractor("random-inception")
 
 
+@pytest.fixture(autouse=True)
+def few_groups(monkeypatch):
+    """How good intervals are is shown by `test_scores.py` and `test_frechet.py`."""
+    monkeypatch.setattr("shared.evaluation.frechet.JACKKNIFE_GROUPS", 4)
+
+
 def measure(place, extractor, validation="validation"):
     return Measure(
         extractors=[extractor],

@@ -76,6 +76,8 @@ scales.cpu = {{ recipe = "{whole}", images = 40, at = [20], settings = {{ "feder
 def _small_and_alone(monkeypatch):
     monkeypatch.setattr("server.training.watch.GRID_IMAGES", 4)
     monkeypatch.setattr("server.training.watch.GRID_COLUMNS", 2)
+    # How good intervals are is shown by `test_scores.py` and `test_frechet.py`.
+    monkeypatch.setattr("shared.evaluation.frechet.JACKKNIFE_GROUPS", 4)
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
