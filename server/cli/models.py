@@ -226,7 +226,9 @@ def experiment_schema() -> None:
 
 def toy(
     name: Annotated[Literal["swiss-roll", "rose"], typer.Argument(help="Which of the paper's toy distributions.")],
-    out: Annotated[Path, typer.Option(help="Folder for the figure and the distances.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for the figure and the distances; RESULTS.md shows those in results/toys.")
+    ],
     seed: Annotated[
         list[int] | None, typer.Option(min=0, help="Seed of all random numbers; may be repeated. Default: 0, 1 and 2.")
     ] = None,

@@ -2,6 +2,7 @@ import json
 import math
 import re
 import shutil
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -14,6 +15,7 @@ from server.studies.page.derived import chosen_point, crossing, derive, distance
 from server.studies.page.results_page import make_pages
 from server.studies.schema import load_study
 from server.studies.stored_results import ArmResult, read_results, result_file, write_result
+from server.studies.stored_toys import TOYS, ToyName
 from shared.errors import InputError
 from shared.student import mean_interval
 
@@ -370,9 +372,10 @@ def test_check_exits_with_1_where_the_page_is_stale(folder, monkeypatch):
     assert CliRunner().invoke(cli.app, ["report", "--results", "--check"]).exit_code == 0
 
 
-def test_only_synthetic_faces_have_pictures():
+def test_only_synthetic_faces_and_toys_have_pictures():
     pictures = {path.relative_to(stored_results.FOLDER).as_posix() for path in stored_results.FOLDER.rglob("*.png")}
-    assert all(name.startswith(f"{stored_results.SYNTHETIC}/") for name in pictures)
+    allowed = {f"{TOYS}/{name}.png" for name in get_args(ToyName)}
+    assert all(name.startswith(f"{stored_results.SYNTHETIC}/") or name in allowed for name in pictures)
     for result, *_ in read_results(stored_results.FOLDER / stored_results.SYNTHETIC).values():
         assert {str(part["set"]) for part in result.data.values()} <= {"4000 synthetic faces", "10000 synthetic faces"}
 
