@@ -16,9 +16,9 @@ def register(app: typer.Typer) -> None:
 
 def reproduce(
     study: Annotated[
-        str, typer.Argument(help="acceleration, transfer, federated, key-factors, or a study file of your own.")
+        str, typer.Argument(help="acceleration, transfer, federated, key-factors, fast, or a study file of your own.")
     ],
-    scale: Annotated[str, typer.Option(help="How large: cpu, gpu or paper.")] = "cpu",
+    scale: Annotated[str, typer.Option(help="How large: small, cpu, gpu or paper.")] = "cpu",
     arm: Annotated[list[str] | None, typer.Option(help="Arm to run; may be repeated. Default: all, in order.")] = None,
     public: Annotated[str, typer.Option(help="Folder or zip of public images; default: synthetic faces.")] = "",
     private: Annotated[str, typer.Option(help="Folder or zip, a folder per person; default: synthetic faces.")] = "",
@@ -46,8 +46,8 @@ def reproduce(
     from server.studies.run.arm_settings import ArmSettings
     from server.studies.run.estimate import estimate
     from server.studies.run.reproduce import run_arm
-    from server.studies.schema import arms_at, load_study
     from server.studies.stored_results import FOLDER
+    from server.studies.study_files import arms_at, load_study
     from server.training.progress_bars import decoding_bar
 
     loaded = load_study(study)

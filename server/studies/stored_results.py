@@ -20,6 +20,9 @@ FOLDER = Path(__file__).parents[1] / "results"
 SYNTHETIC = "synthetic"
 """Folder in it for results on synthetic faces, which may have pictures."""
 
+HELD_OUT_LOSS = "held_out_loss_of_v"
+"""Name under which the denoising loss on the test split stands among the distances; it has no feature network."""
+
 Metrics = dict[str, dict[str, dict[str, float]]]
 """By reference (`test`, `validation`), distance name, and `distance`, `kernel`, `precision` or `recall`; the first two
 with `_low` and `_high`, their 95 percent intervals over the draw of the generated images, where measured."""
@@ -67,7 +70,7 @@ class ArmResult(Section):
     training_images: Metrics = Field(default_factory=dict)
     """As `metrics`, of as many training images in place of generated ones: what copying everything would get."""
     extractors: dict[str, str]
-    """Digest of each extractor's weights, by distance name; the first chooses among points."""
+    """Digest of each extractor's weights, by distance name; the first chooses among points. Empty for a loss."""
     measured: dict[str, Any] = Field(default_factory=dict)
     """How: images generated, sampler, evaluations, seed, precision."""
     training_seconds: float

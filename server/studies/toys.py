@@ -10,7 +10,6 @@ Shapes: N coordinates.
 
 import json
 import shlex
-import statistics
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime

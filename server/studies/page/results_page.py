@@ -11,9 +11,10 @@ from server.studies.page.derived import curve_to_test, derive
 from server.studies.page.results_text import ScaleSection, StudyText, grid_rows, read_reported, render
 from server.studies.page.seed_spread import AllSeeds, spread_of
 from server.studies.page.toy_table import toy_table
-from server.studies.schema import SCALES, Scale, Study, arms_at, load_study, study_names
+from server.studies.schema import SCALES, Scale, Study
 from server.studies.stored_results import ArmResult, read_results, result_file
 from server.studies.stored_toys import TOYS, read_toys
+from server.studies.study_files import arms_at, load_study, study_names
 from shared.errors import InputError
 from shared.storage.files import write_atomically
 

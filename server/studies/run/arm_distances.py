@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from server.evaluation.drawing import SOLVER
+from server.evaluation.measures.held_out_loss import NORMAL_QUANTILE, held_out_loss
 from server.evaluation.measures.scores import scores
 from server.evaluation.reference import Reference, kept_rows, open_reference
+from server.studies.stored_results import HELD_OUT_LOSS
 from shared.audits.memorisation import MIN_HELD_OUT, Features, Views, copies, pixel_features, views_of
 from shared.data.image_cache import open_images
 from shared.data.image_set import ImageCache
@@ -100,7 +102,10 @@ class Measure:
             "weights": loaded.weights,
             "checkpoint": loaded.meta.digest,
         }
-        return Measurement(self._metrics(features), copied, facts, images_NCHW[:SHOWN_IMAGES])
+        metrics = self._metrics(features)
+        if not loaded.experiment.data.wavelet:
+            metrics["test"][HELD_OUT_LOSS] = self._held_out_loss(checkpoint)
+        return Measurement(metrics, copied, facts, images_NCHW[:SHOWN_IMAGES])
 
     def of_training_images(self) -> dict[str, dict[str, dict[str, float]]]:
         """The metrics of as many training images in place of generated ones, each as often as any other."""
@@ -119,6 +124,12 @@ class Measure:
             }
             for name, cache in self.references.items()
         }
+
+    def _held_out_loss(self, checkpoint: Path) -> dict[str, float]:
+        """Of v, so that networks which predict other things compare, with its interval over images."""
+        found = held_out_loss(checkpoint, str(self.references["test"]), in_v=True)
+        half = NORMAL_QUANTILE * found.error
+        return {"distance": found.mean, "distance_low": found.mean - half, "distance_high": found.mean + half}
 
     def _copied(self, features: dict[str, np.ndarray[Any, Any]], pixels: Views) -> dict[str, float]:
         """Nothing with too few images for the test."""

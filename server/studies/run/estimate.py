@@ -7,14 +7,15 @@ from pathlib import Path
 
 from server.studies.run.arm_folders import RESULT_FILE, folder_of
 from server.studies.run.arm_training import plan
-from server.studies.schema import Study, arm_at
+from server.studies.schema import Study
+from server.studies.study_files import arm_at
 from shared.diffusion.samplers import time_grid
 from shared.diffusion.schedule import make_schedule
 from shared.experiment.config import Experiment, load_experiment
 from shared.experiment.recipes import find_experiment
 from shared.planning.speed_probe import images_per_second
 from shared.planning.workload import duration
-from shared.training.flops import train_flops
+from shared.training.flops import train_flops, training_flops
 
 PROBE_SECONDS = 2.0
 _WHOLE = {"train": {"objective": "dsm"}, "mask": {"kind": "none", "ratio": 0.0}}
@@ -39,7 +40,7 @@ def estimate(
             continue
         overrides = [f"{key}={json.dumps(value)}" for key, value in stage.settings.items()]
         experiment = load_experiment(find_experiment(stage.recipe), overrides)
-        flops, milestones = train_flops(experiment), plan(experiment, arm, stage).milestones
+        flops, milestones = training_flops(experiment), plan(experiment, arm, stage).milestones
         rate = rate or images_per_second(experiment, PROBE_SECONDS) * flops
         training += milestones[-1].images * flops / rate
         if arm.test:

@@ -27,8 +27,9 @@ from server.studies.run.arm_folders import (
 from server.studies.run.arm_settings import ArmSettings
 from server.studies.run.arm_training import Milestone, Trainer, plan
 from server.studies.run.splits import Part, Splits
-from server.studies.schema import Arm, Scale, Stage, Study, arm_at, load_study
+from server.studies.schema import Arm, Scale, Stage, Study
 from server.studies.stored_results import (
+    HELD_OUT_LOSS,
     SYNTHETIC,
     ArmResult,
     CurvePoint,
@@ -38,6 +39,7 @@ from server.studies.stored_results import (
     result_file,
     write_result,
 )
+from server.studies.study_files import arm_at, load_study
 from shared.errors import InputError
 from shared.evaluation.extractor import Extractor
 from shared.evaluation.generate import save_grid
@@ -48,7 +50,7 @@ from shared.storage.chunks import rank_from_environment
 from shared.storage.files import write_atomically
 from shared.storage.synthetic_mark import SyntheticMark, seed_range
 from shared.storage.versions import git_commit, installed_versions
-from shared.training.flops import hardware, train_flops
+from shared.training.flops import hardware, training_flops
 from shared.training.precision import speed_up_float32
 
 POINTS_FOLDER = "points"
@@ -139,7 +141,7 @@ class Job:
 
     def _points(self, trainer: Trainer, measure: Measure) -> list[dict[str, Any]] | None:
         """Train from point to point and measure at each; None when the training stopped before its end."""
-        flops, points = train_flops(self.experiment), []
+        flops, points = training_flops(self.experiment), []
         for milestone in self.plan.milestones:
             file = self._point_file(milestone)
             if not file.exists():
@@ -207,7 +209,7 @@ class Job:
             experiment=sections,
             data={role: part.facts for role, part in parts.items()},
             training_images=training_images,
-            extractors=_digests(extractors) if self.arm.test else {},
+            extractors=self._measures(extractors),
             measured={key: value for key, value in points[-1]["measured"].items() if key != "checkpoint"},
             training_seconds=round(training_seconds(self.folder, self.arm.sites), 1),
             measuring_seconds=round(sum(entry["seconds"] for entry in points), 1),
@@ -218,6 +220,12 @@ class Job:
             command=self.settings.command(self.study_name, self.scale, self.arm_name),
             date=datetime.now(UTC).strftime("%Y-%m-%d"),
         )
+
+    def _measures(self, extractors: list[Extractor]) -> dict[str, str]:
+        """What the arm was measured by, the loss last: it never chooses among points."""
+        if not self.arm.test:
+            return {}
+        return _digests(extractors) | ({} if self.experiment.data.wavelet else {HELD_OUT_LOSS: ""})
 
     def _asked(self, parts: dict[str, Part], extractors: list[Extractor], init: Init | None) -> dict[str, Any]:
         """What must be the same for the arm to go on; a central one may go on to more images or other milestones."""

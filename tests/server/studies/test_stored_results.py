@@ -13,9 +13,9 @@ from server.studies.page import results_page
 from server.studies.page.break_even import compared_points, count, head_start, verdict
 from server.studies.page.derived import chosen_point, crossing, derive, distance_at
 from server.studies.page.results_page import make_pages
-from server.studies.schema import load_study
 from server.studies.stored_results import ArmResult, read_results, result_file, write_result
 from server.studies.stored_toys import TOYS, ToyName
+from server.studies.study_files import load_study
 from shared.errors import InputError
 from shared.student import mean_interval
 

@@ -6,7 +6,7 @@ import pytest
 
 from server.studies.run import estimate as module
 from server.studies.run.estimate import estimate
-from server.studies.schema import load_study
+from server.studies.study_files import load_study
 from shared.errors import InputError
 from shared.training.flops import train_flops
 

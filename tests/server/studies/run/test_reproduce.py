@@ -8,6 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from server.cli import main as cli
+from server.evaluation.measures.held_out_loss import held_out_loss
 from server.federation.starting_point import initial_model
 from server.federation.updates.global_model import save_global
 from server.runs.run_directory import create
@@ -15,7 +16,7 @@ from server.simulation.simulation_folder import RUN
 from server.studies.run import arm_training, reproduce
 from server.studies.run.arm_settings import ArmSettings
 from server.studies.run.reproduce import run_arm
-from server.studies.stored_results import read_result, result_file
+from server.studies.stored_results import HELD_OUT_LOSS, read_result, result_file
 from shared.data.synthetic import write_folder
 from shared.errors import InputError
 from shared.experiment.config import load_experiment
@@ -143,6 +144,13 @@ def test_an_arm_says_what_it_measured_where_and_from_what(study, pretrained, tmp
         ends = {f"{name}_{end}" for name in ("distance", "kernel") for end in ("low", "high")}
         assert set(found) == {"distance", "kernel", "precision", "recall", *ends}
         assert found["distance"] > 0
+    # The loss stands beside the distances, and never chooses among points.
+    assert list(result.extractors) == ["fd_random_inception_192", HELD_OUT_LOSS]
+    loss = result.last.metrics["test"][HELD_OUT_LOSS]
+    own = held_out_loss(
+        wanted.root / "tiny-cpu" / "after" / "training", str(next(wanted.root.rglob("test-16.cache"))), in_v=True
+    )
+    assert loss["distance"] == own.mean and loss["distance_low"] < own.mean < loss["distance_high"]
     # Eight persons are too few for the test for copies.
     assert result.curve[0].copied == {}
     assert result.training_images["test"]["fd_random_inception_192"]["distance"] > 0
