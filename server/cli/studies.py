@@ -32,6 +32,11 @@ def reproduce(
     weights_sha256: Annotated[
         str, typer.Option(help="Digest of --weights, where it is not the published file; results are named by it.")
     ] = "",
+    end_extractor: Annotated[
+        list[str] | None,
+        typer.Option(help="Feature network of one more measurement at the end of each arm; may be repeated."),
+    ] = None,
+    end_images: Annotated[int, typer.Option(min=2, help="Images generated for --end-extractor.")] = 5000,
     seed: Annotated[
         list[int] | None,
         typer.Option(min=0, help="Seed of the training; may be repeated: the page shows the spread. Default: 0."),
@@ -63,6 +68,8 @@ def reproduce(
                 weights_sha256=weights_sha256,
                 root=out,
                 results=results or FOLDER,
+                end_extractors=tuple(end_extractor or ()),
+                end_images=end_images,
                 seed=each,
                 device=device,
                 say=typer.echo,

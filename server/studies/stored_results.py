@@ -42,6 +42,17 @@ class CurvePoint(Section):
     """Share of generated images that are copies of training images: by `pixels`, and by distance name."""
 
 
+class EndPoint(Section):
+    """The end of an arm measured once more, with many images: Frechet distances of few are mostly bias."""
+
+    num_images: int
+    metrics: dict[str, dict[str, float]]
+    """Of the test split, by distance name: as in `Metrics`."""
+    extractors: dict[str, str]
+    """Digest of each extractor's weights, by distance name."""
+    seconds: float
+
+
 class Init(Section):
     """The arm that an arm starts from."""
 
@@ -71,6 +82,7 @@ class ArmResult(Section):
     """As `metrics`, of as many training images in place of generated ones: what copying everything would get."""
     extractors: dict[str, str]
     """Digest of each extractor's weights, by distance name; the first chooses among points. Empty for a loss."""
+    end: EndPoint | None = None
     measured: dict[str, Any] = Field(default_factory=dict)
     """How: images generated, sampler, evaluations, seed, precision."""
     training_seconds: float

@@ -76,6 +76,11 @@ class ScaleSection:
         return [(arm, result) for arm, result in self.arms if result.extractors]
 
     @property
+    def ended(self) -> Arms:
+        """Arms whose end was measured once more, with many images."""
+        return [(arm, result) for arm, result in self.arms if result.end]
+
+    @property
     def distances(self) -> list[str]:
         """Names of all distances."""
         return distances_of(self.arms)

@@ -59,6 +59,7 @@ class Measure:
         num_images: generated for each measurement.
         device: where the model samples.
         on_progress: told images sampled and in all.
+        tells_copies: whether copies of training images are looked for, which needs the reference `validation`.
     """
 
     extractors: Sequence[Extractor]
@@ -69,6 +70,7 @@ class Measure:
     num_images: int
     device: torch.device
     on_progress: Callable[[int, int], None]
+    tells_copies: bool = True
 
     def __call__(self, checkpoint: Path) -> Measurement:
         """Sample the moving average of `checkpoint` and compare; image k is a function of the seed and k."""
@@ -92,7 +94,8 @@ class Measure:
             for extractor in self.extractors
         }
         is_mirrored = loaded.experiment.data.horizontal_flip
-        copied = self._copied(features, views_of(pixel_features, images_NCHW, is_mirrored=is_mirrored))
+        pixels = views_of(pixel_features, images_NCHW, is_mirrored=is_mirrored)
+        copied = self._copied(features, pixels) if self.tells_copies else {}
         facts = {
             "num_images": self.num_images,
             "nfe": loaded.nfe,
@@ -178,3 +181,8 @@ def _pixels(images: ImageCache, *, is_mirrored: bool) -> Views:
     ]
     views: list[Features] = [np.concatenate(view) for view in zip(*parts, strict=True)]
     return views
+
+
+def digests(extractors: Sequence[Extractor]) -> dict[str, str]:
+    """Digest of each network's weights, by distance name."""
+    return {extractor.space.distance_name: extractor.space.sha256 for extractor in extractors}

@@ -71,6 +71,15 @@ class Trainer:
         """The checkpoint of a milestone, trained where there is none yet; None when the training did not get there."""
         return self._round(milestone) if self.plan.sites else self._train(milestone)
 
+    def end(self) -> Path:
+        """The checkpoint of the last milestone, which `advance` has reached.
+
+        Raises:
+            InputError: it is gone.
+        """
+        last, run = self.plan.milestones[-1], run_of(self.folder, self.plan.sites)
+        return run.round_checkpoint(last.rounds) if self.plan.sites else _kept(run, last)
+
     def _train(self, milestone: Milestone) -> Path | None:
         run = run_of(self.folder, 0)
         if _is_past(run, milestone.steps):

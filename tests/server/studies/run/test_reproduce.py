@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,23 @@ def test_an_arm_says_what_it_measured_where_and_from_what(study, pretrained, tmp
     assert result.training_seconds > 0
     assert result.command == "maskfed-server reproduce tiny --scale cpu --arm after --extractor random-inception"
     assert str(tmp_path) not in stored.read_text()
+    end_is_measured_once_more(study, wanted, result)
+
+
+def end_is_measured_once_more(study, wanted, before):
+    """After the arm is done nothing but its end is measured, with as many images as are asked for, and stays."""
+    asked = replace(wanted, end_extractors=("random-inception",), end_images=14)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arm_training, "train", None)
+        result = read_result(run_arm(study, "after", "cpu", asked))
+        patch.setattr(reproduce.Measure, "__call__", _kill)
+        assert read_result(run_arm(study, "after", "cpu", asked)) == result
+        assert read_result(run_arm(study, "after", "cpu", wanted)).end == result.end
+    assert (result.curve, result.end.num_images) == (before.curve, 14)
+    assert result.end.extractors == {"fd_random_inception_192": before.extractors["fd_random_inception_192"]}
+    found, few = (each["fd_random_inception_192"] for each in (result.end.metrics, before.last.metrics["test"]))
+    assert found["distance"] != few["distance"] and found["distance_low"] < found["distance_high"]
+    assert result.command.endswith("--end-extractor random-inception --end-images 14")
 
 
 def test_an_arm_that_was_killed_or_asked_for_more_goes_on_and_ends_like_one_that_was_not(
