@@ -57,7 +57,8 @@ def reproduce(
 
     loaded = load_study(study)
     names, seeds = arm or arms_at(loaded, study, scale), tuple(dict.fromkeys(seed or [0]))
-    typer.echo(estimate(loaded, Path(study).stem, names, scale, out, seeds))
+    at_end = end_images if end_extractor else 0
+    typer.echo(estimate(loaded, Path(study).stem, names, scale, out, seeds, end_images=at_end))
     for each, name in itertools.product(seeds, names):
         with decoding_bar("images") as on_progress:
             settings = ArmSettings(

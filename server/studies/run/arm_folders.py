@@ -17,6 +17,7 @@ from shared.storage.files import write_atomically
 from shared.storage.runlog import read_metrics
 
 RESULT_FILE, ASKED_FILE = "result.json", "arm.json"
+POINTS_FOLDER, END_FILE = "points", "end.json"
 
 
 def folder_of(root: Path, study: str, scale: Scale, arm: str, seed: int = 0) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from server.studies.run.arm_distances import SHOWN_IMAGES, Measure, Measurement, digests
+from server.studies.run.arm_folders import END_FILE, POINTS_FOLDER
 from server.studies.run.arm_training import Milestone, Trainer
 from server.studies.stored_results import CurvePoint, EndPoint
 from shared.evaluation.generate import save_grid
@@ -14,8 +15,6 @@ from shared.experiment.config import Experiment
 from shared.storage.files import write_atomically
 from shared.storage.synthetic_mark import SyntheticMark, seed_range
 from shared.training.flops import training_flops
-
-_FOLDER, _END_FILE = "points", "end.json"
 
 
 class Points:
@@ -25,7 +24,7 @@ class Points:
         self, folder: Path, experiment: Experiment, arm_name: str, is_synthetic: bool, say: Callable[[str], None]
     ) -> None:
         """`is_synthetic`: no real face had a part in the arm, so pictures are kept."""
-        self._folder, self._experiment = folder / _FOLDER, experiment
+        self._folder, self._experiment = folder / POINTS_FOLDER, experiment
         self._arm_name, self._is_synthetic, self._say = arm_name, is_synthetic, say
 
     def file(self, milestone: Milestone) -> Path:
@@ -63,11 +62,11 @@ class Points:
             seconds=round(time.monotonic() - started, 1),
         )
         self._say(f"{self._arm_name}: end, {_distances(found.metrics['test'])}")
-        write_atomically(self._folder / _END_FILE, json.dumps(end.model_dump(mode="json"), indent=1) + "\n")
+        write_atomically(self._folder / END_FILE, json.dumps(end.model_dump(mode="json"), indent=1) + "\n")
 
     def end(self) -> EndPoint | None:
         """What `measure_end` found, whenever that was."""
-        file = self._folder / _END_FILE
+        file = self._folder / END_FILE
         return EndPoint.model_validate(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
     def has_end(self, named: dict[str, str], num_images: int) -> bool:
