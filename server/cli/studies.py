@@ -16,7 +16,10 @@ def register(app: typer.Typer) -> None:
 
 def reproduce(
     study: Annotated[
-        str, typer.Argument(help="acceleration, transfer, federated, key-factors, fast, or a study file of your own.")
+        str,
+        typer.Argument(
+            help="acceleration, transfer, federated, key-factors, fast, private, or a study file of your own."
+        ),
     ],
     scale: Annotated[str, typer.Option(help="How large: small, cpu, gpu or paper.")] = "cpu",
     arm: Annotated[list[str] | None, typer.Option(help="Arm to run; may be repeated. Default: all, in order.")] = None,

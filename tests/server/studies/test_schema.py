@@ -3,6 +3,7 @@ import tomllib
 
 import pytest
 
+from server.planning.epsilon_forecast import Steps, epsilon
 from server.studies.schema import Study
 from server.studies.study_files import FOLDER, arm_at, arms_at, load_study, study_names
 from shared.errors import InputError
@@ -186,9 +187,29 @@ def test_the_arms_of_our_recipe_have_equal_operations_and_a_third_of_them_on_the
         assert max(ends) < 1.01 * min(ends)
 
 
+def test_private_arms_stay_below_the_epsilon_that_they_are_named_after():
+    study, found = load_study("private"), {}
+    for name, arm in study.arms.items():
+        if not name.startswith("dp-"):
+            continue
+        stage = arm.scales["cpu"]
+        overrides = [f"{key}={json.dumps(value)}" for key, value in stage.settings.items()]
+        experiment = load_experiment(find_experiment(stage.recipe), overrides)
+        privacy, federation = experiment.privacy, experiment.federation
+        rounds = stage.images / (arm.sites * federation.local_steps * experiment.train.batch)
+        # Whole rounds, and as many images counted as a step is meant to have.
+        assert rounds == federation.rounds == 3
+        assert privacy.expected_batch == experiment.train.batch and privacy.mechanism == "dp-sgd"
+        steps = Steps(privacy.noise_multiplier, privacy.sample_rate, 3 * federation.local_steps)
+        found[name] = epsilon([steps], privacy.delta)
+    assert set(found) == {"dp-image", "dp-person", "dp-three-sites", "dp-after-masked"}
+    assert all(6 < each <= 8 for each in found.values()), found
+
+
 def test_an_unknown_study_is_refused_with_the_known_ones():
     with pytest.raises(
-        InputError, match="study 'none' is unknown: known are acceleration, fast, federated, key-factors, transfer"
+        InputError,
+        match="study 'none' is unknown: known are acceleration, fast, federated, key-factors, private, transfer",
     ):
         load_study("none")
     assert {path.stem for path in FOLDER.glob("*.toml")} == {
