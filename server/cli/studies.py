@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+END_IMAGES = 5000
+"""As an FID needs them at least."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to the coordinator's."""
@@ -39,7 +42,9 @@ def reproduce(
         list[str] | None,
         typer.Option(help="Feature network of one more measurement at the end of each arm; may be repeated."),
     ] = None,
-    end_images: Annotated[int, typer.Option(min=2, help="Images generated for --end-extractor.")] = 5000,
+    end_images: Annotated[
+        int | None, typer.Option(min=2, help="Images generated for --end-extractor. Default: 5000.")
+    ] = None,
     seed: Annotated[
         list[int] | None,
         typer.Option(min=0, help="Seed of the training; may be repeated: the page shows the spread. Default: 0."),
@@ -57,10 +62,13 @@ def reproduce(
     from server.studies.stored_results import FOLDER
     from server.studies.study_files import arms_at, load_study
     from server.training.progress_bars import decoding_bar
+    from shared.errors import InputError
 
+    if end_images and not end_extractor:
+        raise InputError(f"--end-images {end_images} measures nothing: give --end-extractor NAME, or leave it out")
     loaded = load_study(study)
     names, seeds = arm or arms_at(loaded, study, scale), tuple(dict.fromkeys(seed or [0]))
-    at_end = end_images if end_extractor else 0
+    at_end = (end_images or END_IMAGES) if end_extractor else 0
     typer.echo(estimate(loaded, Path(study).stem, names, scale, out, seeds, end_images=at_end))
     for each, name in itertools.product(seeds, names):
         with decoding_bar("images") as on_progress:
@@ -73,7 +81,7 @@ def reproduce(
                 root=out,
                 results=results or FOLDER,
                 end_extractors=tuple(end_extractor or ()),
-                end_images=end_images,
+                end_images=at_end,
                 seed=each,
                 device=device,
                 say=typer.echo,

@@ -339,7 +339,7 @@ def test_the_command_runs_arms_in_order_and_wrong_input_is_one_line(study, tmp_p
     done = CliRunner().invoke(cli.app, ["reproduce", study, "--arm", "pretrain", *out])
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "results" / "synthetic" / "tiny-cpu-pretrain.json").read_text())["arm"] == "pretrain"
-    for words in (["none"], [study, "--scale", "gpu"], [study, "--arm", "none"]):
+    for words in (["none"], [study, "--scale", "gpu"], [study, "--arm", "none"], [study, "--end-images", "100"]):
         monkeypatch.setattr("sys.argv", ["maskfed-server", "reproduce", *words, *out])
         with pytest.raises(SystemExit) as end:
             cli.main()
