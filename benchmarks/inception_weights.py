@@ -58,7 +58,7 @@ def convert(source: Path, out: Path) -> float:
     difference = compared(theirs, ours)
     if not difference <= LARGEST_DIFFERENCE:
         raise InputError(
-            f"features differ by {difference:.1e}, at most {LARGEST_DIFFERENCE:g} is rounding: not written"
+            f"features differ by {difference:.1e}, at most {LARGEST_DIFFERENCE:g} is rounding: take another file"
         )
     buffer = io.BytesIO()
     torch.save({name: tensor.clone() for name, tensor in ours.state_dict().items()}, buffer)
