@@ -4,17 +4,31 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from server.studies.run.arm_distances import SHOWN_IMAGES, Measure, Measurement, digests
 from server.studies.run.arm_folders import END_FILE, POINTS_FOLDER
-from server.studies.run.arm_training import Milestone, Trainer
+from server.studies.run.arm_plan import ArmPlan, Milestone
 from server.studies.stored_results import CurvePoint, EndPoint
 from shared.evaluation.generate import save_grid
 from shared.experiment.config import Experiment
 from shared.storage.files import write_atomically
 from shared.storage.synthetic_mark import SyntheticMark, seed_range
 from shared.training.flops import training_flops
+
+
+class Training(Protocol):
+    """What brings an arm from point to point."""
+
+    @property
+    def plan(self) -> ArmPlan:
+        """The arm's milestones."""
+
+    def advance(self, milestone: Milestone) -> Path | None:
+        """The checkpoint of a milestone, or None when the training did not get there."""
+
+    def end(self) -> Path:
+        """The checkpoint of the last one."""
 
 
 class Points:
@@ -31,7 +45,7 @@ class Points:
         """Where a point lies."""
         return self._folder / f"{milestone.images:010d}.json"
 
-    def all(self, trainer: Trainer, measure: Measure | None) -> list[dict[str, Any]] | None:
+    def all(self, trainer: Training, measure: Measure | None) -> list[dict[str, Any]] | None:
         """Train from point to point and measure at each; None when the training stopped before its end."""
         points = []
         for milestone in trainer.plan.milestones:
@@ -45,7 +59,7 @@ class Points:
             points.append(json.loads(file.read_text(encoding="utf-8")))
         return points
 
-    def measure_end(self, measure: Measure, trainer: Trainer) -> None:
+    def measure_end(self, measure: Measure, trainer: Training) -> None:
         """Measure the end once more, unless that is done.
 
         Raises:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from server.studies.run.arm_folders import END_FILE, POINTS_FOLDER, RESULT_FILE, folder_of
-from server.studies.run.arm_training import plan
+from server.studies.run.arm_plan import plan
 from server.studies.schema import Study
 from server.studies.study_files import arm_at
 from shared.diffusion.samplers import time_grid

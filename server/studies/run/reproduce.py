@@ -24,9 +24,10 @@ from server.studies.run.arm_folders import (
     stored_experiment,
     training_seconds,
 )
+from server.studies.run.arm_plan import plan
 from server.studies.run.arm_points import Points
 from server.studies.run.arm_settings import ArmSettings, open_extractors
-from server.studies.run.arm_training import Trainer, plan
+from server.studies.run.arm_training import Trainer
 from server.studies.run.splits import Part, Splits
 from server.studies.schema import Arm, Scale, Stage, Study
 from server.studies.stored_results import (
