@@ -74,13 +74,19 @@ def run_toy(
         threads=torch.get_num_threads(),
         hardware=hardware(),
         commit=git_commit(),
-        command=shlex.join(["maskfed-server", "toy", name, *(f"--seed={seed}" for seed in seeds)]),
+        command=_command(name, seeds, budgets),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
     )
     out.mkdir(parents=True, exist_ok=True)
     _plot(shown, result, out / f"{name}.png")
     write_atomically(out / f"{name}.json", json.dumps(result.model_dump(), indent=1) + "\n")
     return result
+
+
+def _command(name: ToyName, seeds: Sequence[int], budgets: Sequence[int]) -> str:
+    """What to type for the same numbers."""
+    shorter = [] if tuple(budgets) == BUDGETS else [f"--operations={budget}" for budget in budgets]
+    return shlex.join(["maskfed-server", "toy", name, *(f"--seed={seed}" for seed in seeds), *shorter])
 
 
 def _run(name: ToyName, seed: int, budgets: Sequence[int], count: int) -> tuple[ToyRun, dict[str, Tensor]]:

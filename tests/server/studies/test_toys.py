@@ -32,7 +32,7 @@ def test_both_ways_cost_the_same_and_everything_is_written(name, tmp_path):
             assert point.masked_steps > 0 and point.denoising_steps > 0
     assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert read_toys(tmp_path) == [result]
-    assert result.command == f"maskfed-server toy {name} --seed=1 --seed=2"
+    assert result.command == f"maskfed-server toy {name} --seed=1 --seed=2 --operations=4 --operations=12"
     assert result.threads > 0 and result.hardware and len(result.date) == 10
     first, second = (run.points[1].scratch for run in result.runs)
     assert result.median("scratch", 1) == (first + second) / 2
