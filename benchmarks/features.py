@@ -5,6 +5,7 @@ and at its end, with everything alive. The peak is printed beside it; it wanders
 by which temporaries of a batch happen to be alive and where the allocator puts them.
 
 Without arguments the random network, which needs no weights; `--extractor SPEC [--weights FILE]` for another.
+`--against` times Inception's features beside torch-fidelity's own module, the same batches in turn, and compares them.
 """
 
 import argparse
@@ -18,12 +19,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measure import verdict
+from benchmarks.measure import cpu_seconds, not_measured, paired_ratio, verdict
+from shared.evaluation.extractor import Extractor
 from shared.evaluation.feature_statistics import accumulate
-from shared.evaluation.networks import load_extractor
+from shared.evaluation.networks import INCEPTION, load_extractor
 
 SEED = 0
 IMAGES, WARM, BATCH, SIDE = 10_000, 2000, 64, 64
+AGAINST_ROUNDS, AGAINST_BATCH = 3, 32
+NEEDED_SPEED, ALLOWED_DIFFERENCE = 1.0, 1e-4
+"""Of `--against`: times as fast as torch-fidelity's module, and relative difference of the features."""
 ALLOWED_SHARE = 0.25
 """Of what it would take to keep the features of the images in between: the smallest way to be not flat."""
 
@@ -35,7 +40,12 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--weights-sha256", default="")
     parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--against", action="store_true", help="Inception beside torch-fidelity's own module")
     options = parser.parse_args(arguments)
+    if options.against:
+        if not options.weights:
+            return not_measured("features --against", "give --weights FILE of the Inception network")
+        return against_torch_fidelity(options.weights, options.weights_sha256)
     extractor = load_extractor(options.extractor, weights=options.weights, weights_sha256=options.weights_sha256)
     held: list[float] = []
     wall, cpu = time.perf_counter(), time.process_time()
@@ -48,6 +58,29 @@ def main(arguments: Sequence[str] = ()) -> int:
         f"{growth:+.1f} MB since {WARM:,} (at most {allowed:.1f})"
     )
     return verdict(f"features, {options.extractor}", text, reached=growth <= allowed)
+
+
+def against_torch_fidelity(weights: Path, digest: str) -> int:
+    """Print how many times as fast our features are, and how far from theirs; 0 when neither slower nor different."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    torch.set_num_threads(1)
+    ours: Extractor = load_extractor(INCEPTION, weights=weights, weights_sha256=digest)
+    theirs = FeatureExtractorInceptionV3(INCEPTION, ["2048"], feature_extractor_weights_path=str(weights)).eval()
+    (batch,) = images(AGAINST_BATCH, [0.0])
+    with torch.no_grad():
+        expected = theirs(batch)[0]
+        found = torch.from_numpy(ours(batch))
+        actions = {"torch-fidelity": lambda: theirs(batch), "ours": lambda: ours(batch)}
+        times = cpu_seconds(actions, AGAINST_ROUNDS)
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    ratio = paired_ratio(times, "torch-fidelity", "ours")
+    text = (
+        f"{AGAINST_BATCH / min(times['ours']):.1f} images per CPU second, {ratio:.2f}x torch-fidelity's module (needs "
+        f"{NEEDED_SPEED:g}x), relative difference {difference:.1e} (at most {ALLOWED_DIFFERENCE:g})"
+    )
+    reached = ratio >= NEEDED_SPEED and difference <= ALLOWED_DIFFERENCE
+    return verdict("Inception features, one thread", text, reached=reached)
 
 
 def images(number: int, held: list[float]) -> Iterator[torch.Tensor]:

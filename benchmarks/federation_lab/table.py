@@ -15,6 +15,8 @@ BYTES = 64.0
 """A weight, received and sent: of eight rounds in float32. A recipe for sites takes no more."""
 MOST, MOST_UPPER, LEAST_GAIN = 1.05, 1.10, 0.30
 """Excess of the recipe over that of pooled training and the upper end of its interval; what a site gains by it."""
+MOST_UNEVEN = 1.15
+"""Excess of the recipe in an uneven world over that in the even one."""
 PAIRS = (
     ("four-kept", "four"),
     ("four-restart-warm-once", "four"),
@@ -63,6 +65,8 @@ def table(lines: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     if missing:
         return f"{len(arms)} arms, not run: {', '.join(missing)}", False
     if PRODUCT in arms:
+        for text in uneven_worlds(arms):
+            print(text)
         for kind in KINDS:
             print(in_kind(kind, {**sides, "four sites": [arms[PRODUCT]]}, best_known(arms))[0])
     told = [in_kind(kind, sides, best_known(arms)) for kind in KINDS]
@@ -80,6 +84,24 @@ def in_kind(kind: str, sides: Mapping[str, Sequence[Any]], floor: Losses) -> tup
         f"[{1 - left[2]:.0%}, {1 - left[1]:.0%}] below that of the best site alone ({names[2]})"
     )
     return text, price[0] <= MOST and price[2] <= MOST_UPPER and 1 - left[0] >= LEAST_GAIN
+
+
+def uneven_worlds(arms: Mapping[str, Any]) -> list[str]:
+    """What the product's recipe loses where sites are uneven: its excess over that of the even world, by last weights.
+
+    A world that sees fewer images pays for these, too.
+    """
+    floor, even = best_known(arms), at_end(arms[PRODUCT])
+    found = []
+    for name, line in arms.items():
+        if line["arm"]["uneven"] != "no":
+            value = ratio(at_end(line) - floor, even - floor)
+            is_within = value[0] <= MOST_UNEVEN
+            found.append(
+                f"{name}: excess {in_words(value)} times that of {PRODUCT} (limit {MOST_UNEVEN}): "
+                f"{'reached' if is_within else 'NOT reached'}"
+            )
+    return found
 
 
 def _mean(found: tuple[Losses, Any]) -> float:

@@ -26,7 +26,6 @@ def register(app: typer.Typer) -> None:
     app.command()(train)
     app.command("import-checkpoint")(import_checkpoint)
     app.command()(export)
-    app.command()(toy)
     app.add_typer(data, name="data")
     app.add_typer(experiments, name="experiments")
 
@@ -222,25 +221,3 @@ def experiment_schema() -> None:
     from shared.experiment.settings_reference import json_schema
 
     typer.echo(json_schema().rstrip())
-
-
-def toy(
-    name: Annotated[Literal["swiss-roll", "rose"], typer.Argument(help="Which of the paper's toy distributions.")],
-    out: Annotated[Path, typer.Option(help="Folder for the figure and the distances.")],
-    seed: Annotated[
-        list[int] | None, typer.Option(min=0, help="Seed of all random numbers; may be repeated. Default: 0, 1 and 2.")
-    ] = None,
-) -> None:
-    """Repeat the paper's Figure 2 in minutes: masked pre-training against training from scratch at equal operations."""
-    from server.studies.toys import run_toy
-
-    result = run_toy(name, out, seeds=seed or (0, 1, 2))
-    typer.echo(f"{out / name}.png: energy distance to fresh data, median of {len(result.runs)} seeds")
-    for place, point in enumerate(result.runs[0].points):
-        proxy, both, scratch = (result.median(what, place) for what in ("proxy", "two_stages", "scratch"))
-        typer.echo(
-            f"  {point.operations:>5} steps' operations: masked stage alone {proxy:.4f}, both stages {both:.4f}, from "
-            f"scratch {scratch:.4f}"
-        )
-    first = result.runs[0]
-    typer.echo(f"  two draws of the data {first.floor:.4f}, independent coordinates {first.independent:.4f}")

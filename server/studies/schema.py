@@ -1,18 +1,14 @@
-"""Studies: a question, the arms that answer it, and what is derived from them; one data file each. No torch here."""
+"""Studies: a question, the arms that answer it, and what is derived from them. No torch here."""
 
-import tomllib
-from pathlib import Path
-from typing import Literal, Self, cast
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from shared.errors import InputError
 from shared.experiment.base import Section
-from shared.experiment.config import explain
 
-FOLDER = Path(__file__).parent / "definitions"
-SCALES = ("cpu", "gpu", "paper")
-Scale = Literal["cpu", "gpu", "paper"]
+SCALES = ("small", "cpu", "gpu", "paper")
+Scale = Literal["small", "cpu", "gpu", "paper"]
+Settings = dict[str, bool | int | float | str]
 Source = Literal["public", "private"]
 
 
@@ -29,8 +25,8 @@ class Stage(Section):
 
     recipe: str
     """Name of an experiment that ships with the project."""
-    settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
-    """`"section.key" = value`, replaces settings of the recipe."""
+    settings: Settings = Field(default_factory=dict)
+    """`"section.key" = value`, replaces settings of the recipe and of the scale."""
     images: int = Field(0, ge=0)
     """Images seen in all, over all sites; 0: steps and batch of the recipe."""
     at: tuple[int, ...] = ()
@@ -40,8 +36,7 @@ class Stage(Section):
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        if "train.seed" in self.settings:
-            raise ValueError("settings: train.seed is what `reproduce --seed` gives: leave it out")
+        _refuse_seed(self.settings)
         if list(self.at) != sorted(set(self.at)):
             raise ValueError(f"at {list(self.at)} is not rising: sort it, each number once")
         if self.images and self.at and self.at[-1] > self.images:
@@ -108,6 +103,18 @@ class ScalePlan(Section):
     """Images generated for each distance."""
     synthetic: int = Field(ge=1)
     """Images of each of the two sets where synthetic faces stand in."""
+    settings: Settings = Field(default_factory=dict)
+    """`"section.key" = value` of every arm; an arm's own win."""
+    like: Scale | Literal[""] = ""
+    """Scale whose arms this one has as well, where an arm says nothing else of this scale: with the settings of both
+    scales, this one's before that one's ..."""
+    images_share: float = Field(1.0, gt=0, le=1)
+    """... and with this share of their images."""
+
+    @model_validator(mode="after")
+    def _seed_is_given(self) -> Self:
+        _refuse_seed(self.settings)
+        return self
 
 
 class Study(Section):
@@ -131,6 +138,17 @@ class Study(Section):
             total = sum(split.share for split in self.splits.values() if split.source == source)
             if total > 1 + 1e-9:
                 raise ValueError(f"splits of {source} add up to {total:g}: at most 1")
+        return self
+
+    @model_validator(mode="after")
+    def _scales_refer_to_what_is_there(self) -> Self:
+        for name, plan in self.scales.items():
+            if plan.like and (plan.like == name or plan.like not in self.scales or self.scales[plan.like].like):
+                raise ValueError(f"scales.{name}: like {plan.like!r} is no other scale with arms of its own")
+            for arm, stages in ((arm, self.arms[arm].scales) for arm in self.arms):
+                whole = stages[plan.like] if plan.like in stages and name not in stages else None
+                if whole and plan.images_share < 1 and not whole.images:
+                    raise ValueError(f"arms.{arm}: scale {plan.like} has no images to take a share of: give them")
         return self
 
     @model_validator(mode="after")
@@ -159,56 +177,6 @@ class Study(Section):
         return self
 
 
-def study_names() -> list[str]:
-    """Names of all studies, sorted."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml"))
-
-
-def load_study(name: str) -> Study:
-    """The study of a name, or of a file.
-
-    Raises:
-        InputError: no such study, bad TOML, unknown key, or a reference to nothing; the line names the key.
-    """
-    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
-    try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"study {name!r} is unknown: known are {', '.join(study_names())}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"study {path.name}: not valid TOML ({error})") from error
-    try:
-        return Study.model_validate(tree)
-    except ValidationError as error:
-        raise InputError(f"study {path.name}: {explain(error, Study)}") from error
-
-
-def arm_at(study: Study, study_name: str, arm: str, scale: str) -> tuple[Arm, Stage, Scale]:
-    """An arm, and what it trains at a scale.
-
-    Raises:
-        InputError: no such arm, or not at that scale; the line lists what there is.
-    """
-    if scale not in SCALES:
-        raise InputError(f"scale {scale!r} is unknown: give one of {', '.join(SCALES)}")
-    known = cast(Scale, scale)
-    if arm not in study.arms:
-        raise InputError(f"study {study_name} has no arm {arm!r}: it has {', '.join(study.arms)}")
-    chosen = study.arms[arm]
-    if known not in chosen.scales:
-        raise InputError(
-            f"arm {arm} of {study_name} has no scale {scale!r}: it has {', '.join(chosen.scales)}; choose with --scale"
-        )
-    return chosen, chosen.scales[known], known
-
-
-def arms_at(study: Study, study_name: str, scale: str) -> list[str]:
-    """Names of all arms that a study has at a scale, in its order.
-
-    Raises:
-        InputError: unknown scale, or none.
-    """
-    names = [name for name, arm in study.arms.items() if scale in arm.scales]
-    if not names:
-        raise InputError(f"study {study_name} has no scale {scale!r}: it has {', '.join(study.scales)}")
-    return names
+def _refuse_seed(settings: Settings) -> None:
+    if "train.seed" in settings:
+        raise ValueError("settings: train.seed is what `reproduce --seed` gives: leave it out")

@@ -20,6 +20,9 @@ FOLDER = Path(__file__).parents[1] / "results"
 SYNTHETIC = "synthetic"
 """Folder in it for results on synthetic faces, which may have pictures."""
 
+HELD_OUT_LOSS = "held_out_loss_of_v"
+"""Name under which the denoising loss on the test split stands among the distances; it has no feature network."""
+
 Metrics = dict[str, dict[str, dict[str, float]]]
 """By reference (`test`, `validation`), distance name, and `distance`, `kernel`, `precision` or `recall`; the first two
 with `_low` and `_high`, their 95 percent intervals over the draw of the generated images, where measured."""
@@ -37,6 +40,17 @@ class CurvePoint(Section):
     metrics: Metrics = Field(default_factory=dict)
     copied: dict[str, float] = Field(default_factory=dict)
     """Share of generated images that are copies of training images: by `pixels`, and by distance name."""
+
+
+class EndPoint(Section):
+    """The end of an arm measured once more, with many images: Frechet distances of few are mostly bias."""
+
+    num_images: int
+    metrics: dict[str, dict[str, float]]
+    """Of the test split, by distance name: as in `Metrics`."""
+    extractors: dict[str, str]
+    """Digest of each extractor's weights, by distance name."""
+    seconds: float
 
 
 class Init(Section):
@@ -67,7 +81,8 @@ class ArmResult(Section):
     training_images: Metrics = Field(default_factory=dict)
     """As `metrics`, of as many training images in place of generated ones: what copying everything would get."""
     extractors: dict[str, str]
-    """Digest of each extractor's weights, by distance name; the first chooses among points."""
+    """Digest of each extractor's weights, by distance name; the first chooses among points. Empty for a loss."""
+    end: EndPoint | None = None
     measured: dict[str, Any] = Field(default_factory=dict)
     """How: images generated, sampler, evaluations, seed, precision."""
     training_seconds: float

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from server.studies.toy_shapes import ToyName, draw
+from server.studies.stored_toys import ToyName
+from server.studies.toy_shapes import draw
 from shared.diffusion.masks import choose_subsets
 from shared.diffusion.samplers import ddim
 from shared.diffusion.schedule import Schedule, q_sample

@@ -5,12 +5,11 @@ Shapes: B points, N coordinates.
 # ruff: noqa: N803 - shape suffixes
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-ToyName = Literal["swiss-roll", "rose"]
+from server.studies.stored_toys import ToyName
 
 
 def draw(name: ToyName, count: int, stream: torch.Generator) -> Tensor:

@@ -9,19 +9,24 @@ Shapes: N coordinates.
 """
 
 import json
-import statistics
+import shlex
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from server.studies.stored_toys import ToyName, ToyPoint, ToyResult, ToyRun
 from server.studies.toy_network import draw_samples, new_model, train
-from server.studies.toy_shapes import ToyName, draw, energy_distance, without_dependence
+from server.studies.toy_shapes import draw, energy_distance, without_dependence
 from shared.diffusion.schedule import make_schedule
-from shared.experiment.base import Section
 from shared.seeding import derive_seed, generator
+from shared.storage.files import write_atomically
+from shared.storage.versions import git_commit
+from shared.training.flops import hardware
 
 VISIBLE: dict[ToyName, int] = {"swiss-roll": 1, "rose": 2}
 """Coordinates that masked score matching shows: single ones of the roll, all pairs of the rose."""
@@ -33,46 +38,6 @@ LEAST_SHOWN = 1e-4
 """About what two draws of the data differ by: a logarithmic axis ends there."""
 SHOWN_BUDGET = 2000
 """The figure's clouds are drawn at this budget, or at the first one."""
-
-
-class ToyPoint(Section):
-    """Both trainings at equal operations."""
-
-    operations: int
-    """In steps of denoising score matching on one batch."""
-    masked_steps: int
-    denoising_steps: int
-    """After the masked ones."""
-    proxy: float
-    """Energy distance to fresh data after masked score matching alone ..."""
-    two_stages: float
-    """... after both ..."""
-    scratch: float
-    """... and after `operations` steps of denoising score matching from scratch."""
-
-
-class ToyRun(Section):
-    """What one seed gives."""
-
-    seed: int
-    points: tuple[ToyPoint, ...]
-    floor: float
-    """Distance of two draws of the data: 0 on average, and how far from it chance may be."""
-    independent: float
-    """Distance of points with the data's marginals and independent coordinates."""
-
-
-class ToyResult(Section):
-    """All seeds of one toy."""
-
-    name: ToyName
-    num_samples: int
-    runs: tuple[ToyRun, ...]
-    seconds: float
-
-    def median(self, what: str, place: int) -> float:
-        """Median over the seeds of `proxy`, `two_stages` or `scratch` at the budget of that place."""
-        return float(statistics.median(getattr(run.points[place], what) for run in self.runs))
 
 
 def run_toy(
@@ -101,12 +66,27 @@ def run_toy(
         run, clouds = _run(name, seed, budgets, num_samples)
         runs.append(run)
         shown = shown or clouds
-    seconds = round(time.perf_counter() - started, 1)
-    result = ToyResult(name=name, num_samples=num_samples, runs=tuple(runs), seconds=seconds)
+    result = ToyResult(
+        name=name,
+        num_samples=num_samples,
+        runs=tuple(runs),
+        seconds=round(time.perf_counter() - started, 1),
+        threads=torch.get_num_threads(),
+        hardware=hardware(),
+        commit=git_commit(),
+        command=_command(name, seeds, budgets),
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+    )
     out.mkdir(parents=True, exist_ok=True)
     _plot(shown, result, out / f"{name}.png")
-    (out / f"{name}.json").write_text(json.dumps(result.model_dump(), indent=1) + "\n", encoding="utf-8")
+    write_atomically(out / f"{name}.json", json.dumps(result.model_dump(), indent=1) + "\n")
     return result
+
+
+def _command(name: ToyName, seeds: Sequence[int], budgets: Sequence[int]) -> str:
+    """What to type for the same numbers."""
+    shorter = [] if tuple(budgets) == BUDGETS else [f"--operations={budget}" for budget in budgets]
+    return shlex.join(["maskfed-server", "toy", name, *(f"--seed={seed}" for seed in seeds), *shorter])
 
 
 def _run(name: ToyName, seed: int, budgets: Sequence[int], count: int) -> tuple[ToyRun, dict[str, Tensor]]:

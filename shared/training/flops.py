@@ -8,6 +8,8 @@ from torch import nn
 
 from shared.diffusion.uvit import UViT, build_model
 from shared.experiment.config import Experiment
+from shared.training.optimizer import ITERATIONS
+from shared.updates.trainable import is_hidden_matrix
 
 
 def train_flops(experiment: Experiment) -> float:
@@ -29,6 +31,27 @@ def train_flops(experiment: Experiment) -> float:
     values = sum(model.patch_values) / sequences
     per_token = blocks * 12 * width**2 + skips * 2 * width**2 + 2 * values * width
     return 3.0 * (2 * tokens * per_token + 4 * blocks * tokens**2 * width)
+
+
+def training_flops(experiment: Experiment) -> float:
+    """`train_flops`, and an image's share of the matrix products with which Muon makes a step of one batch.
+
+    What arms of a study are compared by: at small batches and few tokens Muon's products are more than the network's.
+    """
+    return train_flops(experiment) + muon_flops(experiment) / experiment.train.batch
+
+
+def muon_flops(experiment: Experiment) -> float:
+    """Floating-point operations of Newton and Schulz's iterations of one step; 0 for AdamW.
+
+    Of a matrix of A by B numbers, A the smaller, each iteration is two products of A A B and one of A A A.
+    """
+    if experiment.optim.optimizer != "muon":
+        return 0.0
+    with torch.device("meta"):
+        named = [(name, tuple(each.shape)) for name, each in build_model(experiment).named_parameters()]
+    shapes = [sorted(shape) for name, shape in named if is_hidden_matrix(name, shape)]
+    return float(sum(ITERATIONS * 2 * (2 * a * a * b + a**3) for a, b in shapes))
 
 
 def _cropped(experiment: Experiment, divisor: int) -> Experiment:

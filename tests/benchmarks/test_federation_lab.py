@@ -354,6 +354,21 @@ def test_what_misses_a_goal_is_not_reached(changed):
     assert not table(results(**changed))[1]
 
 
+def test_uneven_worlds_stand_beside_the_even_one(capsys):
+    """Losses in thousandths above 0.2; the best known is at 0.1, 0.2 and 0.3 of them."""
+    worlds = {
+        "four-product-muon": [2.1, 3.2, 4.3],
+        "four-muon-straggler": [2.3, 3.5, 4.7],
+        "four-muon-joiner": [2.5, 3.8, 5.1],
+        "one-long": [0.1, 0.2, 0.3],
+    }
+    table(results(**worlds))
+    printed = capsys.readouterr().out
+    for told in ("straggler: excess 1.10 [1.10, 1.10]", "joiner: excess 1.20 [1.20, 1.20]"):
+        outcome = "reached" if "1.10" in told else "NOT reached"
+        assert f"four-muon-{told} times that of four-product-muon (limit 1.15): {outcome}\n" in printed
+
+
 def test_missing_arms_are_named():
     text, is_reached = table(results()[:2])
     assert not is_reached and text == "2 arms, not run: four sites, a site alone, one-long"

@@ -10,8 +10,11 @@ from server.studies.page.break_even import equal_operations
 from server.studies.page.derived import curve_to_test, derive
 from server.studies.page.results_text import ScaleSection, StudyText, grid_rows, read_reported, render
 from server.studies.page.seed_spread import AllSeeds, spread_of
-from server.studies.schema import SCALES, Scale, Study, arms_at, load_study, study_names
+from server.studies.page.toy_table import toy_table
+from server.studies.schema import SCALES, Scale, Study
 from server.studies.stored_results import ArmResult, read_results, result_file
+from server.studies.stored_toys import TOYS, read_toys
+from server.studies.study_files import arms_at, load_study, study_names
 from shared.errors import InputError
 from shared.storage.files import write_atomically
 
@@ -72,8 +75,9 @@ def make_pages(folder: Path = stored_results.FOLDER) -> Pages:
         blocks = _blocks(study, name, stored, synthetic, folder, texts)
         shown.append(StudyText(study.title, study.question.strip(), study.arms, study.discussion.strip(), blocks))
     reported = read_reported(folder / REPORTED_FILE)
+    toys = [toy_table(each, f"{folder.name}/{TOYS}/{each.name}.png") for each in read_toys(folder / TOYS)]
     everything = [result for found in (stored, synthetic) for results in found.values() for result in results]
-    texts[folder.parent / PAGE_NAME] = render(shown, reported, everything)
+    texts[folder.parent / PAGE_NAME] = render(shown, toys, reported, everything)
     return Pages(texts, folder)
 
 

@@ -11,6 +11,7 @@ from server.report.formatting import format_number, format_seconds
 from server.studies.page.break_even import BreakEven, count
 from server.studies.page.derived import Derived, chosen_point, distance_to_test
 from server.studies.page.seed_spread import SeedSpread
+from server.studies.page.toy_table import ToyTable
 from server.studies.schema import Arm, ArmGrid, Scale
 from server.studies.stored_results import ArmResult
 from shared.errors import InputError
@@ -75,6 +76,11 @@ class ScaleSection:
         return [(arm, result) for arm, result in self.arms if result.extractors]
 
     @property
+    def ended(self) -> Arms:
+        """Arms whose end was measured once more, with many images."""
+        return [(arm, result) for arm, result in self.arms if result.end]
+
+    @property
     def distances(self) -> list[str]:
         """Names of all distances."""
         return distances_of(self.arms)
@@ -91,7 +97,12 @@ class StudyText:
     blocks: Sequence[ScaleSection]
 
 
-def render(studies: Sequence[StudyText], reported: Sequence[ReportedTable], results: Sequence[ArmResult]) -> str:
+def render(
+    studies: Sequence[StudyText],
+    toys: Sequence[ToyTable],
+    reported: Sequence[ReportedTable],
+    results: Sequence[ArmResult],
+) -> str:
     """The page."""
     environment = Environment(
         loader=PackageLoader("server.studies.page", "templates"),
@@ -112,7 +123,7 @@ def render(studies: Sequence[StudyText], reported: Sequence[ReportedTable], resu
         "commit": _commit,
         "chosen_point": chosen_point,
     }
-    return environment.get_template("results.md").render(studies=studies, reported=reported, results=results)
+    return environment.get_template("results.md").render(studies=studies, toys=toys, reported=reported, results=results)
 
 
 def distances_of(arms: Arms) -> list[str]:

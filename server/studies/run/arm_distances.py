@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from server.evaluation.drawing import SOLVER
+from server.evaluation.measures.held_out_loss import NORMAL_QUANTILE, held_out_loss
 from server.evaluation.measures.scores import scores
 from server.evaluation.reference import Reference, kept_rows, open_reference
+from server.studies.stored_results import HELD_OUT_LOSS
 from shared.audits.memorisation import MIN_HELD_OUT, Features, Views, copies, pixel_features, views_of
 from shared.data.image_cache import open_images
 from shared.data.image_set import ImageCache
@@ -57,6 +59,7 @@ class Measure:
         num_images: generated for each measurement.
         device: where the model samples.
         on_progress: told images sampled and in all.
+        tells_copies: whether copies of training images are looked for, which needs the reference `validation`.
     """
 
     extractors: Sequence[Extractor]
@@ -67,6 +70,7 @@ class Measure:
     num_images: int
     device: torch.device
     on_progress: Callable[[int, int], None]
+    tells_copies: bool = True
 
     def __call__(self, checkpoint: Path) -> Measurement:
         """Sample the moving average of `checkpoint` and compare; image k is a function of the seed and k."""
@@ -90,7 +94,8 @@ class Measure:
             for extractor in self.extractors
         }
         is_mirrored = loaded.experiment.data.horizontal_flip
-        copied = self._copied(features, views_of(pixel_features, images_NCHW, is_mirrored=is_mirrored))
+        pixels = views_of(pixel_features, images_NCHW, is_mirrored=is_mirrored)
+        copied = self._copied(features, pixels) if self.tells_copies else {}
         facts = {
             "num_images": self.num_images,
             "nfe": loaded.nfe,
@@ -100,7 +105,10 @@ class Measure:
             "weights": loaded.weights,
             "checkpoint": loaded.meta.digest,
         }
-        return Measurement(self._metrics(features), copied, facts, images_NCHW[:SHOWN_IMAGES])
+        metrics = self._metrics(features)
+        if not loaded.experiment.data.wavelet:
+            metrics["test"][HELD_OUT_LOSS] = self._held_out_loss(checkpoint)
+        return Measurement(metrics, copied, facts, images_NCHW[:SHOWN_IMAGES])
 
     def of_training_images(self) -> dict[str, dict[str, dict[str, float]]]:
         """The metrics of as many training images in place of generated ones, each as often as any other."""
@@ -119,6 +127,12 @@ class Measure:
             }
             for name, cache in self.references.items()
         }
+
+    def _held_out_loss(self, checkpoint: Path) -> dict[str, float]:
+        """Of v, so that networks which predict other things compare, with its interval over images."""
+        found = held_out_loss(checkpoint, str(self.references["test"]), in_v=True)
+        half = NORMAL_QUANTILE * found.error
+        return {"distance": found.mean, "distance_low": found.mean - half, "distance_high": found.mean + half}
 
     def _copied(self, features: dict[str, np.ndarray[Any, Any]], pixels: Views) -> dict[str, float]:
         """Nothing with too few images for the test."""
@@ -167,3 +181,8 @@ def _pixels(images: ImageCache, *, is_mirrored: bool) -> Views:
     ]
     views: list[Features] = [np.concatenate(view) for view in zip(*parts, strict=True)]
     return views
+
+
+def digests(extractors: Sequence[Extractor]) -> dict[str, str]:
+    """Digest of each network's weights, by distance name."""
+    return {extractor.space.distance_name: extractor.space.sha256 for extractor in extractors}

@@ -7,8 +7,9 @@ from typing import Any
 
 from server.runs.run_directory import RunDir
 from server.simulation.simulation_folder import run_of as simulated_run
-from server.studies.schema import Scale, Study, load_study
+from server.studies.schema import Scale, Study
 from server.studies.stored_results import Init, read_result, seeded
+from server.studies.study_files import load_study
 from shared.errors import InputError
 from shared.experiment.config import Experiment
 from shared.storage.checkpoint import load_meta, resolve_checkpoint
@@ -16,6 +17,7 @@ from shared.storage.files import write_atomically
 from shared.storage.runlog import read_metrics
 
 RESULT_FILE, ASKED_FILE = "result.json", "arm.json"
+POINTS_FOLDER, END_FILE = "points", "end.json"
 
 
 def folder_of(root: Path, study: str, scale: Scale, arm: str, seed: int = 0) -> Path:

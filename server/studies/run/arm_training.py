@@ -11,49 +11,12 @@ from server.runs.run_directory import RunDir
 from server.simulation.simulate import Simulate, simulate
 from server.simulation.simulation_folder import ASKED_FILE, is_complete
 from server.studies.run.arm_folders import newest_checkpoint, run_of, simulation_of
+from server.studies.run.arm_plan import ArmPlan, Milestone
 from server.studies.run.splits import Part
-from server.studies.schema import Arm, Stage
 from server.training.train import train
 from shared.errors import InputError
 from shared.experiment.config import Experiment, parse_experiment
 from shared.storage.checkpoint import load_meta
-
-
-@dataclass(frozen=True)
-class Milestone:
-    """Where an arm is measured."""
-
-    images: int
-    """Seen so far, over all sites."""
-    steps: int
-    """Optimizer steps, of one site where there are several."""
-    rounds: int = 0
-
-
-@dataclass(frozen=True)
-class ArmPlan:
-    """The milestones of an arm in order; the last is its end."""
-
-    milestones: tuple[Milestone, ...]
-    sites: int
-
-
-def plan(experiment: Experiment, arm: Arm, stage: Stage) -> ArmPlan:
-    """Image counts as steps and rounds, rounded up to whole ones.
-
-    Raises:
-        InputError: the recipe says no length.
-    """
-    batch = experiment.train.batch
-    if not arm.sites:
-        total = stage.images or experiment.train.steps * batch
-        steps = sorted({math.ceil(images / batch) for images in (*stage.at, total)})
-        return ArmPlan(tuple(Milestone(count * batch, count) for count in steps), 0)
-    local_steps = experiment.federation.local_steps
-    per_round = arm.sites * local_steps * batch
-    total = stage.images or experiment.federation.rounds * per_round
-    rounds = sorted({math.ceil(images / per_round) for images in (*stage.at, total)})
-    return ArmPlan(tuple(Milestone(count * per_round, count * local_steps, count) for count in rounds), arm.sites)
 
 
 @dataclass(frozen=True)
@@ -70,6 +33,15 @@ class Trainer:
     def advance(self, milestone: Milestone) -> Path | None:
         """The checkpoint of a milestone, trained where there is none yet; None when the training did not get there."""
         return self._round(milestone) if self.plan.sites else self._train(milestone)
+
+    def end(self) -> Path:
+        """The checkpoint of the last milestone, which `advance` has reached.
+
+        Raises:
+            InputError: it is gone.
+        """
+        last, run = self.plan.milestones[-1], run_of(self.folder, self.plan.sites)
+        return run.round_checkpoint(last.rounds) if self.plan.sites else _kept(run, last)
 
     def _train(self, milestone: Milestone) -> Path | None:
         run = run_of(self.folder, 0)

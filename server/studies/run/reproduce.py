@@ -6,7 +6,7 @@ asks a central arm for more images than before, it goes on from its end.
 """
 
 import json
-import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 
 from server.evaluation.drawing import pick_device
 from server.report.pictures import stack
-from server.studies.run.arm_distances import SHOWN_IMAGES, Measure, Measurement
+from server.studies.run.arm_distances import Measure, digests
 from server.studies.run.arm_folders import (
     RESULT_FILE,
     claim,
@@ -24,11 +24,14 @@ from server.studies.run.arm_folders import (
     stored_experiment,
     training_seconds,
 )
-from server.studies.run.arm_settings import ArmSettings
-from server.studies.run.arm_training import Milestone, Trainer, plan
+from server.studies.run.arm_plan import plan
+from server.studies.run.arm_points import Points
+from server.studies.run.arm_settings import ArmSettings, open_extractors
+from server.studies.run.arm_training import Trainer
 from server.studies.run.splits import Part, Splits
-from server.studies.schema import Arm, Scale, Stage, Study, arm_at, load_study
+from server.studies.schema import Arm, Scale, Stage, Study
 from server.studies.stored_results import (
+    HELD_OUT_LOSS,
     SYNTHETIC,
     ArmResult,
     CurvePoint,
@@ -38,20 +41,15 @@ from server.studies.stored_results import (
     result_file,
     write_result,
 )
-from shared.errors import InputError
+from server.studies.study_files import arm_at, load_study
 from shared.evaluation.extractor import Extractor
-from shared.evaluation.generate import save_grid
-from shared.evaluation.networks import INCEPTION, load_extractor
 from shared.experiment.config import Experiment, load_experiment
 from shared.experiment.recipes import find_experiment
 from shared.storage.chunks import rank_from_environment
-from shared.storage.files import write_atomically
-from shared.storage.synthetic_mark import SyntheticMark, seed_range
 from shared.storage.versions import git_commit, installed_versions
-from shared.training.flops import hardware, train_flops
+from shared.training.flops import hardware
 from shared.training.precision import speed_up_float32
 
-POINTS_FOLDER = "points"
 _SHOWN_SECTIONS = ("train", "model", "mask", "diffusion", "data", "optim", "federation", "evaluation")
 
 
@@ -85,24 +83,14 @@ class Job:
         overrides += [f"train.seed={settings.seed}"]
         self.experiment = load_experiment(find_experiment(stage.recipe), overrides)
         self.plan = plan(self.experiment, arm, stage)
+        self.points = Points(self.folder, self.experiment, arm_name, self._is_synthetic, settings.say)
 
     def run(self) -> Path | None:
         """Everything that is left; the stored result."""
         settings = self.settings
-        takes_weights = [spec.startswith(("inception", "clip")) for spec in settings.extractors]
-        if settings.weights and not any(takes_weights):
-            raise InputError(f"--weights {settings.weights}: no extractor takes it, give one such as {INCEPTION}")
         speed_up_float32()
         device = pick_device(settings.device, rank_from_environment())
-        extractors = [
-            load_extractor(
-                spec,
-                weights=settings.weights,
-                weights_sha256=settings.weights_sha256 if is_taken else "",
-                device=device,
-            )
-            for spec, is_taken in zip(settings.extractors, takes_weights, strict=True)
-        ]
+        extractors, at_end = open_extractors(settings, device)
         source, init = find_init(settings.root, self.study_name, self.study, self.scale, self.arm_name, settings.seed)
         sources = {"public": settings.public, "private": settings.private}
         size, num_synthetic = self.experiment.model.image_size, self.study.scales[self.scale].synthetic
@@ -110,22 +98,32 @@ class Job:
         parts = splits.of(self.arm)
         claim(self.folder, self._asked(parts, extractors, init))
         result = self.folder / RESULT_FILE
-        wanted = [milestone.images for milestone in self.plan.milestones]
-        if not result.exists() or [point.images for point in read_result(result).curve] != wanted:
+        if not self._is_done(result, at_end):
             measure = self._measure(parts, extractors, device)
-            points = self._points(Trainer(self.experiment, self.plan, self.folder, parts["train"], source), measure)
+            trainer = Trainer(self.experiment, self.plan, self.folder, parts["train"], source)
+            points = self.points.all(trainer, measure if self.arm.test else None)
             if points is None:
                 return None
+            if at_end and self.arm.test:
+                self.points.measure_end(self._end_measure(parts, at_end, device), trainer)
             training_images = measure.of_training_images() if self.arm.test else {}
             write_result(self._result(points, training_images, parts, extractors, init), result)
         return self._store(result)
+
+    def _is_done(self, result: Path, at_end: list[Extractor]) -> bool:
+        """Whether a result holds all that is asked for."""
+        if not result.exists():
+            return False
+        found, wanted = read_result(result), [milestone.images for milestone in self.plan.milestones]
+        is_ended = not at_end or not self.arm.test or self.points.has_end(digests(at_end), self.settings.end_images)
+        return [point.images for point in found.curve] == wanted and is_ended
 
     def _store(self, result: Path) -> Path:
         """Copy a result to the others, with its pictures where no real face had a part in them."""
         results = self.settings.results / SYNTHETIC if self._is_synthetic else self.settings.results
         stored = result_file(results, self.study_name, self.scale, self.arm_name, self.settings.seed)
         write_result(read_result(result), stored)
-        rows = [self._point_file(milestone).with_suffix(".png") for milestone in self.plan.milestones]
+        rows = [self.points.file(milestone).with_suffix(".png") for milestone in self.plan.milestones]
         if self._is_synthetic and self.arm.test:
             stack(rows, stored.with_suffix(".png"))
         return stored
@@ -133,37 +131,6 @@ class Job:
     @property
     def _is_synthetic(self) -> bool:
         return not self.settings.public and not self.settings.private
-
-    def _point_file(self, milestone: Milestone) -> Path:
-        return self.folder / POINTS_FOLDER / f"{milestone.images:010d}.json"
-
-    def _points(self, trainer: Trainer, measure: Measure) -> list[dict[str, Any]] | None:
-        """Train from point to point and measure at each; None when the training stopped before its end."""
-        flops, points = train_flops(self.experiment), []
-        for milestone in self.plan.milestones:
-            file = self._point_file(milestone)
-            if not file.exists():
-                checkpoint = trainer.advance(milestone)
-                if checkpoint is None:
-                    return None
-                started, found = time.monotonic(), measure(checkpoint) if self.arm.test else Measurement()
-                point = CurvePoint(
-                    images=milestone.images,
-                    steps=milestone.steps,
-                    flops=milestone.images * flops,
-                    metrics=found.metrics,
-                    copied=found.copied,
-                )
-                seconds = round(time.monotonic() - started, 2)
-                self._say_point(point)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                if found.images is not None and self._is_synthetic:
-                    mark = SyntheticMark(found.facts["checkpoint"], seed_range(found.facts["seed"], len(found.images)))
-                    save_grid(found.images, file.with_suffix(".png"), SHOWN_IMAGES, mark)
-                tree = {"point": point.model_dump(mode="json"), "measured": found.facts, "seconds": seconds}
-                write_atomically(file, json.dumps(tree, indent=1) + "\n")
-            points.append(json.loads(file.read_text(encoding="utf-8")))
-        return points
 
     def _measure(self, parts: dict[str, Part], extractors: list[Extractor], device: torch.device) -> Measure:
         return Measure(
@@ -177,9 +144,10 @@ class Job:
             on_progress=self.settings.on_progress,
         )
 
-    def _say_point(self, point: CurvePoint) -> None:
-        shown = [f"{name} {values['distance']:.4g}" for name, values in point.metrics.get("test", {}).items()]
-        self.settings.say(f"{self.arm_name}: {point.images:,} images: {', '.join(shown) or 'trained'}")
+    def _end_measure(self, parts: dict[str, Part], extractors: list[Extractor], device: torch.device) -> Measure:
+        """Many images against the test split alone."""
+        whole = self._measure({role: parts[role] for role in ("train", "test")}, extractors, device)
+        return replace(whole, num_images=self.settings.end_images, tells_copies=False)
 
     def _result(
         self,
@@ -207,7 +175,8 @@ class Job:
             experiment=sections,
             data={role: part.facts for role, part in parts.items()},
             training_images=training_images,
-            extractors=_digests(extractors) if self.arm.test else {},
+            extractors=self._measures(extractors),
+            end=self.points.end(),
             measured={key: value for key, value in points[-1]["measured"].items() if key != "checkpoint"},
             training_seconds=round(training_seconds(self.folder, self.arm.sites), 1),
             measuring_seconds=round(sum(entry["seconds"] for entry in points), 1),
@@ -219,6 +188,12 @@ class Job:
             date=datetime.now(UTC).strftime("%Y-%m-%d"),
         )
 
+    def _measures(self, extractors: list[Extractor]) -> dict[str, str]:
+        """What the arm was measured by, the loss last: it never chooses among points."""
+        if not self.arm.test:
+            return {}
+        return digests(extractors) | ({} if self.experiment.data.wavelet else {HELD_OUT_LOSS: ""})
+
     def _asked(self, parts: dict[str, Part], extractors: list[Extractor], init: Init | None) -> dict[str, Any]:
         """What must be the same for the arm to go on; a central one may go on to more images or other milestones."""
         not_asked = {"init"} if self.arm.sites else {"init", "images", "at"}
@@ -226,11 +201,7 @@ class Job:
             "arm": self.arm.model_dump(mode="json", exclude={"title", "scales", "init"}),
             "stage": self.stage.model_dump(mode="json", exclude=not_asked),
             "data": {role: part.facts for role, part in parts.items()},
-            "extractors": _digests(extractors) if self.arm.test else {},
+            "extractors": digests(extractors) if self.arm.test else {},
             "generated": self.study.scales[self.scale].generated,
             "init": init.checkpoint if init else "",
         }
-
-
-def _digests(extractors: list[Extractor]) -> dict[str, str]:
-    return {extractor.space.distance_name: extractor.space.sha256 for extractor in extractors}

@@ -3,10 +3,13 @@ import tomllib
 
 import pytest
 
-from server.studies.schema import FOLDER, Study, arm_at, arms_at, load_study, study_names
+from server.planning.epsilon_forecast import Steps, epsilon
+from server.studies.schema import Study
+from server.studies.study_files import FOLDER, arm_at, arms_at, load_study, study_names
 from shared.errors import InputError
 from shared.experiment.config import load_experiment
 from shared.experiment.recipes import find_experiment
+from shared.training.flops import training_flops
 
 TEXT = """
 title = "Small"
@@ -23,6 +26,13 @@ split = "train"
 test = "test"
 validation = "test"
 scales.cpu = { recipe = "reproduce32-T-dsm", images = 100, at = [10, 50] }
+"""
+
+SMALL = """
+[scales.small]
+like = "cpu"
+generated = 5
+synthetic = 20
 """
 
 
@@ -102,6 +112,11 @@ def test_scratch_of_the_transfer_study_gets_more_steps_than_both_stages_together
             "one arm for each of the 1 columns",
         ),
         ("images = 100", 'init = "none", images = 100', "init 'none' is no arm"),
+        ("synthetic = 40", 'synthetic = 40\nlike = "cpu"', "like 'cpu' is no other scale"),
+        ("synthetic = 40", 'synthetic = 40\nlike = "gpu"', "like 'gpu' is no other scale"),
+        ("synthetic = 40", f"synthetic = 40\n{SMALL}\nimages_share = 0", "images_share"),
+        ("synthetic = 40", 'synthetic = 40\nsettings = { "train.seed" = 3 }', "train.seed is what"),
+        ("images = 100, at = [10, 50] }\n", f"settings = {{ }} }}\n{SMALL}images_share = 0.5\n", "to take a share of"),
     ],
 )
 def test_a_wrong_study_is_refused_in_one_line_that_names_the_key(old, new, words, tmp_path):
@@ -119,7 +134,7 @@ def test_a_right_study_is_read_and_says_what_it_has(tmp_path):
     assert arm_at(study, "small", "scratch", "cpu")[1].at == (10, 50)
     for arm, scale, words in (
         ("none", "cpu", "no arm 'none': it has scratch"),
-        ("scratch", "tpu", "scale 'tpu' is unknown: give one of cpu, gpu, paper"),
+        ("scratch", "tpu", "scale 'tpu' is unknown: give one of small, cpu, gpu, paper"),
         ("scratch", "gpu", "no scale 'gpu': it has cpu"),
     ):
         with pytest.raises(InputError, match=words):
@@ -128,12 +143,78 @@ def test_a_right_study_is_read_and_says_what_it_has(tmp_path):
         arms_at(study, "small", "paper")
 
 
+def test_a_scale_may_have_the_arms_of_another_with_a_share_of_their_images(tmp_path):
+    cpu = 'synthetic = 40\nsettings = { "optim.lr" = 1e-3, "evaluation.steps" = 250, "train.batch" = 16 }\n'
+    small = f'{SMALL}images_share = 0.25\nsettings = {{ "evaluation.steps" = 20, "optim.warmup_steps" = 3 }}\n'
+    own = (
+        'scales.cpu = { recipe = "reproduce32-T-dsm", settings = { "train.batch" = 8 }, images = 100, at = [1, 3, 50] }'
+    )
+    old = 'scales.cpu = { recipe = "reproduce32-T-dsm", images = 100, at = [10, 50] }'
+    study = parse(TEXT.replace("synthetic = 40\n", cpu + small).replace(old, own), tmp_path)
+    stage = study.arms["scratch"].scales["small"]
+    assert stage.settings == {
+        "optim.lr": 1e-3, "evaluation.steps": 20, "optim.warmup_steps": 3, "train.batch": 8
+    }  # fmt: skip
+    # Rounded, each once, and never nothing.
+    assert (stage.images, stage.at) == (25, (1, 12))
+    assert study.arms["scratch"].scales["cpu"].settings == {
+        "optim.lr": 1e-3, "evaluation.steps": 250, "train.batch": 8
+    }  # fmt: skip
+    assert arms_at(study, "small", "small") == ["scratch"]
+    other = parse(
+        TEXT.replace("synthetic = 40\n", cpu + small).replace(
+            old, f'{own}\nscales.small = {{ recipe = "reproduce32-T-msm", images = 7 }}'
+        ),
+        tmp_path,
+    )
+    assert other.arms["scratch"].scales["small"].recipe == "reproduce32-T-msm"
+    assert other.arms["scratch"].scales["small"].settings == {"evaluation.steps": 20, "optim.warmup_steps": 3}
+
+
+@pytest.mark.full_size
+def test_the_arms_of_our_recipe_have_equal_operations_and_a_third_of_them_on_the_way():
+    study = load_study("fast")
+    for scale in ("small", "cpu"):
+        spent = {}
+        for name, arm in study.arms.items():
+            stage = arm.scales[scale]
+            overrides = [f"{key}={json.dumps(value)}" for key, value in stage.settings.items()]
+            each = training_flops(load_experiment(find_experiment(stage.recipe), overrides))
+            before = spent.get(arm.init, 0.0)
+            spent[name] = before + stage.images * each
+            if name in ("fast", "fast-muon", "fast-scratch"):
+                assert before + stage.at[0] * each == pytest.approx(spent["paper"] / 3, rel=0.01)
+        ends = [spent[name] for name, arm in study.arms.items() if arm.test]
+        assert max(ends) < 1.01 * min(ends)
+
+
+def test_private_arms_stay_below_the_epsilon_that_they_are_named_after():
+    study, found = load_study("private"), {}
+    for name, arm in study.arms.items():
+        if not name.startswith("dp-"):
+            continue
+        stage = arm.scales["cpu"]
+        overrides = [f"{key}={json.dumps(value)}" for key, value in stage.settings.items()]
+        experiment = load_experiment(find_experiment(stage.recipe), overrides)
+        privacy, federation = experiment.privacy, experiment.federation
+        rounds = stage.images / (arm.sites * federation.local_steps * experiment.train.batch)
+        # Whole rounds, and as many images counted as a step is meant to have.
+        assert rounds == federation.rounds == 3
+        assert privacy.expected_batch == experiment.train.batch and privacy.mechanism == "dp-sgd"
+        steps = Steps(privacy.noise_multiplier, privacy.sample_rate, 3 * federation.local_steps)
+        found[name] = epsilon([steps], privacy.delta)
+    assert set(found) == {"dp-image", "dp-person", "dp-three-sites", "dp-after-masked"}
+    assert all(6 < each <= 8 for each in found.values()), found
+
+
 def test_an_unknown_study_is_refused_with_the_known_ones():
     with pytest.raises(
-        InputError, match="study 'none' is unknown: known are acceleration, federated, key-factors, transfer"
+        InputError,
+        match="study 'none' is unknown: known are acceleration, fast, federated, key-factors, private, transfer",
     ):
         load_study("none")
-    assert {path.stem for path in FOLDER.glob("*.toml")} == {"acceleration", "federated", "key-factors", "transfer"}
+    names = ["acceleration", "fast", "federated", "key-factors", "private", "transfer"]
+    assert sorted(path.stem for path in FOLDER.glob("*.toml")) == study_names() == names
 
 
 def test_key_factors_holds_every_arm_of_the_papers_study():

@@ -2,6 +2,7 @@ import json
 import math
 import re
 import shutil
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
@@ -12,8 +13,9 @@ from server.studies.page import results_page
 from server.studies.page.break_even import compared_points, count, head_start, verdict
 from server.studies.page.derived import chosen_point, crossing, derive, distance_at
 from server.studies.page.results_page import make_pages
-from server.studies.schema import load_study
-from server.studies.stored_results import ArmResult, read_results, result_file, write_result
+from server.studies.stored_results import ArmResult, EndPoint, read_results, result_file, write_result
+from server.studies.stored_toys import TOYS, ToyName
+from server.studies.study_files import load_study
 from shared.errors import InputError
 from shared.student import mean_interval
 
@@ -314,6 +316,28 @@ def test_copies_stand_beside_the_distances_and_what_copying_everything_would_get
     assert "| `fd_onnx:net` | 10 % | 4 (38% copied) | – | 5 (+25%) |" in text
 
 
+@pytest.mark.usefixtures("words_only")
+def test_the_end_of_an_arm_with_many_images_has_a_table_of_its_own(folder):
+    def page():
+        return make_pages(folder).texts[folder.parent / "RESULTS.md"]
+
+    write_result(SCRATCH, result_file(folder, "acceleration", "cpu", "scratch"))
+    assert "At the end of the arms" not in page()
+    values = {"distance": 12.5, "distance_low": 12.0, "distance_high": 13.0, "kernel": 0.25}
+    end = EndPoint(
+        num_images=5000,
+        metrics={"fid": values, stored_results.HELD_OUT_LOSS: {"distance": 0.1}},
+        extractors={"fid": "0123456789abcdef"},
+        seconds=7.5,
+    )
+    measured = SCRATCH.model_copy(update={"end": end})
+    write_result(measured, result_file(folder, "acceleration", "cpu", "scratch"))
+    assert read_results(folder)["acceleration", "cpu", "scratch"] == [measured]
+    text = page()
+    assert "| `fid` | scratch | 5,000 | 12.5 (12 to 13) | 0.25 | – | – | 0123456789ab |" in text
+    assert f"| `{stored_results.HELD_OUT_LOSS}` | scratch |" not in text
+
+
 def test_results_on_synthetic_faces_are_apart_and_have_pictures(folder):
     write_result(SCRATCH, result_file(folder, "acceleration", "cpu", "scratch"))
     (folder / "synthetic").mkdir()
@@ -370,9 +394,10 @@ def test_check_exits_with_1_where_the_page_is_stale(folder, monkeypatch):
     assert CliRunner().invoke(cli.app, ["report", "--results", "--check"]).exit_code == 0
 
 
-def test_only_synthetic_faces_have_pictures():
+def test_only_synthetic_faces_and_toys_have_pictures():
     pictures = {path.relative_to(stored_results.FOLDER).as_posix() for path in stored_results.FOLDER.rglob("*.png")}
-    assert all(name.startswith(f"{stored_results.SYNTHETIC}/") for name in pictures)
+    allowed = {f"{TOYS}/{name}.png" for name in get_args(ToyName)}
+    assert all(name.startswith(f"{stored_results.SYNTHETIC}/") or name in allowed for name in pictures)
     for result, *_ in read_results(stored_results.FOLDER / stored_results.SYNTHETIC).values():
         assert {str(part["set"]) for part in result.data.values()} <= {"4000 synthetic faces", "10000 synthetic faces"}
 

@@ -1,12 +1,12 @@
 """Figure 2: shapes, distance, equal operations, and what the command writes."""
 
-import json
 import math
 
 import pytest
 import torch
 
 from server.studies import toy_network, toys
+from server.studies.stored_toys import read_toys
 from server.studies.toy_network import draw_samples, new_model, train
 from server.studies.toy_shapes import energy_distance, rose, swiss_roll, without_dependence
 from server.studies.toys import VISIBLE, run_toy
@@ -31,7 +31,9 @@ def test_both_ways_cost_the_same_and_everything_is_written(name, tmp_path):
             assert shown == point.operations * coordinates
             assert point.masked_steps > 0 and point.denoising_steps > 0
     assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
-    assert json.loads((tmp_path / f"{name}.json").read_text()) == json.loads(result.model_dump_json())
+    assert read_toys(tmp_path) == [result]
+    assert result.command == f"maskfed-server toy {name} --seed=1 --seed=2 --operations=4 --operations=12"
+    assert result.threads > 0 and result.hardware and len(result.date) == 10
     first, second = (run.points[1].scratch for run in result.runs)
     assert result.median("scratch", 1) == (first + second) / 2
 

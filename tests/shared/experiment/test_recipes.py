@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from server.cli.main import app
+from server.studies.stored_toys import read_toys
 from shared.errors import InputError
 from shared.experiment import recipes
 from shared.experiment.config import load_experiment
@@ -100,10 +101,13 @@ def test_experiments_show_prints_the_file_or_the_resolved_experiment():
 def test_toy_command_writes_figure_and_distances(tmp_path, monkeypatch):
     from server.studies import toys
 
-    monkeypatch.setitem(toys.run_toy.__kwdefaults__, "budgets", (2, 4))
     monkeypatch.setitem(toys.run_toy.__kwdefaults__, "num_samples", 20)
-    result = CliRunner().invoke(app, ["toy", "swiss-roll", "--out", str(tmp_path), "--seed", "5"])
+    asked = ["--seed", "5", "--operations", "8", "--operations", "4"]
+    result = CliRunner().invoke(app, ["toy", "swiss-roll", "--out", str(tmp_path), *asked])
     assert result.exit_code == 0
     assert "median of 1 seeds" in result.output
     assert "4 steps' operations: masked stage alone" in result.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["swiss-roll.json", "swiss-roll.png"]
+    (stored,) = read_toys(tmp_path)
+    assert [point.operations for point in stored.runs[0].points] == [4, 8]
+    assert stored.command == "maskfed-server toy swiss-roll --seed=5 --operations=4 --operations=8"

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from shared.diffusion.uvit import build_model
 from shared.experiment.config import parse_experiment
-from shared.training.flops import train_flops
+from shared.training.flops import muon_flops, train_flops, training_flops
+from shared.training.optimizer import MuonWithAdamW, make_optimizer
 
 CROP = '[train]\nobjective = "msm"\n[mask]\nkind = "crop"\nratio = 0.75\n'
 
@@ -41,3 +43,22 @@ def test_operations_of_crops_are_the_mean_over_their_squares():
 
     expected = 0.5 * of("none", 0.0) + 0.3 * of("crop", 0.75) + 0.2 * of("crop", 0.9375)
     assert of("crops", 0.4125) == pytest.approx(expected)
+
+
+def test_operations_of_muon_are_those_that_torch_counts_in_a_step():
+    experiment = parse_experiment('[train]\nbatch = 8\n[model]\nimage_size = 16\n[optim]\noptimizer = "muon"\n')
+    model = build_model(experiment)
+    optimizer = make_optimizer(model, experiment.optim)
+    assert isinstance(optimizer, MuonWithAdamW)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    assert muon_flops(experiment) == counter.get_total_flops() > 0
+    assert training_flops(experiment) == train_flops(experiment) + counter.get_total_flops() / 8
+
+
+def test_adamw_has_no_matrix_products():
+    experiment = parse_experiment("[model]\nimage_size = 16\n")
+    assert muon_flops(experiment) == 0
+    assert training_flops(experiment) == train_flops(experiment)

@@ -9,6 +9,7 @@ import torch
 from server.evaluation.reference import open_reference
 from server.studies.run import arm_distances
 from server.studies.run.arm_distances import Measure
+from server.studies.stored_results import HELD_OUT_LOSS
 from shared.data.image_cache import build_cache
 from shared.data.synthetic import write_folder
 from shared.evaluation.feature_statistics import accumulate, statistics_of
@@ -65,6 +66,7 @@ def a_model_that_draws(images_NCHW, monkeypatch):
     )
     monkeypatch.setattr(arm_distances, "load_model", lambda *_args, **_options: loaded)
     monkeypatch.setattr(arm_distances, "sample_images", lambda *_args, **_options: images_NCHW)
+    monkeypatch.setattr(arm_distances, "held_out_loss", lambda *_args, **_options: SimpleNamespace(mean=0.5, error=0.1))
 
 
 def test_a_model_that_hands_out_its_training_images_gets_their_distance_and_is_called_a_copier(
@@ -106,6 +108,8 @@ def test_distances_are_those_of_the_sampled_images(place, extractor, monkeypatch
     interval = jackknife_interval(expected, left_out)
     assert (values["distance_low"], values["distance_high"]) == pytest.approx(interval, rel=1e-4)
     assert values["kernel_low"] < values["kernel"] < values["kernel_high"]
+    loss = {"distance": 0.5, "distance_low": pytest.approx(0.5 - 0.196), "distance_high": pytest.approx(0.5 + 0.196)}
+    assert found.metrics["test"][HELD_OUT_LOSS] == loss and HELD_OUT_LOSS not in found.metrics["validation"]
 
 
 def test_too_few_other_persons_for_the_test_leave_the_share_out(place, extractor, monkeypatch):

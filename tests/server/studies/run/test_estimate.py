@@ -6,7 +6,7 @@ import pytest
 
 from server.studies.run import estimate as module
 from server.studies.run.estimate import estimate
-from server.studies.schema import load_study
+from server.studies.study_files import load_study
 from shared.errors import InputError
 from shared.training.flops import train_flops
 
@@ -71,6 +71,13 @@ def test_arms_with_a_result_are_not_counted(study, tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "result.json").touch()
         line = estimate(study, "small", ["pretrain", "after"], "cpu", tmp_path)
+    assert line == "estimate: every arm has its result"
+    # The end of a done arm that has none is sampled, and nothing else; masked pre-training is not measured.
+    line = estimate(study, "small", ["pretrain", "after"], "cpu", tmp_path, end_images=100_000)
+    assert line.startswith("estimate for 1 of 2 arms on this machine: 0 seconds of training, ") and "days" in line
+    (tmp_path / "small-cpu" / "after" / "points").mkdir()
+    (tmp_path / "small-cpu" / "after" / "points" / "end.json").touch()
+    line = estimate(study, "small", ["pretrain", "after"], "cpu", tmp_path, end_images=100_000)
     assert line == "estimate: every arm has its result"
     with pytest.raises(InputError, match="has no arm 'other'"):
         estimate(study, "small", ["other"], "cpu", tmp_path)

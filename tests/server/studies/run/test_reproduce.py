@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from server.cli import main as cli
+from server.evaluation.measures.held_out_loss import held_out_loss
 from server.federation.starting_point import initial_model
 from server.federation.updates.global_model import save_global
 from server.runs.run_directory import create
@@ -15,7 +17,7 @@ from server.simulation.simulation_folder import RUN
 from server.studies.run import arm_training, reproduce
 from server.studies.run.arm_settings import ArmSettings
 from server.studies.run.reproduce import run_arm
-from server.studies.stored_results import read_result, result_file
+from server.studies.stored_results import HELD_OUT_LOSS, read_result, result_file
 from shared.data.synthetic import write_folder
 from shared.errors import InputError
 from shared.experiment.config import load_experiment
@@ -145,6 +147,13 @@ def test_an_arm_says_what_it_measured_where_and_from_what(study, pretrained, tmp
         ends = {f"{name}_{end}" for name in ("distance", "kernel") for end in ("low", "high")}
         assert set(found) == {"distance", "kernel", "precision", "recall", *ends}
         assert found["distance"] > 0
+    # The loss stands beside the distances, and never chooses among points.
+    assert list(result.extractors) == ["fd_random_inception_192", HELD_OUT_LOSS]
+    loss = result.last.metrics["test"][HELD_OUT_LOSS]
+    own = held_out_loss(
+        wanted.root / "tiny-cpu" / "after" / "training", str(next(wanted.root.rglob("test-16.cache"))), in_v=True
+    )
+    assert loss["distance"] == own.mean and loss["distance_low"] < own.mean < loss["distance_high"]
     # Eight persons are too few for the test for copies.
     assert result.curve[0].copied == {}
     assert result.training_images["test"]["fd_random_inception_192"]["distance"] > 0
@@ -159,6 +168,23 @@ def test_an_arm_says_what_it_measured_where_and_from_what(study, pretrained, tmp
     assert result.training_seconds > 0
     assert result.command == "maskfed-server reproduce tiny --scale cpu --arm after --extractor random-inception"
     assert str(tmp_path) not in stored.read_text()
+    end_is_measured_once_more(study, wanted, result)
+
+
+def end_is_measured_once_more(study, wanted, before):
+    """After the arm is done nothing but its end is measured, with as many images as are asked for, and stays."""
+    asked = replace(wanted, end_extractors=("random-inception",), end_images=14)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arm_training, "train", None)
+        result = read_result(run_arm(study, "after", "cpu", asked))
+        patch.setattr(reproduce.Measure, "__call__", _kill)
+        assert read_result(run_arm(study, "after", "cpu", asked)) == result
+        assert read_result(run_arm(study, "after", "cpu", wanted)).end == result.end
+    assert (result.curve, result.end.num_images) == (before.curve, 14)
+    assert result.end.extractors == {"fd_random_inception_192": before.extractors["fd_random_inception_192"]}
+    found, few = (each["fd_random_inception_192"] for each in (result.end.metrics, before.last.metrics["test"]))
+    assert found["distance"] != few["distance"] and found["distance_low"] < found["distance_high"]
+    assert result.command.endswith("--end-extractor random-inception --end-images 14")
 
 
 def test_an_arm_that_was_killed_or_asked_for_more_goes_on_and_ends_like_one_that_was_not(
@@ -315,7 +341,7 @@ def test_the_command_runs_arms_in_order_and_wrong_input_is_one_line(study, tmp_p
     done = CliRunner().invoke(cli.app, ["reproduce", study, "--arm", "pretrain", *out])
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "results" / "synthetic" / "tiny-cpu-pretrain.json").read_text())["arm"] == "pretrain"
-    for words in (["none"], [study, "--scale", "gpu"], [study, "--arm", "none"]):
+    for words in (["none"], [study, "--scale", "gpu"], [study, "--arm", "none"], [study, "--end-images", "100"]):
         monkeypatch.setattr("sys.argv", ["maskfed-server", "reproduce", *words, *out])
         with pytest.raises(SystemExit) as end:
             cli.main()
