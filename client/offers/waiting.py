@@ -56,14 +56,17 @@ def differences_to_recipe(experiment: Experiment) -> tuple[str, list[str]]:
 
 
 def told(facts: Mapping[str, Any]) -> list[str]:
-    """Facts of `in_words.waiting_facts` for people: what `approve list` and the live page show below the digest."""
+    """Facts of `in_words.waiting_facts` for people: what `approve list` and the live page show below the digest.
+
+    What it costs comes first: of differences there may be so many that nobody reads on.
+    """
     recipe, differing = facts["recipe"], facts["differences"]
     fields = f"{len(differing)} field{'s' if len(differing) > 1 else ''}"
     return [
         f"asked for by run {facts['run']!r} on {facts['asked']} UTC",
+        *facts["in_words"][1:],
         f"recipe {recipe}, " + (f"but for {fields}:" if differing else "unchanged"),
         *(f"  {line}" for line in differing),
-        *facts["in_words"][1:],
     ]
 
 
