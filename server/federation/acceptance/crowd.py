@@ -42,7 +42,7 @@ class Norms:
     server_round: int = 0
 
 
-class _Facts(Section):
+class _Remembered(Section):
     """What a round's file holds next to the sketches."""
 
     norms: tuple[Annotated[float, Field(ge=0)], Annotated[int, Field(ge=0)]]
@@ -155,7 +155,7 @@ class Crowd:
         try:
             with safe_open(file, "numpy") as stored:
                 meta = stored.metadata()
-                facts = _Facts.model_validate({name: json.loads(meta[name]) for name in _Facts.model_fields})
+                facts = _Remembered.model_validate({name: json.loads(meta[name]) for name in _Remembered.model_fields})
                 totals = {site: stored.get_tensor(site) for site in facts.courses}
             if any(each.shape != (SKETCH_SIZE,) or not np.isfinite(each).all() for each in totals.values()):
                 raise ValueError
