@@ -19,6 +19,7 @@ from types import ModuleType
 
 import benchmarks
 from benchmarks.measure import UNMEASURED, hardware
+from benchmarks.scratch import ended_by_signals
 from server.runs.child_process import dies_with_parent
 from shared.storage.versions import git_commit
 
@@ -102,13 +103,17 @@ def run(name: str) -> tuple[int, str]:
     module, *options = shlex.split(name)
     command = [sys.executable, "-m", f"benchmarks.{module}", *options]
     last = ""
-    with subprocess.Popen(
+    with ended_by_signals(), subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=PAGE.parent.parent, env=ENVIRONMENT,
         preexec_fn=dies_with_parent(),  # noqa: PLW1509  # its one system call is safe
     ) as process:  # fmt: skip
-        for line in process.stdout or ():
-            print(line, end="", flush=True)
-            last = line.strip() or last
+        try:
+            for line in process.stdout or ():
+                print(line, end="", flush=True)
+                last = line.strip() or last
+        except SystemExit:
+            process.terminate()  # and wait for it: it takes down what it has built
+            raise
     return process.returncode, last or f"failed with exit status {process.returncode}"
 
 

@@ -9,7 +9,6 @@ the command without a GPU.
 
 import argparse
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import hardware, not_measured, verdict
+from benchmarks.scratch import scratch
 from client.data.dataset import Dataset, open_dataset, scan
 from client.home import Home
 from client.privacy.clipping import clipped_gradients
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.device == "cuda" and not torch.cuda.is_available():
         return not_measured("client round", "no GPU here")
     print(hardware(), torch.__version__)
-    with tempfile.TemporaryDirectory() as folder:
-        home, settings = make_site(Path(folder).resolve())
+    with scratch() as folder:
+        home, settings = make_site(folder)
         data, site = open_dataset(home, IMAGE_SIZE), with_device(settings, options.device)
         there, here = (round_loss(options.size, data, home, each) for each in (site, with_device(settings, "cpu")))
         theirs, ours = (clipped_sum(options.size, data, device) for device in (options.device, "cpu"))

@@ -3,11 +3,12 @@
 import errno
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from benchmarks.scratch import scratch
 
 BALLAST = "ballast"
 SMALLEST_BYTES = 4096
@@ -15,9 +16,9 @@ SMALLEST_BYTES = 4096
 
 def reason_against() -> str | None:
     """Why no file system can be mounted here; None when one can."""
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
+    with scratch() as folder:
         try:
-            with small_disk(Path(folder), 2**20):
+            with small_disk(folder, 2**20):
                 return None
         except (OSError, subprocess.CalledProcessError) as error:
             return f"a small disk needs the right to mount one ({error})"

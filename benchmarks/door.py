@@ -8,7 +8,6 @@ round. With `--off` strangers are let in without limits and Flower runs without 
 import argparse
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import psutil
 from benchmarks.hosts import Host, hosts, not_measured, num_online, prepare, reason_against, rounds, set_up, wait_for
 from benchmarks.local import ONLINE_SECONDS, tiny_experiment
 from benchmarks.measure import verdict
+from benchmarks.scratch import scratch
 
 CONNECTIONS = {"connections": 560, "bodies": 8}
 """Of each address."""
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     # In the hosts' folders `benchmarks` would be another package's.
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
     names = ("s", "a", "b", *(f"x{number}" for number in range(max(options.addresses))))
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder, hosts(Path(folder), names) as machines:
+    with scratch() as folder, hosts(folder, names) as machines:
         server, sites, strangers = machines[0], machines[1:3], machines[3:]
         usual = bring_up(server, sites, is_open=options.off)
         results = [

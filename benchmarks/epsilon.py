@@ -6,10 +6,9 @@ cap of 4. `dp-accounting` comes with the development requirements.
 
 import itertools
 import sys
-import tempfile
-from pathlib import Path
 
 from benchmarks.measure import verdict, without_options
+from benchmarks.scratch import scratch
 from client.privacy.accounting import epsilon
 from client.records.ledger import BudgetError, open_ledger
 from client.records.spending import Charge, Spending
@@ -37,9 +36,9 @@ def main() -> int:
 def rounds_until_refused() -> tuple[int, float]:
     """Rounds that a real ledger accepts under the cap, and the epsilon after the last."""
     done, total = 0, 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder) / "home"
-        with open_ledger(home / "ledger.jsonl", Path(folder).resolve() / "head" / "head.json") as ledger:
+    with scratch() as folder:
+        home = folder / "home"
+        with open_ledger(home / "ledger.jsonl", folder / "head" / "head.json") as ledger:
             while True:
                 try:
                     entry, spent = ledger.reserve(plan(done + 1), cap=CAP, delta=DELTA, epsilon_of=epsilon)

@@ -9,14 +9,13 @@ the edge lets through.
 import base64
 import random
 import sys
-import tempfile
 import time
 from collections import Counter
-from pathlib import Path
 
 from benchmarks.attacks import ATTACKS, Attack
 from benchmarks.coordinator import Coordinator
 from benchmarks.measure import not_measured, without_options
+from benchmarks.scratch import scratch
 from deploy.checks.answering import is_healthy
 from deploy.coordinator import read_coordinator
 from deploy.errors import ProvisionError
@@ -51,8 +50,8 @@ def main() -> int:
         find_nginx()
     except ProvisionError as error:
         return not_measured("hostile", str(error))
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
-        coordinator = Coordinator(Path(folder))
+    with scratch() as folder:
+        coordinator = Coordinator(folder)
         try:
             failed = [name for name, attack in ATTACKS.items() if not attempt(name, attack, coordinator)]
             answers, lines = fuzz(coordinator)

@@ -4,10 +4,10 @@ Set up by the operators' own commands, from clean folders; sites reach only ngin
 """
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,8 +19,9 @@ import psutil
 
 from benchmarks.local import ONLINE_SECONDS, OPEN_POLICY, command, make_experiment, random_checkpoint
 from benchmarks.measure import UNMEASURED
+from benchmarks.scratch import note, scratch
 from client.records.data_registry import REGISTRY_VARIABLE
-from deploy.processes.process import adopt_orphans, end_descendants
+from deploy.processes.process import adopt_orphans, die_with_parent, end_descendants
 from shared.data.synthetic import write_folder
 from shared.storage.runlog import read_metrics
 
@@ -54,8 +55,9 @@ class Host:
         """A program of the project that stays, output in `<name>.log`."""
         with (self.folder / f"{self.name}.log").open("ab") as log:
             process = subprocess.Popen(
-                self._inside(*arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder
-            )
+                self._inside(*arguments), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder,
+                preexec_fn=die_with_parent,  # noqa: PLW1509 - its one system call is safe
+            )  # fmt: skip
         self.processes.append(process)
         return process
 
@@ -99,19 +101,20 @@ def reason_against() -> str | None:
         return "network namespaces need root"
     if shutil.which("ip") is None or shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
         return "`ip` and nginx are needed"
-    space = f"mfp{os.getpid() % 10**7}"
-    bridge, link = f"{space}b", f"{space}l"
-    needed = (
-        ["netns", "add", space],
-        ["link", "add", bridge, "type", "bridge"],
-        ["link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space],
-        ["netns", "exec", space, "true"],
-    )
-    # The first command that fails ends the trial; what it has made goes again.
-    tried = (subprocess.run(["ip", *words], capture_output=True, text=True, check=False) for words in needed)
-    failed = next((done for done in tried if done.returncode), None)
-    for words in (["link", "del", link], ["link", "del", bridge], ["netns", "del", space]):
-        subprocess.run(["ip", *words], capture_output=True, check=False)
+    with scratch():
+        tag = secrets.token_hex(3)
+        space, bridge, link = f"mfp{tag}", f"mfp{tag}b", f"mfp{tag}l"
+        for kind, name in (("link", link), ("link", bridge), ("netns", space)):
+            note(kind, name)
+        needed = (
+            ["netns", "add", space],
+            ["link", "add", bridge, "type", "bridge"],
+            ["link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space],
+            ["netns", "exec", space, "true"],
+        )
+        # The first command that fails ends the trial; what it has made goes with the block.
+        tried = (subprocess.run(["ip", *words], capture_output=True, text=True, check=False) for words in needed)
+        failed = next((done for done in tried if done.returncode), None)
     if failed is not None:
         return f"this machine makes no network namespaces with bridges: {failed.stderr.strip() or failed.args}"
     return None
@@ -119,14 +122,15 @@ def reason_against() -> str | None:
 
 @contextmanager
 def hosts(root: Path, names: tuple[str, ...]) -> Iterator[list[Host]]:
-    """Hosts on one bridge; processes, namespaces and links end with the block."""
+    """Hosts on one bridge in a `scratch` folder `root`; processes, namespaces and links end with the block."""
     adopt_orphans()
-    tag = f"{os.getpid() % 100000}"
+    tag = secrets.token_hex(3)
     bridge = f"mfb{tag}"
     made: list[Host] = []
     os.environ["PATH"] = f"{os.environ.get('PATH', '')}:/usr/sbin"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ[REGISTRY_VARIABLE] = str(root / "registry")
+    note("link", bridge)
     _ip("link", "add", bridge, "type", "bridge")
     try:
         _ip("link", "set", bridge, "up")
@@ -156,7 +160,7 @@ def federation_on_hosts(experiment: str, *init_options: str) -> Iterator[tuple[H
 @contextmanager
 def prepared_hosts(experiment: str) -> Iterator[list[Host]]:
     """Server and two sites with what their operators have before they begin: images, a checkpoint, an experiment."""
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder, hosts(Path(folder), ("s", "a", "b")) as machines:
+    with scratch() as folder, hosts(folder, ("s", "a", "b")) as machines:
         prepare(machines[0], machines[1:], experiment)
         yield machines
 
@@ -222,6 +226,7 @@ def not_measured(reason: str) -> int:
 
 
 def _make(name: str, address: str, link: str, bridge: str, folder: Path) -> Host:
+    note("netns", name)
     _ip("netns", "add", name)
     _ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", name)
     _ip("link", "set", link, "master", bridge, "up")

@@ -15,7 +15,6 @@ import random
 import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.measure import verdict
+from benchmarks.scratch import scratch
 from client import training_request
 from client.data.dataset import scan
 from client.home import Home
@@ -52,10 +52,10 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as folder:
-        outcome = run_kills(Path(folder).resolve(), options.kills, options.seed)
+    with scratch() as folder:
+        outcome = run_kills(folder, options.kills, options.seed)
         print(", ".join(f"{name} {value}" for name, value in outcome.items()))
-        seconds = reserve_seconds(Path(folder).resolve())
+        seconds = reserve_seconds(folder)
     text = (
         f"{options.kills} kills: {outcome['under-counted']} under-counted, {outcome['damaged']} damaged; reserve on "
         f"{ENTRIES} entries with {PLANS} plans {seconds:.2f} s (limit {NEEDED_SECONDS:g} s)"

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.disks import small_disk
+from benchmarks.scratch import scratch
 from client.records.data_registry import REGISTRY_VARIABLE
 from deploy.processes.process import free_ports, spawn
 from shared.data.synthetic import write_folder
@@ -191,10 +191,10 @@ def federation(
 ) -> Iterator[LocalFederation]:
     """A started federation in a temporary folder, on a disk of its own if it has bytes; all ends with the block."""
     with (
-        tempfile.TemporaryDirectory(prefix="maskfed-") as folder,
-        small_disk(Path(folder), disk_bytes) if disk_bytes else nullcontext(),
+        scratch() as folder,
+        small_disk(folder, disk_bytes) if disk_bytes else nullcontext(),
     ):
-        local = LocalFederation(Path(folder), num_sites, image_size, num_images, is_behind_door)
+        local = LocalFederation(folder, num_sites, image_size, num_images, is_behind_door)
         try:
             local.set_up()
             local.start()

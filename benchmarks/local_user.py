@@ -14,7 +14,6 @@ import re
 import ssl
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
@@ -29,6 +28,7 @@ from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from benchmarks.local import LocalFederation, command, make_experiment, random_checkpoint, tiny_experiment
 from benchmarks.measure import not_measured, verdict
 from benchmarks.members import start
+from benchmarks.scratch import scratch
 from deploy.guards.web.calls import caller_value
 
 NOBODY = 65534
@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     is_guarded = not parser.parse_args(arguments).off
     if os.geteuid():
         return not_measured("local user", "it needs root, to become another user")
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
-        loot = watch_a_round(Path(folder), is_guarded=is_guarded)
+    with scratch() as folder:
+        loot = watch_a_round(folder, is_guarded=is_guarded)
     print("\n".join(f"  accepted: {each}" for each in loot.accepted))
     print("\n".join(f"  readable: {each}" for each in loot.files[:20]))
     text = (

@@ -11,7 +11,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from benchmarks.hostile_answers import (
 from benchmarks.local import LocalFederation, command, make_experiment, program_of, random_checkpoint, tiny_experiment
 from benchmarks.measure import verdict
 from benchmarks.rogue_node import RogueNode
+from benchmarks.scratch import scratch
 from deploy.processes.process import spawn
 from server.federation.fleet.superlink import superlink_address, wait_ready
 from shared.storage.runlog import read_metrics
@@ -80,8 +80,8 @@ def main(arguments: Sequence[str] = ()) -> int:
         parser.error(f"{min(unknown)!r} is no attack: there are {', '.join(ATTACKS)}")
     is_guarded = not options.off
     chosen = {name: ATTACKS[name] for name in options.attacks or ATTACKS}
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
-        outcomes, growths = attack_all(Path(folder), chosen, is_guarded=is_guarded)
+    with scratch() as folder:
+        outcomes, growths = attack_all(folder, chosen, is_guarded=is_guarded)
     for name, outcome in outcomes.items():
         print(f"  {name}: {outcome.forged} forged replies counted, honest reply counted {outcome.is_honest_counted}, "
               f"{outcome.restarts} restarts, growth {growths[name]:.0f} MB")  # fmt: skip

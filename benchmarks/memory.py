@@ -8,7 +8,6 @@ import argparse
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import psutil
 from benchmarks.local import command, program_of
 from benchmarks.measure import verdict
 from benchmarks.nodes import alias_of, key_of
+from benchmarks.scratch import scratch
 from deploy.identity.certificates import create_authority
 from deploy.identity.request_key import REQUEST_KEY, issue_request_key
 from deploy.processes.process import free_ports
@@ -79,8 +79,7 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 def measure(num_nodes: int, size: int, optimizer: str) -> tuple[float, float, bool]:
     """Peak GB of one ServerApp over one round, seconds of the run, and whether it loaded torch."""
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
-        root = Path(folder)
+    with scratch() as root:
         home = root / "coordinator"
         experiment = make_experiment(num_nodes, optimizer if optimizer != "flower" else "fedavg")
         environment = {"MASKFED_SERVER_HOME": str(home), "BENCHMARK_NODES": str(num_nodes), "BENCHMARK_SIZE": str(size)}

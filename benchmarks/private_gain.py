@@ -11,7 +11,6 @@ persons, the same images and noise for all. Epsilon is what the ledgers say at t
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from flwr.app import RecordDict
 
 from benchmarks.measure import verdict, without_options
 from benchmarks.privacy_attacks.question_site import spent
+from benchmarks.scratch import scratch
 from client.answers.statistics.mean_image import answer_mean_image
 from client.data.dataset import open_dataset, scan
 from client.home import Home
@@ -52,8 +52,8 @@ def main() -> int:
     parser.add_argument("--scale", type=int, default=1, help="times the persons and the steps")
     parser.add_argument("--seed", type=int, default=SEED)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="maskfed-gain-") as folder:
-        losses, epsilon = measure(Path(folder), options.scale, options.seed)
+    with scratch() as folder:
+        losses, epsilon = measure(folder, options.scale, options.seed)
     own = losses["private"]
     for name, loss in losses.items():
         low, high = interval_of_difference(loss, own) if loss is not own else (0.0, 0.0)

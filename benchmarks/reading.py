@@ -6,7 +6,6 @@ than PNG, so it decides. The cache is warm, as it is from the second epoch on wh
 """
 
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.measure import Action, cpu_seconds, paired_ratio, verdict, without_options
+from benchmarks.scratch import scratch
 from shared.data.image_cache import build_cache
 from shared.data.image_set import ImageCache
 from shared.data.synthetic import generate
@@ -30,11 +30,11 @@ def main() -> int:
     """Print images per second and the ratio for both formats; 0 when the smaller one is enough."""
     torch.set_num_threads(1)
     ratios = []
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         for suffix in SAVE_OPTIONS:
-            source = Path(folder) / suffix
+            source = folder / suffix
             write_images(source, suffix)
-            cache = build_cache(source, Path(folder) / f"{suffix}.cache", SIZE)
+            cache = build_cache(source, folder / f"{suffix}.cache", SIZE)
             ratios.append(compare(source, cache, suffix))
     figure = f"{min(ratios):.0f}x (needs {NEEDED:.0f}x)"
     return verdict("cached read against PIL decode, 256 px", figure, reached=min(ratios) >= NEEDED)

@@ -6,11 +6,11 @@ private, every hundredth round has a distance.
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import verdict, without_options
+from benchmarks.scratch import scratch
 from server.runs.run_directory import RunDir, create
 from shared.experiment.config import parse_experiment
 from shared.storage.runlog import RunLog
@@ -33,8 +33,8 @@ print(time.process_time(), peak.split()[1])
 
 def main() -> int:
     """Write the record, then the page of it."""
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
-        run = create(Path(folder) / "runs" / "long", parse_experiment(f"[federation]\nrounds = {ROUNDS}\n"))
+    with scratch() as folder:
+        run = create(folder / "runs" / "long", parse_experiment(f"[federation]\nrounds = {ROUNDS}\n"))
         write_record(RunLog(run.metrics))
         seconds, peak_mb = measured(run.path)
         size_mb = run.metrics.stat().st_size / 1e6

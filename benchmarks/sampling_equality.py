@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.measure import verdict, without_options
+from benchmarks.scratch import scratch
 from shared.diffusion.uvit import build_model
 from shared.evaluation.generate import sample_x_0
 from shared.experiment.config import parse_experiment
@@ -34,8 +34,7 @@ def main() -> int:
     }
     worst = max(float((found[size] - found[64]).abs().max()) for size in (7, 1))
     print(f"batches of 1 and 7 against 64: largest difference {worst:.1e} in [-1, 1]")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with scratch() as folder:
         tensors = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
         save_checkpoint(folder / "model", {"ema": tensors}, {"experiment": experiment, "step": 0})
         arrays = [by_ranks(folder, ranks) for ranks in (1, 2)]

@@ -10,7 +10,6 @@ import base64
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path, PurePosixPath
 
@@ -18,6 +17,7 @@ import psutil
 
 from benchmarks.local import LocalFederation, make_experiment, random_checkpoint, tiny_experiment
 from benchmarks.measure import without_options
+from benchmarks.scratch import scratch
 from server.federation.fleet.code_bundle import build_bundle
 
 ROOT = Path(__file__).parent.parent
@@ -29,8 +29,8 @@ PRIVATE_SERVER = ("pki/server.key", "pki/request.pem", "pki/door-ca.pem", "super
 
 def main() -> int:
     """Search once."""
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
-        local = LocalFederation(Path(folder), num_sites=2, image_size=8, num_images=24)
+    with scratch() as folder:
+        local = LocalFederation(folder, num_sites=2, image_size=8, num_images=24)
         seen: dict[str, bytes] = {}
         stop = threading.Event()
         try:

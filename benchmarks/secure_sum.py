@@ -7,12 +7,10 @@ and masked rounds in pairs (`secure_rounds`). `--parts` leaves one of the two ou
 
 import argparse
 import sys
-import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +20,7 @@ from numpy.typing import NDArray
 
 from benchmarks.local import make_experiment
 from benchmarks.measure import verdict
+from benchmarks.scratch import scratch
 from benchmarks.secure_rounds import Workload, compare
 from client.records.replies import keep_reply
 from server.federation.secure.masked_sum import MaskedSum
@@ -130,8 +129,8 @@ def site_peak(who: Party, numbers: int, *, is_masked: bool) -> int:
     update = update_of(numbers)
     tracemalloc.start()
     sent = masked_by(who, update) if is_masked else encode(update, "float32")
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
-        keep_reply(Path(folder), "run", TrainReply(ReplyHeader(request_digest=DIGEST, status="trained"), sent))
+    with scratch() as folder:
+        keep_reply(folder, "run", TrainReply(ReplyHeader(request_digest=DIGEST, status="trained"), sent))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return peak

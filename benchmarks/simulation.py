@@ -3,12 +3,11 @@
 import argparse
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from benchmarks.local import command, make_experiment, random_checkpoint
 from benchmarks.measure import verdict
+from benchmarks.scratch import scratch
 from shared.storage.runlog import read_metrics
 
 EXPERIMENT = "[federation]\nrounds = {rounds}\nlocal_steps = 1\nmin_available = {sites}\n[train]\nbatch = 4\n"
@@ -21,8 +20,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cpus", type=int, default=2)
     options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
-        root = Path(folder)
+    with scratch() as root:
         experiment = make_experiment(EXPERIMENT.format(rounds=options.rounds, sites=options.sites))
         (root / "simulation.toml").write_text(experiment.to_toml(), encoding="utf-8")
         init = random_checkpoint(root / "init", experiment)

@@ -8,13 +8,13 @@ import argparse
 import random
 import re
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import wild_cases, wild_habits, wild_pictures
 from benchmarks.measure import verdict
+from benchmarks.scratch import scratch
 from benchmarks.wild_pictures import Case
 from shared.data.pixels import UnreadableImageError
 from shared.errors import InputError
@@ -51,8 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments if arguments is not None else [])
     counts: Counter[tuple[str, str]] = Counter()
     for number, case in enumerate(draw(random.Random(chosen.seed), chosen.cases)):
-        with tempfile.TemporaryDirectory() as folder:
-            outcome, told = run(case, Path(folder))
+        with scratch() as folder:
+            outcome, told = run(case, folder)
         counts[case.kind, outcome] += 1
         if outcome in ("traceback", "wrong"):
             print(f"{outcome}: case {number}, {case.kind}: {told}")

@@ -14,7 +14,6 @@ import pty
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from benchmarks.journey.elsewhere import check, key_of
 from benchmarks.journey.watching import watched
 from benchmarks.local import ONLINE_SECONDS, command
 from benchmarks.measure import verdict
+from benchmarks.scratch import scratch
 from shared.data.synthetic import write_folder
 from shared.storage.runlog import read_metrics
 
@@ -82,8 +82,7 @@ def main() -> int:
     if reason := reason_against():
         return not_measured(reason)
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="maskfed-") as folder:
-        root = Path(folder)
+    with scratch() as root:
         # What the commands keep in the user's own folders stays here, too.
         os.environ |= {"MASKFED_CACHE": str(root / "cache"), "XDG_STATE_HOME": str(root / "state")}
         with hosts(root, ("s", "a", "b", "v")) as machines, names(machines):

@@ -51,7 +51,7 @@ def watched(host: Host, home: str, port: int) -> Iterator[Seen]:
     url = address(port, read_token(host.folder / home))
 
     def look() -> None:
-        with tempfile.TemporaryDirectory(prefix="maskfed-") as profile:
+        with tempfile.TemporaryDirectory(prefix="profile-", dir=host.folder) as profile:
             try:
                 with browser(Path(profile), ("ip", "netns", "exec", host.name)) as window:
                     window.open(url)

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.poison.scale import NUM_SITES, Pictures
 from benchmarks.poison.success import Yardsticks
+from benchmarks.scratch import scratch
 from client.simulated.adversary import Adversary, poisoned_update
 from server.evaluation.held_out.round_losses import HeldOut
 from server.evaluation.held_out.suspects import find_suspects
@@ -121,14 +121,14 @@ class Arm:
             compared_after: the round after which they do.
         """
         outcome = Outcome()
-        with tempfile.TemporaryDirectory(prefix="maskfed-poison-") as folder:
-            step = ServerStep(self.experiment, "arm", Path(folder))
-            self.crowd = Crowd(Path(folder), self.experiment)
+        with scratch() as folder:
+            step = ServerStep(self.experiment, "arm", folder)
+            self.crowd = Crowd(folder, self.experiment)
             self.crowd.begin(0)
             before = self.held_out.losses(self._network(self.model.weights)) if self.is_checked else {}
             while outcome.rounds < rounds and len(outcome.rolled_back) < MAX_ROLL_BACKS:
                 outcome.rounds += 1
-                before = self._round(outcome, step, before, Path(folder))
+                before = self._round(outcome, step, before, folder)
                 if outcome.rounds == compared_after:
                     outcome.after = yardsticks.measure(self._network(self.model.weights))
         outcome.after = outcome.after or yardsticks.measure(self._network(self.model.weights))

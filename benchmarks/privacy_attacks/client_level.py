@@ -6,14 +6,13 @@ guard the mechanism is weakened in the one respect that the attack is about, and
 
 import hashlib
 import random
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.privacy_attacks.outcome import Outcome
+from benchmarks.scratch import scratch
 from server.federation.client_level.mechanism import central_epsilon, grid_noise, sensitivity
 from server.federation.client_level.release_ledger import CentralLedger, NoiseKeys
 from server.federation.rounds.selection import choose
@@ -140,10 +139,10 @@ def _keys(draws: random.Random, is_guarded: bool, releases: Sequence[tuple[Seque
     if not is_guarded:
         return [hashlib.sha256(f"secret {draws.random()} run 1".encode()).digest()] * len(releases)
     keys = []
-    with tempfile.TemporaryDirectory() as folder:
-        ledger = CentralLedger(Path(folder))
+    with scratch() as folder:
+        ledger = CentralLedger(folder)
         for number, (updates, z) in enumerate(releases):
-            run_folder = Path(folder) / str(number)
+            run_folder = folder / str(number)
             run_folder.mkdir()
             inputs = hashlib.sha256(b"".join(update.tobytes() for update in updates)).hexdigest()
             keys.append(NoiseKeys(ledger, "run", run_folder).key(1, z, inputs))

@@ -4,10 +4,8 @@ The coordinator knows every image of the site but one, asks for private statisti
 (columns of 1e-170, radius 1e-300) and guesses from the sum whether the chosen image is there.
 """
 
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -18,6 +16,7 @@ from safetensors.numpy import save
 from benchmarks.privacy_attacks.outcome import Outcome
 from benchmarks.privacy_attacks.question_site import fresh_copy, make_site, spent
 from benchmarks.privacy_attacks.tiny_sites import new_machine
+from benchmarks.scratch import scratch
 from client.answers.statistics.statistics_request import answer_query
 from client.home import Home
 from client.limits import Ranges
@@ -88,8 +87,8 @@ def ask(home: Home, extractor: Extractor) -> np.ndarray | None:  # type: ignore[
     answer = answer_query(RecordDict({"arrays": ArrayRecord({"file": file}), "header": header}), home)
     if "file" not in answer.array_records["arrays"]:
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "released.safetensors"
+    with scratch() as folder:
+        path = folder / "released.safetensors"
         path.write_bytes(answer.array_records["arrays"]["file"].numpy().tobytes())
         total: np.ndarray = load_statistics(path).total_D / SCALE  # type: ignore[type-arg]
     return total

@@ -1,7 +1,6 @@
 """Sites of a few tiny images on a machine of their own, for attacks on what a site knows of its data."""
 
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from unittest import mock
 import numpy as np
 
 from benchmarks.privacy_attacks.outcome import Outcome
+from benchmarks.scratch import scratch
 from client.data.dataset import current_id, open_dataset
 from client.home import Home
 from client.records.data_registry import REGISTRY_VARIABLE
@@ -103,7 +103,5 @@ def repeat(name: str, trial: Trial, trials: int, is_guarded: bool, seed: int) ->
 @contextmanager
 def new_machine() -> Iterator[Path]:
     """A temporary folder on a machine that has seen no data yet: its registry is in there, too."""
-    with tempfile.TemporaryDirectory(prefix="privacy-attacks-") as folder:
-        root = Path(folder).resolve()
-        with mock.patch.dict(os.environ, {REGISTRY_VARIABLE: str(root / "registry")}):
-            yield root
+    with scratch() as root, mock.patch.dict(os.environ, {REGISTRY_VARIABLE: str(root / "registry")}):
+        yield root

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from client.home import Home
-from client.policy.freshness import check_fresh
+from client.policy.freshness import check_fresh, one_at_a_time
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
 from client.private_files import patient_writes, write_private
 from client.records.journal import Journal
@@ -93,15 +93,14 @@ def open_request(content: RecordDict, home: Home, purpose: Purpose, alias: str) 
     seal, digests = read_seal(content, "request"), digests_of(content)
     if seal.alias != alias:
         raise SignatureError("the request is addressed to another site")
-    newest = home.request_certificate
-    stored = newest.read_bytes() if newest.exists() else None
-    key = check_certificate(seal.certificate, _authority(home), stored)
-    statement = seal.statement(purpose, alias, digests)
-    check_signature(key, statement, seal.signature)
-    if stored is None or serial_of(seal.certificate) > serial_of(stored):
-        write_private(newest, seal.certificate)
-    _check_place(content, seal)
-    check_fresh(home.asked, statement)
+    newest, statement = home.request_certificate, seal.statement(purpose, alias, digests)
+    with one_at_a_time(home.asked):
+        stored = newest.read_bytes() if newest.exists() else None
+        check_signature(check_certificate(seal.certificate, _authority(home), stored), statement, seal.signature)
+        if stored is None or serial_of(seal.certificate) > serial_of(stored):
+            write_private(newest, seal.certificate)
+        _check_place(content, seal)
+        check_fresh(home.asked, statement)
     return statement
 
 

@@ -116,7 +116,6 @@ class SitePage:
         yield table("waiting", "Waiting for your decision", columns, rows, note=note, text_columns=columns[1:])
         for each in found:
             facts = self._decisions.of(each.digest)
-            # Its number changes when an older one is decided on.
             words = [(line, "") for line in told(facts)] if facts else []
             empty = "what it costs here is being worked out; `maskfed-client approve list` tells the same"
             heading = f"Decision {each.number}: experiment {each.digest[:12]}"

@@ -1,21 +1,21 @@
 """Experiments that wait for the operator's word: who asked and when, and what differs from the recipes he knows."""
 
-import json
 import logging
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from client.home import Home
-from client.policy.approval import pending
+from client.policy.approval import pending, pending_head
 from shared.errors import InputError
 from shared.experiment.config import Experiment, load_experiment
 from shared.experiment.recipes import find_experiment, recipe_names
 from shared.messages.agreement.plan import resolve
 from shared.messages.training import experiment_digest
 
+LONGEST_NUMBER = 6
+"""Digits; more are the beginning of a digest."""
 log = logging.getLogger("maskfed.client")
 
 
@@ -24,7 +24,7 @@ class Waiting:
     """One experiment that somebody has asked for."""
 
     number: int
-    """1 for the one that has waited longest."""
+    """Given when it was asked for, and never to another; 0: an older version kept it, it is named by its digest."""
     digest: str
     experiment: Experiment
     run: str
@@ -35,17 +35,18 @@ class Waiting:
 
 def waiting(home: Home) -> list[Waiting]:
     """All that wait, the oldest first. What is not the experiment of its file's name is left out and logged."""
-    found = list(_read(home))
-    return [Waiting(number, *rest) for number, rest in enumerate(found, 1)]
+    return list(_read(home))
 
 
 def find_waiting(home: Home, name: str) -> Waiting | None:
     """The one that waits under this number, digest or beginning of a digest; None if there is none, or several."""
-    found = waiting(home)
-    if name.isdecimal() and len(name) < 4:
-        return next((each for each in found if str(each.number) == name), None)
-    named = [each for each in found if name and each.digest.startswith(name)]
-    return named[0] if len(named) == 1 else None
+    is_number = name.isdecimal() and len(name) <= LONGEST_NUMBER
+    found = [
+        each
+        for each in waiting(home)
+        if (each.number and str(each.number) == name if is_number else name and each.digest.startswith(name))
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def differences_to_recipe(experiment: Experiment) -> tuple[str, list[str]]:
@@ -55,14 +56,17 @@ def differences_to_recipe(experiment: Experiment) -> tuple[str, list[str]]:
 
 
 def told(facts: Mapping[str, Any]) -> list[str]:
-    """Facts of `in_words.waiting_facts` for people: what `approve list` and the live page show below the digest."""
+    """Facts of `in_words.waiting_facts` for people: what `approve list` and the live page show below the digest.
+
+    What it costs comes first: of differences there may be so many that nobody reads on.
+    """
     recipe, differing = facts["recipe"], facts["differences"]
     fields = f"{len(differing)} field{'s' if len(differing) > 1 else ''}"
     return [
         f"asked for by run {facts['run']!r} on {facts['asked']} UTC",
+        *facts["in_words"][1:],
         f"recipe {recipe}, " + (f"but for {fields}:" if differing else "unchanged"),
         *(f"  {line}" for line in differing),
-        *facts["in_words"][1:],
     ]
 
 
@@ -76,7 +80,7 @@ def _fields(experiment: Experiment) -> dict[str, Any]:
     return {f"{section}.{key}": value for section, fields in tree.items() for key, value in fields.items()}
 
 
-def _read(home: Home) -> Iterator[tuple[str, Experiment, str, str]]:
+def _read(home: Home) -> Iterator[Waiting]:
     for path in reversed(pending(home)):
         try:
             experiment = load_experiment(path)
@@ -86,15 +90,8 @@ def _read(home: Home) -> Iterator[tuple[str, Experiment, str, str]]:
         if experiment_digest(experiment) != path.stem:
             log.warning("%s is not the experiment of its name: it was changed here; remove it", path)
             continue
-        yield path.stem, experiment, *_who_asked(path)
-
-
-def _who_asked(path: Path) -> tuple[str, str]:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# "))
-        return str(told["run"]), str(told["asked"])
-    except (ValueError, KeyError, TypeError):
-        return "", ""
+        head = pending_head(path)
+        yield Waiting(head.number, path.stem, experiment, head.run, head.asked)
 
 
 def length_in_words(rounds: int, steps: int) -> str:

@@ -8,7 +8,7 @@ import datetime as dt
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from client.home import Home
 from client.policy.refusals import RefusedError
@@ -21,6 +21,9 @@ from shared.messages.training import experiment_digest
 
 MOST_PENDING = 20
 """Older waiting experiments are dropped: a coordinator must not fill the disk."""
+NUMBER_FILE = "number"
+"""Beside them: the newest number that was given to one."""
+MOST_DIGITS = 9
 Kind = Literal["code", "experiment", "projection", "reference", "refused", "peer"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _OPPOSITES: dict[Kind, Kind] = {"experiment": "refused", "refused": "experiment"}
@@ -107,9 +110,45 @@ def keep_pending(home: Home, experiment: Experiment, run: str) -> None:
     path = pending_file(home, digest)
     if not path.exists() and digest not in read_approved(home).refused:
         asked = dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M")
-        write_private(path, f"# {json.dumps({'run': run, 'asked': asked})}\n{experiment.to_toml()}".encode())
+        head = {"run": run, "asked": asked, "number": _new_number(home)}
+        write_private(path, f"# {json.dumps(head)}\n{experiment.to_toml()}".encode())
         for old in pending(home)[MOST_PENDING:]:
             old.unlink(missing_ok=True)
+
+
+class PendingHead(NamedTuple):
+    """What is known of an experiment that waits, besides itself."""
+
+    run: str = ""
+    """That asked first; empty for a file of an older version."""
+    asked: str = ""
+    """When, in UTC."""
+    number: int = 0
+    """Its own, never another's; 0: it has none, for an older version wrote the file."""
+
+
+def pending_head(path: Path) -> PendingHead:
+    """From the first line of a waiting experiment's file; a line that cannot be read says nothing."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8").split("\n", 1)[0].removeprefix("# "))
+        return PendingHead(str(told["run"]), str(told["asked"]), max(0, int(told.get("number", 0))))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return PendingHead()
+
+
+def _new_number(home: Home) -> int:
+    """One that no experiment has had here: what the operator has read of one must never mean another.
+
+    Whoever asks may ask often, so that what waits longest is dropped and all others would move up.
+    """
+    file = home.pending / NUMBER_FILE
+    try:
+        last = int(file.read_text(encoding="ascii")[:MOST_DIGITS])
+    except (OSError, ValueError):
+        last = 0
+    number = 1 + max(last, *(pending_head(path).number for path in pending(home)), 0)
+    write_private(file, str(number).encode())
+    return number
 
 
 def pending(home: Home) -> list[Path]:

@@ -7,8 +7,12 @@ request for training, or for what removes masks, is let through again: it gets t
 stored, so nothing else is let through.
 """
 
+import fcntl
 import json
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from client.private_files import write_private
@@ -17,15 +21,28 @@ from shared.messages.signature import SignatureError, Statement
 STORED = ("train", "unmask")
 """Purposes whose answers are stored, and sent again as they were."""
 Times = dict[str, tuple[int, int]]
-"""By kind and run: when the newest question was asked and until when it stands, Unix time in milliseconds."""
+"""By kind and run: when the newest question was asked, and until when it or an earlier one stands, Unix time in ms."""
+MOST_STANDING = 10_000
+"""Kinds and runs that are remembered at a time: 600 kB, written for each question."""
 
 
 class ReplayError(SignatureError):
     """A question is genuine, but an old one."""
 
 
+@contextmanager
+def one_at_a_time(file: Path) -> Iterator[None]:
+    """Hold what is remembered in `file`: a question that comes twice at once, to two processes, is taken once."""
+    descriptor = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def check_fresh(file: Path, asked: Statement) -> None:
-    """Refuse an old question; remember a new one, as long as it stands.
+    """Refuse an old question; remember a new one, as long as it stands. To be called within `one_at_a_time`.
 
     Args:
         file: where the newest questions are remembered.
@@ -40,14 +57,18 @@ def check_fresh(file: Path, asked: Statement) -> None:
         seconds = (now_ms - asked.expires_ms) // 1000
         raise ReplayError(f"the request's time was over {seconds} s ago: it is an old one, or a clock is wrong")
     known = _read(file)
-    newest, _ = known.get(key, (-1, 0))
+    newest, until = known.get(key, (-1, 0))
     is_repeated = asked.issued_ms == newest
     if asked.issued_ms < newest or (is_repeated and asked.purpose not in STORED):
         what = "the same" if is_repeated else "a newer"
         raise ReplayError(f"{what} {asked.purpose} request of run {asked.run} was taken already")
     if not is_repeated:
-        standing = {name: times for name, times in known.items() if times[1] >= now_ms}
-        write_private(file, json.dumps(standing | {key: (asked.issued_ms, asked.expires_ms)}).encode())
+        standing = {name: times for name, times in known.items() if times[1] >= now_ms and name != key}
+        if len(standing) >= MOST_STANDING:
+            raise ReplayError(f"{MOST_STANDING} questions stand already: this one may come again when some are over")
+        # As long as any of them stands: an earlier one with more time must not outlive what is known of the later.
+        newest_times = asked.issued_ms, max(until, asked.expires_ms)
+        write_private(file, json.dumps(standing | {key: newest_times}).encode())
 
 
 def _read(file: Path) -> Times:

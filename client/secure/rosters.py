@@ -62,7 +62,7 @@ def check_task(settings: SiteConfig) -> None:
 
 
 def _signed_member(own: Peer, run: str, home: Home, signing_key: Ed25519PrivateKey) -> Member:
-    with open_run(home, run) as state:
+    with open_run(home, run, is_new=True) as state:
         _ = state.newest  # Where a backup was put back the run is over, which is said before it begins.
         public_key = agreement_key(state.make_key())
     forget_old_runs(home)

@@ -118,13 +118,22 @@ class RunState:
 
 
 @contextmanager
-def open_run(home: Home, run: str) -> Iterator[RunState]:
-    """Hold the state of a run; another process that answers for it waits."""
-    folder = home.secure_sums / run
+def open_run(home: Home, run: str, *, is_new: bool = False) -> Iterator[RunState]:
+    """Hold the state of a run; another process that answers for it waits.
+
+    Nothing is made for a run that this site knows nothing of, unless it `is_new`: a coordinator may ask for many.
+
+    Raises:
+        SecureSumError: such a run.
+    """
+    folder, witness = home.secure_sums / run, witnesses(home) / run
+    if not is_new and not folder.is_dir():
+        _ = RunState(folder, witness).newest  # Where a backup was put back, that is the reason.
+        raise SecureSumError("this site has no key for the secure sums of this run and sent nothing masked in it")
     with private_files():
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder / LOCK_FILE):
-            yield RunState(folder, witnesses(home) / run)
+            yield RunState(folder, witness)
 
 
 def witnesses(home: Home) -> Path:

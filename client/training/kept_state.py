@@ -122,16 +122,16 @@ class KeptState:
         return sorted(self._folder.glob("round-*"))
 
     def _read(self, path: Path) -> SiteState | None:
-        with path.open("rb") as file:
-            head, body = file.readline(LABEL_BYTES), file.read()
         try:
+            with path.open("rb") as file:
+                head, body = file.readline(LABEL_BYTES), file.read()
             label = _Label.model_validate(json.loads(head))
             is_whole = label.sha256 == hashlib.sha256(body).hexdigest()
             arrays = load(body) if is_whole and label.key == self._key else {}
-        except (ValueError, ValidationError, SafetensorError):
+        except (OSError, ValueError, ValidationError, SafetensorError, RecursionError):
             is_whole, arrays = False, {}
         if not is_whole:
-            log.warning("%s is damaged and not used", path)
+            log.warning("%s cannot be read or is damaged, and is not used", path)
             return None
         if not _fit(arrays, self._shapes):
             log.info("the state in %s is of another plan or data set and not used", path.name)

@@ -36,7 +36,7 @@ from deploy.guards.forks import Forked, Warm
 from deploy.guards.web.calls import Pauses, caller_value, send_with_every_call
 from deploy.observe.scrubber import scrub_journal
 from deploy.processes.memory_limits import limit_own_memory
-from deploy.processes.process import die_with_parent, family
+from deploy.processes.process import die_with_parent, family, is_frozen
 from deploy.processes.services import BEAT_FILE
 
 TASKS = {
@@ -48,7 +48,7 @@ TASKS = {
 WARMED = ("client.entry",)
 """Tasks that are forked: a site has one for each message, a coordinator one for each run."""
 SLOW_FILE = "slow-start.json"
-"""In the superexec's FLWR_HOME: the run whose process did not start in time, read by `status`."""
+"""In the superexec's FLWR_HOME: the run whose process did not start in time, or froze, read by `status`."""
 STOP_FOLDER = "stopped"
 """In the superexec's FLWR_HOME: a file per stopped Flower run, by its id, written by `stop`."""
 Process = subprocess.Popen[bytes] | Forked
@@ -145,13 +145,11 @@ class OneProgram(SubprocessExecutor):
                 (_place() / SLOW_FILE).unlink(missing_ok=True)
             return
         process, started = older
-        seconds = time.monotonic() - started
-        log.warning(
-            "run %d: pid %d did not start within %.0f s and is ended: this machine is too slow or too busy",
-            run_id, process.pid, seconds,
-        )  # fmt: skip
+        seconds, frozen = round(time.monotonic() - started), is_frozen(process.pid)
+        slow = f"did not start within {seconds} s: this machine is too slow or too busy"
+        log.warning("run %d: pid %d is ended, it %s", run_id, process.pid, "was frozen" if frozen else slow)
         with suppress(OSError):
-            told = json.dumps({"run_id": run_id, "seconds": round(seconds)})
+            told = json.dumps({"run_id": run_id, "seconds": seconds, "is_frozen": frozen})
             (_place() / SLOW_FILE).write_text(told, encoding="ascii")
         _end(process)
 

@@ -15,8 +15,9 @@ from flwr.superlink.cli import flower_superlink
 
 from deploy.errors import ProvisionError
 from deploy.guards import replace
-from deploy.guards.web.asgi import Guard, close_the_silent
+from deploy.guards.web.asgi import Guard
 from deploy.guards.web.calls import caller_value
+from deploy.guards.web.connections import close_the_silent
 from deploy.guards.web.direct import Direct, fleet_work, runtime_work
 from deploy.guards.web.pushes import AllowanceFiles, NodePushes
 from deploy.processes.memory_limits import limit_own_memory

@@ -24,8 +24,9 @@ from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 from deploy.checks.answering import is_listening
 from deploy.errors import ProvisionError
 from deploy.guards import replace
-from deploy.guards.web.asgi import Guard, close_the_silent
+from deploy.guards.web.asgi import Guard
 from deploy.guards.web.calls import News, Pauses, StalledError, caller_value, look_again_soon
+from deploy.guards.web.connections import close_the_silent
 from deploy.guards.web.direct import Direct, runtime_work
 from deploy.identity.addresses import PROXY_VARIABLE
 from deploy.identity.tls import client_context

@@ -4,15 +4,18 @@ import contextlib
 import logging
 import math
 import re
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from typing import Literal, NamedTuple
+from threading import Lock, Thread
+from typing import Any, Literal, NamedTuple
 
 logger = logging.getLogger(__name__)
 
 SILENT_SECONDS = 10.0
 """How long a connection may say nothing: each holds a thread, and every user of the machine may open some."""
+MOST_CONNECTIONS = 16
+"""At a time; for one more the oldest ends. So nobody takes all files of the process, nor keeps the others out."""
 
 
 class Sample(NamedTuple):
@@ -65,8 +68,7 @@ def serve(port: int, collect: Callable[[], Iterable[tuple[object, ...]]]) -> Ite
         def log_message(self, format: str, *args: object) -> None:
             """Scrapes are not worth a line."""
 
-    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
-        server.daemon_threads = True
+    with _Server(("127.0.0.1", port), Handler) as server:
         thread = Thread(target=server.serve_forever, daemon=True)
         thread.start()
         try:
@@ -74,6 +76,30 @@ def serve(port: int, collect: Callable[[], Iterable[tuple[object, ...]]]) -> Ite
         finally:
             server.shutdown()
             thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    """Keeps the newest connections only."""
+
+    daemon_threads = True
+
+    def __init__(self, *given: Any) -> None:  # noqa: ANN401 - Python's own arguments
+        self._lock, self._open = Lock(), list[socket.socket]()
+        super().__init__(*given)
+
+    def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
+        with self._lock:
+            self._open.append(request)
+            ended, self._open = self._open[:-MOST_CONNECTIONS], self._open[-MOST_CONNECTIONS:]
+        for each in ended:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401
+        with self._lock:
+            self._open = [each for each in self._open if each is not request]
+        super().shutdown_request(request)
 
 
 def _group(name: str, samples: list[Sample]) -> str:

@@ -204,6 +204,14 @@ def family(pid: int) -> list[psutil.Process]:
         return []
 
 
+def is_frozen(pid: int) -> bool:
+    """Whether a process stands still, by a signal or a debugger; one that is gone does not."""
+    try:
+        return psutil.Process(pid).status() in {psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP}
+    except psutil.NoSuchProcess:
+        return False
+
+
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 

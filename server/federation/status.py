@@ -185,16 +185,16 @@ def _entry(wanted: Wanted, run: str) -> WantedRun:
 
 
 def _slow_start(home: Path, run_id: int) -> str:
-    """Why a run does not begin, when its superexec noted that its process did not start in time."""
+    """Why a run does not begin, when its superexec noted that its process did not start in time, or froze."""
     try:
         told = json.loads((home / "flwr" / "superexec" / "slow-start.json").read_text(encoding="ascii"))
-    except (OSError, ValueError):
+        if told["run_id"] != run_id:
+            return ""
+        seconds, is_frozen = told["seconds"], told["is_frozen"]
+    except (OSError, ValueError, KeyError, TypeError):
         return ""
-    if told["run_id"] != run_id:
-        return ""
-    return (
-        f"its process did not start within {told['seconds']} s and was started again: the machine is too slow or busy"
-    )
+    slow = f"did not start within {seconds} s and was started again: the machine is too slow or busy"
+    return f"its process {'was frozen and was started again' if is_frozen else slow}"
 
 
 def _tick(home: Path, wanted: Wanted) -> bool:

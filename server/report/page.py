@@ -13,6 +13,8 @@ from shared.storage.round_records import dp_epsilon, named_text
 from shared.storage.runlog import OUTCOMES
 
 SYMBOLS = {"answered": "✓", "refused": "–", "failed": "!", "late": "…", "lost": "×", "rejected": "≠"}
+MOST_CELLS = 20_000
+"""Of the table of who took part: 100 sites and 2,000 rounds would be ten times as many, and ten megabytes."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Page:
     strip: str = ""
     strip_places: list[int] = field(default_factory=list)
     matrix: list[tuple[str, list[dict[str, str]]]] = field(default_factory=list)
+    matrix_rounds: list[int] = field(default_factory=list)
+    """The columns of `matrix`: the newest rounds, as many as a browser draws."""
     problems: list[str] = field(default_factory=list)
     epsilons: list[dict[str, Any]] = field(default_factory=list)
     audits: list[AuditTable] = field(default_factory=list)
@@ -116,6 +120,9 @@ def _federation(page: Page) -> None:
     """Who took part, what went wrong, what was spent, what it cost."""
     cells: dict[str, list[dict[str, str]]] = {site: [] for site in page.data.sites}
     spent: dict[str, dict[str, Any]] = {}
+    numbers = [event["round"] for event in page.data.rounds]
+    page.matrix_rounds = numbers[-max(1, MOST_CELLS // max(1, len(cells))) :]
+    shown = set(page.matrix_rounds)
     for event in page.data.rounds:
         outcome: dict[str, tuple[str, dict[str, Any]]] = {
             entry["site"]: (state, entry) for state in OUTCOMES for entry in event.get(state, [])
@@ -123,7 +130,8 @@ def _federation(page: Page) -> None:
         for site in page.data.sites:
             state, entry = outcome.get(site, ("not asked", {}))
             reason = str(entry.get("reason") or entry.get("code") or "")
-            cells[site].append({"state": state, "symbol": SYMBOLS.get(state, ""), "reason": reason})
+            if event["round"] in shown:
+                cells[site].append({"state": state, "symbol": SYMBOLS.get(state, ""), "reason": reason})
             if state not in ("answered", "not asked"):
                 page.problems.append(f"Round {event['round']}: {site} {state}{f': {reason}' if reason else ''}")
             if "epsilon" in entry:

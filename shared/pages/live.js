@@ -126,8 +126,11 @@ function drawChart(body, part) {
     svg.append(draw("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
     svg.append(draw("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, short(value)));
   }
-  for (const value of steps(first, last, 6).filter(Number.isInteger))
-    svg.append(draw("text", { x: x(value), y: height - bottom + 16, "text-anchor": "middle" }, short(value)));
+  for (const value of steps(first, last, 6).filter(Number.isInteger)) {
+    const isAtEdge = x(value) > width - right - 16; // where half of the number would be cut off
+    const place = isAtEdge ? { x: width - 1, "text-anchor": "end" } : { x: x(value), "text-anchor": "middle" };
+    svg.append(draw("text", { ...place, y: height - bottom + 16 }, short(value)));
+  }
   svg.append(draw("text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle" }, part.x));
   for (const limit of limits) {
     svg.append(draw("line", { class: "limit", x1: left, x2: width - right, y1: y(limit.value), y2: y(limit.value) }));

@@ -5,9 +5,7 @@ runtime paths need the secret value of `calls`, fleet paths a node's signature o
 limit for its body. Every other path does not exist.
 """
 
-import asyncio
 import hmac
-import importlib
 import os
 import resource
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -41,16 +39,10 @@ FLEET_BYTES = {
     PUSH_OBJECT: OBJECT_BYTES,
 }
 """Largest body of each fleet path that a registered node calls."""
-SILENT_SECONDS = 20.0
-"""How long a new connection may take for the head of its first request."""
-MOST_DESCRIPTORS = 2**16
-PROTOCOLS = {
-    "uvicorn.protocols.http.h11_impl": "H11Protocol",
-    "uvicorn.protocols.http.httptools_impl": "HttpToolsProtocol",
-}
-"""What uvicorn may speak HTTP with."""
 NODE = "maskfed_node"
 """In the scope of a fleet call: the id of the node whose signature was checked."""
+ADMITTED = "maskfed_admitted"
+"""In the scope of a call whose caller is known."""
 NEEDED_BYTES = 2**25
 """What a process must be able to get while it runs: less is nothing, threads and buffers take it at once."""
 
@@ -105,41 +97,16 @@ class Guard:
         if path.startswith(("/v1/control/", "/v1/runtime/")):
             if not hmac.compare_digest(headers.get(HEADER, "").encode(), self._value.encode()):
                 raise HttpRefusal(401, "the caller is not known")
+            scope[ADMITTED] = True
             return await _read(headers, receive, OWN_BYTES)
         if self._fleet is None or path not in FLEET_BYTES or scope["method"] != "POST":
             raise HttpRefusal(404, "no such path")
         node_id = await run_in_threadpool(self._fleet.authenticate, headers)
-        scope[NODE] = node_id
+        scope[NODE], scope[ADMITTED] = node_id, True
         body = await _read(headers, receive, FLEET_BYTES[path])
         if path in {PUSH_MESSAGES, PUSH_OBJECT}:
             await run_in_threadpool(self._fleet.check_push, node_id, path, body)
         return body
-
-
-def close_the_silent() -> None:
-    """Let uvicorn close connections that ask for nothing, and let this process have more than the usual 1,024.
-
-    Every user of the machine reaches the port, and uvicorn keeps a connection that says nothing for ever: a thousand of
-    them, and nobody else gets one.
-
-    Raises:
-        RuntimeError: uvicorn has no such protocol, so that nothing would be closed.
-    """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, MOST_DESCRIPTORS), hard))
-    for module, name in PROTOCOLS.items():
-        protocol = getattr(importlib.import_module(module), name, None)
-        if protocol is None or not hasattr(protocol, "connection_made"):
-            raise RuntimeError(f"{module} has no {name} with `connection_made`")
-        protocol.connection_made = _watched(protocol.connection_made)
-
-
-def _watched(made: Callable[[Any, asyncio.Transport], None]) -> Callable[[Any, asyncio.Transport], None]:
-    def connection_made(self: Any, transport: asyncio.Transport) -> None:  # noqa: ANN401 - one of uvicorn's protocols
-        made(self, transport)
-        self.loop.call_later(SILENT_SECONDS, lambda: transport.abort() if self.cycle is None else None)
-
-    return connection_made
 
 
 def end_if_exhausted() -> None:

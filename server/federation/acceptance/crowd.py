@@ -11,17 +11,18 @@ import os
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from server.federation.acceptance.persistence import LEAST_SITES, Comparison, Course, compare, deviations
 from server.federation.acceptance.sketches import KEY_BYTES, SKETCH_SIZE, Sketch, sketch
 from server.federation.acceptance.trust import trusted
-from shared.experiment.config import Experiment
+from shared.experiment.config import Experiment, Section
 from shared.experiment.federation import FederationConfig
 from shared.experiment.learning_rate import round_lr
 from shared.storage.files import write_atomically
@@ -39,6 +40,14 @@ class Norms:
 
     middle: float = 0.0
     server_round: int = 0
+
+
+class _Remembered(Section):
+    """What a round's file holds next to the sketches."""
+
+    norms: tuple[Annotated[float, Field(ge=0)], Annotated[int, Field(ge=0)]]
+    courses: dict[str, tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)], Annotated[int, Field(ge=1)]]]
+    shares: dict[str, Annotated[float, Field(gt=0, le=1)]]
 
 
 class Crowd:
@@ -146,12 +155,15 @@ class Crowd:
         try:
             with safe_open(file, "numpy") as stored:
                 meta = stored.metadata()
-                facts = json.loads(meta["courses"])
-                self._courses = {site: Course(stored.get_tensor(site), *facts[site]) for site in facts}
-                self._norms, self.shares = Norms(*json.loads(meta["norms"])), json.loads(meta["shares"])
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+                facts = _Remembered.model_validate({name: json.loads(meta[name]) for name in _Remembered.model_fields})
+                totals = {site: stored.get_tensor(site) for site in facts.courses}
+            if any(each.shape != (SKETCH_SIZE,) or not np.isfinite(each).all() for each in totals.values()):
+                raise ValueError
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError):
             log.warning("%s is missing or damaged: sites are compared anew from here on", file)
-            self._courses, self._norms, self.shares = {}, Norms(), {}
+            return
+        self._courses = {site: Course(totals[site], *each) for site, each in facts.courses.items()}
+        self._norms, self.shares = Norms(*facts.norms), dict(facts.shares)
 
     def _read_key(self) -> bytes:
         """The run's secret, drawn when it begins; what was remembered under another one is of no use."""

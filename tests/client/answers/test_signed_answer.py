@@ -1,8 +1,10 @@
 """Only this federation's coordinator is answered, and every answer is signed: attacks on both, through the handlers."""
 
+import contextlib
 import errno
 import os
 import shutil
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +16,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from client import app, private_files
+from client.answers.signed_answer import open_request
 from client.home import Home
+from client.policy import freshness
 from client.records.chain import read_chain
 from deploy.identity.keys import load_certificate
 from shared.errors import InputError
 from shared.messages.audit import AuditAnswer
 from shared.messages.envelope import read_header, validated
 from shared.messages.sealing import SEAL, digests_of, read_seal, seal_request
-from shared.messages.signature import PURPOSES, Statement, check_signature
+from shared.messages.signature import PURPOSES, SignatureError, Statement, check_signature
 from shared.messages.training import TrainReply, TrainRequest
 from shared.storage import room
 from tests.client.conftest import MakeSite, experiment, request_for
@@ -254,6 +258,30 @@ def test_a_question_of_another_kind_is_answered_once(home: Home):
     sealed = signed_request(content, asked)
     reasons = [read_header(deliver(sealed, "query.audit"))["refusal"] for _ in range(2)]
     assert reasons[0] != reasons[1] == "replayed"
+
+
+def test_a_question_that_comes_twice_at_once_is_taken_once(home: Home, monkeypatch: pytest.MonkeyPatch):
+    """Two runs have two processes, so whoever delivers a message twice finds both of them reading."""
+    content = RecordDict({"header": ConfigRecord({"json": '{"schema_version":1,"run":"run"}'})})
+    sealed = signed_request(content, statement_of(content, ALIAS, "audit", server_round=0))
+    write, taken, others = freshness.write_private, list[str](), list[threading.Thread]()
+
+    def take() -> None:
+        with contextlib.suppress(SignatureError):
+            taken.append(open_request(sealed, home, "audit", ALIAS).run)
+
+    def write_slowly(path: Path, data: bytes) -> None:
+        if not others:
+            others.append(threading.Thread(target=take))
+            others[0].start()
+            others[0].join(0.3)  # time to be taken, too, were it not for the lock
+        write(path, data)
+
+    monkeypatch.setattr(freshness, "write_private", write_slowly)
+    take()
+    others[0].join()
+    assert taken == ["run"]
+    assert (home.path / "asked.lock").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_answer_to_an_old_question_is_not_one_to_the_same_question_asked_again(home: Home):

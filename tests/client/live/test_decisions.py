@@ -56,10 +56,10 @@ def test_page_and_command_tell_the_same_of_a_decision(make_site: MakeSite, calls
     assert shown(site) == told(FACTS)
     assert told(FACTS) == [
         "asked for by run 'first' on 2026-01-02 03:04 UTC",
-        "recipe private, but for 1 field:",
-        "  model.size = 'T', there 'S'",
         "3 rounds of 2 steps",
         "epsilon of this plan alone: 1.5",
+        "recipe private, but for 1 field:",
+        "  model.size = 'T', there 'S'",
     ]
     assert calls.read_text() == f"--home {home.path}\n"
 

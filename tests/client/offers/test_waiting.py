@@ -1,10 +1,13 @@
 """What waits for the operator: who asked, what differs from a recipe, and a decision by number, prefix or digest."""
 
+import os
+
 import pytest
 
 from client.cli.approvals import approve_experiment, approve_list, approve_refuse
 from client.offers.answer import answer_offer
 from client.offers.waiting import Waiting, differences_to_recipe, length_in_words, waiting
+from client.policy import approval
 from client.policy.approval import keep_pending, pending, read_approved
 from client.records.journal import Journal
 from shared.errors import InputError
@@ -47,6 +50,59 @@ def test_a_number_a_prefix_and_the_digest_mean_the_same(make_site: MakeSite):
     assert waiting(home) == []
     with pytest.raises(InputError, match="64 hexadecimal"):
         approve_experiment("3", home.path, None)
+
+
+def test_a_number_that_was_read_never_means_another_experiment(make_site: MakeSite, monkeypatch: pytest.MonkeyPatch):
+    """Not when an earlier one is decided on, nor when a coordinator asks until the oldest is dropped."""
+    home, _ = make_site(experiments="approved")
+    monkeypatch.setattr(approval, "MOST_PENDING", 3)
+    plans = [resolve(experiment(privacy=DP, federation={"rounds": rounds})) for rounds in range(3, 9)]
+    for place, plan in enumerate(plans[:3]):
+        keep_pending(home, plan, "run")
+        os.utime(approval.pending_file(home, experiment_digest(plan)), (place, place))
+    listed = {each.number: each.digest for each in waiting(home)}
+    assert listed == {place + 1: experiment_digest(plan) for place, plan in enumerate(plans[:3])}
+    keep_pending(home, plans[3], "run")
+    assert [each.number for each in waiting(home)] == [2, 3, 4]
+    with pytest.raises(InputError):
+        approve_experiment("1", home.path, None)
+    approve_refuse("2", "", home.path)
+    approve_experiment("3", home.path, None)
+    assert read_approved(home).experiments == {listed[3]}
+    approve_experiment("4", home.path, None)
+    keep_pending(home, plans[4], "run")
+    assert [each.number for each in waiting(home)] == [5], "although nothing waited any more"
+
+
+@pytest.mark.parametrize("damage", ["", "x", "-5", "9" * 400, "\u0663", None])
+def test_a_lost_count_goes_on_behind_what_waits(make_site: MakeSite, damage: str | None):
+    home, _ = make_site(experiments="approved")
+    offered(home, FIRST)
+    count = home.pending / approval.NUMBER_FILE
+    count.unlink() if damage is None else count.write_text(damage)
+    offered(home, SECOND)
+    first, second = sorted(each.number for each in waiting(home))
+    assert first == 1 < second < 10**10
+    assert count.stat().st_mode & 0o077 == 0
+
+
+def test_what_an_older_version_kept_or_two_with_one_number_are_named_by_digest(make_site: MakeSite):
+    home, _ = make_site(experiments="approved")
+    offered(home, FIRST, SECOND)
+    for path, number in zip(pending(home), ("", ', "number": 7'), strict=True):
+        _, _, body = path.read_text().partition("\n")
+        path.write_text(f'# {{"run": "old", "asked": "2026-01-01 00:00"{number}}}\n{body}')
+    assert sorted(each.number for each in waiting(home)) == [0, 7]
+    for name in ("0", "1", ""):
+        with pytest.raises(InputError):
+            approve_experiment(name, home.path, None)
+    for path in pending(home):
+        path.write_text(path.read_text().replace('00:00"}', '00:00", "number": 7}'))
+    assert [each.number for each in waiting(home)] == [7, 7]
+    with pytest.raises(InputError):
+        approve_experiment("7", home.path, None)
+    approve_experiment(experiment_digest(FIRST)[:12], home.path, None)
+    assert read_approved(home).experiments == {experiment_digest(FIRST)}
 
 
 def test_a_refused_plan_waits_no_more_and_may_be_approved_later(make_site: MakeSite):

@@ -50,6 +50,33 @@ def test_only_questions_that_still_stand_are_remembered(file, monkeypatch):
     assert set(json.loads(file.read_text())) == {"train run-3", "train run-4", "train last"}
 
 
+def test_an_earlier_question_with_more_time_is_not_taken_once_the_later_one_is_over(file, monkeypatch):
+    check_fresh(file, asked(1, expires=9000))
+    check_fresh(file, asked(2, expires=6000))
+    clock(monkeypatch, 7.0)
+    check_fresh(file, asked(1, run="other"))  # what is over is forgotten with each new question
+    with pytest.raises(ReplayError, match="a newer train request"):
+        check_fresh(file, asked(1, expires=9000))
+    check_fresh(file, asked(3, expires=8000))
+    clock(monkeypatch, 9.001)
+    check_fresh(file, asked(1, run="third"))
+    assert set(json.loads(file.read_text())) == {"train other", "train third"}
+
+
+def test_what_is_remembered_has_a_limit_and_nothing_that_stands_is_forgotten_for_it(file, monkeypatch):
+    monkeypatch.setattr(freshness, "MOST_STANDING", 3)
+    for number in range(3):
+        check_fresh(file, asked(5, expires=6000 + number, run=f"run-{number}"))
+    with pytest.raises(ReplayError, match="3 questions stand already"):
+        check_fresh(file, asked(5, run="more"))
+    check_fresh(file, asked(6, expires=6000, run="run-0"))
+    for number in range(3):
+        with pytest.raises(ReplayError, match="a newer"):
+            check_fresh(file, asked(4, run=f"run-{number}"))
+    clock(monkeypatch, 6.001)
+    check_fresh(file, asked(5, run="more"))
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"train run": 3}', '{"train run": ["x", 1]}', "\0"])
 def test_a_file_that_cannot_be_read_refuses_and_says_what_to_do(file, text):
     file.write_text(text)

@@ -68,7 +68,7 @@ def test_the_same_list_is_answered_the_same_way_again_over_restarts_and_no_other
         ((*ALL[:2], "site-9"), {"boxes": ("00" * 60,) * 3}, "site-9 is not in the roster"),
         (ALL, {"server_round": 2}, "nothing masked in round 2"),
         (ALL, {"request_digest": "ab" * 32}, "in round 1 went to another request"),
-        (ALL, {"run": "other"}, "nothing masked in that run"),
+        (ALL, {"run": "other"}, "sent nothing masked in it"),
         (ALL, {"boxes": ("00" * 60,) * 5}, "the shares of site site-0 are not those that it dealt"),
     ],
     ids=["without itself", "a stranger", "another round", "another request", "another run", "made-up shares"],
@@ -76,6 +76,15 @@ def test_the_same_list_is_answered_the_same_way_again_over_restarts_and_no_other
 def test_what_a_coordinator_may_not_ask_is_refused_and_costs_nothing(asked, survivors, changed, reason):
     refused = asked.unmask(first(asked), survivors, **changed)
     assert refused.refusal == "secure_sum" and reason in refused.reason
+    assert asked.unmask(first(asked), ALL).status == "unmasked"
+
+
+def test_questions_for_runs_that_nobody_knows_leave_no_folder(asked):
+    """Each would hold a place on the disk, and among the runs whose keys are kept."""
+    home = first(asked).home
+    for number in range(20):
+        assert asked.unmask(first(asked), ALL, run=f"other-{number}").refusal == "secure_sum"
+    assert [path.name for path in home.secure_sums.iterdir()] == ["run"]
     assert asked.unmask(first(asked), ALL).status == "unmasked"
 
 

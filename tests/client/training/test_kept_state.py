@@ -256,7 +256,11 @@ def test_what_no_optimizer_can_have_written_counts_as_not_there(make_site: MakeS
     found = kept(site, chosen, 3).find()
     assert found is not None and older is not None
     assert found.steps == older.steps and found.arrays.keys() == older.arrays.keys()
-    path.write_bytes(b"[]\n")
+    for label in (b"[]\n", b"[" * 1023 + b"\n"):
+        path.write_bytes(label)
+        assert kept(site, chosen, 3).find() is not None
+    path.unlink()
+    path.mkdir()  # what cannot even be opened
     assert kept(site, chosen, 3).find() is not None
 
 

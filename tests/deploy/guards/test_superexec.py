@@ -199,6 +199,26 @@ def test_an_older_process_of_a_run_is_ended_with_its_children_before_the_next_st
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+def test_a_frozen_process_is_not_called_a_slow_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    executor = launch(monkeypatch, tmp_path, "import time; time.sleep(600)")
+    told = []
+    for is_frozen in (True, False):
+        executor.make_room(5)
+        executor.launch(spec())
+        pid = executor._children[5][0].pid
+        if is_frozen:
+            os.kill(pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+        caplog.clear()
+        executor.make_room(5)
+        told.append((json.loads((tmp_path / SLOW_FILE).read_text())["is_frozen"], "was frozen" in caplog.text))
+        assert not Path(f"/proc/{pid}").exists()
+    assert told == [(True, True), (False, False)]
+    assert "did not start within" in caplog.text
+
+
 def test_a_process_that_has_ended_does_not_stay_in_the_process_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     executor = launch(monkeypatch, tmp_path, "")
     executor.make_room(5)

@@ -1,3 +1,4 @@
+import contextlib
 import socket
 import urllib.error
 import urllib.request
@@ -60,3 +61,17 @@ def test_who_asks_for_nothing_is_not_kept(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prometheus, "SILENT_SECONDS", 0.2)
     with serve(0, list) as port, socket.create_connection(("127.0.0.1", port), timeout=20) as silent:
         assert silent.recv(1) == b""
+
+
+def test_connections_of_strangers_keep_nobody_out_and_are_few(monkeypatch: pytest.MonkeyPatch):
+    """Each holds a thread and an open file of the process that supervises everything."""
+    monkeypatch.setattr(prometheus, "SILENT_SECONDS", 600.0)
+    monkeypatch.setattr(prometheus, "MOST_CONNECTIONS", 3)
+    with serve(0, list) as port, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(12)]
+        assert fetch(port) == ""
+        for each in silent[:9]:
+            assert each.recv(1) == b""
+        silent[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            silent[-1].recv(1)

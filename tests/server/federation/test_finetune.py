@@ -165,6 +165,24 @@ def test_a_run_is_summarised_as_a_table_and_as_json(home, control):
     assert EXIT_CODES == {"completed": 0, "failed": 1, "stopped": 1}
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ('{"run_id": 1, "seconds": 31, "is_frozen": false}', "did not start within 31 s"),
+        ('{"run_id": 1, "seconds": 31, "is_frozen": true}', "was frozen and was started again"),
+        ('{"run_id": 2, "seconds": 31, "is_frozen": true}', ""),
+        *((damaged, "") for damaged in ("", "{", "{}", "[]", "null", '{"run_id": 1}')),
+    ],
+)
+def test_a_run_that_does_not_begin_says_what_its_superexec_has_noted(home, control, told, said):
+    resume_run(home, "run")
+    place = home / "flwr" / "superexec"
+    place.mkdir(parents=True)
+    (place / "slow-start.json").write_text(told)
+    reason = summarise(home, Wanted(home).runs()["run"])["reason"]
+    assert said in reason and bool(said) is bool(reason)
+
+
 def test_a_round_that_was_undone_is_told_as_such_with_the_reason(home, control):
     resume_run(home, "run")
     told = {"group": "all", "rise": 0.4, "bound": 0.25, "suspects": ["site-1"]}

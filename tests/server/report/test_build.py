@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from server.report import page
 from server.report.build import report
 from server.report.formatting import (
     breakable,
@@ -146,6 +147,17 @@ def test_page_tells_who_took_part_and_why_not(federated):
     ):
         assert text in page
     assert "0.91" in page and ">fail<" in page
+
+
+def test_who_took_part_in_many_rounds_is_shown_for_the_newest_and_what_went_wrong_for_all(federated, monkeypatch):
+    assert "rounds; all of them are in" not in report([federated.path]).read_text()
+    monkeypatch.setattr(page, "MOST_CELLS", 2 * len(SITES) + 1)
+    built = build_page(read_run(federated.path))
+    assert built.matrix_rounds == [2, 3] and {len(cells) for _, cells in built.matrix} == {2}
+    assert dict(built.matrix)["south"][0]["state"] == "lost"
+    assert any(line.startswith("Round 1:") for line in built.problems)
+    text = report([federated.path]).read_text()
+    assert "The newest 2 of 3 rounds" in text and "<tr><th>site</th><th>2</th><th>3</th></tr>" in text
 
 
 def test_same_seeds_stand_side_by_side(federated, tmp_path):

@@ -87,6 +87,22 @@ def test_everything_is_drawn_inside_the_window_without_complaint(
     assert window.run("document.querySelector('#part-sites .gauge i').style.width") == "2.5%"
 
 
+IS_CUT = """[...document.querySelectorAll('svg.chart text')].filter((text) => {
+  const [own, whole] = [text.getBoundingClientRect(), text.ownerSVGElement.getBoundingClientRect()];
+  return own.left < whole.left - 1 || own.right > whole.right + 1 || own.bottom > whole.bottom + 1;
+}).map((text) => text.textContent)"""
+
+
+def test_no_number_at_a_charts_edge_is_cut_off(window: Browser, shown: tuple[Shown, int]):
+    source, port = shown
+    source.round = 1981  # the newest of 2,000 rounds is the last number of the axis
+    for width in (400, 1400):
+        show(window, port, width)
+        ticks = window.run("[...document.querySelectorAll('#part-epsilon text')].map((text) => text.textContent)")
+        assert "2000" in ticks and window.run(IS_CUT) == []
+    source.round = 1
+
+
 def test_the_token_leaves_the_address_and_nothing_is_asked_of_others(window: Browser, shown: tuple[Shown, int]):
     window.requests.clear()
     show(window, shown[1])

@@ -1,34 +1,17 @@
 """The guard before Flower's application: callers are known, and bodies bounded, before anything is read."""
 
 import asyncio
-import contextlib
-import importlib
-import resource
-import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 
-from deploy.guards.web import asgi
-from deploy.guards.web.asgi import (
-    FLEET_BYTES,
-    OBJECT_BYTES,
-    PROTOCOLS,
-    PUSH_OBJECT,
-    Guard,
-    HttpRefusal,
-    close_the_silent,
-)
+from deploy.guards.web.asgi import ADMITTED, FLEET_BYTES, OBJECT_BYTES, PUSH_OBJECT, Guard, HttpRefusal
 from deploy.guards.web.calls import HEADER
-from deploy.processes.process import free_ports
 
 VALUE = "5" * 64
 ROOT = Path(__file__).parents[4]
@@ -57,6 +40,7 @@ class Caller:
     def __init__(self, nodes: Nodes | None) -> None:
         self.seen: list[bytes] = []
         self.reads = 0
+        self.is_known = False
         self.guard = Guard(self.echo, VALUE, nodes)
 
     async def echo(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
@@ -79,6 +63,7 @@ class Caller:
             sent.append(message)
 
         asyncio.run(self.guard(scope, receive, send))
+        self.is_known = ADMITTED in scope
         return int(sent[0]["status"]) if sent else 0
 
 
@@ -99,6 +84,17 @@ def test_no_control_or_runtime_path_of_flower_answers_a_stranger(caller: Caller,
 def test_our_own_processes_are_let_in_with_their_body(caller: Caller):
     assert caller.call("/v1/control/start-run", {HEADER: VALUE}, body=b"bundle", parts=2) == 200
     assert caller.seen == [b"bundlebundle"]
+
+
+def test_whose_call_is_let_in_is_marked_for_who_watches_the_connection(caller: Caller):
+    """A refused body is that of a known caller, too; health is open to all and keeps nobody's connection."""
+    known = {"ticket": "7"}
+    calls = [("/v1/control/x", {HEADER: VALUE}), ("/v1/fleet/get-run", known), ("/v1/fleet/get-run", {}), ("/x", known)]
+    assert [(caller.call(path, headers), caller.is_known) for path, headers in calls] == [
+        (200, True), (200, True), (401, False), (404, False),
+    ]  # fmt: skip
+    assert (caller.call(PUSH_OBJECT, known, body=b"bad"), caller.is_known) == (403, True)
+    assert (caller.call("/health", {HEADER: VALUE}, method="GET"), caller.is_known) == (200, False)
 
 
 def test_a_header_that_is_given_twice_is_none(caller: Caller):
@@ -209,57 +205,3 @@ def test_a_process_whose_memory_is_used_up_ends_in_one_line_and_one_call_that_as
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: ")
     assert "MASKFED_PARAMETERS" in line
-
-
-@pytest.fixture
-def silent_are_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for module, name in PROTOCOLS.items():
-        protocol = getattr(importlib.import_module(module), name)
-        monkeypatch.setattr(protocol, "connection_made", protocol.connection_made)  # undone with the test
-    monkeypatch.setattr(asgi, "SILENT_SECONDS", 0.3)
-    close_the_silent()
-    yield
-    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-@contextlib.contextmanager
-def served(http: Any) -> Iterator[int]:
-    """A guard behind uvicorn; its port."""
-    (port,) = free_ports(1)
-    guard = Guard(Caller(None).echo, VALUE)
-    server = uvicorn.Server(
-        uvicorn.Config(guard, port=port, http=http, ws="none", lifespan="off", log_level="critical")
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
-        yield port
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-@pytest.mark.parametrize("http", ["h11", "httptools"])
-def test_who_asks_for_nothing_is_not_kept_and_who_asks_is(silent_are_closed: None, http: str):
-    head = b"GET /v1/control/x HTTP/1.1\r\nHost: a\r\n%s: %s\r\n" % (HEADER.encode(), VALUE.encode())
-    with served(http) as port, contextlib.ExitStack() as stack:
-        silent, half, asking = (
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20)) for _ in range(3)
-        )
-        half.sendall(head)
-        asking.sendall(head + b"\r\n")
-        assert asking.recv(12) == b"HTTP/1.1 200"
-        for each in (silent, half):
-            with contextlib.suppress(ConnectionResetError):
-                assert each.recv(1) == b""
-        asking.sendall(head + b"\r\n")
-        assert asking.recv(4096)
-
-
-def test_a_uvicorn_without_the_watched_protocol_is_an_error(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(asgi, "PROTOCOLS", {"uvicorn.protocols.http.h11_impl": "Gone"})
-    with pytest.raises(RuntimeError, match="Gone"):
-        close_the_silent()

@@ -1,10 +1,13 @@
 """A run's sites compared: streaming, the same in any order and after a crash, and blind where nobody may look."""
 
 import itertools
+import json
 import stat
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from server.federation.acceptance.crowd import FOLDER, KEY_FILE, MAX_NORM_RATIO, Crowd
 from server.federation.acceptance.persistence import LEAST_ROUNDS, LEAST_SITES
@@ -128,6 +131,39 @@ def test_what_is_damaged_or_gone_is_begun_anew(crowd, tmp_path, damage, how):
     again = Crowd(tmp_path, make_experiment())
     again.begin(3)
     assert again.factor(1e9, 4) == 1.0 and go_on(again, [4]).persistence == {}
+
+
+def rewritten(file, change):
+    """The file with other facts and sketches, as `change` makes them."""
+    with safe_open(file, "numpy") as stored:
+        facts = {name: json.loads(text) for name, text in stored.metadata().items()}
+        totals = {site: stored.get_tensor(site) for site in stored.keys()}  # noqa: SIM118 - no mapping
+    change(facts, totals)
+    file.write_bytes(save(totals, {name: json.dumps(value) for name, value in facts.items()}))
+
+
+FORGED = {
+    "sketches of another size": lambda _, totals: totals.update({"site-1": np.zeros(7)}),
+    "a sketch that is no number": lambda _, totals: totals.update({"site-1": np.full(4096, np.nan)}),
+    "a site without a sketch": lambda _, totals: totals.pop("site-1"),
+    "a share that multiplies": lambda facts, _: facts.update(shares={"site-1": 50.0}),
+    "a share that turns around": lambda facts, _: facts.update(shares={"site-1": -1.0}),
+    "a share without end": lambda facts, _: facts.update(shares={"site-1": float("inf")}),
+    "no shares": lambda facts, _: facts.update(shares=3),
+    "norms of nothing": lambda facts, _: facts.update(norms=[float("nan"), 2]),
+    "rounds that are no number": lambda facts, _: facts["courses"].update({"site-1": [1.0, 1.0, "many"]}),
+    "a fact too few": lambda facts, _: facts["courses"].update({"site-1": [1.0, 1.0]}),
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_what_no_round_can_have_written_is_begun_anew(crowd, tmp_path, caplog, how):
+    go_on(crowd, range(1, 4))
+    rewritten(tmp_path / FOLDER / "round-000003.safetensors", FORGED[how])
+    again = Crowd(tmp_path, make_experiment())
+    again.begin(3)
+    assert "compared anew" in caplog.text
+    assert again.share("site-1") == 1.0 and again.factor(1e9, 4) == 1.0 and go_on(again, [4]).persistence == {}
 
 
 def test_an_undone_round_is_not_remembered(crowd):
