@@ -1,0 +1,34 @@
+"""What the programs of both sides are started with."""
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from deploy.processes.services import environment
+from tests.needs import need
+
+LARGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+FLAGS_OF_A_CHUNK = """
+import ctypes
+chunk = bytearray(5 * 2**20)
+address = ctypes.addressof(ctypes.c_char.from_buffer(chunk))
+for line in open("/proc/self/smaps"):
+    if "-" in (place := line.split()[0]) and ":" not in place:
+        start, end = (int(each, 16) for each in place.split("-"))
+    if line.startswith("VmFlags:") and start <= address < end:
+        print(line)
+"""
+
+
+def test_memory_for_weights_is_asked_for_in_large_pages(tmp_path: Path):
+    need(platform.libc_ver() >= ("glibc", "2.35"), "glibc asks for large pages from 2.35 on")
+    need(LARGE.exists() and "[never]" not in LARGE.read_text(), "this kernel has no large pages")
+    flags = {
+        name: subprocess.run(
+            [sys.executable, "-I", "-c", FLAGS_OF_A_CHUNK], env=given, capture_output=True, text=True, check=True
+        ).stdout.split()
+        for name, given in (("as started", environment(tmp_path)), ("else", {}))
+    }
+    assert "hg" in flags["as started"]
+    assert "hg" not in flags["else"]
