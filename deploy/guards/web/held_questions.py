@@ -6,7 +6,6 @@ waits for the next question without the header. The bell is rung when the Server
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any

@@ -121,18 +121,24 @@ def test_nobody_there_and_nobody_who_answers_are_errors_that_httpx_has_too():
 def test_an_answer_that_says_it_is_larger_than_any_can_be_is_not_waited_for(told: int):
     """Nor is anything allocated for it: 10**15 bytes would be a MemoryError."""
     head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % told
-    with Server([head]).running() as server, closing(HttpClient(None, SECONDS, {})) as ours:
-        with pytest.raises(httpx.RemoteProtocolError, match="more than 67108864 bytes"):
-            post(ours, f"http://127.0.0.1:{server.port}/")
+    with (
+        Server([head]).running() as server,
+        closing(HttpClient(None, SECONDS, {})) as ours,
+        pytest.raises(httpx.RemoteProtocolError, match="more than 67108864 bytes"),
+    ):
+        post(ours, f"http://127.0.0.1:{server.port}/")
 
 
 @pytest.mark.parametrize("begins", [b"connection: close\r\n\r\n", b"transfer-encoding: chunked\r\n\r\nffffffffff\r\n"])
 def test_an_answer_that_tells_no_length_is_bounded_as_well(begins: bytes, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(http_client, "LARGEST_ANSWER_BYTES", 1000)
     answer = b"HTTP/1.1 200 OK\r\n" + begins + bytes(1001)
-    with Server([answer]).running() as server, closing(HttpClient(None, SECONDS, {})) as ours:
-        with pytest.raises(httpx.RemoteProtocolError, match="more than 1000 bytes"):
-            post(ours, f"http://127.0.0.1:{server.port}/")
+    with (
+        Server([answer]).running() as server,
+        closing(HttpClient(None, SECONDS, {})) as ours,
+        pytest.raises(httpx.RemoteProtocolError, match="more than 1000 bytes"),
+    ):
+        post(ours, f"http://127.0.0.1:{server.port}/")
 
 
 def test_an_encoded_answer_is_refused_and_never_unpacked():
@@ -143,34 +149,29 @@ def test_an_encoded_answer_is_refused_and_never_unpacked():
             post(ours, f"http://127.0.0.1:{server.port}/")
 
 
-def times(calls: int, before: Callable[[Server, Connections], object], monkeypatch: pytest.MonkeyPatch) -> int:
+def num_connections(calls: int, before: Callable[[Connections], object]) -> int:
     """How many connections so many calls take; `before` is done before each but the first."""
-    transports: list[Connections] = []
-    create = Connections.__init__
-    monkeypatch.setattr(
-        Connections, "__init__", lambda self, *given: (create(self, *given), transports.append(self))[0]
-    )
     with Server([OK] * calls).running() as server, closing(HttpClient(None, SECONDS, {})) as ours:
         for number in range(calls):
             if number:
-                before(server, transports[-1])
+                before(ours._connections)
             assert post(ours, f"http://127.0.0.1:{server.port}/").content == b"ok"
         return server.num_connections
 
 
-def test_a_connection_is_used_again_unless_it_was_idle_for_long_or_is_closed(monkeypatch: pytest.MonkeyPatch):
-    assert times(3, lambda *_: None, monkeypatch) == 1
+def test_a_connection_is_used_again_unless_it_was_idle_for_long_or_is_closed():
+    assert num_connections(3, lambda _: None) == 1
 
-    def age(_: Server, connections: Connections) -> None:
+    def age(connections: Connections) -> None:
         connections._idle = [each._replace(since=each.since - 60) for each in connections._idle]
 
-    assert times(3, age, monkeypatch) == 3
+    assert num_connections(3, age) == 3
 
-    def shut(_: Server, connections: Connections) -> None:
+    def shut(connections: Connections) -> None:
         (idle,) = connections._idle
         idle.connection.sock.shutdown(socket.SHUT_RDWR)  # as if the other end had
 
-    assert times(3, shut, monkeypatch) == 3
+    assert num_connections(3, shut) == 3
 
 
 def test_a_refusal_that_comes_before_the_body_was_read_is_seen():
@@ -218,7 +219,8 @@ def test_a_large_answer_over_tls_is_whole_and_another_authority_is_refused(autho
         with closing(HttpClient(client_context(authority / "ca.crt"), SECONDS, {})) as ours:
             assert post(ours, url, body[:1000]).content == body
         assert server.asked == [("/", body[:1000])]
-        with closing(HttpClient(client_context(authority / "other.crt"), SECONDS, {})) as ours:
-            # Flower asks no more when it finds this word.
-            with pytest.raises(httpx.ConnectError, match="certificate"):
-                post(ours, url)
+        with (
+            closing(HttpClient(client_context(authority / "other.crt"), SECONDS, {})) as ours,
+            pytest.raises(httpx.ConnectError, match="certificate"),  # Flower asks no more when it finds this word
+        ):
+            post(ours, url)
