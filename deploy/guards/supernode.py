@@ -191,7 +191,7 @@ def show_certificate(context: ssl.SSLContext, proxy: str) -> None:
                 verify=context, timeout=kept.timeout, proxy=proxy, trust_env=False, follow_redirects=False
             )
         else:
-            self._client = HttpClient(context, kept.timeout, {})
+            self._client = HttpClient(context, kept.timeout, {})  # type: ignore[assignment]
         build = self._client.build_request
         self._client.build_request = lambda *given, **named: Waiting.tell(build(*given, **named))  # type: ignore[method-assign]
         kept.close()

@@ -50,9 +50,10 @@ BEAT_FILE = "alive"
 MOST_BEAT_SECONDS = 10.0
 SETTLE_SECONDS = 150.0
 """It tries its program first, which may take long on a busy machine."""
-LARGE_PAGES = "glibc.malloc.hugetlb=1"
+LARGE_PAGES = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
 """Weights come and go in pieces of 5 MB, each of them new memory. In pages of 4 KB the kernel takes more processor
-time to give it than is spent on what it holds; so glibc asks for pages of 2 MB. It gives them back as early."""
+time to give it than is spent on what it holds; so glibc asks for pages of 2 MB, which it does where all threads share
+one place. It gives them back as early."""
 HEALTH_FILE = "health.address"
 """In a site's folder: where its SuperNode answers gRPC health checks; written at each start, read by `doctor`."""
 

@@ -50,7 +50,7 @@ def send_with_every_call(value: str) -> None:
     def guarded(self: ProtobufClient, base_url: str, **options: object) -> None:
         start(self, base_url, **options)  # type: ignore[arg-type]
         kept, context = self._client, options.get("verify")
-        self._client = HttpClient(
+        self._client = HttpClient(  # type: ignore[assignment]
             context if isinstance(context, ssl.SSLContext) else None, kept.timeout, {HEADER: value}
         )
         kept.close()

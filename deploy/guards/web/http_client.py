@@ -156,7 +156,7 @@ def _send(connection: http.client.HTTPConnection, request: httpx.Request, second
         target = request.url.raw_path.decode("ascii")
         connection.putrequest(request.method, target, skip_host=True, skip_accept_encoding=True)
         for name, value in request.headers.raw:
-            connection.putheader(name, value)  # type: ignore[arg-type]  # bytes are sent as they are
+            connection.putheader(name, value)
     try:
         with _told_as(httpx.WriteTimeout, httpx.WriteError):
             connection.endheaders(body)

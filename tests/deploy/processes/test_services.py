@@ -10,8 +10,16 @@ from tests.needs import need
 
 LARGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 FLAGS_OF_A_CHUNK = """
-import ctypes
-chunk = bytearray(5 * 2**20)
+import ctypes, threading
+kept = []
+def work():  # the second time glibc takes it from its heap, as it has learnt
+    for _ in range(2):
+        kept[:] = []
+        kept.append(bytearray(5 * 2**20))
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+chunk = kept[0]
 address = ctypes.addressof(ctypes.c_char.from_buffer(chunk))
 for line in open("/proc/self/smaps"):
     if "-" in (place := line.split()[0]) and ":" not in place:
