@@ -99,7 +99,7 @@ def look_often(pauses: Pauses, tasks: News) -> None:
     pull, push = vars(loop)["_pull_and_store_message"], vars(loop)["_push_messages"]
     send = vars(loop)["push_object_contents_from_iterable"]
 
-    waiting = Waiting()
+    waiting = MessageWait()
 
     def pulled(**options: Any) -> int | None:  # noqa: ANN401 - Flower's own arguments
         began = time.monotonic()
@@ -126,7 +126,7 @@ def look_often(pauses: Pauses, tasks: News) -> None:
                    "push_object_contents_from_iterable": sent})  # fmt: skip
 
 
-class Waiting:
+class MessageWait:
     """How a SuperNode waits for messages: by a question that the SuperLink holds, and answers with no message."""
 
     _is_on: ContextVar[bool] = ContextVar("waiting", default=False)
@@ -193,7 +193,7 @@ def show_certificate(context: ssl.SSLContext, proxy: str) -> None:
         else:
             self._client = HttpClient(context, kept.timeout, {})  # type: ignore[assignment]
         build = self._client.build_request
-        self._client.build_request = lambda *given, **named: Waiting.tell(build(*given, **named))  # type: ignore[method-assign]
+        self._client.build_request = lambda *given, **named: MessageWait.tell(build(*given, **named))  # type: ignore[method-assign]
         kept.close()
 
     ProtobufClient.__init__ = certified  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 from deploy.guards import supernode
-from deploy.guards.supernode import LOOK_SECONDS, Waiting, look_often, loop, main, show_certificate
+from deploy.guards.supernode import LOOK_SECONDS, MessageWait, look_often, loop, main, show_certificate
 from deploy.guards.web.calls import News, Pauses
 from deploy.guards.web.held_questions import HELD_SECONDS, WAITING
 from deploy.guards.web.http_client import HttpClient
@@ -86,7 +86,7 @@ class _Coordinator:
 
     def receive(self) -> str | None:
         request = httpx.Request("POST", "https://localhost")
-        Waiting.tell(request)
+        MessageWait.tell(request)
         self.asked.append("waits" if WAITING in request.headers else "looks")
         seconds, message = self._answers.pop(0)
         self.now += seconds
@@ -95,20 +95,20 @@ class _Coordinator:
 
 def test_a_supernode_waits_before_it_looks_for_messages(monkeypatch: pytest.MonkeyPatch):
     coordinator = _Coordinator(monkeypatch, (1.5, None), (0.01, "message"))
-    assert Waiting().before(coordinator.receive)() == "message"
+    assert MessageWait().before(coordinator.receive)() == "message"
     assert coordinator.asked == ["waits", "looks"]
 
 
 def test_a_coordinator_that_holds_no_questions_loses_no_message(monkeypatch: pytest.MonkeyPatch):
     """An older one gives the message to whoever asks first."""
     coordinator = _Coordinator(monkeypatch, (0.01, "message"))
-    assert Waiting().before(coordinator.receive)() == "message"
+    assert MessageWait().before(coordinator.receive)() == "message"
     assert coordinator.asked == ["waits"]
 
 
 def test_an_idle_supernode_looks_at_times_without_being_called(monkeypatch: pytest.MonkeyPatch):
     coordinator = _Coordinator(monkeypatch, *[(HELD_SECONDS, None)] * 20)
-    receive = Waiting().before(coordinator.receive)
+    receive = MessageWait().before(coordinator.receive)
     while coordinator.now < 1000 + LOOK_SECONDS + HELD_SECONDS:
         assert receive() is None
     assert coordinator.asked.count("looks") == 1
@@ -118,9 +118,9 @@ def test_an_idle_supernode_looks_at_times_without_being_called(monkeypatch: pyte
 def test_a_wait_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
     coordinator = _Coordinator(monkeypatch)
     with pytest.raises(IndexError):
-        Waiting().before(coordinator.receive)()
+        MessageWait().before(coordinator.receive)()
     request = httpx.Request("POST", "https://localhost")
-    Waiting.tell(request)
+    MessageWait.tell(request)
     assert WAITING not in request.headers
 
 

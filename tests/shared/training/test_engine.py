@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -255,6 +257,14 @@ def test_a_network_without_an_average_trains_the_same_and_gives_none():
     assert all(torch.equal(a, b) for a, b in zip(with_one.model.parameters(), without.model.parameters(), strict=True))
     with pytest.raises(AssertionError, match="without a moving average"):
         without.groups()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_does_not_load_torchs_compiler(optimizer, monkeypatch):
+    """It takes seconds and 140 MB, in the process of each message of a site."""
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # whoever imports it fails
+    trained = engine(f"optim.optimizer={optimizer}", is_averaged=False)
+    assert run_training(trained, IMAGES, steps=2) == 2
 
 
 def test_foreign_weights_are_refused_by_tensor_name():
