@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from deploy.processes.services import environment
+from deploy.processes.services import LARGE_PAGES, environment
 from tests.needs import need
 
 LARGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -36,7 +36,7 @@ def test_memory_for_weights_is_asked_for_in_large_pages(tmp_path: Path):
         name: subprocess.run(
             [sys.executable, "-I", "-c", FLAGS_OF_A_CHUNK], env=given, capture_output=True, text=True, check=True
         ).stdout.split()
-        for name, given in (("as started", environment(tmp_path)), ("else", {}))
+        for name, given in (("large", environment(tmp_path, LARGE_PAGES)), ("else", environment(tmp_path)))
     }
-    assert "hg" in flags["as started"]
+    assert "hg" in flags["large"]
     assert "hg" not in flags["else"]
