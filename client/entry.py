@@ -166,7 +166,7 @@ def bundle_problem(content: bytes, approved: Approved) -> str | None:
         is_known = is_package or name == "pyproject.toml" or parts[0] == ".info"
         if not is_known or ".." in parts or name.startswith("/"):
             return f"the bundle brings {name[:80]!r}, which no bundle needs"
-    digest = files_digest({name: data for name, data in files.items() if name.split("/")[0] in SITE_PACKAGES})
+    digest = files_digest({name: data for name, data in files.items() if data is not None})
     if digest not in approved.code:
         return f"the bundle's client code has digest {digest}, which is not approved"
     return None
@@ -180,8 +180,8 @@ def installed_problem(approved: Approved) -> str | None:
     return None
 
 
-def read_bundle(content: bytes) -> dict[str, bytes]:
-    """The files of a Flower bundle by name, in memory.
+def read_bundle(content: bytes) -> dict[str, bytes | None]:
+    """The files of a Flower bundle by name, in memory; None for those that no site runs: they are not even unpacked.
 
     Raises:
         ValueError: too large, or a name occurs twice.
@@ -192,7 +192,10 @@ def read_bundle(content: bytes) -> dict[str, bytes]:
             raise ValueError("too large")
         if len({entry.filename for entry in entries}) < len(entries):
             raise ValueError("a name occurs twice")
-        return {entry.filename: archive.read(entry) for entry in entries}
+        return {
+            entry.filename: archive.read(entry) if entry.filename.split("/")[0] in SITE_PACKAGES else None
+            for entry in entries
+        }
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ from deploy.guards.forks import LATER, MOST_BYTES
 from deploy.processes.memory_limits import lift_own_limit
 
 IDLE_SECONDS = 300.0
-EVERY_TASK = ("deploy.guards.web.calls", "deploy.guards.sizes", "deploy.processes.memory_limits")
-"""What `deploy.guards.apps` uses, beside the module of the tasks itself."""
+EVERY_TASK = ("deploy.guards.web.calls", "deploy.guards.sizes", "deploy.processes.memory_limits", "httpcore")
+"""What `deploy.guards.apps` uses, beside the module of the tasks itself, and httpx once it makes a client."""
 BLAS_THREADS = "OPENBLAS_NUM_THREADS"
 NVML_CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
 """Whether there is a GPU is asked of its driver's management library then, which a fork does not harm."""

@@ -16,7 +16,6 @@ from client.settings import SiteConfig
 from client.training.kept_state import LOST, KeptState, SiteState, keeps_state
 from client.training.parallel import num_processes, run_in_processes
 from client.training.progress import told
-from shared.diffusion.uvit import build_model
 from shared.experiment.learning_rate import round_lr
 from shared.messages.packing import MessageError, pack, unpack
 from shared.messages.training import TrainRequest
@@ -24,6 +23,7 @@ from shared.seeding import Streams
 from shared.training.engine import Engine, StepResult, run_training
 from shared.training.optimizer import load_moments, make_optimizer, moments_of
 from shared.training.processes import World
+from shared.training.weights import empty_model
 from shared.updates.int8_blocks import rounded_with_feedback
 
 log = logging.getLogger("maskfed.client")
@@ -54,7 +54,7 @@ class Round:
             torch.set_num_threads(settings.threads)
         self.before = unpack(request.weights, request.header.manifest)
         frozen = {} if base is None else unpack(base, request.header.base_manifest)
-        self.model = load_model(build_model(self.experiment), self.before, frozen).to(self.device)
+        self.model = load_model(empty_model(self.experiment), self.before, frozen).to(self.device)
         federation = self.experiment.federation
         self.kept = KeptState(home, request.header, data) if keeps_state(federation) else None
         self.state = self.kept.find() if self.kept else None
@@ -136,6 +136,7 @@ class Round:
             trainable=[tensor.name for tensor in header.manifest.tensors],
             proximal_mu=self.experiment.federation.proximal_mu,
             lr=round_lr(self.experiment, header.server_round),
+            is_averaged=False,
         )
         self.optimizer = engine.optimizer
         self._continue()

@@ -28,7 +28,7 @@ RETRY_SECONDS = 300.0
 """After a parent, or an heir, that could not be started."""
 MOST_BYTES = 2**16
 LATER: dict[str, dict[str, tuple[str, ...]]] = {
-    "client.entry": {"torch": ("client.training.local_round", "torch._dynamo"), "opacus": ("client.privacy.dp_sgd",)}
+    "client.entry": {"torch": ("client.training.local_round",), "opacus": ("client.privacy.dp_sgd",)}
 }
 """By task: what an heir loads once a task has loaded the first, or expects it. A task names it, never what to load."""
 

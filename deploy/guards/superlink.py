@@ -19,6 +19,7 @@ from deploy.guards.web.asgi import Guard
 from deploy.guards.web.calls import caller_value
 from deploy.guards.web.connections import close_the_silent
 from deploy.guards.web.direct import Direct, fleet_work, runtime_work
+from deploy.guards.web.held_questions import HeldQuestions
 from deploy.guards.web.pushes import AllowanceFiles, NodePushes
 from deploy.processes.memory_limits import limit_own_memory
 
@@ -55,7 +56,8 @@ def install(value: str, allowances: Path) -> None:
 
     def guarded(*args: Any, **kwargs: Any) -> Guard:  # noqa: ANN401 - Flower's own arguments
         app = create(*args, **kwargs)
-        short = Direct(app, {**fleet_work(app), **runtime_work(app, "SuperLink")})
+        held = HeldQuestions()
+        short = Direct(app, {**fleet_work(app), **runtime_work(app, "SuperLink", held=held)}, held)
         return Guard(short, value, NodePushes(app.state.linkstate_factory, AllowanceFiles(allowances)))
 
     replace(application, {"create_app": guarded})

@@ -10,9 +10,12 @@ import contextlib
 import os
 import ssl
 import sys
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import flwr.supernode.main as application
 import flwr.supernode.start_client_internal as loop
@@ -28,6 +31,8 @@ from deploy.guards.web.asgi import Guard
 from deploy.guards.web.calls import News, Pauses, StalledError, caller_value, look_again_soon
 from deploy.guards.web.connections import close_the_silent
 from deploy.guards.web.direct import Direct, runtime_work
+from deploy.guards.web.held_questions import HELD_SECONDS, WAITING
+from deploy.guards.web.http_client import HttpClient
 from deploy.identity.addresses import PROXY_VARIABLE
 from deploy.identity.tls import client_context
 from deploy.observe.health import serve_health
@@ -36,7 +41,10 @@ from deploy.processes.memory_limits import limit_own_memory
 
 STALLED_SECONDS = 60.0
 """Between two parts of an answer, which are sent over loopback, before its process counts as frozen."""
+LOOK_SECONDS = 15.0
+"""Longest without a look for messages, should the SuperLink have been told of one and not have rung."""
 HEALTH_OPTION = "--health-server-address"
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -92,11 +100,16 @@ def look_often(pauses: Pauses, tasks: News) -> None:
     pull, push = vars(loop)["_pull_and_store_message"], vars(loop)["_push_messages"]
     send = vars(loop)["push_object_contents_from_iterable"]
 
+    waiting = MessageWait()
+
     def pulled(**options: Any) -> int | None:  # noqa: ANN401 - Flower's own arguments
-        run_id: int | None = pull(**options)
+        began = time.monotonic()
+        receive = options["receive"] if answered_run(options["state"]) else waiting.before(options["receive"])
+        run_id: int | None = pull(**options | {"receive": receive})
         if run_id is not None:
-            pauses.begin()
             tasks.ring()
+        if run_id is not None or time.monotonic() - began > HELD_SECONDS / 2:  # what was held has waited already
+            pauses.begin()
         return answered_run(options["state"]) if run_id is None else run_id
 
     def pushed(**options: Any) -> None:  # noqa: ANN401 - Flower's own arguments
@@ -112,6 +125,39 @@ def look_often(pauses: Pauses, tasks: News) -> None:
 
     replace(loop, {"_pull_and_store_message": pulled, "_push_messages": pushed, "time": pauses,
                    "push_object_contents_from_iterable": sent})  # fmt: skip
+
+
+class MessageWait:
+    """How a SuperNode waits for messages: by a question that the SuperLink holds, and answers with no message."""
+
+    _is_on: ContextVar[bool] = ContextVar("waiting", default=False)
+
+    def __init__(self) -> None:
+        self._looked = time.monotonic()
+
+    def before(self, receive: Callable[[], T | None]) -> Callable[[], T | None]:
+        """Flower's `receive`, that waits first; after a wait without news it looks only every `LOOK_SECONDS`."""
+
+        def received() -> T | None:
+            began, token = time.monotonic(), self._is_on.set(True)
+            try:
+                found = receive()
+            finally:
+                self._is_on.reset(token)
+            ended = time.monotonic()
+            if found is not None or (ended - began >= HELD_SECONDS and ended - self._looked < LOOK_SECONDS):
+                return found  # a SuperLink that holds nothing gives messages to whoever waits, too
+            self._looked = ended
+            return receive()
+
+        return received
+
+    @classmethod
+    def tell(cls, request: httpx.Request) -> httpx.Request:
+        """Say with a call that it waits, if it does."""
+        if cls._is_on.get():
+            request.headers[WAITING] = "1"
+        return request
 
 
 def answered_run(state: InMemoryNodeState) -> int | None:
@@ -141,9 +187,14 @@ def show_certificate(context: ssl.SSLContext, proxy: str) -> None:
     def certified(self: ProtobufClient, base_url: str, **options: object) -> None:
         start(self, base_url, **options)  # type: ignore[arg-type]
         kept = self._client
-        self._client = httpx.Client(
-            verify=context, timeout=kept.timeout, proxy=proxy or None, trust_env=False, follow_redirects=False
-        )
+        if proxy:
+            self._client = httpx.Client(
+                verify=context, timeout=kept.timeout, proxy=proxy, trust_env=False, follow_redirects=False
+            )
+        else:
+            self._client = HttpClient(context, kept.timeout, {})  # type: ignore[assignment]
+        build = self._client.build_request
+        self._client.build_request = lambda *given, **named: MessageWait.tell(build(*given, **named))  # type: ignore[method-assign]
         kept.close()
 
     ProtobufClient.__init__ = certified  # type: ignore[method-assign]

@@ -50,6 +50,11 @@ BEAT_FILE = "alive"
 MOST_BEAT_SECONDS = 10.0
 SETTLE_SECONDS = 150.0
 """It tries its program first, which may take long on a busy machine."""
+LARGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"}
+"""Weights come and go in pieces of 5 MB, each of them new memory. In pages of 4 KB the kernel takes more processor
+time to give it than is spent on what it holds; so glibc asks for pages of 2 MB, which it does where all threads share
+one place. It gives them back as early. Not where tasks are forked: what parent and task share is copied piece by piece,
+and large pages have to be taken apart for that."""
 HEALTH_FILE = "health.address"
 """In a site's folder: where its SuperNode answers gRPC health checks; written at each start, read by `doctor`."""
 
@@ -146,12 +151,15 @@ def server_services(plan: ServerPlan, on_superlink_ready: Callable[[], object]) 
         *("--superexec-auth-secret-file", str(secret)),
     ]
     logs, homes = plan.home / "logs", plan.home / "flwr"
-    app = {"MASKFED_SERVER_HOME": str(plan.home.resolve())}
+    app = {"MASKFED_SERVER_HOME": str(plan.home.resolve()), **LARGE_PAGES}
     return [
         Service(
             "superlink",
             superlink,
-            environment(homes / "superlink", {"MASKFED_ALLOWANCES": str((plan.home / ALLOWANCES).resolve())}),
+            environment(
+                homes / "superlink",
+                {"MASKFED_ALLOWANCES": str((plan.home / ALLOWANCES).resolve()), **LARGE_PAGES},
+            ),
             logs / "superlink.log",
             ready=lambda: is_healthy(plan.address, plan.certificate_authority),
             after_ready=on_superlink_ready,
@@ -203,7 +211,9 @@ def site_services(plan: SitePlan) -> list[Service]:
         Service(
             "supernode",
             supernode,
-            environment(homes / "supernode", {**size, **({PROXY_VARIABLE: plan.proxy} if plan.proxy else {})}),
+            environment(
+                homes / "supernode", {**size, **LARGE_PAGES, **({PROXY_VARIABLE: plan.proxy} if plan.proxy else {})}
+            ),
             logs / "supernode.log",
             ready=lambda: is_listening(runtime, tls / "ca.crt"),
             diagnose=lambda: (

@@ -6,6 +6,7 @@ No torch: the ServerApp and a site that refuses never load it.
 """
 
 import hashlib
+from functools import cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -144,7 +145,7 @@ class TrainRequest:
                 raise MessageError("the frozen tensors do not have the digest that the header names: send them again")
         return cls(header, weights, base)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over header and trainable weights: the same request asked again has the same digest."""
         hasher = hashlib.sha256(canonical_json(self.header.model_dump(mode="json")))

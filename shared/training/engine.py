@@ -39,7 +39,7 @@ class Engine:
 
     Attributes:
         model: the network itself, without wrappers.
-        ema: its moving average.
+        ema: its moving average, where one is wanted.
         steps_done: optimizer steps so far.
         finite_check: stops the training before a step that is not finite.
         precision: the format of activations; weights and optimizer are always float32.
@@ -55,6 +55,7 @@ class Engine:
         trainable: Iterable[str] = ("*",),
         proximal_mu: float = 0.0,
         lr: Callable[[int], float] | None = None,
+        is_averaged: bool = True,
     ) -> None:
         """Prepare training of `model`, which moves to the world's device.
 
@@ -66,6 +67,7 @@ class Engine:
             trainable: patterns of `shared.updates.trainable`; other tensors stay frozen.
             proximal_mu: FedProx: adds mu / 2 * ||w - w_0||^2 (arXiv 1812.06127, Eq. 2), w_0 being the weights of now.
             lr: learning rate of each 0-based step; default: the experiment's.
+            is_averaged: whether anybody will ask for the moving average; checkpoints hold it.
 
         Raises:
             InputError: a pattern that matches nothing, or a batch that cannot be split.
@@ -84,12 +86,18 @@ class Engine:
         self._proximal_mu, self._lr = proximal_mu, lr or (lambda step: lr_at(step, experiment.optim))
         self._schedule = make_schedule(experiment.diffusion.schedule, experiment.diffusion.timesteps).to(self.device)
         self.optimizer = make_optimizer(model, experiment.optim)
-        self.ema = Ema(model, experiment.optim)
+        self._ema = Ema(model, experiment.optim) if is_averaged else None
         self.steps_done = 0
         self.finite_check = FiniteCheck(self.device)
         if should_compile(experiment, self.device):
             model.compile(dynamic=False)
         self._network = self._distributed(model) if self.world.size > 1 else model
+
+    @property
+    def ema(self) -> Ema:
+        """The moving average of an engine that has one."""
+        assert self._ema is not None, "this engine was made without a moving average"
+        return self._ema
 
     def step(self, images_BCHW: Tensor) -> StepResult:
         """One optimizer step on this process's uint8 images (B, 3, H, W), split into the micro-batches.
@@ -158,7 +166,8 @@ class Engine:
         if skip is not None:
             self.optimizer.found_inf = skip  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.ema.update()
+        if self._ema is not None:
+            self._ema.update()
         self.steps_done += 1
 
     def _pull_to_anchor(self) -> None:

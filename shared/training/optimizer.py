@@ -4,6 +4,7 @@ Shapes: A rows and B columns of a matrix.
 """
 # ruff: noqa: N803 - shape suffixes
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, overload
 
@@ -22,6 +23,17 @@ NEWTON_SCHULZ, ITERATIONS, MOMENTUM, LENGTH, TINY = (3.4445, -4.775, 2.0315), 5,
 """Coefficients and number of the iterations, momentum and the root mean square of a step, as in `torch.optim.Muon`."""
 
 
+class EagerAdamW(torch.optim.AdamW):
+    """AdamW as it is without `torch.compile`, which no optimizer here goes through.
+
+    The decorators of torch's own methods load the compiler when they are first called, for nothing.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon for some matrices and AdamW for the rest, if any, as one optimizer.
 
@@ -30,7 +42,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
     times as long as float32 on a CPU without units for it.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], adamw: list[torch.optim.AdamW], config: OptimConfig) -> None:
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+    def __init__(self, matrices: list[nn.Parameter], adamw: list[EagerAdamW], config: OptimConfig) -> None:
         self._adamw = adamw
         muon = {"params": matrices, "lr": config.lr, "weight_decay": config.weight_decay}
         # The groups are shared, so that a learning rate reaches both, and so is the state: no parameter is of both.
@@ -106,7 +121,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
     return MuonWithAdamW(matrices, adamw, config) if matrices else adamw[0]
 
 
-def _adamw(model: nn.Module, config: OptimConfig, parameters: list[nn.Parameter]) -> torch.optim.AdamW:
+def _adamw(model: nn.Module, config: OptimConfig, parameters: list[nn.Parameter]) -> EagerAdamW:
     """Fused on the CPU too, where it is several times faster than the loop and `foreach` is not."""
     plain = {id(module.weight) for module in model.modules() if isinstance(module, Positions)}
     is_plain = [not config.decay_all and (p.ndim < 2 or id(p) in plain) for p in parameters]
@@ -114,7 +129,7 @@ def _adamw(model: nn.Module, config: OptimConfig, parameters: list[nn.Parameter]
         {"params": [p for p, plain in zip(parameters, is_plain, strict=True) if plain == wanted], "weight_decay": decay}
         for wanted, decay in ((False, config.weight_decay), (True, 0.0))
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], config.lr, config.betas, fused=True)
+    return EagerAdamW([group for group in groups if group["params"]], config.lr, config.betas, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -1,5 +1,8 @@
 """A network's weights: fresh from a stream, from arrays, and as arrays."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,6 +21,28 @@ def new_model(experiment: Experiment, streams: Streams) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(streams.generator("init").get_state())
         return build_model(experiment)
+
+
+def empty_model(experiment: Experiment) -> nn.Module:
+    """The experiment's network with whatever lies in memory, for whoever gives it all of its weights at once.
+
+    Nothing is drawn for it, and torch's generator stays as it is. While it is made, no other thread may make a network.
+    """
+    with _nothing_drawn():
+        network = build_model(experiment)
+    assert next(network.buffers(), None) is None, "weights are all that a network has"
+    return network
+
+
+@contextmanager
+def _nothing_drawn() -> Iterator[None]:
+    """Let torch's initialisers leave every tensor as it is."""
+    drawing = {name: each for name, each in vars(nn.init).items() if name.endswith("_") and not name.startswith("_")}
+    vars(nn.init).update(dict.fromkeys(drawing, lambda tensor, *_, **__: tensor))
+    try:
+        yield
+    finally:
+        vars(nn.init).update(drawing)
 
 
 def load_weights(model: nn.Module, arrays: Arrays) -> None:

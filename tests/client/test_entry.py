@@ -78,6 +78,18 @@ def test_changed_server_code_needs_no_approval(bundle: bytes, own_code: Approved
     assert entry.bundle_problem(rezip(bundle, **{"server/app.py": b"x = 1\n"}), own_code) is None
 
 
+def test_code_that_no_site_runs_is_not_even_unpacked(
+    bundle: bytes, own_code: Approved, monkeypatch: pytest.MonkeyPatch
+):
+    unpacked: list[str] = []
+    read = zipfile.ZipFile.read
+    monkeypatch.setattr(
+        zipfile.ZipFile, "read", lambda self, each: (unpacked.append(each.filename), read(self, each))[1]
+    )
+    assert entry.bundle_problem(bundle, own_code) is None
+    assert {name.split("/")[0] for name in unpacked} == {"client", "shared"}
+
+
 @pytest.mark.parametrize(
     "name", ["torch.py", "numpy/__init__.py", "client/../torch.py", "/etc/x.py", "sitecustomize.py"]
 )

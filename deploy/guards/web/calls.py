@@ -8,16 +8,17 @@ lies in. The value is compared before anything of the call is parsed.
 import hashlib
 import hmac
 import importlib
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 from flwr.supercore.protobuf.client import ProtobufClient
 
 from deploy.errors import ProvisionError
+from deploy.guards.web.http_client import HttpClient
 
 HEADER = "maskfed-caller"
 SHORTEST_SECONDS, WAITED_SHARE = 0.1, 0.25
@@ -48,13 +49,9 @@ def send_with_every_call(value: str) -> None:
 
     def guarded(self: ProtobufClient, base_url: str, **options: object) -> None:
         start(self, base_url, **options)  # type: ignore[arg-type]
-        kept = self._client
-        self._client = httpx.Client(
-            verify=options.get("verify", True),  # type: ignore[arg-type]
-            timeout=kept.timeout,
-            headers={HEADER: value},
-            trust_env=False,
-            follow_redirects=False,
+        kept, context = self._client, options.get("verify")
+        self._client = HttpClient(  # type: ignore[assignment]
+            context if isinstance(context, ssl.SSLContext) else None, kept.timeout, {HEADER: value}
         )
         kept.close()
 

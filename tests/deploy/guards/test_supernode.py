@@ -16,8 +16,10 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 
 from deploy.guards import supernode
-from deploy.guards.supernode import look_often, loop, main, show_certificate
+from deploy.guards.supernode import LOOK_SECONDS, MessageWait, look_often, loop, main, show_certificate
 from deploy.guards.web.calls import News, Pauses
+from deploy.guards.web.held_questions import HELD_SECONDS, WAITING
+from deploy.guards.web.http_client import HttpClient
 
 
 @pytest.fixture
@@ -42,11 +44,14 @@ def test_flowers_fleet_client_shows_the_certificate_and_takes_the_sites_proxy_on
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     context = ssl.create_default_context()
     show_certificate(context, proxy)
-    with FleetHttpClient.from_server_address("fleet.example:443", False, None, []):
-        assert made[-1]["verify"] is context
-        assert made[-1]["proxy"] == (proxy or None)
-        assert made[-1]["trust_env"] is False
-        assert made[-1]["follow_redirects"] is False
+    with FleetHttpClient.from_server_address("fleet.example:443", False, None, []) as client:
+        if proxy:
+            assert (made[-1]["verify"], made[-1]["proxy"]) == (context, proxy)
+            assert made[-1]["trust_env"] is False
+            assert made[-1]["follow_redirects"] is False
+        else:
+            assert isinstance(client._client, HttpClient)
+            assert client._client._connections._context is context
 
 
 def run_loop(**given: object) -> None:
@@ -70,6 +75,53 @@ def own_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def state() -> InMemoryNodeState:
     return InMemoryNodeState(InMemoryObjectStore())
+
+
+class _Coordinator:
+    """What a SuperNode hears when it asks for messages; each answer is (seconds it takes, message)."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: tuple[float, str | None]) -> None:
+        self.now, self._answers, self.asked = 1000.0, list(answers), list[str]()
+        monkeypatch.setattr(supernode.time, "monotonic", lambda: self.now)
+
+    def receive(self) -> str | None:
+        request = httpx.Request("POST", "https://localhost")
+        MessageWait.tell(request)
+        self.asked.append("waits" if WAITING in request.headers else "looks")
+        seconds, message = self._answers.pop(0)
+        self.now += seconds
+        return message
+
+
+def test_a_supernode_waits_before_it_looks_for_messages(monkeypatch: pytest.MonkeyPatch):
+    coordinator = _Coordinator(monkeypatch, (1.5, None), (0.01, "message"))
+    assert MessageWait().before(coordinator.receive)() == "message"
+    assert coordinator.asked == ["waits", "looks"]
+
+
+def test_a_coordinator_that_holds_no_questions_loses_no_message(monkeypatch: pytest.MonkeyPatch):
+    """An older one gives the message to whoever asks first."""
+    coordinator = _Coordinator(monkeypatch, (0.01, "message"))
+    assert MessageWait().before(coordinator.receive)() == "message"
+    assert coordinator.asked == ["waits"]
+
+
+def test_an_idle_supernode_looks_at_times_without_being_called(monkeypatch: pytest.MonkeyPatch):
+    coordinator = _Coordinator(monkeypatch, *[(HELD_SECONDS, None)] * 20)
+    receive = MessageWait().before(coordinator.receive)
+    while coordinator.now < 1000 + LOOK_SECONDS + HELD_SECONDS:
+        assert receive() is None
+    assert coordinator.asked.count("looks") == 1
+    assert coordinator.asked.count("waits") >= LOOK_SECONDS // HELD_SECONDS
+
+
+def test_a_wait_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
+    coordinator = _Coordinator(monkeypatch)
+    with pytest.raises(IndexError):
+        MessageWait().before(coordinator.receive)()
+    request = httpx.Request("POST", "https://localhost")
+    MessageWait.tell(request)
+    assert WAITING not in request.headers
 
 
 @pytest.mark.usefixtures("own_loop")

@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from shared.training.engine import Engine, NonFiniteLossError, flip_half, run_tr
 from shared.training.finite_check import FiniteCheck
 from shared.training.optimizer import make_optimizer
 from shared.training.processes import World
-from shared.training.weights import load_weights, new_model
+from shared.training.weights import empty_model, load_weights, new_model
 from tests import forked
 from tests.shared.training import two_ranks
 
@@ -226,6 +228,43 @@ def test_new_model_depends_on_its_stream_only_and_leaves_the_global_generator_al
     torch.manual_seed(2)
     second = new_model(experiment(), STREAMS)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("model.qkv_bias=true", "model.patch_init=uniform"),
+        ("data.wavelet=haar", "data.wavelet_tokens=split", "model.patch_size=2"),
+    ],
+)
+def test_a_network_that_is_filled_afterwards_trains_like_one_that_was_drawn(overrides):
+    chosen = experiment(*overrides)
+    drawn, state = new_model(chosen, STREAMS), torch.get_rng_state()
+    filled = empty_model(chosen)
+    assert torch.equal(torch.get_rng_state(), state)
+    load_weights(filled, {name: tensor.numpy() for name, tensor in drawn.state_dict().items()})
+    steps = [Engine(chosen, model, STREAMS) for model in (drawn, filled)]
+    results = [each.step(IMAGES.batch(range(8))) for each in steps]
+    assert results[0].loss == results[1].loss
+    assert_same(steps[0].groups(), steps[1].groups())
+
+
+def test_a_network_without_an_average_trains_the_same_and_gives_none():
+    with_one, without = engine(), engine(is_averaged=False)
+    for each in (with_one, without):
+        run_training(each, IMAGES, steps=3)
+    assert all(torch.equal(a, b) for a, b in zip(with_one.model.parameters(), without.model.parameters(), strict=True))
+    with pytest.raises(AssertionError, match="without a moving average"):
+        without.groups()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_step_does_not_load_torchs_compiler(optimizer, monkeypatch):
+    """It takes seconds and 140 MB, in the process of each message of a site."""
+    monkeypatch.setitem(sys.modules, "torch._dynamo", None)  # whoever imports it fails
+    trained = engine(f"optim.optimizer={optimizer}", is_averaged=False)
+    assert run_training(trained, IMAGES, steps=2) == 2
 
 
 def test_foreign_weights_are_refused_by_tensor_name():

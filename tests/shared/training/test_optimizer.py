@@ -49,6 +49,27 @@ def test_update_matches_the_adamw_equations():
     torch.testing.assert_close(model.bias.detach(), bias)
 
 
+def test_steps_are_torchs_own_bit_for_bit():
+    """Only what torch wraps around its methods for its compiler is left out."""
+    config, models = OptimConfig(lr=1e-2, betas=(0.9, 0.8), weight_decay=0.1), [tiny(), tiny()]
+    ours = make_optimizer(models[0], config)
+    places = {id(parameter): number for number, parameter in enumerate(models[0].parameters())}
+    theirs_of = list(models[1].parameters())
+    groups = [{**group, "params": [theirs_of[places[id(p)]] for p in group["params"]]} for group in ours.param_groups]
+    theirs = torch.optim.AdamW(groups, fused=True)
+    for number in range(3):
+        for model, optimizer in zip(models, (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            with_gradients(model, number)
+            set_lr(optimizer, 1e-2 / (1 + number))
+            optimizer.step()
+    for mine, other in zip(models[0].parameters(), theirs_of, strict=True):
+        assert torch.equal(mine, other)
+        assert ours.state[mine].keys() == theirs.state[other].keys()
+        assert all(torch.equal(ours.state[mine][name], theirs.state[other][name]) for name in ours.state[mine])
+    assert torch.is_grad_enabled()
+
+
 def test_frozen_parameters_are_left_out():
     model = tiny()
     for name, parameter in model.named_parameters():

@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import hmac
+import socket
 import threading
 import time
 from pathlib import Path
@@ -59,12 +60,18 @@ def test_every_client_of_flower_sends_the_value_and_asks_no_proxy(monkeypatch: p
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     send_with_every_call("value")
-    client = ProtobufClient.from_server_address("127.0.0.1:1", True, None, [])
-    assert client._client.headers[HEADER] == "value"
-    assert not client._client.trust_env
-    assert not client._client.follow_redirects
-    assert all(mount is None for mount in client._client._mounts.values())
-    client._client.close()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        client = ProtobufClient.from_server_address(address, True, None, [])
+        asking = threading.Thread(target=lambda: client._client.send(client._client.build_request(
+            method="POST", url=f"http://{address}/", content=b"", headers={})))  # fmt: skip
+        asking.start()
+        connection, _ = listening.accept()  # so it did not go to a proxy
+        with connection:
+            assert f"\r\n{HEADER}: value\r\n".encode() in connection.recv(2**16)
+            connection.sendall(b"HTTP/1.1 302 Elsewhere\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n")
+            asking.join()  # and it went nowhere else
+    client.close()
 
 
 def test_commands_reach_the_superlink_whatever_the_proxy_variables_say(monkeypatch: pytest.MonkeyPatch):

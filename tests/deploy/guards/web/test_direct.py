@@ -9,16 +9,27 @@ from typing import Any, cast
 import httpx
 import pytest
 from fastapi import FastAPI
-from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
 from flwr.proto.message_pb2 import (
     ConfirmMessageReceivedRequest,
+    Metadata,
     ObjectTree,
     PullObjectRequest,
     PullObjectResponse,
     PushObjectRequest,
 )
+from flwr.proto.message_pb2 import Message as FlowerMessage
 from flwr.proto.node_pb2 import Node
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse, GetNodesRequest
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    AcquireTaskResponse,
+    GetNodesRequest,
+    PullTaskInputRequest,
+    PushAppMessagesRequest,
+    PushAppMessagesResponse,
+    PushTaskOutputRequest,
+    SendTaskHeartbeatRequest,
+)
 from flwr.supercore.constant import TASK_TOKEN_HEADER, TaskType
 from flwr.supercore.inflatable.inflatable_object import get_object_id
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor, SuperExecAuthHttpInterceptor
@@ -36,7 +47,16 @@ from google.protobuf.message import Message
 from deploy.guards.web import direct
 from deploy.guards.web.asgi import NODE, Scope
 from deploy.guards.web.calls import News
-from deploy.guards.web.direct import ACQUIRE, ACQUIRE_METHOD, Direct, fleet_work, runtime_work
+from deploy.guards.web.direct import (
+    ACQUIRE,
+    ACQUIRE_METHOD,
+    PULL_MESSAGES,
+    PUSH_MESSAGES,
+    Direct,
+    fleet_work,
+    runtime_work,
+)
+from deploy.guards.web.held_questions import WAITING, HeldQuestions
 
 SECRET, RUN, NODE_ID = b"s" * 32, 5, 7
 CONTENT = b"ConfigRecord  2\0{}"
@@ -93,6 +113,10 @@ OLD = [(name, "1.0.0" if name.endswith("version") else value) for name, value in
 
 @pytest.fixture
 def site() -> Asked:
+    return new_site()
+
+
+def new_site() -> Asked:
     """A SuperNode's application with a task, whose token is `token`, and an object."""
     factory = NodeStateFactory(ObjectStoreFactory())
     state = factory.state()
@@ -186,7 +210,6 @@ def test_a_question_for_a_task_waits_until_there_is_one(site: Asked, monkeypatch
 
     def come() -> None:
         assert looked.wait(60)
-        tasks.ring()  # something else, no task
         state.create_task(TaskType.CLIENT_APP, RUN + 1, "f" * 64)
         tasks.ring()
 
@@ -195,6 +218,52 @@ def test_a_question_for_a_task_waits_until_there_is_one(site: Asked, monkeypatch
     answered = AcquireTaskResponse.FromString(ask(way, ACQUIRE, *signed_question())[2])
     coming.join()
     assert (answered.task.run_id, bool(answered.token)) == (RUN + 1, True)
+
+
+def test_a_superexec_hears_when_a_task_has_ended(site: Asked, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(direct, "HELD_SECONDS", 600.0)
+    tasks = News()
+    way = Direct(cast(FastAPI, site), runtime_work(cast(FastAPI, site), "SuperNode", tasks))
+    headers = [TYPE, *VERSION, (TASK_TOKEN_HEADER, token_of(site))]
+    wait = tasks.wait
+
+    def end(seen: int, seconds: float) -> bool:
+        output = PushTaskOutputRequest(sub_status="completed").SerializeToString()
+        assert ask_in_thread(way, "/v1/runtime/push-task-output", output, headers)[0] == 200
+        return wait(seen, seconds)
+
+    monkeypatch.setattr(tasks, "wait", end)
+    status, _, body = ask(way, ACQUIRE, *signed_question())
+    assert (status, AcquireTaskResponse.FromString(body).token) == (200, "")
+
+
+def ask_in_thread(*question: Any) -> Answer:
+    found: list[Answer] = []
+    asking = threading.Thread(target=lambda: found.append(ask(*question)))
+    asking.start()
+    asking.join()
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "message", "status"),
+    [
+        ("send-task-heartbeat", SendTaskHeartbeatRequest(), 200),
+        ("push-task-output", PushTaskOutputRequest(sub_status="completed"), 200),
+        ("pull-task-input", PullTaskInputRequest(), None),
+    ],
+)
+def test_a_task_begins_and_ends_as_with_flower(path: str, message: Message, status: int | None):
+    answers = []
+    for shorten in (lambda asked: asked.app, lambda asked: short(asked, of_site)):
+        asked = new_site()
+        headers = [TYPE, *VERSION, (TASK_TOKEN_HEADER, token_of(asked))]
+        answers.append(ask(shorten(asked), f"/v1/runtime/{path}", message.SerializeToString(), headers))
+        stranger = ask(shorten(asked), f"/v1/runtime/{path}", message.SerializeToString(), [TYPE, *VERSION])
+        assert stranger[0] == 401
+        assert asked.times == 0
+    assert answers[0] == answers[1]
+    assert answers[0][0] == status or (status is None and answers[0][0] >= 400)  # of a run that the site does not know
 
 
 def test_a_question_for_a_task_is_answered_without_one_after_a_while(site: Asked, monkeypatch: pytest.MonkeyPatch):
@@ -270,6 +339,40 @@ def test_a_fleet_call_that_no_guard_has_looked_at_is_answered_to_nobody(superlin
     way = Direct(cast(FastAPI, asked), fleet_work(cast(FastAPI, asked)))
     body = PullMessagesRequest(node=Node(node_id=node_id)).SerializeToString()
     assert ask(way, "/v1/fleet/pull-messages", body, [TYPE])[0] == 401
+
+
+def test_a_node_that_waits_is_given_no_message_and_loses_none(superlink: tuple[Asked, Any, int]):
+    asked, _, node_id = superlink
+    looked: list[int] = []
+
+    def work(_request: object, message: Any) -> Message:
+        looked.append(message.node.node_id)
+        return PullMessagesResponse(messages_list=[FlowerMessage()])
+
+    held = HeldQuestions()
+    held.ring(PushAppMessagesRequest(messages_list=[FlowerMessage(metadata=Metadata(dst_node_id=node_id))]))
+    way = Direct(cast(FastAPI, asked), {PULL_MESSAGES: work}, held)
+    body = PullMessagesRequest(node=Node(node_id=node_id)).SerializeToString()
+    waits = [TYPE, *VERSION, (WAITING, "1")]
+    assert ask(way, PULL_MESSAGES, body, waits, node=node_id) == (200, PROTOBUF_MEDIA_TYPE, b"")
+    assert looked == []
+    status, _, found = ask(way, PULL_MESSAGES, body, [TYPE, *VERSION], node=node_id)
+    assert (status, looked) == (200, [node_id])
+    assert len(PullMessagesResponse.FromString(found).messages_list) == 1
+
+
+def test_the_nodes_that_a_task_pushes_to_hear_of_it(site: Asked):
+    heard: list[int] = []
+    held = SimpleNamespace(ring=lambda pushed: heard.extend(each.metadata.dst_node_id for each in pushed.messages_list))
+    way = runtime_work(cast(FastAPI, site), "SuperNode", held=cast(HeldQuestions, held))
+    push = PushAppMessagesRequest(messages_list=[FlowerMessage(metadata=Metadata(dst_node_id=9, run_id=RUN))])
+    answered = ask(Direct(cast(FastAPI, site), way), PUSH_MESSAGES, push.SerializeToString(), [TYPE, *VERSION])
+    assert (answered[0], heard) == (401, [])  # a stranger rings no bell
+    site.state.runtime_handlers.push_messages = lambda *_: PushAppMessagesResponse()
+    way = runtime_work(cast(FastAPI, site), "SuperNode", held=cast(HeldQuestions, held))
+    headers = [TYPE, *VERSION, (TASK_TOKEN_HEADER, token_of(site))]
+    assert ask(Direct(cast(FastAPI, site), way), PUSH_MESSAGES, push.SerializeToString(), headers)[0] == 200
+    assert heard == [9]
 
 
 def test_all_paths_are_flowers_and_a_site_has_none_of_the_fleet(superlink: tuple[Asked, Any, int], site: Asked):
