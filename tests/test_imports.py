@@ -68,13 +68,14 @@ LAYERS = {
         {"shared.errors"},
         {
             "shared.experiment",
+            "shared.help_screen",
             "shared.machine_refusals",
             "shared.paths",
             "shared.random_numbers",
             "shared.seeding",
             "shared.student",
         },
-        {"shared.data.portraits", "shared.diffusion", "shared.storage", "shared.updates"},
+        {"shared.data.formats", "shared.data.portraits", "shared.diffusion", "shared.storage", "shared.updates"},
         {"shared.data", "shared.evaluation", "shared.planning", "shared.secure_aggregation"},
         {"shared.messages", "shared.training"},
         {
