@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser.add_argument("--size", default="S", help="model of the rounds")
     parser.add_argument("--local-steps", type=int, default=20)
     parser.add_argument("--pairs", type=int, default=3, help="an open and a masked run each")
-    parser.add_argument("--bits", type=int, choices=(32, 64), default=64, help="of the rounds")
+    parser.add_argument("--bits", type=int, choices=(32, 64), default=32, help="of the rounds; 64 send twice the bytes")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     options = parser.parse_args(arguments)
     statuses = [in_one_process(options.sites, options.numbers)] if "process" in options.parts else []
