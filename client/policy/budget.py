@@ -47,7 +47,7 @@ def reserve(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: Epsi
 
 
 def has_hidden(home: Home) -> bool:
-    """Whether a private reason was the answer today, since the operator has changed policy or approvals.
+    """Whether a private reason was the answer today, since the operator has changed policy or approvals, or scanned.
 
     A refusal is free. If each plan met one that looks at counts, records or spending elsewhere, a series of plans would
     measure them: so the first such answer is the answer to every further plan, whatever kind of question it is for.
@@ -58,9 +58,10 @@ def has_hidden(home: Home) -> bool:
 def _hidden_today(home: Home, entries: list[Entry]) -> list[Entry]:
     changed = max(path.stat().st_mtime for path in (home.settings, home.approved) if path.exists())
     since = max(dt.datetime.now(dt.UTC) - DAY, dt.datetime.fromtimestamp(changed, dt.UTC))
+    scanned = max((number for number, entry in enumerate(entries) if entry.kind == "scan"), default=-1)
     return [
         entry
-        for entry in entries
+        for entry in entries[scanned + 1 :]
         if entry.kind == "refusal" and entry.fields.get("code") == "policy" and entry.time > since
     ]
 

@@ -10,7 +10,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from opacus.accountants import RDPAccountant
 from opacus.accountants.analysis import rdp as renyi
 from opacus.accountants.analysis.prv import DiscretePRV, Domain, PoissonSubsampledGaussianPRV
 from opacus.accountants.analysis.prv.prvs import TruncatedPrivacyRandomVariable
@@ -24,6 +23,8 @@ DELTA_SHARE = 1e-3
 """Share of delta that the numerical error may take, as in Opacus."""
 SMALL_DELTA = 1e-8
 """Numerical error in delta where no epsilon at a delta is asked for."""
+ORDERS = [1.1, 1.2, 1.3, 1.5, 1.7, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 18, 20, 24, 28, 32, 40, 48, 56, 63]
+"""Of Renyi divergences: about a sixth of Opacus', over the same range."""
 MEAN_ERROR = 1e-12
 """Largest doubt about the mean loss of a step: a million steps make it a millionth of epsilon."""
 LEAST_NOISE = 0.05
@@ -119,10 +120,10 @@ def _privacy_loss(history: Sequence[Spending], eps_error: float, delta_error: fl
 
 
 def safe_reach(history: Sequence[tuple[float, float, int]], eps_error: float, delta_error: float) -> float:
-    """Largest privacy loss that the grid has to hold (arXiv 2106.02848, remark 5.6), as Opacus computes it.
+    """Largest privacy loss that the grid has to hold (arXiv 2106.02848, remark 5.6), as Opacus computes it, or more.
 
-    Renyi divergences are most of the time that an epsilon takes, and they are the same at every number of steps: here
-    they are computed once for each mechanism.
+    Renyi divergences take long, and they are the same at every number of steps: here they are computed once for each
+    mechanism, and at fewer orders. Each order gives a bound, so fewer of them never make the grid too short.
     """
     of_one = [_divergences(rate, sigma) for sigma, rate, _ in history]
     counts = [steps for _, _, steps in history]
@@ -132,14 +133,13 @@ def safe_reach(history: Sequence[tuple[float, float, int]], eps_error: float, de
 
 
 def _renyi_epsilon(divergences: NDArray[np.float64], delta: float) -> float:
-    return float(renyi.get_privacy_spent(orders=RDPAccountant.DEFAULT_ALPHAS, rdp=divergences, delta=delta)[0])
+    return float(renyi.get_privacy_spent(orders=ORDERS, rdp=divergences, delta=delta)[0])
 
 
 @lru_cache(maxsize=1024)
 def _divergences(rate: float, sigma: float) -> NDArray[np.float64]:
-    """Renyi divergence of one step, at each of Opacus' orders."""
-    orders = RDPAccountant.DEFAULT_ALPHAS
-    return np.asarray(renyi.compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=orders), np.float64)
+    """Renyi divergence of one step, at each of `ORDERS`."""
+    return np.asarray(renyi.compute_rdp(q=rate, noise_multiplier=sigma, steps=1, orders=ORDERS), np.float64)
 
 
 def _discretized(prv: PoissonSubsampledGaussianPRV, domain: Domain) -> tuple[NDArray[np.float64], float]:

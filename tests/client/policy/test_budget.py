@@ -172,6 +172,10 @@ def test_a_private_no_of_yesterday_and_public_ones_count_no_more(make_site, monk
     assert not has_hidden(home)
     note_refusal(Journal(home.journal), "policy", "reason", "0" * 64)
     assert has_hidden(home)
+    Journal(home.journal).write("scan")
+    assert not has_hidden(home), "the operator has scanned: a private reason may be gone"
+    note_refusal(Journal(home.journal), "policy", "reason", "0" * 64)
+    assert has_hidden(home)
     monkeypatch.setattr("client.policy.budget.DAY", dt.timedelta(0))
     assert not has_hidden(home)
 

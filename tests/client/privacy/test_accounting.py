@@ -38,11 +38,14 @@ def test_epsilon_of_unequal_plans_does_not_depend_on_their_order():
 
 
 @pytest.mark.filterwarnings("ignore:Optimal order:UserWarning")  # at large noise; the grid only gets wider
-def test_grid_reaches_as_far_as_opacus_has_it():
-    history = [(1.0, 0.2, 40), (0.7, 0.05, 3), (30.0, 1.0, 1)]
+@pytest.mark.parametrize(
+    "history",
+    [[(1.0, 0.2, 40), (0.7, 0.05, 3), (30.0, 1.0, 1)], [(0.5, 0.02, 50)], [(4.0, 0.01, 9000)], [(0.1, 1.0, 2)]],
+)
+def test_grid_reaches_as_far_as_opacus_has_it_and_hardly_further(history: list[tuple[float, float, int]]):
     prvs = [PoissonSubsampledGaussianPRV(rate, sigma) for sigma, rate, _ in history]
     expected = compute_safe_domain_size(prvs, [steps for _, _, steps in history], 0.01, 1e-8)
-    assert safe_reach(history, 0.01, 1e-8) == pytest.approx(expected, rel=1e-12)
+    assert expected <= safe_reach(history, 0.01, 1e-8) < 1.03 * expected
 
 
 def test_huge_plans_cost_precision_and_then_have_no_bound_but_never_the_memory(monkeypatch: pytest.MonkeyPatch):
