@@ -46,9 +46,8 @@ class Host:
             self._inside(*arguments), capture_output=True, text=True, check=False, cwd=self.folder, env=env
         )
         if check and done.returncode:
-            raise RuntimeError(
-                f"{' '.join(arguments[:3])} on {self.name}: exit {done.returncode}: {done.stderr[-2000:]}"
-            )
+            told = f"{' '.join(arguments[:3])} on {self.name}: exit {done.returncode}: {done.stderr[-2000:]}"
+            raise RuntimeError(told)
         return done.stdout
 
     def start(self, *arguments: str) -> subprocess.Popen[bytes]:
@@ -73,8 +72,7 @@ class Host:
         """Every process of this host at once, as a power cut would."""
         family = [process for leader in self.processes for process in _family(leader.pid)]
         for process in family:
-            # Most die with their parent, which may be quicker.
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.NoSuchProcess):  # most die with their parent
                 process.kill()
         psutil.wait_procs(family, timeout=10)
         self.processes.clear()

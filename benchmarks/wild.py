@@ -19,14 +19,18 @@ from benchmarks.wild_pictures import Case
 from shared.data.pixels import UnreadableImageError
 from shared.errors import InputError
 
-SEED, CASES = 0, 594
+SEED, CASES = 0, 726
 OUTCOMES = ("value", "line", "wrong", "traceback")
 MAKERS = (
     wild_pictures.picture,
     wild_pictures.deep_picture,
     wild_pictures.raw_picture,
     wild_pictures.damaged_picture,
+    wild_pictures.shallow_picture,
+    wild_pictures.described_picture,
+    wild_pictures.other_format,
     wild_cases.archive,
+    wild_cases.packed,
     wild_cases.tree,
     wild_cases.identities,
     wild_cases.checkpoint,

@@ -55,6 +55,25 @@ def archive(rng: random.Random) -> Case:
     return Case("zips", act, (tuple(names), tuple(name.split("/")[-2] for name in names)), line)
 
 
+def packed(rng: random.Random) -> Case:
+    """A member that was damaged, by any way to compress: that one is unreadable, and no fault of the machine."""
+    method = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+    content, is_damaged = rng.randbytes(40) * 20, rng.random() < 0.7
+    noise = rng.randbytes(24)
+
+    def act(place: Path) -> object:
+        with zipfile.ZipFile(place / "a.zip", "w", method) as file:
+            file.writestr("p/1.png", content)
+        data = bytearray((place / "a.zip").read_bytes())
+        if is_damaged:
+            start = data.index(b"p/1.png") + 7 + 14
+            data[start : start + 24] = noise
+        (place / "a.zip").write_bytes(data)
+        return list_images(place / "a.zip").read("p/1.png")
+
+    return Case("packed", act, content, "damaged in the archive" if is_damaged else "")
+
+
 def tree(rng: random.Random) -> Case:
     """A folder with files of other kinds, whose numbers must be told."""
     others = Counter(rng.choice([".raw", ".xcf", ".txt", ".psd"]) for _ in range(rng.randrange(9)))
@@ -92,12 +111,13 @@ def identities(rng: random.Random) -> Case:
 def checkpoint(rng: random.Random) -> Case:
     """A state dict below some wrappers, with or without an average, or one that no network can use."""
     known = ["module.", "_orig_mod.", "model.", "net.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."]
+    known += ["state.", "trainer.", "checkpoint."]
     wrappers = [rng.choice(known) for _ in range(rng.randrange(4))]
     live = {f"{''.join(wrappers)}norm.weight": torch.arange(3.0)}
     data, expected = {rng.choice(["model", "state_dict", "nnet"]): live}, {"model": [0.0, 1.0, 2.0]}
     if rng.random() < 0.5:
         name, average = rng.choice(["norm.weight", "normweight", "modelnormweight"]), torch.full((3,), 7.0)
-        data[rng.choice(["ema", "model_ema", "ema_0.999", "swa_model", "EMA"])] = {name: average}
+        data[rng.choice(["ema", "model_ema", "ema_0.999", "swa_model", "EMA", "shadow", "polyak"])] = {name: average}
         expected["ema"] = [7.0] * 3
     harm, line = rng.choice(
         [
@@ -106,7 +126,7 @@ def checkpoint(rng: random.Random) -> Case:
             ({"step": torch.ones((), device="meta")}, ""),
             ({"weights": {"norm.weight": torch.arange(3.0).to_sparse()}}, "two different model weights"),
             ({"shadow": [torch.ones(1)]}, "list of"),
-            ({"optimizer": {"ema": [torch.ones(3)]}}, "average that has no names"),
+            ({"optimizer": {"ema": [torch.ones(3)]}}, "average without names"),
             ({"callbacks": {"state": {"decay": 0.9}}}, ""),
         ]
     )

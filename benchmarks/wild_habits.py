@@ -26,7 +26,8 @@ def persons(rng: random.Random) -> Case:
     """One person's folders as two systems spell them, or a line of a list whose identity a program has lost."""
     name = rng.choice(NAMES)
     spelled = [name, unicodedata.normalize("NFD", name), f"{name}\u200b", f"{name}\u00a0"]
-    lost = rng.choice(["1.23E+15", "9,8E+12", "#N/A", "#REF!", "nan", "None", "<NA>", "null"])
+    words = ["#N/A", "#REF!", "#SPILL!", "#WERT!", "nan", "None", "<NA>", "NA", "null", "(null)"]
+    lost = rng.choice(["1.23E+15", "9,8E+12", "1234567890123450", *words])
     if rng.random() < 0.5:
         ways = rng.sample(range(4), 2)
 
@@ -46,7 +47,8 @@ def persons(rng: random.Random) -> Case:
         (place / "who.csv").write_bytes((header + "\r\n".join(rows)).encode())
         return read_identities(place / "who.csv", ("a.png", "b.png"))
 
-    line = f"line {header.count('sep') + header.count('file') + 2}: .*(shortened|found no identity)" if is_lost else ""
+    line = f"line {header.count('sep') + header.count('file') + 2}: .*(shortened|found no identity|rounded)"
+    line = line if is_lost else ""
     return Case("persons", read, (name, name), line)
 
 

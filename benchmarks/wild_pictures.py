@@ -76,10 +76,59 @@ def raw_picture(rng: random.Random) -> Case:
 def raw_png(values: np.ndarray, colour_type: int, *chunks: tuple[bytes, bytes], bits: int = 16) -> bytes:
     """PNG of 8 or 16 bits with chunks of its own before the pixels."""
     rows = b"".join(b"\0" + row.astype(f">u{bits // 8}").tobytes() for row in values)
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour_type, 0, 0, 0)
+    return framed_png(rows, values.shape[:2], bits, colour_type, *chunks)
+
+
+def framed_png(rows: bytes, shape: tuple[int, ...], bits: int, colour_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """PNG of rows that are filtered and packed already."""
+    header = struct.pack(">IIBBBBB", shape[1], shape[0], bits, colour_type, 0, 0, 0)
     parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     framed = [struct.pack(">I", len(b)) + kind + b + struct.pack(">I", zlib.crc32(kind + b)) for kind, b in parts]
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def shallow_picture(rng: random.Random) -> Case:
+    """Grey of 1, 2, 4 or 8 bits, one value of which is transparent: it is laid over black."""
+    bits = rng.choice([1, 2, 4, 8])
+    highest = 2**bits - 1
+    values = np.array([[rng.randrange(highest + 1) for _ in range(SIDE)] for _ in range(SIDE)])
+    hidden = rng.randrange(highest + 1)
+    places = (values[..., None] >> np.arange(bits)[::-1]) & 1
+    packed = np.packbits(places.reshape(SIDE, -1).astype(np.uint8), axis=1)
+    shown = np.where(values == hidden, 0, values * 255 // highest)
+    data = framed_png(
+        b"".join(b"\0" + row.tobytes() for row in packed), (SIDE, SIDE), bits, 0, (b"tRNS", hidden.to_bytes(2))
+    )
+    expected = np.broadcast_to(shown, (3, SIDE, SIDE)).astype(np.uint8).tobytes()
+    return Case("shallow", lambda _: decode(data, SIDE).tobytes(), expected)
+
+
+def described_picture(rng: random.Random) -> Case:
+    """Colours that a PNG describes without a profile: those of sRGB, which is read, or others."""
+    colours = pixels(rng)
+    srgb = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+    gamma, adobe = (b"gAMA", struct.pack(">I", 45455)), (31270, 32900, 64000, 33000, 21000, 71000, 15000, 6000)
+    chunks, line = rng.choice(
+        [
+            ([(b"cICP", bytes([1, 13, 0, 1]))], ""),
+            ([(b"cICP", bytes([12, 13, 0, 1]))], "without a profile"),
+            ([(b"cICP", bytes([9, rng.choice([16, 18]), 0, 1]))], "without a profile"),
+            ([gamma, (b"cHRM", struct.pack(">8I", *srgb))], ""),
+            ([gamma, (b"cHRM", struct.pack(">8I", *adobe))], "without a profile"),
+            ([(b"sRGB", b"\0"), gamma, (b"cHRM", struct.pack(">8I", *adobe))], ""),
+        ]
+    )
+    data = raw_png(colours, 2, *chunks, bits=8)
+    return Case("described", lambda _: decode(data, SIDE).tobytes(), colours.transpose(2, 0, 1).tobytes(), line)
+
+
+def other_format(rng: random.Random) -> Case:
+    """A file of a format that no suffix of pictures stands for, which Pillow would read or hand to another program."""
+    kind = rng.choice(["TGA", "PCX", "SGI", "ICO", "DDS", "IM", "EPS"])
+    shown = Image.fromarray(pixels(rng, 16))
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    data = script if kind == "EPS" else encoded(shown, kind)
+    return Case("formats", lambda _: decode(data, SIDE).tobytes(), line="not an image of a known format")
 
 
 def inverted_tiff(values: np.ndarray) -> bytes:

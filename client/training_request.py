@@ -132,13 +132,13 @@ def parse(content: RecordDict, home: Home) -> Asked:
 
 
 def find_stored(asked: Asked) -> TrainReply | None:
-    """The reply that exactly this request got before: one charge, one noise; none if the operator forbids it now.
+    """The reply that exactly this request got before: one charge, one noise; none if approvals or policy forbid it now.
 
     Raises:
         RefusedError: it is masked for sites that the operator has taken back.
     """
-    policy = asked.settings.policy
-    if "train" not in policy.tasks or not may_run(asked.home, policy, asked.request.header.experiment):
+    policy, experiment = asked.settings.policy, asked.request.header.experiment
+    if rules.refusal_by_policy(experiment, policy) or not may_run(asked.home, policy, experiment):
         return None
     stored = find_reply(asked.home.replies, asked.run, asked.digest)
     if stored and (roster := asked.request.header.roster) is not None:

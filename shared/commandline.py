@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import importlib
 import io
 import json
 import math
@@ -12,7 +11,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, TextIO
 
 import click
@@ -21,7 +19,8 @@ from click.shell_completion import CompletionItem
 from typer.models import CommandInfo, TyperInfo
 
 from shared.errors import InputError
-from shared.machine_refusals import os_error_text
+from shared.help_screen import load_help
+from shared.machine_refusals import is_output_lost, os_error_text
 from shared.paths import given_path
 
 # What the user cures: a path that is wrong, closed or too long, a full disk, a file that is too large.
@@ -123,9 +122,10 @@ def run_app(app: typer.Typer) -> int:
     command = typer.main.get_command(app)
     _take_given_paths(command)
     if {"-h", "--help"} & set(sys.argv) or len(sys.argv) == 1:
-        _load_help()
+        load_help()
     try:
         status = command(standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         sys.stderr.write(error.format_message())
         return error.exit_code
@@ -133,27 +133,15 @@ def run_app(app: typer.Typer) -> int:
         sys.stderr.write("aborted: nothing was done\n")
         return 1
     except (click.UsageError, OSError, RuntimeError, MemoryError, ValueError) as error:
+        if is_output_lost() and isinstance(error, BrokenPipeError):
+            return 1  # whoever read has seen enough, as `head` does
         text, status = _told(error)
         if not text:
             raise
         tell_error(text)
+    finally:
+        is_output_lost()
     return status if isinstance(status, int) else 0
-
-
-_UNUSED = {"rich.markdown": "Markdown", "rich.traceback": "Traceback"}
-
-
-def _load_help() -> None:
-    """Load typer's help without what no help of ours uses: a hundred modules, a fifth of its processor time."""
-    if "typer.rich_utils" in sys.modules:
-        return
-    absent = [name for name in _UNUSED if name not in sys.modules]
-    for name in absent:
-        sys.modules[name] = ModuleType(name)
-        setattr(sys.modules[name], _UNUSED[name], type(_UNUSED[name], (), {}))
-    importlib.import_module("typer.rich_utils")
-    for name in absent:
-        del sys.modules[name]
 
 
 def _take_given_paths(command: click.Command) -> None:

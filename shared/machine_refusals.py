@@ -38,6 +38,23 @@ def os_error_text(error: OSError) -> str:
     return " ".join(text.split()) + (f"; {cure}" if cure else "")
 
 
+def is_output_lost() -> bool:
+    """Whether what was printed cannot be written: a full disk, or a reader that has gone.
+
+    Python would say so once more when it ends, in lines of its own and with an exit status of its own: from then on
+    output goes nowhere.
+    """
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
+        return True
+    return False
+
+
 def full_places() -> list[str]:
     """Folders that this command may write to and that have no megabyte left, with what they have."""
     found = {}

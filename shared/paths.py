@@ -1,6 +1,7 @@
 """Paths as people and environments give them. No torch."""
 
 import os
+import pwd
 from pathlib import Path
 
 from shared.errors import InputError
@@ -30,7 +31,10 @@ def path_variable(name: str) -> str:
 def user_folder(variable: str, *default: str) -> Path:
     """A folder of this user by its variable of the XDG base directory specification, else below the user's own.
 
-    A relative path there is ignored, as the specification asks: it would be another folder wherever a command runs.
+    A relative path there or in HOME is ignored, as the specification asks: it would be another folder wherever a
+    command runs.
     """
-    named = Path(os.environ.get(variable, ""))
-    return named if named.is_absolute() else Path.home().joinpath(*default)
+    named, home = Path(os.environ.get(variable, "")), Path.home()
+    if not home.is_absolute():
+        home = Path(pwd.getpwuid(os.getuid()).pw_dir)
+    return named if named.is_absolute() else home.joinpath(*default)

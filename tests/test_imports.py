@@ -26,7 +26,7 @@ MAY_USE_FLOWERS_INTERNALS = (
     "server/federation/fleet/code_bundle.py",
 )
 WITH_FLWR = ("training", "envelope", "sealing", "agreement/offer", "secure_sum/key_question", "secure_sum/unmask")
-WITH_OPACUS = tuple(f"client/privacy/{name}.py" for name in ("accounting", "divergences", "dp_sgd"))
+WITH_OPACUS = tuple(f"client/privacy/{name}.py" for name in ("accounting", "dp_sgd"))
 INSIDE_FUNCTIONS_ONLY = {"torch_fidelity", "onnxruntime", "diffusers"}
 WITHOUT_TORCH = (
     "client.answers.audit_request",
@@ -69,13 +69,14 @@ LAYERS = {
         {"shared.errors"},
         {
             "shared.experiment",
+            "shared.help_screen",
             "shared.machine_refusals",
             "shared.paths",
             "shared.random_numbers",
             "shared.seeding",
             "shared.student",
         },
-        {"shared.data.portraits", "shared.diffusion", "shared.storage", "shared.updates"},
+        {"shared.data.formats", "shared.data.portraits", "shared.diffusion", "shared.storage", "shared.updates"},
         {"shared.data", "shared.evaluation", "shared.planning", "shared.secure_aggregation"},
         {"shared.messages", "shared.training"},
         {

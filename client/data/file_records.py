@@ -11,17 +11,15 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from client.data.held_out import Picture, recorder
 from shared.data.image_set import ImageCache
 from shared.data.images import ImageSource
-from shared.data.pixels import DECODE_ERRORS, UnreadableImageError, stored_size, to_rgb, unreadable
+from shared.data.pixels import DECODE_ERRORS, UnreadableImageError, open_picture, stored_size, to_rgb, unreadable
 from shared.errors import InputError
 
 MOST_THREADS, AT_ONCE = 4, 64
@@ -123,7 +121,7 @@ def samples_digest(data: bytes) -> bytes:
         UnreadableImageError: it cannot be decoded.
     """
     try:
-        with Image.open(BytesIO(data)) as opened:
+        with open_picture(data) as opened:
             opened.load()
             for told in ("icc_profile", "gamma"):
                 opened.info.pop(told, None)

@@ -8,6 +8,7 @@ import datetime as dt
 import logging
 import math
 from collections.abc import Iterable
+from enum import IntEnum
 
 from client.home import Home
 from client.policy.refusals import RefusedError
@@ -31,7 +32,7 @@ def reserve(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: Epsi
     Raises:
         RefusedError: `budget_exceeded` where this data set's own charges explain it, else `policy`.
     """
-    if _is_choice(ledger, charge) and has_hidden(home) and not _was_accepted(home, charge):
+    if _is_choice(charge) and _is_after_hidden(ledger, charge, home):
         note = (
             "a private reason refused a plan in the last 24 hours: so that a series of them measures nothing, all are"
         )
@@ -46,30 +47,64 @@ def reserve(ledger: Ledger, charge: Charge, policy: SitePolicy, epsilon_of: Epsi
 
 
 def has_hidden(home: Home) -> bool:
-    """Whether a private reason was the answer today, since the operator has changed policy or approvals.
+    """Whether a private reason was the answer today, since the operator has changed policy or approvals, or scanned.
 
     A refusal is free. If each plan met one that looks at counts, records or spending elsewhere, a series of plans would
     measure them: so the first such answer is the answer to every further plan, whatever kind of question it is for.
     """
+    return bool(_hidden_today(home, Journal(home.journal).entries()))
+
+
+def _hidden_today(home: Home, entries: list[Entry]) -> list[Entry]:
     changed = max(path.stat().st_mtime for path in (home.settings, home.approved) if path.exists())
     since = max(dt.datetime.now(dt.UTC) - DAY, dt.datetime.fromtimestamp(changed, dt.UTC))
-    entries = reversed(Journal(home.journal).entries())
-    return any(
-        entry.kind == "refusal" and entry.fields.get("code") == "policy" and entry.time > since for entry in entries
-    )
+    scanned = max((number for number, entry in enumerate(entries) if entry.kind == "scan"), default=-1)
+    return [
+        entry
+        for entry in entries[scanned + 1 :]
+        if entry.kind == "refusal" and entry.fields.get("code") == "policy" and entry.time > since
+    ]
 
 
-def _is_choice(ledger: Ledger, charge: Charge) -> bool:
-    """Whether the asker chooses now what this costs: not for an audit, nor in a run that has begun."""
-    is_begun = charge.task == "train" and ledger.plan_of(charge.run) == charge.plan_digest
-    return charge.mechanism != "none" and charge.task != "audit" and not is_begun
+def _is_choice(charge: Charge) -> bool:
+    """Whether the asker has chosen what this costs: not for an audit."""
+    return charge.mechanism != "none" and charge.task != "audit"
 
 
-def _was_accepted(home: Home, charge: Charge) -> bool:
-    """Whether the offer of this run and plan was accepted before."""
-    offer = offer_digest(charge.run, charge.plan_digest)
-    accepted = (entry for entry in Journal(home.journal).entries() if entry.kind == "accepted")
-    return charge.task == "train" and any(entry.fields.get("request_digest") == offer for entry in accepted)
+def _is_after_hidden(ledger: Ledger, charge: Charge, home: Home) -> bool:
+    """Whether a plan that binds the asker as much as this one, or more, has met a private reason today.
+
+    Accepted plans, and runs that have begun, go on after a new plan was refused. A number of them, each of another
+    cost, would measure all the same: the first of them that meets a private reason is the last that is looked at.
+    """
+    entries = Journal(home.journal).entries()
+    runs = {entry.fields.get("request_digest"): entry.fields for entry in entries if entry.kind == "request"}
+    accepted = {entry.fields.get("request_digest") for entry in entries if entry.kind == "accepted"}
+    accepted_runs = {entry.fields.get("run") for entry in entries if entry.kind == "accepted"}
+
+    def standing_of_refused(refusal: Entry) -> _Standing:
+        asked = runs.get(refusal.fields.get("request_digest"), {})
+        run = str(asked.get("run")) if asked.get("task") == "train" else ""
+        if run and ledger.plan_of(run) is not None:
+            return _Standing.BEGUN
+        return _Standing.ACCEPTED if run in accepted_runs else _Standing.NEW
+
+    own = _Standing.NEW
+    if charge.task == "train" and ledger.plan_of(charge.run) == charge.plan_digest:
+        own = _Standing.BEGUN
+    elif charge.task == "train" and offer_digest(charge.run, charge.plan_digest) in accepted:
+        own = _Standing.ACCEPTED
+    return any(standing_of_refused(refusal) >= own for refusal in _hidden_today(home, entries))
+
+
+class _Standing(IntEnum):
+    """How much a plan binds whoever asks for it."""
+
+    NEW = 0
+    ACCEPTED = 1
+    """Its offer was."""
+    BEGUN = 2
+    """A round of it was charged."""
 
 
 def budget_refusal(history: History, charge: Charge, policy: SitePolicy, epsilon_of: EpsilonOf) -> Refusal | None:

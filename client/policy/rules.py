@@ -82,6 +82,20 @@ def experiment_refusals(experiment: Experiment, policy: SitePolicy, facts: Facts
     yield from _constants(experiment, policy, facts)
 
 
+def refusal_by_policy(experiment: Experiment, policy: SitePolicy) -> Refusal | None:
+    """What the policy of this moment says against an experiment, whatever the site's images, ledger and approvals are.
+
+    For answers that were kept: they were charged under the policy of their day, and leave under today's.
+    """
+    nothing_known = Facts(
+        num_images=policy.min_images_train,
+        has_persons=True,
+        image_size=experiment.model.image_size,
+        approved_experiments=frozenset({experiment_digest(experiment)}),
+    )
+    return next(experiment_refusals(experiment, policy, nothing_known), None)
+
+
 def mean_image_refusals(experiment: Experiment, policy: SitePolicy, facts: Facts) -> Iterator[Refusal]:
     """What stands against a mean image for an experiment, whose rounds must be acceptable, too."""
     if "mean_image" not in policy.tasks:

@@ -17,10 +17,14 @@ from pathlib import Path
 FORMAT_VARIABLE = "MASKFED_LOG_FORMAT"
 LEAST_FREE_BYTES = 2**20
 LARGEST_LOG_BYTES = 64 * 2**20
-_PATH = re.compile(r"(?<![\w:/.])~?(?:/[\w.@+\-]+)+/?")
-_FILE = re.compile(
-    r"\b[\w.@+\-]+\.(?:png|jpe?g|webp|bmp|gif|tiff?|ppm|zip|npy|toml|jsonl?|safetensors|key|pem|crt|txt)\b", re.I
+# A folder's name may have blanks: they belong to it where a slash follows.
+_PATH = re.compile(r"(?<![\w:/.])~?(?:/[\w.@+\-]+(?: +[\w.@+\-]+)*(?=/))*(?:/[\w.@+\-]+)/?")
+_SUFFIXES = (
+    "png|jpe?g?|jfif|webp|bmp|gif|tiff?|ppm|pgm|avif|jp2|hei[cf]"
+    "|zip|csv|np[yz]|onnx|pth?|toml|jsonl?|safetensors|key|pem|crt|txt"
 )
+_FILE = re.compile(rf"\b[\w.@+\-]+\.(?:{_SUFFIXES})\b", re.I)
+_WHOLE_FILE = re.compile(rf".*\.(?:{_SUFFIXES})", re.I | re.S)
 
 
 class JsonFormatter(logging.Formatter):
@@ -32,11 +36,26 @@ class JsonFormatter(logging.Formatter):
             "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": scrub(record.getMessage()),
+            "message": scrub(_message(record)),
         }
         if record.exc_info and record.exc_info[0]:
             entry["exception"] = record.exc_info[0].__name__
         return json.dumps(entry)
+
+
+def _message(record: logging.LogRecord) -> str:
+    """The text of a record; what is the name of a file as a whole, blanks and folders with it, is taken out first."""
+    if not isinstance(record.args, tuple):
+        return record.getMessage()
+    shown = tuple(_without_name(each) for each in record.args)
+    return str(record.msg) % shown if shown else str(record.msg)
+
+
+def _without_name(argument: object) -> object:
+    text = str(argument) if isinstance(argument, str | Path) else ""
+    if not _WHOLE_FILE.fullmatch(text):
+        return argument
+    return "<path>" if text.startswith(("/", "~")) else "<file>"
 
 
 class PlainFormatter(logging.Formatter):

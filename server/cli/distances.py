@@ -46,7 +46,7 @@ def evaluate(
         str, typer.Option(help="Measure these images of any model instead: folder, zip, cache, FILE.npy, FILE.npz.")
     ] = "",
     size: Annotated[
-        int, typer.Option(min=0, help="With --samples: side in pixels to compare at; 0: the samples' own.")
+        int, typer.Option(min=0, max=4096, help="With --samples: side in pixels to compare at; 0: the samples' own.")
     ] = 0,
     num: Annotated[
         int,
@@ -75,7 +75,9 @@ def evaluate(
     ] = None,
     bootstrap: Annotated[
         int,
-        typer.Option(min=0, help="Interval of the distance from this many bootstrap resamples; 0: jackknife."),
+        typer.Option(
+            min=0, max=100_000, help="Interval of the distance from this many bootstrap resamples; 0: jackknife."
+        ),
     ] = 0,
     name: Annotated[
         str, typer.Option(help="Name of the evaluation's folder; default: made from checkpoint and distance.")

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from server.evaluation.drawing import SOLVER, WAIT_SECONDS, pick_device
 from server.evaluation.federated_reference import ask_sites, question_for
 from server.evaluation.other_tools import open_samples
-from server.evaluation.reference import image_digests
+from server.evaluation.reference import image_digests, refuse_generated
 from server.evaluation.results import (
     PARTS_FOLDER,
     RESULT_FILE,
@@ -142,7 +144,8 @@ def evaluate_samples(path: str, options: Options, size: int = 0) -> Path:
     if len(images) < 2:
         raise InputError(f"samples {path}: {len(images)} image, a distance needs at least 2")
     yardstick = open_yardstick(options, INCEPTION, device)
-    digest = hashlib.sha256(b"".join(image_digests(images))).hexdigest()
+    digests = b"".join(image_digests(images))
+    digest = hashlib.sha256(digests).hexdigest()
     space, samples = yardstick.extractor.space, {"name": path, "sha256": digest, "size": images.size}
     name = options.name or folder_name(with_name(Path(path)).name, space, options.reference, samples)
     folder = options.out or Path("evaluation") / name
@@ -154,6 +157,8 @@ def evaluate_samples(path: str, options: Options, size: int = 0) -> Path:
     with owned_folder(folder):
         if rank.is_first:
             yardstick = yardstick.against(options.reference, images.size, folder, batch)
+            # Before a feature is computed: the same command would end here again, beside parts that nobody needs.
+            refuse_generated(yardstick.known, np.frombuffer(digests, np.uint8).reshape(-1, 32), "are among the samples")
             left_out = {"unreadable": images.num_unreadable, "ignored": images.ignored}
             told = {**facts_of(space, yardstick.known, len(images)), "samples": {**samples, **left_out}}
             refuse_other_result(folder, told)

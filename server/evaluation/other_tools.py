@@ -16,6 +16,7 @@ from shared.data.images import list_images
 from shared.data.pixels import UnreadableImageError, stored_size
 from shared.errors import InputError
 from shared.evaluation.feature_statistics import FeatureSpace, Statistics
+from shared.paths import given_path
 
 SUFFIXES = (".npy", ".npz")
 _CHANNELS = 3
@@ -33,6 +34,7 @@ def open_samples(path: str, size: int = 0) -> ImageCache:
     Raises:
         InputError: no images there, sides that differ, or another size than that of the array or cache.
     """
+    path = given_path(path)
     file, is_made = Path(path), path.startswith(SYNTHETIC_PREFIX)
     if is_made and not size:
         raise InputError(f"samples {path}: drawn at any size: give --size")

@@ -33,6 +33,7 @@ from shared.evaluation.feature_statistics import (
     save_statistics,
 )
 from shared.evaluation.private_statistics import Projection
+from shared.paths import given_path
 from shared.storage.files import TEMPORARY_PREFIX, file_digest, machine_errors
 
 STATISTICS_SUFFIX = ".safetensors"
@@ -78,6 +79,7 @@ def open_reference(
     Raises:
         InputError: no images there, or statistics of another extractor (both digests are named).
     """
+    path = given_path(path)
     if path.endswith(STATISTICS_SUFFIX):
         pooled = _pooled(path, projection.projected_space if projection else extractor.space)
         if pooled.statistics.n < MIN_IMAGES:

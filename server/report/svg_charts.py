@@ -108,14 +108,20 @@ def _named(svg: str) -> str:
     return _ID.sub(lambda match: f"id{numbers.setdefault(match[0], len(numbers))}:", svg)
 
 
+def _as_it_is(label: str) -> str:
+    """A label of which matplotlib makes no formula, and which it shows in the legend also with `_` in front."""
+    shown = label.replace("$", r"\$")
+    return f"\u200b{shown}" if shown.startswith("_") else shown
+
+
 def _draw(axes: Any, line: Series, colour: str, dash: str, marker: str) -> None:  # noqa: ANN401  # matplotlib
     values = [float("nan") if value is None else value for value in line.y]
     if line.is_limit:
-        axes.plot(line.x, values, color=_INK, linestyle="--", linewidth=1.0, label=line.label)
+        axes.plot(line.x, values, color=_INK, linestyle="--", linewidth=1.0, label=_as_it_is(line.label))
         return
     # Markers on a long curve would hide it.
     shown: dict[str, Any] = {"marker": marker, "markersize": 4} if len(values) <= MARKED_POINTS else {}
-    axes.plot(line.x, values, color=colour, linestyle=dash, linewidth=1.6, label=line.label, **shown)
+    axes.plot(line.x, values, color=colour, linestyle=dash, linewidth=1.6, label=_as_it_is(line.label), **shown)
     for x, interval in zip(line.x, line.low_high or [], strict=False):
         if interval is not None:
             axes.plot([x, x], interval, color=colour, linewidth=1, alpha=0.7)
@@ -133,8 +139,8 @@ def _limits(series: list[Series]) -> tuple[float, float]:
 def _frame(axes: Any, x_label: str, y_label: str) -> None:  # noqa: ANN401  # matplotlib
     from matplotlib.ticker import MaxNLocator
 
-    axes.set_xlabel(x_label, color=_INK)
-    axes.set_ylabel(y_label, color=_INK)
+    axes.set_xlabel(_as_it_is(x_label), color=_INK)
+    axes.set_ylabel(_as_it_is(y_label), color=_INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
     axes.grid(visible=True, color=_LINE, linewidth=0.6)
     axes.tick_params(which="both", colors=_INK)

@@ -19,9 +19,12 @@ _SEPARATORS = ("", "\t", ",", ";")
 _COLUMNS = 2
 # `sep=;` in the first line is Excel's own; the rest is what spreadsheets and data frames write where they lost a value.
 _EXCEL_SEPARATOR = re.compile(r'"?sep=.?"?[,;]*', re.IGNORECASE)
-_SHORTENED = re.compile(r"-?\d+(?:[.,]\d+)?E\+\d+", re.IGNORECASE)
-_NO_VALUE = frozenset({"#N/A", "#REF!", "#VALUE!", "#NAME?", "#NULL!", "#NUM!", "#DIV/0!", "N/A", "<NA>"})
-_NO_VALUE |= {"nan", "NaN", "None", "null", "NULL"}
+_SHORTENED = re.compile(r"-?\d+(?:[.,]\d+)?E\+\d+|-?\d[.,]\d+E-\d+", re.IGNORECASE)
+_ERROR = re.compile(r"#[A-ZÀ-Ý][A-ZÀ-Ý0-9/_]*[!?]|#(?:N/A|NV|N/D|ND|I/T)")
+_NO_VALUE = frozenset({"N/A", "NA", "<NA>", "nan", "NaN", "NAN", "NaT", "None", "null", "NULL", "(null)", "\\N"})
+_NO_VALUE |= {"nil", "undefined"}
+_EXACT_DIGITS = 15
+"""A spreadsheet keeps so many of a number, and writes zeros for the rest."""
 
 
 def read_identities(path: Path, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -58,7 +61,17 @@ def read_lines(path: Path, names: tuple[str, ...]) -> list[Line]:
         if problem := problem or (_lost(person) if _key(name) in spelling else ""):
             raise InputError(f"identities {path}, line {number}: {problem}; {_REMEDY}")
         lines.append((number, spelling.get(_key(name)) or _clean(name), person))
+    if (rounded := _rounded(lines)) is not None:
+        problem = f"no number has more than {_EXACT_DIGITS} digits that are not 0: a spreadsheet has rounded them"
+        raise InputError(f"identities {path}, line {rounded}: {problem}; make their column text and save it again")
     return lines
+
+
+def _rounded(lines: list[Line]) -> int | None:
+    """Line of the first long number where all of them end in zeros: persons who differ there would be one."""
+    long = [(number, person) for number, _, person in lines if person.isdecimal() and len(person) > _EXACT_DIGITS]
+    is_rounded = all(not person[_EXACT_DIGITS:].strip("0") for _, person in long)
+    return long[0][0] if long and is_rounded else None
 
 
 def _text(path: Path) -> str:
@@ -107,7 +120,8 @@ def _lost(person: str) -> str:
     """Why this cannot be who it was: two persons would be one."""
     if _SHORTENED.fullmatch(person):
         return f"{person} is a number that a spreadsheet has shortened: make its column text and save it again"
-    return f"{person} stands where a program found no identity" if person in _NO_VALUE else ""
+    is_lost = person in _NO_VALUE or _ERROR.fullmatch(person)
+    return f"{person} stands where a program found no identity" if is_lost else ""
 
 
 def _spellings(names: Iterable[str]) -> dict[str, str]:

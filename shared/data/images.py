@@ -5,6 +5,7 @@ What is no image by its suffix is counted, what cannot be told apart is refused:
 
 import errno
 import hashlib
+import lzma
 import os
 import threading
 import zipfile
@@ -28,12 +29,16 @@ SUFFIXES = frozenset(
     | ({".jp2"} if features.check("jpg_2000") else set())
     | (_HEIF if HAS_HEIF else set())
 )
+# Each kind of compression has an error class of its own.
+_DAMAGE = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, zlib.error, lzma.LZMAError)
 _SHOWN_KINDS = 6
 _BROKEN_LINK, _SPECIAL_FILE, _SEEN_FOLDER = "broken links", "special files", "folders met before"
 # Previews and deleted files that file servers and systems keep beside the pictures; no viewer shows them.
 _SYSTEM_FOLDERS = frozenset({"@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"})
 _SYSTEM = "folders of the system"
 _NO_SUFFIX = "without suffix"
+MOST_FILE_BYTES = 2**30
+"""Of one picture: the most pixels that are decoded, with 16 bits for each of three colours, need as much."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,23 @@ def _list_folder(path: Path) -> ImageSource:
     found = sorted(each for folder, prefix in places for each in _walk(folder, prefix, seen, ignored, places))
     names = tuple(name for name, _, _ in found)
     digest = hashlib.sha256(repr(found).encode(errors="surrogateescape")).hexdigest()
-    return ImageSource(path, names, persons_by_folder(names), digest, lambda name: (path / name).read_bytes(), ignored)
+
+    def read(name: str) -> bytes:
+        with (path / name).open("rb") as file:
+            _check_bytes(os.fstat(file.fileno()).st_size)
+            return file.read()
+
+    return ImageSource(path, names, persons_by_folder(names), digest, read, ignored)
+
+
+def _check_bytes(size: int) -> None:
+    """Refuse what no picture needs before it takes the memory.
+
+    Raises:
+        UnreadableImageError: more than `MOST_FILE_BYTES`.
+    """
+    if size > MOST_FILE_BYTES:
+        raise UnreadableImageError(f"{size:,} bytes, at most {MOST_FILE_BYTES:,} are read: save it compressed")
 
 
 def _walk(
@@ -167,10 +188,16 @@ def _list_zip(path: Path) -> ImageSource:
     lock = threading.Lock()
 
     def read(name: str) -> bytes:
+        _check_bytes(by_name[name].file_size)
         try:
             with lock:
                 return archive.read(by_name[name])
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError, ValueError) as error:
+        except _DAMAGE as error:
+            raise UnreadableImageError(f"damaged in the archive: {error}") from error
+        except OSError as error:
+            # The machine gives its number; bzip2 raises one without where the bytes are wrong.
+            if error.errno is not None:
+                raise
             raise UnreadableImageError(f"damaged in the archive: {error}") from error
 
     return ImageSource(path, names, persons_by_folder(names), digest, read, ignored)

@@ -35,7 +35,8 @@ def persons_by_folder(names: Sequence[str], depth: int = 1) -> tuple[str, ...] |
 def person_name(text: str) -> str:
     """One spelling of a person for all that look the same: composed letters, nothing invisible, single blanks."""
     composed = unicodedata.normalize("NFC", text)
-    return " ".join("".join(each for each in composed if unicodedata.category(each) != "Cf").split()) or text
+    shown = (each for each in composed if each.isspace() or unicodedata.category(each) not in ("Cf", "Cc"))
+    return " ".join("".join(shown).split()) or text
 
 
 def match_identities(lines: Iterable[tuple[int, str, str]], names: Sequence[str]) -> tuple[str, ...]:
@@ -45,7 +46,7 @@ def match_identities(lines: Iterable[tuple[int, str, str]], names: Sequence[str]
         InputError: two lines or two files disagree, both named, or files have no line. The text names no path: the
             caller says whose lines these are.
     """
-    line_of = _lines_by_name(lines)
+    line_of = _lines_by_name((number, name, person_name(person)) for number, name, person in lines)
     claimed: dict[str, str] = {}
     found, missing = [], []
     for name in names:
@@ -58,7 +59,7 @@ def match_identities(lines: Iterable[tuple[int, str, str]], names: Sequence[str]
                 f"line {by_name[0]} says {short}, which is {claimed[short]} or {name}: give names with folders"
             )
         if line := by_path or by_name:
-            found.append(person_name(line[1]))
+            found.append(line[1])
         else:
             missing.append(name)
     if missing:

@@ -8,11 +8,20 @@ import functools
 import struct
 import zlib
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageCms, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImageOps, UnidentifiedImageError
+
+from shared.data.formats.misread import (
+    DEEP_MODES,
+    FORMATS,
+    TWELVE_BITS,
+    is_inverted,
+    lost_depth,
+    problem,
+    scale_transparent,
+)
 
 
 def register_heif() -> bool:
@@ -25,19 +34,17 @@ def register_heif() -> bool:
     return True
 
 
-DECODING_VERSION = 4
+DECODING_VERSION = 5
 HAS_HEIF = register_heif()
 """Whether `.heic` and `.heif` can be read: by the extra `heic`."""
-_DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 _ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 # Everything Pillow raises on damaged or hostile files; its own error classes derive from these.
 DECODE_ERRORS = (
     *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, SyntaxError, EOFError, OverflowError),
     *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
-_BYTE, _TWELVE_BITS, _TWO_BYTES = 255, 4095, 65535
+_BYTE, _TWO_BYTES = 255, 65535
 _USUAL_GAMMA = 1 / 2.2
-_BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANES, _WHITE_IS_ZERO, _APART = 258, 262, 284, 0, 2  # TIFF tags and values
 
 
 class UnreadableImageError(ValueError):
@@ -62,14 +69,14 @@ def decode(data: bytes, size: int, crop: int = 0) -> NDArray[np.uint8]:
         UnreadableImageError: damaged, cut off, of an unknown range, or so large that it could be an attack.
     """
     try:
-        with Image.open(BytesIO(data)) as opened:
-            _refuse_misread(opened, data)
+        with open_picture(data) as opened:
+            _refuse(problem(opened, data))
             # JPEG can decode at a fraction of its size; twice the target leaves the antialiasing to the resize.
             if not crop:
                 opened.draft(None, (2 * size, 2 * size))
             upright = ImageOps.exif_transpose(opened)
-            picture = to_rgb(upright if upright is not None else opened, is_inverted=_is_inverted(opened))
-            _refuse_lost_depth(opened, picture, data)
+            picture = to_rgb(upright if upright is not None else opened, is_white_zero=is_inverted(opened))
+            _refuse(lost_depth(opened, picture, data))
     except UnreadableImageError:
         raise
     except DECODE_ERRORS as error:
@@ -81,6 +88,22 @@ def decode(data: bytes, size: int, crop: int = 0) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))
 
 
+def open_picture(data: bytes) -> Image.Image:
+    """A picture as Pillow opens it, of the formats in `FORMATS` alone (and HEIF); no pixel of it is decoded yet.
+
+    Raises:
+        OSError: and all of `DECODE_ERRORS`; turn them into `unreadable(error)`.
+    """
+    opened = Image.open(BytesIO(data), formats=(*FORMATS, *(("HEIF",) if HAS_HEIF else ())))
+    scale_transparent(opened, data)
+    return opened
+
+
+def _refuse(reason: str) -> None:
+    if reason:
+        raise UnreadableImageError(reason)
+
+
 def stored_size(data: bytes) -> tuple[int, int]:
     """Width and height as a picture is stored, before it is turned upright, from its header alone.
 
@@ -88,7 +111,7 @@ def stored_size(data: bytes) -> tuple[int, int]:
         UnreadableImageError: not an image.
     """
     try:
-        with Image.open(BytesIO(data)) as opened:
+        with open_picture(data) as opened:
             return opened.size
     except DECODE_ERRORS as error:
         raise unreadable(error) from error
@@ -101,19 +124,19 @@ def unreadable(error: BaseException) -> UnreadableImageError:
     return UnreadableImageError(f"{type(error).__name__}: {error}")
 
 
-def to_rgb(picture: Image.Image, *, is_inverted: bool = False) -> Image.Image:
+def to_rgb(picture: Image.Image, *, is_white_zero: bool = False) -> Image.Image:
     """Any mode to RGB in sRGB: palettes, CMYK and deep grey converted, profiles applied, alpha over black.
 
     Args:
         picture: upright.
-        is_inverted: whether the lowest value of deep grey is white.
+        is_white_zero: whether the lowest value of deep grey is white.
 
     Raises:
         UnreadableImageError: a deep file whose range cannot be told.
     """
     info = picture.info
-    if picture.mode in _DEEP_MODES:
-        picture = _deep_grey(picture, is_inverted)
+    if picture.mode in DEEP_MODES:
+        picture = _deep_grey(picture, is_white_zero)
     has_alpha = picture.mode in _ALPHA_MODES or "transparency" in info
     if picture.mode in ("P", "PA", "RGBa", "La") or (has_alpha and picture.mode != "LA"):
         picture = picture.convert("RGBA" if has_alpha else "RGB")
@@ -124,11 +147,11 @@ def to_rgb(picture: Image.Image, *, is_inverted: bool = False) -> Image.Image:
     return colours if alpha is None else Image.composite(colours, Image.new("RGB", colours.size), alpha)
 
 
-def _deep_grey(picture: Image.Image, is_inverted: bool) -> Image.Image:
+def _deep_grey(picture: Image.Image, is_white_zero: bool) -> Image.Image:
     """Mode L; LA where one of the deep values means transparent."""
     values, hidden = np.asarray(picture), picture.info.get("transparency")
     grey = Image.fromarray(to_eight_bits(values))
-    grey = ImageChops.invert(grey) if is_inverted else grey
+    grey = ImageChops.invert(grey) if is_white_zero else grey
     if hidden is not None:
         grey.putalpha(Image.fromarray(np.where(values == hidden, 0, _BYTE).astype(np.uint8)))
     return grey
@@ -157,7 +180,7 @@ def to_eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
         raise UnreadableImageError(f"values from {low:g} to {high:g}, no known range: save it with 8 or 16 bits")
     if not np.issubdtype(values.dtype, np.integer) and high <= 1:
         return np.asarray(np.rint(wide * _BYTE), np.uint8)
-    shift = 0 if high <= _BYTE else 4 if high <= _TWELVE_BITS else 8
+    shift = 0 if high <= _BYTE else 4 if high <= TWELVE_BITS else 8
     return np.asarray(wide.astype(np.int64) >> shift, np.uint8)
 
 
@@ -193,58 +216,3 @@ def _gamma_table(gamma: float) -> list[int]:
     linear = (np.arange(256) / 255) ** (1 / min(max(gamma, 0.01), 100.0))
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return [int(value) for value in np.rint(255 * srgb)]
-
-
-def _is_inverted(opened: Image.Image) -> bool:
-    """Whether white is the lowest value of deep grey, which Pillow turns round in files of 8 bits only."""
-    is_deep = opened.format == "TIFF" and opened.mode in _DEEP_MODES
-    return is_deep and opened.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # type: ignore[attr-defined]
-
-
-def _refuse_misread(opened: Image.Image, data: bytes) -> None:
-    """Refuse what Pillow would read as another picture than the file holds.
-
-    Raises:
-        UnreadableImageError: several pages, a palette without colours, deep colours in planes or partly transparent.
-    """
-    if opened.format == "TIFF" and (pages := _pages(opened)) > 1:
-        raise UnreadableImageError(f"{pages} pages of one size: save each page as a file of its own")
-    if opened.format == "PNG" and opened.mode == "P" and b"PLTE" not in data:
-        raise UnreadableImageError("a palette picture without its palette: save it again")
-    if not _has_deep_colours(opened, data):
-        return
-    if opened.format == "TIFF" and opened.tag_v2.get(_PLANES) == _APART:  # type: ignore[attr-defined]
-        raise UnreadableImageError("16 bits per channel in separate planes: save it with 8 bits, or interleaved")
-    if "transparency" in opened.info:
-        raise UnreadableImageError("16 bits per channel and a transparent colour: save it with 8 bits")
-
-
-def _pages(opened: Image.Image) -> int:
-    """Pages of a scan; smaller ones are previews of the first."""
-    sizes = [page.size for page in ImageSequence.Iterator(opened)]
-    opened.seek(0)
-    return sizes.count(sizes[0])
-
-
-def _refuse_lost_depth(opened: Image.Image, picture: Image.Image, data: bytes) -> None:
-    """Refuse colour files with deep samples of which Pillow's high bytes leave next to nothing.
-
-    Raises:
-        UnreadableImageError: 16 bits per channel hold 8 or 12.
-    """
-    extrema: Any = picture.getextrema()  # one pair per channel
-    if _has_deep_colours(opened, data) and max(high for _, high in extrema) <= _TWELVE_BITS >> 8:
-        raise UnreadableImageError("16 bits per channel hold 12 or fewer, which shows black: save it with 8 bits")
-
-
-def _has_deep_colours(opened: Image.Image, data: bytes) -> bool:
-    return opened.mode not in _DEEP_MODES and _bits(opened, data) > 8
-
-
-def _bits(opened: Image.Image, data: bytes) -> int:
-    """Bits per sample, as the file's header says."""
-    if opened.format == "PNG":
-        return data[24]
-    if opened.format == "TIFF":
-        return int(np.max(opened.tag_v2.get(_BITS_PER_SAMPLE, 8)))  # type: ignore[attr-defined]
-    return 8

@@ -19,6 +19,7 @@ from shared.evaluation.extractor import Extractor, check_digest, exact_convoluti
 from shared.evaluation.feature_statistics import INCEPTION_2015_SHA256, FeatureSpace
 from shared.evaluation.onnx_network import ONNX_PREFIX, onnx_extractor
 from shared.evaluation.random_inception import random_inception
+from shared.paths import given_path
 
 INCEPTION = "inception-v3-compat"
 RANDOM_INCEPTION = "random-inception"
@@ -56,7 +57,7 @@ def load_extractor(
     if spec == RANDOM_INCEPTION:
         return random_inception(device)
     if spec.startswith(ONNX_PREFIX):
-        return onnx_extractor(Path(spec.removeprefix(ONNX_PREFIX)), weights_sha256)
+        return onnx_extractor(Path(given_path(spec.removeprefix(ONNX_PREFIX))), weights_sha256)
     if name == INCEPTION and (layer or "2048") not in INCEPTION_LAYERS:
         raise InputError(f"{INCEPTION} has no layer {layer!r}: give one of {', '.join(INCEPTION_LAYERS)}")
     if name == INCEPTION or (name.startswith(("clip-", "dinov2-")) and not layer):
@@ -85,18 +86,37 @@ def _torch_fidelity(
         case _:
             # torch-fidelity unpickles this file, which runs any code in it; one that loads as plain tensors has none.
             _plain_tensors(path)
-            network = fidelity(name, [layer], feature_extractor_weights_path=str(path))
+            network = _of_file(fidelity, name, layer, path, "the published weights")
     return _wrap(network, FeatureSpace(name, layer, digest), device)
 
 
 def _clip(fidelity: Any, name: str, layer: str, path: Path) -> nn.Module:  # noqa: ANN401  # as `_fidelity_class`
     """CLIP's image tower of a TorchScript archive, OpenAI's format."""
+    return _of_file(fidelity, name, layer, path, "OpenAI's archive", verbose=False)
+
+
+def _of_file(
+    fidelity: Any,  # noqa: ANN401  # as `_fidelity_class`
+    name: str,
+    layer: str,
+    path: Path,
+    what: str,
+    **options: bool,
+) -> nn.Module:
+    """torch-fidelity's network with the weights of a file that fits it.
+
+    Raises:
+        InputError: other weights.
+    """
     try:
-        network: nn.Module = fidelity(name, [layer], feature_extractor_weights_path=str(path), verbose=False)
-    except (RuntimeError, KeyError, ValueError) as error:
-        first = str(error).splitlines()[0][:100]
-        raise InputError(f"weights {path}: not OpenAI's archive of {name} ({first}): give that .pt file") from error
+        network: nn.Module = fidelity(name, [layer], feature_extractor_weights_path=str(path), **options)
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"weights {path}: not {what} of {name} ({_first_line(error)}): give that file") from error
     return network
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:100]
 
 
 def _dinov2(fidelity: Any, name: str, layer: str, model: nn.Module) -> nn.Module:  # noqa: ANN401  # as above
@@ -119,9 +139,8 @@ def _plain_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # any failure means the same: no plain weights
-        first = str(error).splitlines()[0][:100]
         raise InputError(
-            f"weights {path}: not a file of plain tensors ({first}): give the published weights file"
+            f"weights {path}: not a file of plain tensors ({_first_line(error)}): give the published weights file"
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise InputError(f"weights {path}: not a dictionary of tensors: give the published weights file")

@@ -56,28 +56,56 @@ def onnx_extractor(path: Path, sha256: str = "") -> Extractor:
     if len(inputs) != 1 or inputs[0].type != "tensor(uint8)" or len(inputs[0].shape) != 4:
         given = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
         raise InputError(f"{path}: takes {given}: an extractor takes one input, uint8 (N, 3, H, W) or (N, H, W, 3)")
-    if outputs[0].type != "tensor(float)" or len(outputs[0].shape) != 2 or not isinstance(outputs[0].shape[1], int):
-        raise InputError(f"{path}: gives {outputs[0].type} {outputs[0].shape}: an extractor gives float32 (N, D)")
     shape = inputs[0].shape
     is_channels_last = shape[3] == _CHANNELS and shape[1] != _CHANNELS
+    if isinstance(channels := shape[3 if is_channels_last else 1], int) and channels != _CHANNELS:
+        raise InputError(f"{path}: takes images {shape}: an extractor takes colours, (N, 3, H, W) or (N, H, W, 3)")
+    output = _features(outputs, path)
+    width = int(output.shape[1])
 
     def compute(images_BCHW: Tensor) -> Tensor:
         images = (images_BCHW.permute(0, 2, 3, 1) if is_channels_last else images_BCHW).cpu().contiguous()
         _check_shape(path, shape[1:], tuple(images.shape[1:]))
         batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else len(images)
-        return torch.cat([_run(session, part, outputs[0].name, batch, path) for part in torch.split(images, batch)])
+        parts = [_run(session, part, output.name, batch, path) for part in torch.split(images, batch)]
+        if any(part.shape[1:] != (width,) for part in parts):
+            raise InputError(f"{path}: gives features {tuple(parts[0].shape)}, not (N, {width}) as it says")
+        return torch.cat(parts)
 
-    return Extractor(FeatureSpace(f"{ONNX_PREFIX}{path.stem}", "", digest), int(outputs[0].shape[1]), compute)
+    return Extractor(FeatureSpace(f"{ONNX_PREFIX}{path.stem}", "", digest), width, compute)
+
+
+def _features(outputs: list[Any], path: Path) -> Any:  # noqa: ANN401  # onnxruntime's classes are untyped
+    """The one output that is float32 (N, D).
+
+    Raises:
+        InputError: none is, or several are: which of them a distance means nobody has said.
+    """
+    fitting = [
+        each
+        for each in outputs
+        if each.type == "tensor(float)" and len(each.shape) == 2 and isinstance(each.shape[1], int)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    given = ", ".join(f"{one.name} {one.type} {one.shape}" for one in fitting or outputs)
+    raise InputError(f"{path}: gives {given}: an extractor gives float32 (N, D) once, save it with one such output")
 
 
 def _run(session: Any, images: Tensor, output: str, batch: int, path: Path) -> Tensor:  # noqa: ANN401  # untyped class
-    """Features of at most `batch` images; a network of a fixed batch sees the last ones filled up with zeros."""
+    """Features of at most `batch` images; a network of a fixed batch sees the last ones filled up with zeros.
+
+    Raises:
+        InputError: it cannot take them, gives another number of rows, or numbers that are not finite.
+    """
     count = len(images)
     filled = torch.cat([images, images.new_zeros(batch - count, *images.shape[1:])]) if count < batch else images
     try:
         result = session.run([output], {session.get_inputs()[0].name: filled.numpy()})
     except Exception as error:  # as above
         raise InputError(f"{path}: cannot take images of shape {tuple(images.shape)} ({_one_line(error)})") from error
+    if len(result[0]) != batch:
+        raise InputError(f"{path}: gives {len(result[0])} rows for {batch} images: give a network with one for each")
     features = torch.from_numpy(result[0])[:count]
     if not bool(torch.isfinite(features).all()):
         raise InputError(f"{path}: gives features that are not finite: give another network")

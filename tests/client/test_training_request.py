@@ -114,6 +114,30 @@ def test_stored_reply_is_not_sent_after_leaving(make_site: MakeSite):
     assert ask(home, request_for(PRIVATE)).header.refusal == "task_not_allowed"
 
 
+@pytest.mark.parametrize(
+    ("plan", "tightened", "code"),
+    [
+        (PLAIN, {"require_dp": True}, "dp_required"),
+        (PLAIN, {"secure": {"require": True}}, "secure_sum"),
+        (PRIVATE, {"min_noise_multiplier": 9.0}, "noise_too_small"),
+        (PRIVATE, {"unit": "person"}, "unit_mismatch"),
+        (PLAIN, {"ranges": {"lr": (0.0, 1e-9)}}, "out_of_range"),
+    ],
+)
+def test_stored_reply_is_not_sent_under_a_policy_that_would_refuse_its_round(
+    make_site: MakeSite, plan: Any, tightened: dict[str, Any], code: str
+):
+    """A line of the new policy after another: what the site no longer does it does not send either."""
+    home, settings = make_site()
+    assert ask(home, request_for(plan)).header.status == "trained"
+    policy = type(settings.policy).model_validate({**settings.policy.model_dump(), **tightened})
+    save_settings(home, settings.model_copy(update={"policy": policy}))
+    assert ask(home, request_for(plan)).header.refusal == code
+    assert (kinds(home)[-1], charges(home)) == ("refusal", 1)
+    save_settings(home, settings)
+    assert ask(home, request_for(plan)).header.status == "trained" and kinds(home)[-1] == "resent"
+
+
 def test_stored_reply_is_not_sent_after_the_experiment_was_refused(make_site: MakeSite):
     home, settings = make_site(experiments="any")
     assert settings.policy.experiments == "any"

@@ -286,3 +286,24 @@ def test_help_loads_little_and_says_the_same(program, arguments):
     assert told[0][0] == told[1][0]
     assert told[0][1] == []
     assert told[1][1] == ["markdown_it", "pygments"]
+
+
+def test_what_a_full_disk_does_not_take_of_the_output_is_told_once(monkeypatch, capsys):
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.setattr(sys, "argv", ["program", "--help"])
+        assert run_app(app) == 2
+        full.write("and nothing is said when this is closed")
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch, capsys):
+    talker = typer.Typer()
+    talker.command()(lambda: sys.stdout.write("much"))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(sys, "argv", ["program"])
+        assert run_app(talker) == 1
+    assert capsys.readouterr().err == ""

@@ -1,5 +1,7 @@
 """Paths from environments: an empty one names nothing, and a relative one is not another folder for each command."""
 
+import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,9 @@ def test_users_folder_is_put_into_a_variable(own_folder: Path, monkeypatch: pyte
 def test_images_without_a_path_are_refused():
     with pytest.raises(InputError, match="an empty path was given"):
         open_images("", 16)
+
+
+def test_a_relative_home_is_not_another_folder_wherever_a_command_runs(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "here")
+    assert user_folder("XDG_CACHE_HOME", ".cache") == Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache"

@@ -18,7 +18,7 @@ from client.policy.budget import reserve, told_fields, told_total
 from client.policy.charges import mean_image_charge
 from client.policy.facts import gather_facts
 from client.policy.refusals import UNKNOWN_REQUEST, RefusedError, note_refusal, refusal_of
-from client.policy.rules import mean_image_refusals
+from client.policy.rules import mean_image_refusals, refusal_by_policy
 from client.privacy.epsilon import epsilon_of
 from client.records.journal import Journal
 from client.records.ledger import Ledger, open_ledger
@@ -77,8 +77,9 @@ def _answer(asked: ParsedQuery, journal: Journal) -> Released:
 
 def _find_stored(asked: ParsedQuery) -> Released | None:
     """The answer that exactly this question got before: one charge, one noise; none if the operator forbids it now."""
-    policy = asked.settings.policy
-    if "mean_image" not in policy.tasks or not may_run(asked.home, policy, asked.query.experiment):
+    policy, experiment = asked.settings.policy, asked.query.experiment
+    is_allowed = "mean_image" in policy.tasks and refusal_by_policy(experiment, policy) is None
+    if not is_allowed or not may_run(asked.home, policy, experiment):
         return None
     return find_answer(asked.home.mean_images, asked.query.run, asked.query.digest, MeanImageAnswer)
 

@@ -17,7 +17,12 @@ def dense_numbers(key: str, tensor: Tensor) -> Tensor:
         raise InputError(f"key {key!r} is sparse, quantised or empty ({what}): store dense floating-point numbers")
     if not tensor.is_floating_point():
         raise InputError(f"key {key!r} holds {what} numbers, not floating-point ones: give the file before it")
-    values = tensor.float()
+    try:
+        values = tensor.float()
+    except RuntimeError as error:  # packed kinds, of which torch only knows the name
+        raise InputError(
+            f"key {key!r} holds {what} numbers, which cannot be read: store float32 or bfloat16"
+        ) from error
     if lost := int((~torch.isfinite(values)).sum()):
         raise InputError(f"key {key!r} has {lost} of {values.numel()} numbers that are not finite: give an earlier one")
     return values

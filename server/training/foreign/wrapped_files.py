@@ -23,9 +23,9 @@ _WRAPPERS = frozenset(
     {"model", "module", "_orig_mod", "_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
     | {"state_dict", "model_state_dict", "model_state", "net", "network"}
     | {"nnet", "unet", "generator", "denoise_fn", "denoiser", "diffusion", "diffusion_model", "weights", "params"}
-    | {"parameters", "online_model", "raw"}
+    | {"parameters", "online_model", "raw", "checkpoint", "ckpt", "state", "states", "trainer", "accelerator"}
 )
-_AVERAGE = re.compile(r"(\w+_)?(ema|swa|averaged|average)(_\w+|-?[\d.]+)?|ema_model|averaged_model")
+_AVERAGE = re.compile(r"(\w+_)?(ema|swa|averaged|average|polyak|shadow)(_\w+|-?[\d.]+)?|ema_model|averaged_model")
 # Copies of the live network inside of an averaging wrapper: `model` has them already, where there is one.
 _LIVE_COPY = "online_model"
 _NOT_WEIGHTS = re.compile(
@@ -161,11 +161,9 @@ def _pieces(tree: Mapping[Any, Any], path: tuple[str, ...], source: Path) -> Ite
         raise InputError(f"{source}: is nested deeper than any checkpoint: give a checkpoint file")
     for key, value in tree.items():
         parts = tuple(str(key).split("."))
-        if not path and _NOT_WEIGHTS.fullmatch(parts[0]):
-            if (average := _average_below(value, parts)) is not None:
-                raise InputError(
-                    f"{source}: {average!r} is an average that has no names: save its state dict by itself"
-                )
+        if _WRAPPERS.issuperset(each.casefold() for each in path) and _NOT_WEIGHTS.fullmatch(parts[0]):
+            if average := _average_below(value, parts):
+                raise InputError(f"{source}: {average!r} is an average without names: save its state dict by itself")
             continue
         if isinstance(value, Mapping):
             yield from _pieces(value, path + parts, source)
@@ -224,7 +222,14 @@ def _place(path: tuple[str, ...]) -> tuple[str, str]:
     return "ema" if is_average else "model", ".".join(parts)
 
 
-def _step(data: Mapping[str, Any], source: Path) -> int | None:
+def _step(data: Mapping[Any, Any], source: Path) -> int | None:
+    """Of the file, or below its wrappers."""
+    inner = [below for key, below in data.items() if str(key).casefold() in _WRAPPERS and isinstance(below, Mapping)]
+    found = [_own_step(data, source), *(_step(below, source) for below in inner)]
+    return next((step for step in found if step is not None), None)
+
+
+def _own_step(data: Mapping[Any, Any], source: Path) -> int | None:
     for name in _STEPS:
         value = data.get(name)
         if isinstance(value, Tensor) and value.numel() == 1 and not (value.is_complex() or value.is_meta):

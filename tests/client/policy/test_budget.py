@@ -131,10 +131,49 @@ def test_after_one_private_no_every_further_plan_gets_it_so_that_free_refusals_m
         assert code(run="small", task=task) is None, "the operator has changed something"
 
 
+@pytest.mark.parametrize("standing", ["accepted", "begun"])
+def test_plans_of_many_costs_that_were_agreed_to_before_measure_nothing_after_the_first_private_no(
+    make_site, standing: str
+):
+    """Each costs as many steps as its name; others then spend on shared records, and the dearest is asked for first."""
+    home, settings = make_site()
+    data, journal = open_dataset(home, 16), Journal(home.journal)
+    with open_ledger(home.ledger, Path(settings.head_file)) as ledger:
+
+        def code(number: int) -> str | None:
+            asked = charge(
+                data.dataset_id, fingerprint=data.fingerprint, run=f"run{number}", plan_digest=f"plan{number}",
+                steps=number, request_digest=f"{len(journal.entries()):064d}",
+            )  # fmt: skip
+            journal.write("request", task="train", run=asked.run, request_digest=asked.request_digest)
+            try:
+                reserve(ledger, asked, settings.policy, steps, home)
+            except RefusedError as refused:
+                note_refusal(journal, refused.code, refused.reason, asked.request_digest)
+                return refused.code
+            return None
+
+        for number in (1, 2, 3):
+            journal.write("accepted", run=f"run{number}", request_digest=offer_digest(f"run{number}", f"plan{number}"))
+        if standing == "begun":
+            assert [code(number) for number in (1, 2)] == [None, None]
+        ledger.register("older", [data.dataset_id], "f")
+        dearest, elsewhere = {"accepted": (3, 8), "begun": (2, 6)}[standing]
+        reserve(ledger, charge("older", run="elsewhere", steps=elsewhere), settings.policy, steps, home)
+        assert code(dearest) == "policy", "8 + 3, or 1 + 2 + 6 + 2, pass the cap of 10"
+        assert code(1) == "policy", "it would fit, and an answer of its own would tell where the room ends"
+        save_settings(home, settings)
+        assert code(1) is None, "the operator has changed something"
+
+
 def test_a_private_no_of_yesterday_and_public_ones_count_no_more(make_site, monkeypatch):
     home, _ = make_site()
     note_refusal(Journal(home.journal), "budget_exceeded", "reason", "0" * 64)
     assert not has_hidden(home)
+    note_refusal(Journal(home.journal), "policy", "reason", "0" * 64)
+    assert has_hidden(home)
+    Journal(home.journal).write("scan")
+    assert not has_hidden(home), "the operator has scanned: a private reason may be gone"
     note_refusal(Journal(home.journal), "policy", "reason", "0" * 64)
     assert has_hidden(home)
     monkeypatch.setattr("client.policy.budget.DAY", dt.timedelta(0))

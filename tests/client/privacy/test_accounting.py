@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from opacus.accountants.analysis.prv import Domain, PoissonSubsampledGaussianPRV, compute_safe_domain_size
+from opacus.accountants.analysis.prv.prvs import TruncatedPrivacyRandomVariable
 from scipy.integrate import quad
 from scipy.stats import norm
 
@@ -37,11 +38,14 @@ def test_epsilon_of_unequal_plans_does_not_depend_on_their_order():
 
 
 @pytest.mark.filterwarnings("ignore:Optimal order:UserWarning")  # at large noise; the grid only gets wider
-def test_grid_reaches_as_far_as_opacus_has_it():
-    history = [(1.0, 0.2, 40), (0.7, 0.05, 3), (30.0, 1.0, 1)]
+@pytest.mark.parametrize(
+    "history",
+    [[(1.0, 0.2, 40), (0.7, 0.05, 3), (30.0, 1.0, 1)], [(0.5, 0.02, 50)], [(4.0, 0.01, 9000)], [(0.1, 1.0, 2)]],
+)
+def test_grid_reaches_as_far_as_opacus_has_it_and_hardly_further(history: list[tuple[float, float, int]]):
     prvs = [PoissonSubsampledGaussianPRV(rate, sigma) for sigma, rate, _ in history]
     expected = compute_safe_domain_size(prvs, [steps for _, _, steps in history], 0.01, 1e-8)
-    assert safe_reach(history, 0.01, 1e-8) == pytest.approx(expected, rel=1e-12)
+    assert expected <= safe_reach(history, 0.01, 1e-8) < 1.03 * expected
 
 
 def test_huge_plans_cost_precision_and_then_have_no_bound_but_never_the_memory(monkeypatch: pytest.MonkeyPatch):
@@ -119,9 +123,62 @@ def test_a_grid_whose_mean_is_half_a_step_off_is_too_coarse(
     prv, domain = PoissonSubsampledGaussianPRV(0.02, 1.0), Domain.create_aligned(-20.0, 20.0, 1e-2)
     pmf, _ = accounting._discretized(prv, domain)
     mean = float(np.dot(domain.ts, pmf)) + share * domain.dt
-    monkeypatch.setattr(accounting.TruncatedPrivacyRandomVariable, "mean", lambda _: mean)
+    monkeypatch.setattr(accounting, "truncated_mean", lambda *_: mean)
     if is_fine:
         assert accounting._discretized(prv, domain)[1] == pytest.approx(share * domain.dt)
     else:
         with pytest.raises(RuntimeError, match="too coarse"):
             accounting._discretized(prv, domain)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "rate", "least", "most"),
+    [
+        *((1.0, 0.02, -20, 20), (0.5, 0.3, -40, 40), (0.3, 1.0, -100, 100), (2.0, 1e-4, -4, 4), (0.1, 0.7, -300, 300)),
+        *((30.0, 1.0, -4, 4), (1.0, 0.999, -9, 9), (1.0, 0.5, -0.3, 0.4), (0.8, 1.0, -1.0, 2.5)),
+    ],
+)
+def test_the_mean_between_two_losses_is_what_a_sum_over_many_small_steps_has(
+    sigma: float, rate: float, least: float, most: float
+):
+    """The reference is the middle of each of many small steps of the noise, where the loss lies between the two."""
+    x = np.linspace(-13 * sigma, 1 + 13 * sigma, 400_001)
+    density = (1 - rate) * norm.pdf(x, 0, sigma) + rate * norm.pdf(x, 1, sigma)
+    loss = np.logaddexp(np.log1p(-rate) if rate < 1 else -np.inf, np.log(rate) + (2 * x - 1) / (2 * sigma**2))
+    inside = (loss >= least) & (loss <= most)
+    expected = float((loss[inside] * density[inside]).sum() / density[inside].sum())
+    found = accounting.truncated_mean(PoissonSubsampledGaussianPRV(rate, sigma), least, most)
+    # Where a step is cut through, up to one of them counts too much.
+    step = (x[1] - x[0]) * density[inside].max() / (density[inside].sum() * (x[1] - x[0])) * np.abs(loss[inside]).max()
+    assert found == pytest.approx(expected, rel=1e-6, abs=step + 1e-10)
+
+
+@pytest.mark.parametrize("doubt", [1e-11, math.nan])
+def test_a_mean_about_which_two_rules_disagree_is_integrated_as_opacus_does(
+    monkeypatch: pytest.MonkeyPatch, doubt: float
+):
+    prv = PoissonSubsampledGaussianPRV(0.1, 1.0)
+    monkeypatch.setattr(accounting, "_mean_by_rule", lambda *given: 7.0 + doubt * given[-1])
+    assert accounting.truncated_mean(prv, -20.0, 20.0) == pytest.approx(
+        TruncatedPrivacyRandomVariable(prv, -20.0, 20.0).mean()
+    )
+    monkeypatch.setattr(accounting, "_mean_by_rule", lambda *given: 7.0 + 1e-14 * given[-1])
+    assert accounting.truncated_mean(prv, -20.0, 20.0) == pytest.approx(7.0)
+
+
+@pytest.mark.parametrize("sigma", [0.049, 0.025, 1e-3])
+def test_a_step_whose_loss_leaves_float64_has_no_bound_rather_than_one_too_small(sigma: float):
+    assert epsilon([Spending(sigma, 0.1, 1)], 1e-5) == math.inf
+    with pytest.raises(InputError, match="give more noise"):
+        guess_success(Spending(sigma, 0.1, 1))
+
+
+@pytest.mark.parametrize(("sigma", "steps"), [(0.05, 1), (0.1, 3), (0.3, 50)])
+def test_little_noise_costs_at_least_what_one_gaussian_does(sigma: float, steps: int):
+    """Full steps are one Gaussian of mu = sqrt(k) / sigma; its delta at an epsilon is closed (arXiv 1805.06530)."""
+    mu, found = math.sqrt(steps) / sigma, epsilon([Spending(sigma, 1.0, steps)], 1e-5)
+
+    def delta(eps: float) -> float:
+        return float(norm.cdf(mu / 2 - eps / mu) - math.exp(eps + norm.logcdf(-mu / 2 - eps / mu)))
+
+    assert delta(found) <= 1e-5 < delta(found - 0.05)

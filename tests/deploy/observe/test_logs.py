@@ -18,6 +18,8 @@ from deploy.observe.logs import JsonFormatter, PlainFormatter, cap_logs, check_r
         ("/data/persons/anna/001.png cannot be read", "<path> cannot be read"),
         ("cannot read '001.png' of anna.zip", "cannot read '<file>' of <file>"),
         ("see ~/site/logs/supernode.log", "see <path>"),
+        ("/data/Anna Muster/2019/1.png: bad; see /var/log/x", "<path>: bad; see <path>"),
+        ("IMG_1.HEIC, 2.jfif, 3.avif, 4.jp2, 5.pgm, who.csv", ", ".join(["<file>"] * 6)),
         ("supernode started (pid 17)", "supernode started (pid 17)"),
         (
             "round 3 of 4 at 12 MB/s, https://fleet.example:443/health",
@@ -39,6 +41,17 @@ def test_a_record_is_one_json_line_without_the_text_of_exceptions():
     assert "\n" not in line
     entry = json.loads(line)
     assert (entry["level"], entry["message"], entry["exception"]) == ("WARNING", "look at <path>", "OSError")
+
+
+@pytest.mark.parametrize(
+    "name", ["Anna Muster/first day.heic", "Zo\u00eb (2).jpg", "\u6731\u8389\u5b89/a b.TIFF", "a:b'c.zip"]
+)
+def test_the_name_of_a_file_is_taken_out_as_a_whole_whatever_is_in_it(name: str):
+    record = logging.LogRecord("x", logging.WARNING, "f", 1, "unreadable image %s: %s", (name, "cut off"), None)
+    assert json.loads(JsonFormatter().format(record))["message"] == "unreadable image <file>: cut off"
+    for message, arguments in ("%(a)s of %(b)d", ({"a": "one", "b": 2},)), ("100 %", ()), ("%d files", (3,)):
+        record = logging.LogRecord("x", logging.INFO, "f", 1, message, arguments, None)
+        assert json.loads(JsonFormatter().format(record))["message"] == record.getMessage()
 
 
 @pytest.mark.parametrize("is_json", [False, True])

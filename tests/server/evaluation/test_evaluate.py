@@ -394,6 +394,7 @@ def test_samples_that_the_reference_holds_are_refused(tmp_path, monkeypatch):
     options = Options(str(tmp_path / "reference.npy"), extractor="random-inception", out=tmp_path / "out")
     with pytest.raises(InputError, match="holds 2 images that are among the samples"):
         evaluate_samples(str(tmp_path / "samples.npy"), options)
+    assert not (tmp_path / "out").exists(), "nothing half-made stays"
 
 
 def test_a_checkpoint_or_samples_and_only_what_goes_with_them(run, tmp_path, monkeypatch, capsys):

@@ -61,3 +61,10 @@ def test_ticks_of_rounds_are_whole_numbers(x, expected):
     svg = line_chart([Series("a", x, [2.0 * place for place in x])], "round", "distance", from_zero=True)
     axis = svg[svg.index("matplotlib.axis_1") if "matplotlib.axis_1" in svg else 0 : svg.index(">round<")]
     assert re.findall(r"<text[^>]*>([^<]+)</text>", axis) == expected
+
+
+@pytest.mark.parametrize("label", [r"$\foo$ faces", "from $5 to $6", "_scans", "a_b^c"])
+def test_names_are_shown_as_they_are_and_make_no_formula(label: str):
+    """Labels are names of folders, too: matplotlib reads `$` as mathematics and hides what begins with `_`."""
+    shown = draw(label=label, y_label=f"distance to {label}")
+    assert label in re.sub("\u200b", "", shown) and "distance to" in shown

@@ -96,3 +96,26 @@ def test_identities_that_a_program_has_lost_are_refused_with_their_line(tmp_path
         read_identities(written(tmp_path, f"file;person\na/1.png;ann\nb/2.png;{lost}\nb/3 of 4.png;bob\n"), NAMES)
     others = f"file;person\na/1.png;ann\nb/2.png;bob\nb/3 of 4.png;bob\nelsewhere.png;{lost}\n"
     assert read_identities(written(tmp_path, others), NAMES) == ("ann", "bob", "bob")
+
+
+@pytest.mark.parametrize("lost", ["NA", "#SPILL!", "#BEZUG!", "#NV", "(null)", "\\N", "2.5E-07"])
+def test_other_programs_words_for_nothing_are_no_identity_either(tmp_path, lost):
+    with pytest.raises(InputError, match=r"line 2: .*(shortened|found no identity)"):
+        read_identities(written(tmp_path, f"a/1.png\tann\nb/2.png\t{lost}\nb/3 of 4.png\tbob\n"), NAMES)
+
+
+@pytest.mark.parametrize("kept", ["Na", "Nan", "#12", "NATALIE", "12E7x", "n.a."])
+def test_names_that_look_like_such_words_are_kept(tmp_path, kept):
+    found = read_identities(written(tmp_path, f"a/1.png\t{kept}\nb/2.png\tann\nb/3 of 4.png\tbob\n"), NAMES)
+    assert found == (kept, "ann", "bob")
+
+
+def test_numbers_that_a_spreadsheet_has_rounded_are_refused(tmp_path):
+    """It keeps 15 digits: 1234567890123456 and 1234567890123457 are both written as 1234567890123450."""
+    rounded = "a/1.png,1234567890123450\nb/2.png,1234567890123460\nb/3 of 4.png,bob\n"
+    with pytest.raises(InputError, match=r"line 1: no number has more than 15 digits .* rounded"):
+        read_identities(written(tmp_path, rounded), NAMES)
+    whole = rounded.replace("60\n", "61\n")
+    assert read_identities(written(tmp_path, whole), NAMES) == ("1234567890123450", "1234567890123461", "bob")
+    short = "a/1.png,100000000000000\nb/2.png,7\nb/3 of 4.png,bob\n"
+    assert read_identities(written(tmp_path, short), NAMES)[0] == "100000000000000", "15 digits are kept"

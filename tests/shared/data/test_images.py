@@ -193,6 +193,33 @@ def test_zip_counts_what_it_leaves_out_and_names_a_damaged_member(tmp_path):
     assert source.read("2.png") == PNG
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_damaged_member_is_unreadable_however_it_is_compressed(tmp_path, method):
+    """Each kind of compression has errors of its own, and bzip2's looks like one of the machine."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+        archive.writestr("1.png", PNG * 9)
+        archive.writestr("2.png", PNG)
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    place = data.index(b"1.png") + 5
+    data[place + 12 : place + 40] = b"\xff" * 28
+    (tmp_path / "a.zip").write_bytes(data)
+    source = list_images(tmp_path / "a.zip")
+    with pytest.raises(UnreadableImageError, match="damaged in the archive"):
+        source.read("1.png")
+    assert source.read("2.png") == PNG
+
+
+def test_what_no_picture_needs_is_not_taken_into_memory(tmp_path, monkeypatch):
+    """A megabyte of zip may hold a gigabyte of zeros."""
+    monkeypatch.setattr("shared.data.images.MOST_FILE_BYTES", len(PNG))
+    fill(tmp_path / "faces", "1.png", "2.png")
+    (tmp_path / "faces" / "2.png").write_bytes(PNG + b"0")
+    for source in (list_images(tmp_path / "faces"), list_images(zipped(tmp_path / "a.zip", [("2.png", PNG + b"0")]))):
+        with pytest.raises(UnreadableImageError, match="bytes, at most"):
+            source.read("2.png")
+    assert list_images(tmp_path / "faces").read("1.png") == (tmp_path / "faces" / "1.png").read_bytes()
+
+
 @pytest.mark.filterwarnings("ignore:Duplicate name:UserWarning")
 @pytest.mark.parametrize("second", ["1.png", "./1.png"])
 def test_two_members_of_one_name_are_refused(tmp_path, second):

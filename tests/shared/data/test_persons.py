@@ -70,6 +70,9 @@ def test_what_looks_the_same_is_one_person():
     assert persons_by_folder(("jos\u00e9/1.png", "jose\u0301/1.png", "bob/1.png")) == ("jos\u00e9", "jos\u00e9", "bob")
     lines = [(1, "1.png", "jos\u00e9"), (2, "2.png", "jose\u0301")]
     assert match_identities(lines, ("1.png", "2.png")) == ("jos\u00e9", "jos\u00e9")
+    assert person_name("ann\x1b[2J\tlee\x07") == "ann[2J lee", "names are shown on terminals"
+    twice = [(1, "1.png", "jos\u00e9"), (2, "1.png", "jose\u0301")]
+    assert match_identities(twice, ("1.png",)) == ("jos\u00e9",)
     assert person_name("\u200b") == "\u200b", "somebody, though nobody can read who"
 
 

@@ -1,5 +1,6 @@
 import io
 import struct
+import subprocess
 import zlib
 
 import numpy as np
@@ -349,3 +350,16 @@ def test_several_pages_of_one_size_are_refused_and_previews_are_not():
         decode(encode(page, "TIFF", save_all=True, append_images=[other]), 16)
     with_preview = encode(page, "TIFF", save_all=True, append_images=[preview])
     assert np.array_equal(decode(with_preview, 16), np.asarray(page).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("kind", ["TGA", "PCX", "ICO", "SGI", "DDS", "ICNS"])
+def test_what_is_no_format_of_pictures_here_is_not_read_under_the_suffix_of_one(kind):
+    with pytest.raises(UnreadableImageError, match="not an image of a known format"):
+        decode(encode(noise(16, 16), kind), 8)
+
+
+def test_postscript_is_run_by_nobody(monkeypatch):
+    """Pillow hands it to Ghostscript, whatever the file is called."""
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(UnreadableImageError, match="not an image of a known format"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", 8)

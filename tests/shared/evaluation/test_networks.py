@@ -1,5 +1,6 @@
 import hashlib
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from shared.errors import InputError
 from shared.evaluation.dinov2 import NETWORKS, DinoV2
 from shared.evaluation.networks import check_digest, load_extractor
+from shared.evaluation.onnx_network import _features
 from shared.evaluation.random_inception import random_filters, stem_features
 
 IMAGES = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -367,3 +369,45 @@ def test_onnx_runtimes_own_format_is_refused(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"\x18\0\0\0ORTM" + bytes(50))
     with pytest.raises(InputError, match="own format"):
         load_extractor(f"onnx:{tmp_path / 'a.onnx'}")
+
+
+def test_onnx_file_for_grey_images_is_refused_before_anything_is_computed(tmp_path):
+    pytest.importorskip("onnxruntime")
+    path = write_onnx(tmp_path / "grey.onnx", 2, ("n", 1, "h", "w"))
+    with pytest.raises(InputError, match="an extractor takes colours"):
+        load_extractor(f"onnx:{path}")
+
+
+def test_onnx_output_that_is_not_one_row_of_features_for_each_image_is_one_line(tmp_path):
+    pytest.importorskip("onnxruntime")
+    # The mean over all images of a batch is declared as (3, 3), which is (N, D) by its looks.
+    extractor = load_extractor(f"onnx:{write_onnx(tmp_path / 'a.onnx', 2, ('n', 3, 'h', 3), (0, 2))}")
+    with pytest.raises(InputError, match="gives 3 rows for 5 images"):
+        extractor(torch.zeros(5, 3, 8, 3, dtype=torch.uint8))
+
+
+class Output:
+    def __init__(self, name, kind="tensor(float)", shape=("n", 7)):
+        self.name, self.type, self.shape = name, kind, list(shape)
+
+
+def test_the_one_output_that_can_be_features_is_taken_and_several_are_refused():
+    odd = [Output("map", shape=("n", 7, 4, 4)), Output("labels", "tensor(int64)"), Output("any", shape=("n", "d"))]
+    assert _features([*odd, Output("pool")], Path("a.onnx")).name == "pool"
+    with pytest.raises(InputError, match=r"gives pool .*, logits .*: an extractor gives float32 \(N, D\) once"):
+        _features([Output("pool"), Output("logits"), *odd], Path("a.onnx"))
+    with pytest.raises(InputError, match=r"gives map .*, labels .*, any "):
+        _features(odd, Path("a.onnx"))
+
+
+def test_other_weights_than_those_of_the_network_are_one_line(tmp_path):
+    path = tmp_path / "other.pth"
+    torch.save({"fc.weight": torch.zeros(2)}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    with pytest.raises(InputError, match="not the published weights of inception-v3-compat") as caught:
+        load_extractor("inception-v3-compat", weights=path, weights_sha256=digest)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "empty.pth").write_bytes(b"")
+    digest = hashlib.sha256(b"").hexdigest()
+    with pytest.raises(InputError, match="not a file of plain tensors"):
+        load_extractor("inception-v3-compat", weights=tmp_path / "empty.pth", weights_sha256=digest)

@@ -15,6 +15,7 @@ from client.privacy.epsilon import epsilon_of
 from client.records.chain import read_chain
 from client.records.ledger import read_ledger
 from client.records.spending import Spending
+from client.settings import save_settings
 from shared.messages.envelope import header_record, read_array, read_header, validated
 from shared.messages.statistics import PIXEL_SUM, MeanImageAnswer, MeanImageQuery
 from shared.messages.training import experiment_digest
@@ -90,6 +91,14 @@ def test_stored_answer_is_not_sent_after_the_experiment_was_refused(make_site: M
     assert ask(home, question())[0].status == "released"
     approve(home, "refused", experiment_digest(PLAN))
     assert ask(home, question())[0].refusal == "experiment_not_approved"
+
+
+def test_stored_answer_is_not_sent_under_a_policy_that_asks_for_more_noise(make_site: MakeSite):
+    home, settings = make_site(**ALLOWED)
+    assert ask(home, question())[0].status == "released"
+    strict = settings.policy.model_copy(update={"min_noise_multiplier": 9.0})
+    save_settings(home, settings.model_copy(update={"policy": strict}))
+    assert ask(home, question())[0].refusal == "noise_too_small"
 
 
 def test_cap_holds(make_site: MakeSite):

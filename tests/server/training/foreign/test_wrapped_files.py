@@ -33,9 +33,10 @@ def groups(tmp_path, tree):
         "module._fsdp_wrapped_module.norm.weight",
         "_checkpoint_wrapped_module.norm.weight",
         "Model.Net.norm.weight",
+        "trainer.denoiser.norm.weight",
     ],
 )
-@pytest.mark.parametrize("nest", [(), ("state_dict",), ("model",), ("model_state_dict", "net")])
+@pytest.mark.parametrize("nest", [(), ("state_dict",), ("checkpoint", "model"), ("model_state_dict", "net")])
 def test_wrappers_fall_away_in_any_nesting(tmp_path, key, nest):
     tree = {key: LIVE}
     for name in reversed(nest):
@@ -58,6 +59,9 @@ def test_wrappers_fall_away_in_any_nesting(tmp_path, key, nest):
         {"ema_0.9999": {"norm.weight": MEAN}},
         {"params_ema": {"norm.weight": MEAN}},
         {"swa_model": {"norm.weight": MEAN}},
+        {"shadow": {"norm.weight": MEAN}},
+        {"ema": {"shadow": {"norm.weight": MEAN}, "decay": 0.999}},
+        {"state": {"ema": {"norm.weight": MEAN}, "optimizer": {"state": {0: {"exp_avg": MEAN}}}}},
         {"module.ema.norm.weight": MEAN},
         {"EMA": {"norm.weight": MEAN}},
         {"model_ema.normweight": MEAN, "model_ema.decay": torch.tensor(0.99)},
@@ -90,7 +94,7 @@ def test_averages_without_names_are_refused(tmp_path):
     ],
 )
 def test_an_average_that_optimizer_or_callback_keeps_is_not_passed_over(tmp_path, hidden, place):
-    with pytest.raises(InputError, match=f"'{place}' is an average that has no names"):
+    with pytest.raises(InputError, match=f"'{place}' is an average without names"):
         groups(tmp_path, {"model": {"norm.weight": LIVE}, **hidden})
 
 
@@ -104,6 +108,8 @@ def test_weights_that_still_ask_for_gradients_are_taken(tmp_path):
     ("tree", "step"),
     [
         ({"step": 5}, 5),
+        ({"checkpoint": {"step": 8}}, 8),
+        ({"step": 5, "state": {"step": 9}}, 5),
         ({"global_step": torch.tensor(6)}, 6),
         ({"iteration": 7.0}, 7),
         ({"step": True}, None),
