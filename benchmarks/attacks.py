@@ -113,7 +113,7 @@ def replayed_enrolment(coordinator: Coordinator) -> int:
 
 def stolen_enrolment(coordinator: Coordinator) -> int:
     """A line whose alias was changed is not signed."""
-    _, line = coordinator.call("maskfed-client", "enroll", "honest", home=coordinator.root / "honest")
+    line = coordinator.request_of("honest")
     fields = json.loads(base64.urlsafe_b64decode(line.removeprefix(PREFIX)))
     forged = PREFIX + base64.urlsafe_b64encode(json.dumps(fields | {"alias": "thief"}).encode()).decode()
     code, said = coordinator.call("maskfed-server", "sites", "add", forged)
@@ -233,7 +233,7 @@ ATTACKS = {
 
 def _enrol(coordinator: Coordinator, alias: str) -> str:
     """Add a site; its enrolment line."""
-    _, line = coordinator.call("maskfed-client", "enroll", alias, home=coordinator.root / alias)
+    line = coordinator.request_of(alias)
     code, said = coordinator.call("maskfed-server", "sites", "add", line)
     if code:
         raise RuntimeError(said)

@@ -66,12 +66,15 @@ class Coordinator:
     def enrol(self, alias: str) -> Path:
         """Add a site; its node key, with the certificate for the door beside it."""
         home = self.root / alias
-        _, line = self.call("maskfed-client", "enroll", alias, home=home)
-        code, said = self.call("maskfed-server", "sites", "add", line)
+        code, said = self.call("maskfed-server", "sites", "add", self.request_of(alias))
         if code:
             raise RuntimeError(said)
         accept_bundle(home, read_bundle(self.root / f"{alias}.join.json"))
         return home / "node.key"
+
+    def request_of(self, alias: str) -> str:
+        """The line with which a site asks to be enrolled; what to do with it is told after it."""
+        return self.call("maskfed-client", "enroll", alias, home=self.root / alias)[1].splitlines()[0]
 
     def refusals(self) -> list[dict[str, object]]:
         """Lines of the edge's log."""
