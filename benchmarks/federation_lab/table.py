@@ -94,7 +94,7 @@ def uneven_worlds(arms: Mapping[str, Any]) -> list[str]:
     floor, even = best_known(arms), at_end(arms[PRODUCT])
     found = []
     for name, line in arms.items():
-        if line["arm"]["uneven"] != "no":
+        if Arm(**line["arm"]).uneven != "no":
             value = ratio(at_end(line) - floor, even - floor)
             is_within = value[0] <= MOST_UNEVEN
             found.append(

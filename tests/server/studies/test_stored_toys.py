@@ -30,7 +30,7 @@ def make_toy(name="rose", seeds=SEEDS):
             "seed": seed,
             "points": [point(operations, values) for operations, values in zip((500, 2000), found, strict=True)],
             "floor": 0.001 * seed,
-            "independent": 0.06 + 0.01 * seed,
+            "independent": 0.2 + 0.01 * seed,
         }
         for seed, found in enumerate(seeds)
     ]
@@ -69,7 +69,11 @@ def test_both_ways_are_paired_by_seed_and_judged_by_the_interval_of_their_differ
     assert near.verdict == "both stages nearer"
     assert (near.proxy, near.two_stages, near.scratch) == pytest.approx((0.4, 0.12, 0.22))
     assert level.verdict == "not told apart"
-    assert (table.floor, table.independent) == pytest.approx((0.001, 0.07))
+    assert (table.floor, near.independent) == pytest.approx((0.001, 0.21))
+    # From scratch 0.22, so above what independent coordinates have; both stages at 0.3 are too then.
+    later = [[(proxy, both + 0.2, scratch + 0.01) for proxy, both, scratch in found] for found in SEEDS]
+    too_short = toy_table(ToyResult.model_validate(make_toy(seeds=later)), "").rows[0]
+    assert too_short.verdict == "from scratch nearer, both no nearer than independent coordinates: too short"
     turned = [[(proxy, scratch, both) for proxy, both, scratch in found] for found in SEEDS]
     assert toy_table(ToyResult.model_validate(make_toy(seeds=turned)), "").rows[0].verdict == "from scratch nearer"
     alone = toy_table(ToyResult.model_validate(make_toy(seeds=SEEDS[:1])), "").rows[0]
