@@ -9,7 +9,6 @@ a chain that go on by the same fields end with different hashes.
 import datetime as dt
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from pydantic_core import from_json
 
 from client.private_files import check_private, private_files, with_room, write_private
 from shared.errors import InputError
@@ -173,7 +174,7 @@ def parse_chain(data: bytes, name: str, first: int = 0, previous: str = START) -
         digest = hashlib.sha256(body).hexdigest()
         if seal != _seal(digest):
             raise ChainError(f"{name}: line {number + 1} is damaged: stop, keep the file, restore the newest copy")
-        entry = json.loads(line.decode())
+        entry = from_json(line, allow_inf_nan=False)
         if entry.get("schema") != SCHEMA_VERSION:
             raise ChainError(
                 f"{name}: line {number + 1} has schema {entry.get('schema')}, this version reads {SCHEMA_VERSION}"
