@@ -159,4 +159,6 @@ def _curves(axes: Any, result: ToyResult) -> None:  # noqa: ANN401  # matplotlib
             axes.plot(budgets, [max(LEAST_SHOWN, getattr(p, what)) for p in run.points], linewidth=0.5, color=colour)
     axes.axhline(first.independent, linestyle=":", color="black", label="independent coordinates")
     axes.set(xscale="log", yscale="log", xlabel="operations, in denoising steps", title="energy distance")
+    axes.set_xticks(budgets, [f"{budget:,}" for budget in budgets])
+    axes.set_xticks([], minor=True)
     axes.legend(fontsize=7)

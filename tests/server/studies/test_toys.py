@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from server.studies import toy_network, toys
+from server.studies.stored_results import FOLDER as RESULTS
 from server.studies.stored_toys import read_toys
 from server.studies.toy_network import draw_samples, new_model, train
 from server.studies.toy_shapes import energy_distance, rose, swiss_roll, without_dependence
@@ -44,6 +46,14 @@ def test_a_toy_repeats_with_its_seed(tmp_path, monkeypatch):
     first, again, other = (run_toy("swiss-roll", tmp_path, seeds=(seed,), **tiny).runs[0] for seed in (1, 1, 2))
     assert first == again
     assert first.points[0].two_stages != other.points[0].two_stages
+
+
+def test_lengths_stand_under_the_curves_each_once():
+    axes, (result,) = Figure().add_subplot(), read_toys(RESULTS / "toys")[-1:]
+    toys._curves(axes, result)
+    axes.figure.canvas.draw()
+    ticks = [tick.get_text() for which in ("major", "minor") for tick in axes.get_xticklabels(which=which)]
+    assert [int(text.replace(",", "")) for text in ticks] == [point.operations for point in result.runs[0].points]
 
 
 @pytest.mark.parametrize("shape", [swiss_roll, rose])
