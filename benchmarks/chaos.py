@@ -155,14 +155,25 @@ class Chaos:
             print(f"{number + 1:3d}: {target:28s} after {since:5.1f} s{'' if is_done else ': not done'}", flush=True)
         end, facts = self._judge(expected, [target for _, target in kills])
         print(f"     run of {time.monotonic() - start:.0f} s: {end}, {facts}", flush=True)
-        if keep and end in BAD:
-            shutil.copytree(
-                self._local.root, keep, ignore=shutil.ignore_patterns("images", "*.sock"), dirs_exist_ok=True
-            )
+        if end in BAD:
+            self._keep(keep)
         if self._status() == "running":
             self._local.call("maskfed-server", "stop", RUN, "--home", str(self._local.home))
-        clear(self._local, RUN, self._remembered)
+        try:
+            clear(self._local, RUN, self._remembered)
+        except TimeoutError:
+            self._keep(keep)
+            raise
         return outcome + Counter([end])
+
+    def _keep(self, folder: Path | None) -> None:
+        """All that there is to read, and what runs."""
+        if folder is None:
+            return
+        kept = shutil.ignore_patterns("images", "*.sock")
+        shutil.copytree(self._local.root, folder, ignore=kept, dirs_exist_ok=True)
+        running = (str(each.as_dict(["pid", "name", "status", "cmdline"])) for each in leftovers(self._local.root))
+        (folder / "processes.txt").write_text("\n".join(running), encoding="utf-8")
 
     def _of_undisturbed(self, num_kills: int) -> tuple[float, bytes]:
         """Seconds and last weights of a run of so many rounds that nothing happens to."""

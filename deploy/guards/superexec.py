@@ -18,9 +18,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import psutil
 from flwr.proto.task_pb2 import Task
 from flwr.supercore.cli import flower_superexec
 from flwr.supercore.constant import TaskType
@@ -33,10 +31,11 @@ from deploy.errors import ProvisionError
 from deploy.guards import replace
 from deploy.guards.apps import VERIFY
 from deploy.guards.forks import Forked, Warm
+from deploy.guards.task_processes import FROZEN_SECONDS, FrozenSince, Process, end, start
 from deploy.guards.web.calls import Pauses, caller_value, send_with_every_call
 from deploy.observe.scrubber import scrub_journal
 from deploy.processes.memory_limits import limit_own_memory
-from deploy.processes.process import die_with_parent, family, is_frozen
+from deploy.processes.process import is_frozen
 from deploy.processes.services import BEAT_FILE
 
 TASKS = {
@@ -51,7 +50,6 @@ SLOW_FILE = "slow-start.json"
 """In the superexec's FLWR_HOME: the run whose process did not start in time, or froze, read by `status`."""
 STOP_FOLDER = "stopped"
 """In the superexec's FLWR_HOME: a file per stopped Flower run, by its id, written by `stop`."""
-Process = subprocess.Popen[bytes] | Forked
 GRACE_SECONDS = 10.0
 VERIFY_SECONDS = 120.0
 log = logging.getLogger("maskfed.superexec")
@@ -133,7 +131,7 @@ class OneProgram(SubprocessExecutor):
     def __init__(self, module: str, value: str, warm: Warm | None = None) -> None:
         self._module, self._value, self._warm, self._run_id = module, value, warm, 0
         self._children: dict[int, tuple[Process, float]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._frozen = threading.Lock(), FrozenSince()
         self.pauses = Pauses(share=0.0) if warm else Pauses()  # a SuperNode holds the question for a while
 
     def make_room(self, run_id: int) -> None:
@@ -151,15 +149,25 @@ class OneProgram(SubprocessExecutor):
         with suppress(OSError):
             told = json.dumps({"run_id": run_id, "seconds": seconds, "is_frozen": frozen})
             (_place() / SLOW_FILE).write_text(told, encoding="ascii")
-        _end(process)
+        end(process)
 
     def end_stopped(self) -> None:
         """End what is left of runs that were stopped and had `GRACE_SECONDS` to end by themselves."""
         for file in (_place() / STOP_FOLDER).glob("*"):
             if file.name.isdigit() and time.time() - file.stat().st_mtime > GRACE_SECONDS:
                 if (left := self._take(int(file.name))) is not None:
-                    _end(left[0])
+                    end(left[0])
                 file.unlink(missing_ok=True)
+
+    def end_frozen(self) -> None:
+        """End what has stood still for `FROZEN_SECONDS`: when its run is over, nobody makes room for another."""
+        with self._lock:
+            running = {run: process for run, (process, _) in self._children.items()}
+        for run_id, process in running.items():
+            if self._frozen.seconds(process.pid) >= FROZEN_SECONDS:
+                log.warning("run %d: pid %d is ended, it was frozen", run_id, process.pid)
+                end(process)
+        self.reap()
 
     def reap(self) -> None:
         """Let go of processes that have ended: nobody else waits for them, and each would stay in the process table."""
@@ -193,7 +201,7 @@ class OneProgram(SubprocessExecutor):
         forked = None
         if self._warm and not (forked := self._warm.fork(arguments, is_quiet=spec.suppress_output)):
             log.warning("no parent could fork a process: the task's program is started directly")
-        process, pipe = forked or _start([*program(self._module), *arguments], is_quiet=spec.suppress_output)
+        process, pipe = forked or start([*program(self._module), *arguments], is_quiet=spec.suppress_output)
         with suppress(BrokenPipeError), os.fdopen(pipe, "wb") as token:
             token.write(f"{spec.token}\n{self._value}\n".encode())
         with self._lock:
@@ -216,28 +224,8 @@ def _beat(executor: OneProgram) -> None:
         with suppress(OSError):
             (_place() / BEAT_FILE).touch()
             executor.end_stopped()
-        executor.reap()
+        executor.end_frozen()
         time.sleep(1.0)
-
-
-def _start(argv: list[str], *, is_quiet: bool) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a program, which ends when we do, even if it hangs; it, and the end of the pipe to its standard input."""
-    reading, writing = os.pipe()
-    streams: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL if is_quiet else None)
-    try:
-        return subprocess.Popen(argv, stdin=reading, **streams, preexec_fn=die_with_parent), writing  # noqa: PLW1509
-    except OSError:
-        os.close(writing)
-        raise
-    finally:
-        os.close(reading)
-
-
-def _end(process: Process) -> None:
-    for each in reversed(family(process.pid) if process.poll() is None else []):
-        with suppress(psutil.Error):
-            each.kill()
-    process.wait()
 
 
 def _place() -> Path:

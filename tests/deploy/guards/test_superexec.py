@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from flwr.proto.task_pb2 import Task
@@ -16,9 +17,10 @@ from flwr.supercore.superexec.executor.types import ExecutionSpec
 
 import deploy
 from deploy.errors import ProvisionError
-from deploy.guards import replace, superexec
+from deploy.guards import replace, superexec, task_processes
 from deploy.guards.forks import Forked
 from deploy.guards.superexec import SLOW_FILE, STOP_FOLDER, TASKS, OneProgram, program, verify_program
+from deploy.guards.task_processes import FROZEN_SECONDS
 
 TOKEN, VALUE = "ab" * 128, "cd" * 32
 ROOT = Path(deploy.__file__).resolve().parent.parent
@@ -219,6 +221,38 @@ def test_a_frozen_process_is_not_called_a_slow_start(
     assert "did not start within" in caplog.text
 
 
+def test_what_stands_still_is_ended_after_a_while_though_its_run_comes_no_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    executor, now = launch(monkeypatch, tmp_path, "import time; time.sleep(600)"), [100.0]
+    monkeypatch.setattr(task_processes, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    pids = {}
+    for run_id in (5, 6):
+        executor.make_room(run_id)
+        executor.launch(spec())
+        pids[run_id] = executor._children[run_id][0].pid
+
+    def looked(seconds: float, number: int) -> list[int]:
+        os.kill(pids[5], number)
+        options = os.WNOWAIT | (os.WSTOPPED if number == signal.SIGSTOP else os.WCONTINUED)
+        os.waitid(os.P_PID, pids[5], options)
+        now[0] += seconds
+        executor.end_frozen()
+        return sorted(executor._children)
+
+    try:
+        assert looked(0.0, signal.SIGSTOP) == [5, 6]
+        assert looked(FROZEN_SECONDS - 1, signal.SIGSTOP) == [5, 6]
+        # What went on in between stands still anew.
+        assert looked(2.0, signal.SIGCONT) == [5, 6]
+        assert looked(0.0, signal.SIGSTOP) == [5, 6]
+        assert looked(FROZEN_SECONDS + 1, signal.SIGSTOP) == [6]
+        assert not Path(f"/proc/{pids[5]}").exists()
+    finally:
+        for run_id in (5, 6):
+            executor.make_room(run_id)
+
+
 def test_a_process_that_has_ended_does_not_stay_in_the_process_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     executor = launch(monkeypatch, tmp_path, "")
     executor.make_room(5)
@@ -297,6 +331,6 @@ def test_a_process_without_a_token_ends_with_one_line():
 def test_the_kernel_ends_what_a_superexec_has_started_when_that_dies():
     """A process that hangs, or is still loading, does not notice that its superexec was killed."""
     asked = "import ctypes, sys; n = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(n)); sys.exit(n.value)"
-    process, pipe = superexec._start([sys.executable, "-I", "-c", asked], is_quiet=True)
+    process, pipe = task_processes.start([sys.executable, "-I", "-c", asked], is_quiet=True)
     os.close(pipe)
     assert process.wait() == signal.SIGKILL
