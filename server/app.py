@@ -27,7 +27,8 @@ from server.federation.fleet.registry import Registry
 from server.federation.messaging.signed_grid import SignedGrid
 from server.federation.messaging.transport import ExchangeError, FlowerGrid, Timing, is_transient
 from server.federation.offers import OFFER_FILE, gather_offers
-from server.federation.rounds.loop import Rounds, RunFailedError
+from server.federation.rounds.giving_up import RunFailedError
+from server.federation.rounds.loop import Rounds
 from server.release.audit_sites import AUDIT_FILE, gather_verdicts
 from shared.errors import InputError
 from shared.experiment.config import Experiment, parse_experiment

@@ -26,7 +26,7 @@ from flwr.superlink.grid import HttpGrid
 import server.app
 from server.federation.fleet.allowances import Allowances
 from server.federation.messaging.transport import ExchangeError
-from server.federation.rounds.loop import RunFailedError
+from server.federation.rounds.giving_up import RunFailedError
 from shared.errors import InputError
 
 FLWR_VERSION = "1.42.0"

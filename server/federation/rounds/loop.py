@@ -12,6 +12,7 @@ from server.federation.messaging.agreement import Agreement
 from server.federation.messaging.exchange import Arrival, Exchange
 from server.federation.messaging.sender import Forgeries
 from server.federation.messaging.transport import Grid, Timing
+from server.federation.rounds.giving_up import RunFailedError, Stopping
 from server.federation.rounds.observer import Observer
 from server.federation.rounds.presence import Presence, TooFewSitesError
 from server.federation.rounds.request import Closings, Question, header_of
@@ -29,16 +30,6 @@ from shared.storage.checkpoint import latest_checkpoint, prune_checkpoints
 from shared.storage.runlog import RunLog, read_metrics
 
 log = logging.getLogger("maskfed.server")
-UNCHANGED_ROUNDS = 3
-"""Rounds in a row without a change that end a run of plain rounds, unless the experiment says otherwise."""
-
-
-class RunFailedError(RuntimeError):
-    """The run cannot go on; `is_final` says that trying again will not help."""
-
-    def __init__(self, reason: str, *, is_final: bool) -> None:
-        super().__init__(reason)
-        self.is_final = is_final
 
 
 class Rounds:
@@ -70,7 +61,7 @@ class Rounds:
         self._closings = Closings(run_folder)
         self._attendance = Attendance({})
         self._acceptance = Acceptance(run_folder, experiment)
-        self._num_unchanged = 0
+        self._stopping = Stopping(experiment, self._acceptance)
 
     def finish(self) -> GlobalModel:
         """Run the rounds that are left.
@@ -83,8 +74,7 @@ class Rounds:
             model = self._resume()
             while model.server_round < self.config.rounds:
                 self._round(model)
-                self._stop_after_roll_backs(model)
-                self._stop_when_in_vain(model)
+                self._stopping.after_round(model)
         except CheckError as error:
             raise RunFailedError(str(error), is_final=error.is_final) from error
         finally:
@@ -93,28 +83,6 @@ class Rounds:
             wanted = f"federation.min_replies ({self.config.min_replies}) usable replies"
             raise RunFailedError(f"no round had {wanted}: the weights never changed", is_final=True)
         return model
-
-    def _stop_when_in_vain(self, model: GlobalModel) -> None:
-        """Training costs the sites, under DP-SGD even budget: rounds that change nothing must not go on for ever."""
-        is_vain = not model.record["weights_changed"] and "rolled_back" not in model.record
-        self._num_unchanged = self._num_unchanged + 1 if is_vain else 0
-        default = 1 if self.experiment.privacy.mechanism == "dp-sgd" else UNCHANGED_ROUNDS
-        if model.server_round < self.config.rounds and self._num_unchanged >= (
-            self.config.max_unchanged_rounds or default
-        ):
-            raise RunFailedError(
-                f"round {model.server_round}: the weights did not change in {self._num_unchanged} rounds in a row "
-                f"({model.record['reason']}): see why sites gave nothing, then --resume",
-                is_final=True,
-            )
-
-    def _stop_after_roll_backs(self, model: GlobalModel) -> None:
-        if "rolled_back" in model.record and self._acceptance.is_over:
-            raise RunFailedError(
-                f"round {model.server_round} was undone, {self._acceptance.num_rolled_back} in this run: "
-                f"{model.record['reason']}: look at the suspects (`maskfed-server sites remove`), then --resume",
-                is_final=True,
-            )
 
     def _resume(self) -> GlobalModel:
         folder = latest_checkpoint(self.checkpoints)
@@ -129,7 +97,7 @@ class Rounds:
         self._acceptance.begin(model, self.observer.attend)
         # Killed before it could stop, unless its end is told after its last round: then an operator has resumed it.
         if [each["kind"] for each in events if each["kind"] in ("round", "end")][-1:] != ["end"]:
-            self._stop_after_roll_backs(model)
+            self._stopping.after_roll_back(model)
         self.metrics.write("start", round=model.server_round, rounds=self.config.rounds, run=self.run)
         log.info("run %s: from round %d of %d (%s)", self.run, model.server_round, self.config.rounds, folder.name)
         return model
@@ -138,29 +106,42 @@ class Rounds:
         self._stages = Stages()
         tally, bytes_sent = self._ask(model, self._choose(model))
         self._agreement.withdraw(tally.in_state("refused"), model.server_round + 1)
-        with self._stages.stage("aggregate"):
-            changes = self._step.apply(model, tally.sum, tally.inputs_digest())
-        model.server_round += 1
-        record: dict[str, Any] = {"round": model.server_round, **tally.as_json(), **self._forgeries.take()}
-        with self._stages.stage("check"):
-            self._progress(model.server_round, "checking", tally)
-            changes |= self._acceptance.judge(model, changes, self.observer.attend)
-        if tally.problem:
-            record["unmasking"] = tally.problem
-            changes |= {} if changes["weights_changed"] else {"reason": tally.problem}
-        record |= {"bytes_sent": bytes_sent, "bytes_received": tally.bytes_received, **changes}
-        is_vain = not tally.in_state("answered") and not self.config.central_noise_multiplier
-        if is_vain and not any(each.code == "closed" for each in tally.in_state("late")):
+        changes = self._change(model, tally)
+        record: dict[str, Any] = {"round": model.server_round, **tally.as_json(), **self._forgeries.take(), **changes}
+        record |= {"bytes_sent": bytes_sent, "bytes_received": tally.bytes_received}
+        if self._is_vain(tally):
             self._fail(record, tally)
         self._attendance.note(record)
         if self._attendance.state:
             record["attendance"] = self._attendance.state
         self._progress(model.server_round, "checkpoint", tally)
         self._keep(model, record)
+        self._close(model.server_round)
+
+    def _change(self, model: GlobalModel, tally: Tally) -> dict[str, Any]:
+        """Take the step, and take it back where it does damage; what the record says of that."""
+        with self._stages.stage("aggregate"):
+            changes = self._step.apply(model, tally.sum, tally.inputs_digest())
+        model.server_round += 1
+        with self._stages.stage("check"):
+            self._progress(model.server_round, "checking", tally)
+            changes |= self._acceptance.judge(model, changes, self.observer.attend)
+        if tally.problem:
+            changes["unmasking"] = tally.problem
+            changes |= {} if changes["weights_changed"] else {"reason": tally.problem}
+        return changes
+
+    def _is_vain(self, tally: Tally) -> bool:
+        """Whether nobody has answered, so that the run ends: not where late ones were told that the round is closed."""
+        if tally.in_state("answered") or self.config.central_noise_multiplier:
+            return False
+        return not any(each.code == "closed" for each in tally.in_state("late"))
+
+    def _close(self, server_round: int) -> None:
         self._secure.clear()
-        self.observer.round_done(model.server_round)
+        self.observer.round_done(server_round)
         self.observer.attend()
-        self._prune(model.server_round)
+        self._prune(server_round)
 
     def _fail(self, record: dict[str, Any], tally: Tally) -> NoReturn:
         self.metrics.write_durably("round_failed", **record, seconds=self._stages.seconds)

@@ -13,7 +13,7 @@ from server.federation.acceptance.bound import Rise, worst_rise
 from server.federation.acceptance.check import Answer, CheckError, HeldOutCheck
 from server.federation.acceptance.kept_replies import StoredReplies
 from server.federation.client_level.release_ledger import CentralLedger
-from server.federation.rounds.loop import RunFailedError
+from server.federation.rounds.giving_up import RunFailedError
 from server.federation.updates import global_model
 from server.federation.updates.global_model import load_global, round_folder
 from shared.messages.training import TrainRequest

@@ -7,7 +7,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, RecordDict
 
 from server.federation.messaging.agreement import ANSWERS_FILE
 from server.federation.messaging.asking import MOST_QUESTIONS
-from server.federation.rounds.loop import RunFailedError
+from server.federation.rounds.giving_up import RunFailedError
 from shared.messages.agreement.offer import OfferAnswer, Reason
 from shared.messages.training import ReplyHeader, TrainReply, TrainRequest
 from tests.server.fake_federation import (

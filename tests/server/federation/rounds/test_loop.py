@@ -8,7 +8,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from server.federation.evaluation_queue import Evaluations
 from server.federation.fleet.registry import Registry
-from server.federation.rounds.loop import RunFailedError
+from server.federation.rounds.giving_up import RunFailedError
 from server.federation.rounds.site_record import MAX_QUESTIONS
 from server.federation.rounds.tally import Tally
 from server.federation.updates import global_model

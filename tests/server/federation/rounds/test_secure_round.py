@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Error
 
 from server.federation.client_level.release_ledger import NoiseKeys
-from server.federation.rounds.loop import RunFailedError
+from server.federation.rounds.giving_up import RunFailedError
 from server.federation.secure import masked_sum, unmasking
 from server.federation.secure.masked_sum import KeptSum
 from server.federation.secure.unmasking import Unmasking
