@@ -16,7 +16,7 @@ class RunFailedError(RuntimeError):
         self.is_final = is_final
 
 
-class Stopping:
+class GivingUp:
     """Looks at each round's record, and ends the run that should not go on."""
 
     def __init__(self, experiment: Experiment, acceptance: Acceptance) -> None:

@@ -12,7 +12,7 @@ from server.federation.messaging.agreement import Agreement
 from server.federation.messaging.exchange import Arrival, Exchange
 from server.federation.messaging.sender import Forgeries
 from server.federation.messaging.transport import Grid, Timing
-from server.federation.rounds.giving_up import RunFailedError, Stopping
+from server.federation.rounds.giving_up import GivingUp, RunFailedError
 from server.federation.rounds.observer import Observer
 from server.federation.rounds.presence import Presence, TooFewSitesError
 from server.federation.rounds.request import Closings, Question, header_of
@@ -61,7 +61,7 @@ class Rounds:
         self._closings = Closings(run_folder)
         self._attendance = Attendance({})
         self._acceptance = Acceptance(run_folder, experiment)
-        self._stopping = Stopping(experiment, self._acceptance)
+        self._giving_up = GivingUp(experiment, self._acceptance)
 
     def finish(self) -> GlobalModel:
         """Run the rounds that are left.
@@ -74,7 +74,7 @@ class Rounds:
             model = self._resume()
             while model.server_round < self.config.rounds:
                 self._round(model)
-                self._stopping.after_round(model)
+                self._giving_up.after_round(model)
         except CheckError as error:
             raise RunFailedError(str(error), is_final=error.is_final) from error
         finally:
@@ -97,7 +97,7 @@ class Rounds:
         self._acceptance.begin(model, self.observer.attend)
         # Killed before it could stop, unless its end is told after its last round: then an operator has resumed it.
         if [each["kind"] for each in events if each["kind"] in ("round", "end")][-1:] != ["end"]:
-            self._stopping.after_roll_back(model)
+            self._giving_up.after_roll_back(model)
         self.metrics.write("start", round=model.server_round, rounds=self.config.rounds, run=self.run)
         log.info("run %s: from round %d of %d (%s)", self.run, model.server_round, self.config.rounds, folder.name)
         return model
