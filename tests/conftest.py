@@ -97,6 +97,10 @@ SLOW = (
     "tests/shared/evaluation/test_networks.py",
     "tests/shared/pages/test_live.py",
     "tests/shared/training/test_engine.py",
+    "tests/client/simulated/",
+    "tests/server/federation/rounds/test_loop.py",
+    "tests/server/federation/test_evaluation_queue.py",
+    "tests/shared/diffusion/test_samplers.py",
     "tests/test_api.py",
 )
 """Files that train, sample, draw, start programs or take seconds otherwise; `make test-fast` leaves them out."""
@@ -104,12 +108,8 @@ LONG = (
     "tests/test_imports.py",
     "tests/client/privacy/",
     "tests/client/secure/",
-    "tests/client/simulated/",
     "tests/client/test_entry.py",
     "tests/server/federation/messaging/",
-    "tests/server/federation/rounds/test_loop.py",
-    "tests/server/federation/test_evaluation_queue.py",
-    "tests/shared/diffusion/test_samplers.py",
     "tests/shared/messages/",
 )
 """Of the others, those of some seconds: at the end of a run they would keep one process busy and the rest idle."""
