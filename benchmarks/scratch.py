@@ -37,8 +37,8 @@ def scratch() -> Iterator[Path]:
     try:
         with ended_by_signals():
             try:
-                (folder / "work").mkdir()
-                yield folder / "work"
+                (folder / "inside").mkdir()
+                yield folder / "inside"
             finally:
                 _remove(folder)
     finally:

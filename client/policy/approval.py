@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from client.home import Home
+from client.policy.freshness import one_at_a_time
 from client.policy.refusals import RefusedError
 from client.policy.rules import is_any_allowed
 from client.private_files import check_private, write_private
@@ -110,8 +111,9 @@ def keep_pending(home: Home, experiment: Experiment, run: str) -> None:
     path = pending_file(home, digest)
     if not path.exists() and digest not in read_approved(home).refused:
         asked = dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M")
-        head = {"run": run, "asked": asked, "number": _new_number(home)}
-        write_private(path, f"# {json.dumps(head)}\n{experiment.to_toml()}".encode())
+        with one_at_a_time(home.pending / NUMBER_FILE):
+            head = {"run": run, "asked": asked, "number": _new_number(home)}
+            write_private(path, f"# {json.dumps(head)}\n{experiment.to_toml()}".encode())
         for old in pending(home)[MOST_PENDING:]:
             old.unlink(missing_ok=True)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client.private_files import write_private
+from client.private_files import private_files, write_private
 from shared.messages.signature import SignatureError, Statement
 
 STORED = ("train", "unmask")
@@ -33,6 +33,8 @@ class ReplayError(SignatureError):
 @contextmanager
 def one_at_a_time(file: Path) -> Iterator[None]:
     """Hold what is remembered in `file`: a question that comes twice at once, to two processes, is taken once."""
+    with private_files():
+        file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -89,7 +89,7 @@ def test_what_a_killed_one_has_left_goes_with_the_next_start_and_what_is_in_use_
 
 def test_what_is_not_a_benchmarks_of_this_user_is_not_touched(temporary: Path, monkeypatch: pytest.MonkeyPatch):
     elsewhere = temporary / "elsewhere"
-    (elsewhere / "work").mkdir(parents=True)
+    (elsewhere / "inside").mkdir(parents=True)
     (temporary / f"{PREFIX}link").symlink_to(elsewhere)
     (temporary / f"{PREFIX}file").write_text("")
     (temporary / "maskfed-other").mkdir()
@@ -109,9 +109,9 @@ def test_namespaces_links_and_disks_of_a_killed_one_go_too(
     temporary: Path, commands: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ):
     folder = temporary / f"{PREFIX}a b"
-    (folder / "work").mkdir(parents=True)
+    (folder / "inside").mkdir(parents=True)
     (folder / NETWORK_FILE).write_text("netns mf12as\nlink mfb12a\nnetns ../x\nlink eth0\nnetns mf -a\n")
-    places = [f"{temporary}/{PREFIX}a\\040b/work", f"{temporary}/{PREFIX}a\\040b/work/site", f"{temporary}/else"]
+    places = [f"{temporary}/{PREFIX}a\\040b/inside", f"{temporary}/{PREFIX}a\\040b/inside/site", f"{temporary}/else"]
     mounts = temporary / "mounts"
     mounts.write_text("".join(f"36 25 0:32 / {place} rw,relatime - tmpfs tmpfs rw\n" for place in places))
     monkeypatch.setattr(module, "MOUNTS", mounts)
@@ -120,8 +120,8 @@ def test_namespaces_links_and_disks_of_a_killed_one_go_too(
         ["ip", "netns", "pids", "mf12as"],
         ["ip", "netns", "del", "mf12as"],
         ["ip", "link", "del", "mfb12a"],
-        ["umount", "--lazy", f"{folder}/work/site"],
-        ["umount", "--lazy", f"{folder}/work"],
+        ["umount", "--lazy", f"{folder}/inside/site"],
+        ["umount", "--lazy", f"{folder}/inside"],
     ]
     assert not folder.exists()
 

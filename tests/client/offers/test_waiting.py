@@ -1,6 +1,9 @@
 """What waits for the operator: who asked, what differs from a recipe, and a decision by number, prefix or digest."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +87,23 @@ def test_a_lost_count_goes_on_behind_what_waits(make_site: MakeSite, damage: str
     first, second = sorted(each.number for each in waiting(home))
     assert first == 1 < second < 10**10
     assert count.stat().st_mode & 0o077 == 0
+
+
+def test_plans_that_are_asked_for_at_once_have_numbers_of_their_own(
+    make_site: MakeSite, monkeypatch: pytest.MonkeyPatch
+):
+    home, _ = make_site()
+    plans = [resolve(experiment(privacy=DP, federation={"rounds": rounds})) for rounds in (2, 3, 5, 7)]
+    real = approval.write_private
+
+    def slow_write(path: Path, data: bytes) -> None:
+        time.sleep(0.05)
+        real(path, data)
+
+    monkeypatch.setattr(approval, "write_private", slow_write)
+    with ThreadPoolExecutor(len(plans)) as pool:
+        list(pool.map(lambda plan: keep_pending(home, plan, "run"), plans))
+    assert sorted(each.number for each in waiting(home)) == [1, 2, 3, 4]
 
 
 def test_what_an_older_version_kept_or_two_with_one_number_are_named_by_digest(make_site: MakeSite):

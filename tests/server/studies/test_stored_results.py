@@ -1,7 +1,6 @@
 import json
 import math
 import re
-import shutil
 from typing import get_args
 
 import pytest
@@ -76,14 +75,6 @@ def stored_of(*found):
 def words_only(monkeypatch):
     """For tests of the page's words: nothing is drawn."""
     monkeypatch.setattr(results_page, "line_chart", lambda *_, **__: "<svg></svg>")
-
-
-@pytest.fixture
-def folder(tmp_path):
-    place = tmp_path / "server" / "results"
-    place.mkdir(parents=True)
-    shutil.copy(stored_results.FOLDER / results_page.REPORTED_FILE, place)
-    return place
 
 
 SCRATCH = make_result("acceleration", "scratch", [(100, 8.0, 8.0), (1000, 4.0, 4.0), (10_000, 2.0, 2.0)])

@@ -1,11 +1,9 @@
 """Stored toys: what is refused, and what the page makes of them."""
 
 import json
-import shutil
 
 import pytest
 
-from server.studies import stored_results
 from server.studies.page import results_page
 from server.studies.page.results_page import make_pages
 from server.studies.page.toy_table import toy_table
@@ -49,14 +47,6 @@ def store(folder, tree, name=None):
     place = folder / "toys" / f"{name or tree['name']}.json"
     place.parent.mkdir(exist_ok=True)
     place.write_text(json.dumps(tree))
-    return place
-
-
-@pytest.fixture
-def folder(tmp_path):
-    place = tmp_path / "server" / "results"
-    place.mkdir(parents=True)
-    shutil.copy(stored_results.FOLDER / results_page.REPORTED_FILE, place)
     return place
 
 
