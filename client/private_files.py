@@ -4,6 +4,7 @@ A command meets a full disk with one line. The process that answers the coordina
 trained is charged, and would be lost.
 """
 
+import fcntl
 import logging
 import os
 import stat
@@ -73,3 +74,16 @@ def write_private(path: Path, data: bytes, tail: bytes | memoryview = b"") -> No
         path.parent.mkdir(parents=True, exist_ok=True)
         size = len(data) + memoryview(tail).nbytes
         with_room(lambda: write_atomically(path, data, 0o600, tail=tail), path.parent, size)
+
+
+@contextmanager
+def one_at_a_time(file: Path) -> Iterator[None]:
+    """Hold what is remembered in `file`, by a lock beside it that needs no room on the disk: others wait meanwhile."""
+    with private_files():
+        file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

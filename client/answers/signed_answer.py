@@ -8,9 +8,9 @@ from collections.abc import Callable
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 
 from client.home import Home
-from client.policy.freshness import check_fresh, one_at_a_time
+from client.policy.freshness import check_fresh
 from client.policy.refusals import UNKNOWN_REQUEST, note_refusal, refusal_of
-from client.private_files import patient_writes, write_private
+from client.private_files import one_at_a_time, patient_writes, write_private
 from client.records.journal import Journal
 from client.records.site_log import site_log
 from client.settings import CURE_SIGNING_KEY, load_settings

@@ -6,10 +6,8 @@ has passed or the operator has changed policy or approvals.
 """
 
 import datetime as dt
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from client.home import Home
 from client.policy.rules import HIDDEN
-from client.private_files import write_private
+from client.private_files import one_at_a_time, write_private
 from client.settings import SitePolicy
 from shared.experiment.config import Section
 from shared.messages.agreement.offer import OfferAnswer, Reason
@@ -109,12 +107,8 @@ def open_answered(home: Home, policy: SitePolicy, now: dt.datetime, num_entries:
         now: the time, UTC.
         num_entries: entries of the ledger, which answers follow from.
     """
-    descriptor = os.open(home.path / "offers.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with one_at_a_time(home.offers):
         yield AnsweredOffers(home, policy, now, num_entries)
-    finally:
-        os.close(descriptor)
 
 
 def _basis(home: Home, policy: SitePolicy) -> str:

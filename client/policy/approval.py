@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 from client.home import Home
-from client.policy.freshness import one_at_a_time
 from client.policy.refusals import RefusedError
 from client.policy.rules import is_any_allowed
-from client.private_files import check_private, write_private
+from client.private_files import check_private, one_at_a_time, write_private
 from client.settings import SiteConfig, SitePolicy
 from shared.errors import InputError
 from shared.experiment.config import Experiment

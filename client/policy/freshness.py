@@ -7,15 +7,11 @@ request for training, or for what removes masks, is let through again: it gets t
 stored, so nothing else is let through.
 """
 
-import fcntl
 import json
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from client.private_files import private_files, write_private
+from client.private_files import write_private
 from shared.messages.signature import SignatureError, Statement
 
 STORED = ("train", "unmask")
@@ -30,21 +26,8 @@ class ReplayError(SignatureError):
     """A question is genuine, but an old one."""
 
 
-@contextmanager
-def one_at_a_time(file: Path) -> Iterator[None]:
-    """Hold what is remembered in `file`: a question that comes twice at once, to two processes, is taken once."""
-    with private_files():
-        file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
 def check_fresh(file: Path, asked: Statement) -> None:
-    """Refuse an old question; remember a new one, as long as it stands. To be called within `one_at_a_time`.
+    """Refuse an old question; remember a new one, as long as it stands. To be called within `one_at_a_time` of `file`.
 
     Args:
         file: where the newest questions are remembered.
